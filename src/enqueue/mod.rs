@@ -1,0 +1,1 @@
+//! enqueue: files and standard input → requests.

@@ -1,0 +1,291 @@
+//! The log between the stages, and the only place that knows rdkafka.
+//!
+//! Stages see [`Reader`] and [`Writer`]; no rdkafka type crosses them. One thread owns the membership in the
+//! consumer group ([`reader`]), another the transactions ([`writer`]); the traits are the bounded channels to
+//! and from them. What has been completed out of order is kept in a pure [`ledger`] per partition, and
+//! [`outbox`] gathers completed records into transactions.
+
+pub mod admin;
+pub mod client;
+pub mod ledger;
+mod membership;
+pub mod outbox;
+mod reader;
+mod writer;
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+pub use membership::Membership;
+// pub use reader::{GroupConfig, KafkaReader};
+// pub use writer::KafkaWriter;
+
+use crate::{
+    message::{codec, envelope::Headers},
+    runtime::clock::Timestamp,
+};
+
+/// A partition of a topic.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// Its number, from 0.
+    pub number: i32,
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.number)
+    }
+}
+
+impl fmt::Debug for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Numbers the assignments of this process: each time that a partition is handed to it, it gets a new one.
+/// What was begun under an old epoch must not be committed under a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Epoch(pub u64);
+
+/// What a group has committed for a partition: one value, written and read together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Everything before this offset is done.
+    pub offset: i64,
+    /// What is done beyond it, see [`ledger`]; at most [`ledger::METADATA_LIMIT`] bytes.
+    pub metadata: String,
+}
+
+/// A message as it was read.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its offset.
+    pub offset: i64,
+    /// The producer's time, or the broker's, as the topic is set.
+    pub time: Timestamp,
+    /// The key.
+    pub key: Option<Bytes>,
+    /// The value.
+    pub value: Option<Bytes>,
+    /// The headers.
+    pub headers: Headers,
+}
+
+impl Record {
+    /// The record as [`codec`] reads it.
+    #[must_use]
+    pub fn raw<'a>(&'a self, partition: &'a Partition) -> codec::Raw<'a> {
+        codec::Raw {
+            topic: &partition.topic,
+            partition: partition.number,
+            offset: self.offset,
+            time: self.time,
+            headers: &self.headers,
+            value: self.value.as_deref(),
+        }
+    }
+}
+
+/// A message to be written. Its partition follows from the key as in Java's client (murmur2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The key; without one any partition.
+    pub key: Option<Bytes>,
+    /// The value.
+    pub value: Bytes,
+    /// The headers.
+    pub headers: Headers,
+}
+
+impl Outgoing {
+    /// About how many bytes it takes in memory and on the wire.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(key, value)| key.len() + value.len()).sum();
+        self.value.len() + self.key.as_ref().map_or(0, Bytes::len) + headers
+    }
+}
+
+/// A partition that has just been handed to this process.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// Which.
+    pub partition: Partition,
+    /// Under which epoch.
+    pub epoch: Epoch,
+    /// Where the group had come to; `None` if it never committed: reading begins at the earliest record.
+    pub committed: Option<Committed>,
+}
+
+/// What a reader tells its stage.
+#[derive(Debug)]
+pub enum Event {
+    /// These partitions are ours now, under new epochs.
+    Assigned(Vec<Assignment>),
+    /// Records of one partition, by offset.
+    Records {
+        /// The partition.
+        partition: Partition,
+        /// The epoch under which they were read.
+        epoch: Epoch,
+        /// At least one.
+        records: Vec<Record>,
+    },
+    /// Records that the group had not done yet have been deleted by the topic's retention.
+    Gone {
+        /// The partition.
+        partition: Partition,
+        /// The epoch.
+        epoch: Epoch,
+        /// The lost offsets.
+        range: Range<i64>,
+    },
+    /// These partitions will go to another member. The reader waits for the answer (within its deadline), so
+    /// that what is in flight can still be committed.
+    Revoked(Vec<Partition>, Handover),
+    /// These partitions have gone to another member already: nothing of them may be committed any more.
+    Lost(Vec<Partition>),
+}
+
+/// The answer to [`Event::Revoked`]: dropping it lets the partitions go.
+#[derive(Debug)]
+pub struct Handover(pub(crate) Option<oneshot::Sender<()>>);
+
+impl Drop for Handover {
+    fn drop(&mut self) {
+        if let Some(answer) = self.0.take() {
+            // The reader may have given up waiting; then there is nobody to tell.
+            let _ = answer.send(());
+        }
+    }
+}
+
+/// Commits of several partitions, each with the epoch that it was made under.
+pub type Offsets = Vec<(Partition, Epoch, Committed)>;
+
+/// Why reading ended. The role stops, and its supervisor starts it again from the last commit.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Another process has taken this instance's name.
+    #[error("another process runs as {name:?}: {reason}. Give each process its own [instance] name")]
+    Fenced {
+        /// `group.instance.id`.
+        name: String,
+        /// What Kafka said.
+        reason: String,
+    },
+    /// A commit in the group was written by a newer weir: ignoring it would do work twice.
+    #[error("cannot continue group {group:?} at {partition}: {reason}")]
+    Ledger {
+        /// The consumer group.
+        group: String,
+        /// The partition.
+        partition: Partition,
+        /// What is wrong with the metadata.
+        reason: String,
+    },
+    /// Anything else that cannot be repaired by waiting.
+    #[error("reading {topics} as group {group:?}: {reason}")]
+    Failed {
+        /// What was read.
+        topics: String,
+        /// The consumer group.
+        group: String,
+        /// What Kafka said.
+        reason: String,
+    },
+}
+
+/// Why a transaction did not commit.
+#[derive(Debug, thiserror::Error)]
+pub enum TransactError {
+    /// Rolled back; nothing of it is visible. Send the same records again for what is still owned.
+    #[error("transaction rolled back: {0}")]
+    Aborted(String),
+    /// Another process has taken this transactional id; this one must end.
+    #[error("another process writes as {name:?}: {reason}. Give each process its own [instance] name")]
+    Fenced {
+        /// `transactional.id`.
+        name: String,
+        /// What Kafka said.
+        reason: String,
+    },
+    /// Its fate is unknown or the producer is broken: start again from what is committed.
+    #[error("transaction failed for good: {0}")]
+    Rebuild(String),
+}
+
+/// Why a plain write or commit failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The log did not take it in time.
+    #[error("writing to {topic}: {reason}")]
+    Refused {
+        /// The topic.
+        topic: String,
+        /// What Kafka said.
+        reason: String,
+    },
+    /// The commit was refused, usually since a rebalance has taken the partitions away.
+    #[error("committing offsets as group {group:?}: {reason}")]
+    Commit {
+        /// The consumer group.
+        group: String,
+        /// What Kafka said.
+        reason: String,
+    },
+}
+
+/// Reads topics as a member of a consumer group.
+pub trait Reader: Send + 'static {
+    /// The next event.
+    ///
+    /// # Cancellation
+    /// Safe: an event is never lost by dropping the future.
+    ///
+    /// # Errors
+    /// [`ReadError`]; then the reader is of no more use.
+    fn next(&mut self) -> impl Future<Output = Result<Event, ReadError>> + Send;
+
+    /// Stops the flow of a partition. Takes effect soon; what was on its way still arrives.
+    fn pause(&self, partition: &Partition);
+
+    /// Lets a paused partition flow again.
+    fn resume(&self, partition: &Partition);
+
+    /// Our place in the group, for [`Writer::transact`].
+    fn membership(&self) -> Membership;
+
+    /// Commits without a transaction (the sink: its writes are not on Kafka). Partitions whose epoch is over
+    /// are left out silently: their new owner reads from the commit before.
+    ///
+    /// # Errors
+    /// [`WriteError::Commit`].
+    fn commit(&self, offsets: Offsets) -> impl Future<Output = Result<(), WriteError>> + Send;
+}
+
+/// Writes records, each acknowledged by all in-sync replicas.
+pub trait Writer: Send + Sync + 'static {
+    /// Writes all records and, with them or not at all, the offsets that they are the outcome of.
+    ///
+    /// # Cancellation
+    /// The transaction runs on the producer's own thread to its end: dropping the future loses the answer, not
+    /// the order.
+    ///
+    /// # Errors
+    /// [`TransactError`]; `Aborted` also when one of the epochs is over.
+    fn transact(
+        &self,
+        records: Vec<Outgoing>,
+        membership: Membership,
+        offsets: Offsets,
+    ) -> impl Future<Output = Result<(), TransactError>> + Send;
+}

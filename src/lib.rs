@@ -1,0 +1,45 @@
+//! weir collects data from rate-limited vendor APIs: IDs on Kafka in, one row per ID in ClickHouse out.
+//!
+//! ```text
+//!  enqueue, or any Kafka producer
+//!         │
+//!         ▼
+//!  weir.requests.<source>        bare ID text, or JSON; key = item id
+//!         │
+//!       fetch        a window of requests in flight → a quota slot → one call to the vendor
+//!         │          one Kafka transaction: outcomes + how far it has read
+//!         ├──────────────► weir.results ───┐
+//!         └──────────────► weir.failures ──┤
+//!                              │           │
+//!                            retry         │    classify; wait; again, or give up
+//!                              ├──► weir.requests.<source>      attempt + 1
+//!                              └──► weir.dead ──┤               the reason and the whole history
+//!                                               ▼
+//!                                             sink ──► ClickHouse      every topic, one row per record
+//! ```
+//!
+//! Stages never call each other: they meet on a topic. Each stage sees Kafka only through
+//! [`kafka::Reader`] and [`kafka::Writer`], a vendor only through [`platform::Vendor`], and asks
+//! [`quota`] for the *time* at which it may call. The modules stand in the order of the flow.
+
+pub mod message;
+
+pub mod topics;
+
+pub mod enqueue;
+pub mod fetch;
+pub mod retry;
+pub mod sink;
+
+pub mod platform;
+pub mod quota;
+
+pub mod kafka;
+
+pub mod runtime;
+
+pub mod config;
+
+pub mod simulate;
+
+pub mod cli;

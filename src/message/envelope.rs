@@ -1,0 +1,93 @@
+//! The headers of a record: CloudEvents 1.0 in Kafka's binary mode, and W3C trace context.
+//!
+//! <https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/kafka-protocol-binding.md>
+
+use bytes::Bytes;
+
+use crate::runtime::clock::Timestamp;
+
+/// Headers of a Kafka message, in order.
+pub type Headers = Vec<(String, Bytes)>;
+
+/// What a record is. The version stands in `ce_type`: `weir.<kind>.v1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// [`super::Request`]
+    Request,
+    /// [`super::Observation`]
+    Result,
+    /// [`super::Failure`]
+    Failure,
+    /// [`super::DeadLetter`]
+    DeadLetter,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Request, Self::Result, Self::Failure, Self::DeadLetter];
+
+    /// The CloudEvents type, version included.
+    #[must_use]
+    pub const fn ce_type(self) -> &'static str {
+        match self {
+            Self::Request => "weir.request.v1",
+            Self::Result => "weir.result.v1",
+            Self::Failure => "weir.failure.v1",
+            Self::DeadLetter => "weir.dead_letter.v1",
+        }
+    }
+
+    /// The schema of the value, a path in this repository.
+    #[must_use]
+    pub const fn schema(self) -> &'static str {
+        match self {
+            Self::Request => "schemas/request.v1.schema.json",
+            Self::Result => "schemas/result.v1.schema.json",
+            Self::Failure => "schemas/failure.v1.schema.json",
+            Self::DeadLetter => "schemas/dead_letter.v1.schema.json",
+        }
+    }
+}
+
+/// The attributes of one record.
+#[derive(Clone, Debug)]
+pub struct Envelope<'a> {
+    /// What the value is.
+    pub kind: Kind,
+    /// `ce_id`. Requests keep theirs through retries; a result or failure has `<request id>#<calls>`.
+    pub id: &'a str,
+    /// `ce_source`: who wrote it, `weir/<role>/<source>`.
+    pub writer: &'a str,
+    /// `ce_time`.
+    pub time: Timestamp,
+    /// The trace that the request belongs to.
+    pub traceparent: Option<&'a str>,
+}
+
+impl Envelope<'_> {
+    /// The headers that carry these attributes.
+    #[must_use]
+    pub fn headers(&self) -> Headers {
+        let text = |value: &str| Bytes::copy_from_slice(value.as_bytes());
+        let mut headers = vec![
+            ("content-type".to_owned(), Bytes::from_static(b"application/json")),
+            ("ce_specversion".to_owned(), Bytes::from_static(b"1.0")),
+            ("ce_id".to_owned(), text(self.id)),
+            ("ce_type".to_owned(), Bytes::from_static(self.kind.ce_type().as_bytes())),
+            ("ce_source".to_owned(), text(self.writer)),
+            ("ce_time".to_owned(), text(&self.time.to_string())),
+            ("ce_dataschema".to_owned(), Bytes::from_static(self.kind.schema().as_bytes())),
+        ];
+        if let Some(traceparent) = self.traceparent {
+            headers.push(("traceparent".to_owned(), text(traceparent)));
+        }
+        headers
+    }
+}
+
+/// The last value of a header as text; `None` if it is missing, empty or not UTF-8.
+#[must_use]
+pub fn header<'a>(headers: &'a [(String, Bytes)], name: &str) -> Option<&'a str> {
+    let (_, value) = headers.iter().rev().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+    std::str::from_utf8(value).ok().filter(|text| !text.is_empty())
+}

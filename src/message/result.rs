@@ -1,0 +1,131 @@
+//! The vendor's answer for an item. In code it is an [`Observation`], since `Result` is taken.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{AccountAlias, BatchId, ItemId, RequestId, SourceName};
+use crate::runtime::clock::Timestamp;
+
+/// What the vendor said about the item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Here are its data.
+    Found,
+    /// There is no such item.
+    Absent,
+    /// It exists, but is not for sale now.
+    OffShelf,
+}
+
+impl Status {
+    /// The word in records and rows.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Found => "found",
+            Self::Absent => "absent",
+            Self::OffShelf => "off_shelf",
+        }
+    }
+}
+
+/// Where the answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// A call to the vendor for this request.
+    Call,
+}
+
+impl Via {
+    /// The word in records and rows.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Call => "call",
+        }
+    }
+}
+
+/// The columns that all sources share, each as the vendor sent it.
+///
+/// Numbers that people pay with are decimal texts: they never pass through floating point.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Columns {
+    /// The title.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// The price in units of `currency`, as a decimal text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price: Option<String>,
+    /// ISO 4217.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+    /// How many are for sale.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stock: Option<String>,
+    /// The vendor's JSON of the variants, verbatim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sku_info: Option<String>,
+    /// The vendor's category id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub category_id: Option<String>,
+    /// The seller's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seller_nick: Option<String>,
+    /// The customers' score, as a decimal text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rating: Option<String>,
+    /// How many customers have reviewed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reviews: Option<String>,
+    /// The vendor's own word for the state of the listing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vendor_status: Option<String>,
+    /// When the vendor last changed the listing, in its own form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vendor_updated: Option<String>,
+}
+
+/// The answer of a vendor for one request.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "weir result v1")]
+pub struct Observation {
+    /// Which request.
+    pub request_id: RequestId,
+    /// Which source.
+    pub source: SourceName,
+    /// Which item.
+    pub item: ItemId,
+    /// The batch of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchId>,
+    /// What the vendor said.
+    pub status: Status,
+    /// Where the answer came from.
+    pub via: Via,
+    /// How many calls it took, this one included.
+    pub calls: u32,
+    /// The account that called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountAlias>,
+    /// When it was asked for.
+    pub requested_at: Timestamp,
+    /// When the vendor answered.
+    pub fetched_at: Timestamp,
+    /// From sending to the end of the reply, in milliseconds.
+    pub latency_ms: u32,
+    /// What weir understood of the answer.
+    #[serde(default)]
+    pub columns: Columns,
+    /// A fingerprint of the watched columns (price, title, stock, rating, status): another value = a change.
+    #[serde(default)]
+    pub fingerprint: String,
+    /// The vendor's JSON for this item, byte for byte.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub raw: Option<Box<RawValue>>,
+}

@@ -1,0 +1,3 @@
+//! 1688's open platform (AOP gateway).
+
+pub mod sign;

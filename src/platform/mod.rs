@@ -1,0 +1,138 @@
+//! The vendors behind one trait: what to send for a request, and what a reply means. All of it pure.
+//!
+//! [`Vendor::prepare`] and [`Vendor::interpret`] do no I/O, so every rule of a vendor's protocol can be tested
+//! with a table; [`http`] is the only user of the HTTP client. A call serves one or many requests: a vendor
+//! with a batch API says so in [`Vendor::batch_max`].
+
+pub mod accounts;
+pub mod ali1688;
+pub mod http;
+
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+pub use accounts::Account;
+
+use crate::{
+    message::{Class, Columns, Request, Status},
+    runtime::clock::Timestamp,
+};
+
+/// One HTTP exchange to be made.
+///
+/// The body is a form: secrets and signatures travel there, so that no URL holds one.
+#[derive(Clone)]
+pub struct Exchange {
+    /// The URL, without anything secret.
+    pub url: String,
+    /// `application/x-www-form-urlencoded` fields, UTF-8.
+    pub form: Vec<(String, String)>,
+}
+
+/// An HTTP reply, body and all.
+#[derive(Clone, Debug)]
+pub struct HttpReply {
+    /// The status.
+    pub status: u16,
+    /// `Retry-After` in either form, as a time from now.
+    pub retry_after: Option<Duration>,
+    /// The body, at most [`http::BODY_LIMIT`] bytes.
+    pub body: bytes::Bytes,
+}
+
+/// What the vendor said about one request.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Found, absent or off the shelf.
+    pub status: Status,
+    /// What could be read into columns.
+    pub columns: Columns,
+    /// The vendor's JSON for the item, byte for byte.
+    pub raw: Option<Box<RawValue>>,
+}
+
+/// The vendor's refusal, or our failure to understand it, for one request or for all of a call alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What kind, and what follows from it.
+    pub kind: RefusalKind,
+    /// The vendor's code, or ours for transport.
+    pub code: String,
+    /// The vendor's words, shortened.
+    pub message: String,
+}
+
+/// What follows from a refusal. The exhaustive counterpart of `vendors.md` section 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// Too fast: nobody within `scope` calls for `wait`; `None` = the vendor gave no time, back off by doubling.
+    Throttled {
+        /// Who has to wait.
+        scope: Affected,
+        /// For how long.
+        wait: Option<Duration>,
+    },
+    /// The account is refused; others may serve.
+    Denied(Denial),
+    /// The vendor or the way to it is broken.
+    Outage,
+    /// A reply that makes no sense.
+    Malformed,
+    /// Our request is wrong; repeating it cannot help.
+    Bug,
+}
+
+/// Whom a throttle concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affected {
+    /// The account that called.
+    Account,
+    /// Every account: switching does not help.
+    Everyone,
+}
+
+/// Why an account was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// Its token has to be renewed.
+    Token,
+    /// Its key or secret is wrong, or it lacks the permission for this API.
+    Account,
+}
+
+impl Refusal {
+    /// The class for records.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        match self.kind {
+            RefusalKind::Throttled { .. } => Class::Throttled,
+            RefusalKind::Denied(_) => Class::Denied,
+            RefusalKind::Outage => Class::Outage,
+            RefusalKind::Malformed => Class::Malformed,
+            RefusalKind::Bug => Class::Bug,
+        }
+    }
+}
+
+/// What a call came to, request by request.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// One entry per request of the call, in the same order.
+    Each(Vec<Result<Answer, Refusal>>),
+    /// The whole call was refused: all of its requests alike.
+    Refused(Refusal),
+}
+
+/// A vendor API.
+pub trait Vendor: Send + Sync {
+    /// The most requests that one call can carry.
+    fn batch_max(&self) -> usize;
+
+    /// The exchange for these requests, signed for `account` at `now`. Made anew for every attempt, since
+    /// signatures and timestamps go stale.
+    fn prepare(&self, account: &Account, requests: &[&Request], now: Timestamp) -> Exchange;
+
+    /// What the reply means. Never fails: what cannot be understood is [`RefusalKind::Malformed`].
+    fn interpret(&self, requests: &[&Request], reply: &HttpReply) -> Reply;
+}

@@ -1,0 +1,85 @@
+//! When may who call: slots are times, handed out so that the vendor's own limiter never says no.
+//!
+//! A [`Quota`] leases several [`Slot`]s of a source ahead, in time order over its accounts; each is permission
+//! for one call at one instant. A slot that is missed is dropped, never caught up. [`memory`] does the
+//! arithmetic in this process; [`guard`] stands at the last door with the vendor's own limit.
+
+pub mod guard;
+pub mod memory;
+pub mod pace;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use crate::message::AccountAlias;
+
+/// Permission to make one call at one instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Index of the account in the source's list.
+    pub account: usize,
+    /// When the call leaves; [`Self::is_late`] says until when it still may.
+    pub at: Instant,
+}
+
+impl Slot {
+    /// How late a call may leave: more would arrive in the time of later slots.
+    pub const GUARD: Duration = Duration::from_millis(5);
+
+    /// Whether it has been missed: drop it, never catch up.
+    #[must_use]
+    pub fn is_late(&self, now: Instant) -> bool {
+        now > self.at + Self::GUARD
+    }
+}
+
+/// What [`Quota::lease`] grants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lease {
+    /// Slots in time order; at least one, at most as many as asked for.
+    Slots(Vec<Slot>),
+    /// Nobody may call before this time: ask again then.
+    NotBefore(Instant),
+    /// Every account is disabled: only an operator can help.
+    Nobody,
+}
+
+/// What a refusal, or an operator, takes out of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// One account, for all its calls.
+    Account(usize),
+    /// The source's API, for all accounts.
+    Source,
+}
+
+/// Until when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Not before this time.
+    Until(Instant),
+    /// Until an operator acts: the vendor refused the credentials.
+    Disabled,
+}
+
+/// Hands out times at which calls may leave.
+#[async_trait]
+pub trait Quota: Send + Sync {
+    /// Leases up to `wanted` slots of the source, in time order, none earlier than now.
+    async fn lease(&self, wanted: usize) -> Lease;
+
+    /// Returns slots that will not be used; the arithmetic takes them back where it still can.
+    async fn give_back(&self, slots: Vec<Slot>);
+
+    /// Moves the shared time: nobody calls within `scope` before the hold ends. Slots already leased are
+    /// checked again by [`Quota::is_held`].
+    async fn hold(&self, scope: Scope, hold: Hold);
+
+    /// Whether a leased slot has been overtaken by a hold.
+    fn is_held(&self, slot: &Slot) -> bool;
+}
+
+/// The accounts of a source by index, as slots name them.
+pub type Aliases = Arc<[AccountAlias]>;

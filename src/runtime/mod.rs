@@ -1,0 +1,3 @@
+//! What every role needs from the process: time, randomness, logs, health and an orderly stop.
+
+pub mod clock;

@@ -1,0 +1,1 @@
+//! simulate: the vendors' servers, faithful to their limits and their lies.
