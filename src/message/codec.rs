@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{self, DeserializeOwned},
+};
 
 use super::{
     DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, Reason, Request, RequestId, SourceName,
@@ -131,10 +134,18 @@ pub fn read_request(raw: &Raw<'_>, source: &SourceName) -> Result<Received, Unre
     if text.is_empty() {
         return Err(Unreadable::Empty);
     }
-    let mut request = if text.starts_with(['{', '[', '"']) {
-        json(text.as_bytes(), Kind::Request)?
-    } else {
-        Request::new(ItemId::new(text).map_err(Unreadable::Id)?)
+    let mut request = match text.as_bytes() {
+        [b'{', ..] => json(text.as_bytes(), Kind::Request)?,
+        // A JSON text, as serializers send a plain id.
+        [b'"', ..] => Request::new(json(text.as_bytes(), Kind::Request)?),
+        // serde would read a list as a struct's fields in order: nobody means that.
+        [b'[', ..] => {
+            return Err(Unreadable::Json {
+                expected: Kind::Request.ce_type(),
+                error: de::Error::custom("a list; send one message per id"),
+            });
+        }
+        _ => Request::new(ItemId::new(text).map_err(Unreadable::Id)?),
     };
     if let Some(found) = request.source.as_ref().filter(|found| *found != source) {
         return Err(Unreadable::WrongSource { found: found.clone(), expected: source.clone() });
@@ -254,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_bare_id_is_a_request_named_by_its_position() {
-        for value in ["584051070147", "584051070147\r\n", "\u{feff}584051070147"] {
+        for value in ["584051070147", "584051070147\r\n", "\u{feff}584051070147", "\"584051070147\""] {
             let received = read(value.as_bytes()).unwrap();
             assert_eq!(received.id.as_str(), "weir.requests.ali1688/3/42");
             assert_eq!(received.request.item.as_str(), "584051070147");
@@ -284,7 +295,7 @@ mod tests {
             (b"12 34", "character ' '"),
             (b"\xff\xfe12", "not UTF-8"),
             (br#"{"item":"1","source":"taobao"}"#, "\"taobao\""),
-            (br#"["1","2"]"#, "weir.request.v1"),
+            (br#"["1","2"]"#, "one message per id"),
         ];
         for (value, expected) in table {
             let message = read(value).unwrap_err().to_string();
