@@ -10,6 +10,7 @@ pub mod client;
 pub mod ledger;
 mod membership;
 pub mod outbox;
+pub mod producer;
 mod reader;
 mod writer;
 
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 pub use membership::Membership;
+pub use producer::Producer;
 // pub use reader::{GroupConfig, KafkaReader};
 // pub use writer::KafkaWriter;
 
