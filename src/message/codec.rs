@@ -41,7 +41,7 @@ pub enum Unreadable {
     Json {
         /// The CloudEvents type that was expected.
         expected: &'static str,
-        /// What serde_json says, with line and column.
+        /// What `serde_json` says, with line and column.
         error: serde_json::Error,
     },
     /// Not JSON, and not a bare id either.
