@@ -97,6 +97,14 @@ answers() {
 http_ok() { answers "$1" "GET $2 HTTP/1.0\r\n\r\n" 'HTTP/1.[01] 200'; }
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
+# need_port PORT WHO [ADVICE]: says who has it, before a server fails on it with a stack trace.
+need_port() {
+    listening "$1" || return 0
+    local owner
+    owner=$(ss -ltnpH "sport = :$1" 2>/dev/null | sed -n 's/.*users:(("\([^"]*\)",pid=\([0-9]*\).*/ by \1, pid \2/p') || true
+    fail "port $1, which $2 needs, is taken${owner%%$'\n'*}. ${3:-Please stop that, and run this again.}"
+}
+
 # ---- one stack: its folder, its lock, its processes ------------------------------------------------------------
 
 # use_stack NAME: everything below works on this stack.
@@ -141,7 +149,7 @@ start() {
         stamp "$BASHPID" >"$STATE/pids/$process.new"
         mv "$STATE/pids/$process.new" "$STATE/pids/$process"
         exec setsid "$@"
-    ) </dev/null >"$log" 2>&1 8>&- 9>&- &
+    ) </dev/null >"$log" 2>&1 7>&- 8>&- 9>&- &
     disown
     while [[ ! -e $STATE/pids/$process ]] && kill -0 $! 2>/dev/null; do sleep 0.01; done
 }
@@ -169,4 +177,30 @@ gone() {
         sleep 0.05
     done
     rm -f "$STATE/pids/$1"
+}
+
+# ---- a stack for the time of one script ------------------------------------------------------------------------
+
+# own_stack NAME: a new and empty stack, which ends with this script; also ends stacks called NAME-…, which its
+# children may have started. Only one such script at a time.
+own_stack() {
+    use_stack "$1"
+    exec 7>"$ROOT/.local/$STACK.run.lock"
+    flock -n 7 || { begin "waiting for another deploy/local/$STACK in this clone" && flock 7 && ok; }
+    end_stacks >/dev/null
+    rm -rf "$STATE" "$STATE"-*/
+    trap 'trap "" INT TERM HUP; end_stacks' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+    "$HERE/up" "$STACK"
+    # shellcheck source=/dev/null
+    . "$STATE/env"
+}
+
+end_stacks() {
+    local folder
+    for folder in "$STATE" "$STATE"-*/; do
+        [[ ! -d $folder ]] || "$HERE/down" "$(basename "$folder")" --wipe || true
+    done
 }
