@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod intake;
 pub mod ledger;
 mod membership;
 pub mod outbox;
@@ -21,8 +22,8 @@ use tokio::sync::oneshot;
 
 pub use membership::Membership;
 pub use producer::Producer;
-// pub use reader::{GroupConfig, KafkaReader};
-// pub use writer::KafkaWriter;
+pub use reader::{GroupConfig, KafkaReader};
+pub use writer::KafkaWriter;
 
 use crate::{
     message::{codec, envelope::Headers},
@@ -185,10 +186,8 @@ pub enum ReadError {
         reason: String,
     },
     /// A commit in the group was written by a newer weir: ignoring it would do work twice.
-    #[error("cannot continue group {group:?} at {partition}: {reason}")]
+    #[error("cannot continue at {partition}: {reason}")]
     Ledger {
-        /// The consumer group.
-        group: String,
         /// The partition.
         partition: Partition,
         /// What is wrong with the metadata.

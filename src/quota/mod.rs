@@ -11,9 +11,28 @@ pub mod pace;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::message::AccountAlias;
+
+/// At most `calls` in `per`, `burst` at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// How many calls.
+    pub calls: u32,
+    /// In which time.
+    #[serde(with = "humantime_serde")]
+    pub per: Duration,
+    /// How many of them may arrive at once.
+    #[serde(default = "one")]
+    pub burst: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
 
 /// Permission to make one call at one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
