@@ -1,5 +1,7 @@
 //! retry: failures → requests again when it is time, or a dead letter.
 
+pub mod policy;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
