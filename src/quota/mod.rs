@@ -2,37 +2,23 @@
 //!
 //! A [`Quota`] leases several [`Slot`]s of a source ahead, in time order over its accounts; each is permission
 //! for one call at one instant. A slot that is missed is dropped, never caught up. [`memory`] does the
-//! arithmetic in this process; [`guard`] stands at the last door with the vendor's own limit.
+//! arithmetic in this process with the spacing that [`pace`] derives from the vendor's [`Limit`]; [`guard`]
+//! stands at the last door with that limit itself.
 
 pub mod guard;
+mod limit;
 pub mod memory;
+#[cfg(test)]
+mod model;
 pub mod pace;
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
+pub use limit::{InvalidLimit, Limit};
 use tokio::time::Instant;
 
 use crate::message::AccountAlias;
-
-/// At most `calls` in `per`, `burst` at once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limit {
-    /// How many calls.
-    pub calls: u32,
-    /// In which time.
-    #[serde(with = "humantime_serde")]
-    pub per: Duration,
-    /// How many of them may arrive at once.
-    #[serde(default = "one")]
-    pub burst: u32,
-}
-
-const fn one() -> u32 {
-    1
-}
 
 /// Permission to make one call at one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
