@@ -7,9 +7,11 @@
 
 pub mod admin;
 pub mod client;
+pub mod intake;
 pub mod ledger;
 mod membership;
 pub mod outbox;
+pub mod producer;
 mod reader;
 mod writer;
 
@@ -19,8 +21,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 pub use membership::Membership;
-// pub use reader::{GroupConfig, KafkaReader};
-// pub use writer::KafkaWriter;
+pub use producer::Producer;
+pub use reader::{GroupConfig, KafkaReader};
+pub use writer::KafkaWriter;
 
 use crate::{
     message::{codec, envelope::Headers},
@@ -183,10 +186,8 @@ pub enum ReadError {
         reason: String,
     },
     /// A commit in the group was written by a newer weir: ignoring it would do work twice.
-    #[error("cannot continue group {group:?} at {partition}: {reason}")]
+    #[error("cannot continue at {partition}: {reason}")]
     Ledger {
-        /// The consumer group.
-        group: String,
         /// The partition.
         partition: Partition,
         /// What is wrong with the metadata.

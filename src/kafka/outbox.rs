@@ -1,1 +1,423 @@
-//! (kafka/outbox)
+//! Outcomes on their way into a transaction, together with the ledgers that the same transaction commits. Pure.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{
+    Assignment, Committed, Epoch, Offsets, Outgoing, Partition,
+    ledger::{Admit, Ledger, LedgerError},
+};
+
+/// Where a record stands, and under which assignment it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// The partition.
+    pub partition: Partition,
+    /// The assignment.
+    pub epoch: Epoch,
+    /// The offset.
+    pub offset: i64,
+}
+
+/// A record's end: what is to be written for it.
+#[derive(Debug)]
+struct Outcome {
+    position: Position,
+    records: Vec<Outgoing>,
+}
+
+impl Outcome {
+    fn size(&self) -> usize {
+        self.records.iter().map(Outgoing::size).sum()
+    }
+}
+
+/// One transaction's worth of outcomes, and the offsets to commit with them.
+#[derive(Debug)]
+pub struct Batch {
+    /// What to write.
+    pub records: Vec<Outgoing>,
+    /// How far that brings the group.
+    pub offsets: Offsets,
+}
+
+/// One partition that is ours.
+#[derive(Debug)]
+struct Owned {
+    ledger: Ledger,
+    /// Records admitted, and not yet completed or given up.
+    open: usize,
+}
+
+/// The ledgers of all partitions that are ours, and the outcomes that wait to be committed with them.
+///
+/// At most one transaction is under way: [`Self::begin`] hands out a batch, [`Self::committed`] or
+/// [`Self::rolled_back`] ends it. Outcomes stay in memory until the broker has them.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    owned: HashMap<Partition, Owned>,
+    waiting: Vec<Outcome>,
+    waiting_bytes: usize,
+    /// The outcomes of the transaction under way.
+    under_way: Option<(Vec<Outcome>, Offsets)>,
+    under_way_bytes: usize,
+}
+
+impl Outbox {
+    /// The most outcomes that travel in one transaction.
+    const BATCH_OUTCOMES: usize = 10_000;
+
+    /// A partition has become ours.
+    ///
+    /// # Errors
+    /// [`LedgerError`] if its commit cannot be understood.
+    pub fn assign(&mut self, assignment: &Assignment) -> Result<(), LedgerError> {
+        let ledger = Ledger::new(assignment.epoch, assignment.committed.as_ref())?;
+        self.owned.insert(assignment.partition.clone(), Owned { ledger, open: 0 });
+        Ok(())
+    }
+
+    /// A partition is not ours any more: its ledger and all outcomes that are not committed yet are dropped.
+    /// The new owner makes them again.
+    pub fn forget(&mut self, partition: &Partition) {
+        self.owned.remove(partition);
+        self.waiting.retain(|outcome| outcome.position.partition != *partition);
+        self.waiting_bytes = self.waiting.iter().map(Outcome::size).sum();
+    }
+
+    /// A record has been read; says whether it is to be worked on.
+    pub fn admit(&mut self, position: &Position) -> Admit {
+        let Some(owned) = self.current(position) else { return Admit::Known };
+        let admit = owned.ledger.admit(position.offset);
+        owned.open += usize::from(admit == Admit::New);
+        admit
+    }
+
+    /// Records before `until` have been deleted by retention.
+    pub fn gone(&mut self, partition: &Partition, epoch: Epoch, until: i64) {
+        let position = Position { partition: partition.clone(), epoch, offset: until };
+        if let Some(owned) = self.current(&position) {
+            owned.ledger.gone(until);
+        }
+    }
+
+    /// Whether work on a record may begin: false if its assignment is over, or the window is full.
+    #[must_use]
+    pub fn may_start(&self, position: &Position) -> bool {
+        self.owned
+            .get(&position.partition)
+            .is_some_and(|owned| owned.ledger.epoch() == position.epoch && owned.ledger.may_start(position.offset))
+    }
+
+    /// A record has its outcome. Ignored if its assignment is over.
+    pub fn complete(&mut self, position: Position, records: Vec<Outgoing>) {
+        if let Some(owned) = self.current(&position) {
+            owned.open = owned.open.saturating_sub(1);
+            let outcome = Outcome { position, records };
+            self.waiting_bytes += outcome.size();
+            self.waiting.push(outcome);
+        }
+    }
+
+    /// A record that was admitted will not be worked on by us: it is read again by whoever owns it next.
+    pub fn give_up(&mut self, position: &Position) {
+        if let Some(owned) = self.current(position) {
+            owned.open = owned.open.saturating_sub(1);
+        }
+    }
+
+    /// Whether all that was admitted of this partition is completed (or given up) and committed.
+    #[must_use]
+    pub fn is_settled(&self, partition: &Partition) -> bool {
+        let of_it = |outcome: &Outcome| outcome.position.partition == *partition;
+        let under_way =
+            self.under_way.as_ref().is_some_and(|(_, offsets)| offsets.iter().any(|(p, _, _)| p == partition));
+        self.owned.get(partition).is_none_or(|owned| owned.open == 0) && !under_way && !self.waiting.iter().any(of_it)
+    }
+
+    /// Bytes of outcomes that are not committed yet.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.waiting_bytes + self.under_way_bytes
+    }
+
+    /// Whether there are outcomes that no transaction carries yet.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The next transaction, unless one is under way or there is nothing to commit.
+    pub fn begin(&mut self) -> Option<Batch> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        let rest = self.waiting.split_off(self.waiting.len().min(Self::BATCH_OUTCOMES));
+        let outcomes = std::mem::replace(&mut self.waiting, rest);
+        self.under_way_bytes = self.waiting_bytes;
+        self.waiting_bytes = self.waiting.iter().map(Outcome::size).sum();
+        self.under_way_bytes -= self.waiting_bytes;
+        for outcome in &outcomes {
+            if let Some(owned) = self.owned.get_mut(&outcome.position.partition) {
+                owned.ledger.complete(outcome.position.offset);
+            }
+        }
+        let offsets = self.unsaved(&outcomes);
+        if offsets.is_empty() {
+            self.under_way_bytes = 0;
+            return None;
+        }
+        let records = outcomes.iter().flat_map(|outcome| outcome.records.iter().cloned()).collect();
+        self.under_way = Some((outcomes, offsets.clone()));
+        Some(Batch { records, offsets })
+    }
+
+    /// What has to be committed with these outcomes: each partition whose state differs from what the group has.
+    ///
+    /// Outcomes never travel without their offsets, since a transaction without offsets is not fenced by the
+    /// group; a partition that only passed over gaps is not worth a transaction.
+    fn unsaved(&self, outcomes: &[Outcome]) -> Offsets {
+        let touched: HashSet<&Partition> = outcomes.iter().map(|outcome| &outcome.position.partition).collect();
+        let state = |partition: &Partition| -> Option<(Partition, Epoch, Committed)> {
+            let owned = self.owned.get(partition)?;
+            Some((partition.clone(), owned.ledger.epoch(), owned.ledger.unsaved()?))
+        };
+        touched.into_iter().filter_map(state).collect()
+    }
+
+    /// The transaction has been committed.
+    pub fn committed(&mut self) {
+        let Some((_, offsets)) = self.under_way.take() else { return };
+        self.under_way_bytes = 0;
+        for (partition, epoch, committed) in offsets {
+            if let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.ledger.epoch() == epoch) {
+                owned.ledger.saved(committed);
+            }
+        }
+    }
+
+    /// The transaction has been rolled back: its outcomes travel again, but for partitions that have left.
+    pub fn rolled_back(&mut self) {
+        let Some((outcomes, _)) = self.under_way.take() else { return };
+        self.under_way_bytes = 0;
+        let newer = std::mem::take(&mut self.waiting);
+        let still_ours = |outcome: &Outcome| {
+            let owned = self.owned.get(&outcome.position.partition);
+            owned.is_some_and(|owned| owned.ledger.epoch() == outcome.position.epoch)
+        };
+        self.waiting = outcomes.into_iter().filter(still_ours).chain(newer).collect();
+        self.waiting_bytes = self.waiting.iter().map(Outcome::size).sum();
+    }
+
+    fn current(&mut self, position: &Position) -> Option<&mut Owned> {
+        self.owned.get_mut(&position.partition).filter(|owned| owned.ledger.epoch() == position.epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn partition(number: i32) -> Partition {
+        Partition { topic: "requests".into(), number }
+    }
+
+    fn outcome(at: &Position) -> Vec<Outgoing> {
+        let value = Bytes::from(format!("{}@{}", at.partition.number, at.offset));
+        vec![Outgoing { topic: "results".into(), key: None, value, headers: vec![] }]
+    }
+
+    /// The broker's side: records per partition, what is committed, and the outcomes that readers see.
+    #[derive(Default)]
+    struct Broker {
+        committed: HashMap<Partition, Committed>,
+        visible: HashMap<Bytes, u32>,
+    }
+
+    /// One process that works on two partitions, with an in-flight transaction whose end it may not live to see.
+    struct Model {
+        broker: Broker,
+        outbox: Outbox,
+        epoch: u64,
+        read: HashMap<Partition, i64>,
+        open: Vec<Position>,
+        batch: Option<Batch>,
+    }
+
+    const RECORDS: i64 = 60;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Read(i32, i64),
+        Complete(prop::sample::Index),
+        Begin,
+        Commit,
+        RollBack,
+        /// The broker committed, but the process died before it heard of it.
+        CommitAndCrash,
+        Crash,
+        /// The partition leaves and comes back; a transaction under way may still commit before that, or not.
+        Rebalance(i32),
+    }
+
+    impl Model {
+        fn new() -> Self {
+            let mut model = Self {
+                broker: Broker::default(),
+                outbox: Outbox::default(),
+                epoch: 0,
+                read: HashMap::new(),
+                open: vec![],
+                batch: None,
+            };
+            model.restart();
+            model
+        }
+
+        fn restart(&mut self) {
+            self.outbox = Outbox::default();
+            self.batch = None;
+            self.open.clear();
+            (0..2).for_each(|number| self.assign(&partition(number)));
+        }
+
+        fn assign(&mut self, partition: &Partition) {
+            self.epoch += 1;
+            let committed = self.broker.committed.get(partition).cloned();
+            self.read.insert(partition.clone(), committed.as_ref().map_or(0, |committed| committed.offset));
+            let assignment = Assignment { partition: partition.clone(), epoch: Epoch(self.epoch), committed };
+            self.outbox.assign(&assignment).unwrap();
+        }
+
+        fn read(&mut self, partition: &Partition, count: i64) {
+            let epoch = self.outbox.owned[partition].ledger.epoch();
+            for _ in 0..count {
+                let next = self.read.get_mut(partition).unwrap();
+                if *next == RECORDS {
+                    return;
+                }
+                let position = Position { partition: partition.clone(), epoch, offset: *next };
+                *next += 1;
+                if self.outbox.admit(&position) == Admit::New {
+                    self.open.push(position);
+                }
+            }
+        }
+
+        fn apply(&mut self, batch: Batch) {
+            for record in batch.records {
+                *self.broker.visible.entry(record.value).or_default() += 1;
+            }
+            for (partition, _, committed) in batch.offsets {
+                self.broker.committed.insert(partition, committed);
+            }
+        }
+
+        fn step(&mut self, step: &Step) {
+            match step {
+                Step::Read(number, count) => self.read(&partition(*number), *count),
+                Step::Complete(index) if !self.open.is_empty() => {
+                    let position = self.open.swap_remove(index.index(self.open.len()));
+                    let records = outcome(&position);
+                    self.outbox.complete(position, records);
+                }
+                Step::Complete(_) => {}
+                Step::Begin => self.batch = self.outbox.begin().or(self.batch.take()),
+                Step::Commit => {
+                    if let Some(batch) = self.batch.take() {
+                        self.apply(batch);
+                        self.outbox.committed();
+                    }
+                }
+                Step::RollBack => {
+                    if self.batch.take().is_some() {
+                        self.outbox.rolled_back();
+                    }
+                }
+                Step::CommitAndCrash => {
+                    if let Some(batch) = self.batch.take() {
+                        self.apply(batch);
+                    }
+                    self.restart();
+                }
+                Step::Crash => self.restart(),
+                Step::Rebalance(number) => {
+                    // The reader lets a partition go only when the transaction that holds it has ended.
+                    self.step(&Step::RollBack);
+                    self.outbox.forget(&partition(*number));
+                    self.assign(&partition(*number));
+                }
+            }
+        }
+
+        fn finish(&mut self) {
+            self.restart();
+            (0..2).for_each(|number| self.read(&partition(number), RECORDS));
+            for position in std::mem::take(&mut self.open) {
+                let records = outcome(&position);
+                self.outbox.complete(position, records);
+            }
+            self.step(&Step::Begin);
+            self.step(&Step::Commit);
+        }
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..2_i32, 0..20_i64).prop_map(|(number, count)| Step::Read(number, count)),
+            30 => any::<prop::sample::Index>().prop_map(Step::Complete),
+            4 => Just(Step::Begin),
+            4 => Just(Step::Commit),
+            1 => Just(Step::RollBack),
+            1 => Just(Step::CommitAndCrash),
+            1 => Just(Step::Crash),
+            1 => (0..2_i32).prop_map(Step::Rebalance),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_fails_each_record_has_exactly_one_visible_outcome(steps in prop::collection::vec(step(), 0..500)) {
+            let mut model = Model::new();
+            steps.iter().for_each(|step| model.step(step));
+            model.finish();
+            let doubled: Vec<_> = model.broker.visible.iter().filter(|(_, times)| **times != 1).collect();
+            prop_assert!(doubled.is_empty(), "doubled: {doubled:?}");
+            prop_assert_eq!(model.broker.visible.len(), 2 * usize::try_from(RECORDS).unwrap());
+        }
+    }
+
+    #[test]
+    fn outcomes_of_a_partition_that_left_are_dropped_even_if_it_came_back() {
+        let mut outbox = Outbox::default();
+        let assign = |outbox: &mut Outbox, epoch| {
+            outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(epoch), committed: None }).unwrap();
+        };
+        assign(&mut outbox, 1);
+        let position = Position { partition: partition(0), epoch: Epoch(1), offset: 0 };
+        outbox.admit(&position);
+        outbox.forget(&partition(0));
+        assign(&mut outbox, 2);
+        outbox.complete(position.clone(), outcome(&position));
+        assert!(outbox.begin().is_none());
+        assert!(!outbox.may_start(&position));
+    }
+
+    #[test]
+    fn a_partition_is_settled_when_its_outcomes_are_committed() {
+        let mut outbox = Outbox::default();
+        outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(1), committed: None }).unwrap();
+        let position = Position { partition: partition(0), epoch: Epoch(1), offset: 0 };
+        outbox.admit(&position);
+        assert!(!outbox.is_settled(&partition(0)));
+        outbox.complete(position.clone(), outcome(&position));
+        assert!(!outbox.is_settled(&partition(0)));
+        assert!(outbox.begin().is_some());
+        assert!(!outbox.is_settled(&partition(0)));
+        outbox.committed();
+        assert!(outbox.is_settled(&partition(0)));
+        assert_eq!(outbox.bytes(), 0);
+    }
+}

@@ -1,1 +1,285 @@
-//! (kafka/writer)
+//! Transactions: records and the offsets that they are the outcome of, visible together or not at all.
+//!
+//! A transaction runs from begin to commit on the producer's own thread, so no dropped future can leave one
+//! open: an open transaction holds back every `read_committed` reader of its topics.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientContext, Offset, TopicPartitionList,
+    consumer::ConsumerGroupMetadata,
+    error::KafkaError,
+    message::DeliveryResult,
+    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
+    types::RDKafkaErrorCode,
+};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{Membership, Offsets, Outgoing, TransactError, Writer, client::Config, producer::native_headers};
+
+/// How long one step of a transaction waits before it is asked for again.
+const STEP: Duration = Duration::from_secs(5);
+
+/// One whole transaction, to be run on the producer's thread.
+struct Job {
+    records: Vec<Outgoing>,
+    membership: Membership,
+    offsets: Offsets,
+    answer: oneshot::Sender<Result<(), TransactError>>,
+}
+
+/// A [`Writer`] on Kafka.
+pub struct KafkaWriter {
+    jobs: SyncSender<Job>,
+}
+
+impl KafkaWriter {
+    /// Starts the producer under `name` (its `transactional.id`) and waits until the brokers know it; a
+    /// transaction that a killed predecessor left open is rolled back by that. Waits as long as no broker
+    /// answers.
+    ///
+    /// # Errors
+    /// [`TransactError`] if the configuration or the cluster refuses the name for good.
+    pub async fn open(config: &Config, name: &str) -> Result<Self, TransactError> {
+        let (jobs, inbox) = sync_channel(1);
+        let (ready, answer) = oneshot::channel();
+        let config = config.clone();
+        let thread_name = format!("write {name}");
+        let name = name.to_owned();
+        std::thread::Builder::new()
+            .name(thread_name)
+            .spawn(move || match Transactions::start(&config, name) {
+                Ok(transactions) => {
+                    let _ = ready.send(Ok(()));
+                    transactions.serve(&inbox);
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            })
+            .map_err(|error| TransactError::Rebuild(format!("no thread for the producer: {error}")))?;
+        answer.await.map_err(|_| TransactError::Rebuild("the producer's thread has ended".to_owned()))??;
+        Ok(Self { jobs })
+    }
+}
+
+impl Writer for KafkaWriter {
+    async fn transact(
+        &self,
+        records: Vec<Outgoing>,
+        membership: Membership,
+        offsets: Offsets,
+    ) -> Result<(), TransactError> {
+        let ended = |_| TransactError::Rebuild("the producer's thread has ended".to_owned());
+        let (answer, end) = oneshot::channel();
+        // One transaction at a time: the stage waits for the answer before it sends the next.
+        let job = Job { records, membership, offsets, answer };
+        self.jobs
+            .try_send(job)
+            .map_err(|error| TransactError::Rebuild(format!("two transactions at once: {error}")))?;
+        end.await.map_err(ended)?
+    }
+}
+
+/// Counts deliveries that failed since the transaction began.
+#[derive(Default)]
+struct Deliveries {
+    failed: AtomicUsize,
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            debug!(%error, "a record of the transaction was not delivered");
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+struct Transactions {
+    producer: BaseProducer<Deliveries>,
+    name: String,
+}
+
+impl Transactions {
+    fn start(config: &Config, name: String) -> Result<Self, TransactError> {
+        let made = config.transactional(&name).create_with_context(Deliveries::default());
+        let producer: BaseProducer<Deliveries> =
+            made.map_err(|error| TransactError::Rebuild(format!("making a producer: {error}")))?;
+        let transactions = Self { producer, name };
+        let mut told = false;
+        transactions.insist(|producer| {
+            let result = producer.init_transactions(STEP);
+            if result.is_err() && !std::mem::replace(&mut told, true) {
+                info!(name = transactions.name, brokers = config.brokers, "waiting for Kafka to know this producer");
+            }
+            result
+        })?;
+        Ok(transactions)
+    }
+
+    fn serve(&self, inbox: &Receiver<Job>) {
+        loop {
+            match inbox.recv_timeout(Duration::from_millis(100)) {
+                Ok(job) => {
+                    let result = self.run(&job);
+                    let ended = matches!(result, Err(TransactError::Fenced { .. } | TransactError::Rebuild(_)));
+                    // Nobody waits for the answer if the stage has stopped; the outcome stands all the same.
+                    let _ = job.answer.send(result);
+                    if ended {
+                        return;
+                    }
+                }
+                // Events (fatal errors, statistics) are served by polling only.
+                Err(RecvTimeoutError::Timeout) => self.producer.poll(Duration::ZERO),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn run(&self, job: &Job) -> Result<(), TransactError> {
+        let epochs = job.offsets.iter().map(|(partition, epoch, _)| (partition, *epoch));
+        let permit = job
+            .membership
+            .permit(epochs)
+            .map_err(|partition| TransactError::Aborted(format!("{partition} has gone to another member")))?;
+        let metadata =
+            permit.group_metadata().ok_or_else(|| TransactError::Aborted("the reader has ended".to_owned()))?;
+        let offsets = offset_list(&job.offsets)?;
+        self.producer.begin_transaction().map_err(|error| self.classify(&error))?;
+        self.write_and_commit(&job.records, &offsets, &metadata).map_err(|error| self.roll_back(error))
+    }
+
+    fn write_and_commit(
+        &self,
+        records: &[Outgoing],
+        offsets: &TopicPartitionList,
+        metadata: &ConsumerGroupMetadata,
+    ) -> Result<(), TransactError> {
+        self.producer.context().failed.store(0, Ordering::Relaxed);
+        for record in records {
+            self.send(record)?;
+        }
+        // commit_transaction() would wait for the reports too, but by a flush that sleeps in steps of 100 ms.
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(Duration::from_millis(1));
+        }
+        let failed = self.producer.context().failed.load(Ordering::Relaxed);
+        if failed > 0 {
+            return Err(TransactError::Aborted(format!("{failed} of {} records were not delivered", records.len())));
+        }
+        self.insist(|producer| producer.send_offsets_to_transaction(offsets, metadata, STEP))?;
+        self.insist(|producer| producer.commit_transaction(STEP))
+    }
+
+    fn send(&self, outgoing: &Outgoing) -> Result<(), TransactError> {
+        let mut record: BaseRecord<'_, [u8], [u8]> =
+            BaseRecord::to(&outgoing.topic).payload(outgoing.value.as_ref()).headers(native_headers(outgoing));
+        if let Some(key) = &outgoing.key {
+            record = record.key(key.as_ref());
+        }
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) => {
+                    self.producer.poll(Duration::from_millis(10));
+                    record = again;
+                }
+                Err((error, _)) => return Err(self.classify(&error)),
+            }
+        }
+    }
+
+    /// Asks for the same step again as long as Kafka says that this is right. After an `EndTxn` of unknown fate
+    /// only the same `EndTxn` may follow: an abort could roll back what has been committed, or the reverse.
+    fn insist(
+        &self,
+        mut step: impl FnMut(&BaseProducer<Deliveries>) -> Result<(), KafkaError>,
+    ) -> Result<(), TransactError> {
+        let since = Instant::now();
+        loop {
+            match step(&self.producer) {
+                Ok(()) => return Ok(()),
+                Err(KafkaError::Transaction(error)) if error.is_retriable() => {
+                    if since.elapsed() > STEP {
+                        warn!(name = self.name, %error, waited = ?since.elapsed(), "Kafka does not answer; asking again");
+                    }
+                }
+                Err(error) => return Err(self.classify(&error)),
+            }
+        }
+    }
+
+    /// Ends a transaction that cannot be committed. What is aborted may be sent again; the rest is for good.
+    fn roll_back(&self, error: TransactError) -> TransactError {
+        let TransactError::Aborted(reason) = error else { return error };
+        warn!(name = self.name, reason, "transaction rolled back");
+        match self.insist(|producer| producer.abort_transaction(STEP)) {
+            Ok(()) => TransactError::Aborted(reason),
+            Err(TransactError::Aborted(error)) => {
+                TransactError::Rebuild(format!("{reason}; the abort failed: {error}"))
+            }
+            Err(worse) => worse,
+        }
+    }
+
+    #[allow(
+        clippy::wildcard_enum_match_arm,
+        reason = "whatever is neither fatal nor abortable leaves the fate unknown"
+    )]
+    fn classify(&self, error: &KafkaError) -> TransactError {
+        if let Some((code, reason)) = self.producer.client().fatal_error() {
+            if is_fenced(code) {
+                return TransactError::Fenced { name: self.name.clone(), reason };
+            }
+            return TransactError::Rebuild(format!("{code}: {reason}"));
+        }
+        match error {
+            KafkaError::Transaction(error) if error.txn_requires_abort() => TransactError::Aborted(error.string()),
+            error => TransactError::Rebuild(error.to_string()),
+        }
+    }
+}
+
+/// A fatal error with one of these codes means that somebody else has the name now, or that this process was
+/// stalled for longer than the transaction time-out: the broker bumps the epoch in both cases.
+fn is_fenced(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::FencedInstanceId)
+}
+
+/// Offsets with their metadata in librdkafka's form.
+pub(super) fn offset_list(offsets: &Offsets) -> Result<TopicPartitionList, TransactError> {
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for (partition, _, committed) in offsets {
+        let mut element = list.add_partition(&partition.topic, partition.number);
+        element
+            .set_offset(Offset::Offset(committed.offset))
+            .map_err(|error| TransactError::Rebuild(format!("offset of {partition}: {error}")))?;
+        element.set_metadata(committed.metadata.as_str());
+    }
+    Ok(list)
+}
+
+/// Shared by roles that write from several tasks.
+impl<W: Writer> Writer for Arc<W> {
+    async fn transact(
+        &self,
+        records: Vec<Outgoing>,
+        membership: Membership,
+        offsets: Offsets,
+    ) -> Result<(), TransactError> {
+        self.as_ref().transact(records, membership, offsets).await
+    }
+}

@@ -12,6 +12,7 @@ mod failure;
 mod id;
 mod request;
 mod result;
+pub mod trace;
 
 pub use dead_letter::{DeadLetter, Origin, Reason};
 pub use failure::{Attempt, Class, Failure};

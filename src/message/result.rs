@@ -1,8 +1,10 @@
 //! The vendor's answer for an item. In code it is an [`Observation`], since `Result` is taken.
 
+use rust_decimal::Decimal;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sha1::{Digest as _, Sha1};
 
 use super::{AccountAlias, BatchId, ItemId, RequestId, SourceName};
 use crate::runtime::clock::Timestamp;
@@ -90,6 +92,22 @@ pub struct Columns {
     pub vendor_updated: Option<String>,
 }
 
+impl Columns {
+    /// A fingerprint of what people watch: price, title, stock, rating and the status. It is decided here, once:
+    /// `10.0` and `10.00` are one price, so that formatting alone makes no change.
+    #[must_use]
+    pub fn fingerprint(&self, status: Status) -> String {
+        let number = |text: &Option<String>| {
+            let text = text.as_deref().unwrap_or_default();
+            text.parse::<Decimal>().map_or_else(|_| text.to_owned(), |number| number.normalize().to_string())
+        };
+        let title = self.title.as_deref().unwrap_or_default().trim();
+        let watched = [status.as_str(), title, &number(&self.price), &number(&self.stock), &number(&self.rating)];
+        let digest = Sha1::digest(watched.join("\u{1f}"));
+        hex::encode(&digest[..8])
+    }
+}
+
 /// The answer of a vendor for one request.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "weir result v1")]
@@ -128,4 +146,33 @@ pub struct Observation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Value>")]
     pub raw: Option<Box<RawValue>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns(price: &str, stock: &str) -> Columns {
+        Columns {
+            title: Some("cup".into()),
+            price: Some(price.into()),
+            stock: Some(stock.into()),
+            ..Columns::default()
+        }
+    }
+
+    #[test]
+    fn formatting_alone_changes_no_fingerprint() {
+        let one = columns("10.00", "5").fingerprint(Status::Found);
+        assert_eq!(one, columns("10.0", "5").fingerprint(Status::Found));
+        assert_eq!(one.len(), 16);
+    }
+
+    #[test]
+    fn price_stock_and_status_change_it() {
+        let one = columns("10.00", "5").fingerprint(Status::Found);
+        assert_ne!(one, columns("10.01", "5").fingerprint(Status::Found));
+        assert_ne!(one, columns("10.00", "6").fingerprint(Status::Found));
+        assert_ne!(one, columns("10.00", "5").fingerprint(Status::OffShelf));
+    }
 }

@@ -150,6 +150,13 @@ impl Dice {
         Self::seeded(rand::random())
     }
 
+    /// 128 random bits, never all zero in the upper or lower half.
+    #[must_use]
+    pub fn bits(&self) -> u128 {
+        let bits: u128 = self.0.lock().unwrap_or_else(PoisonError::into_inner).random();
+        bits | 1 << 64 | 1
+    }
+
     /// A number from 0 (included) to 1 (excluded).
     #[must_use]
     pub fn fraction(&self) -> f64 {

@@ -1,0 +1,189 @@
+//! One call, from signing to the records of its outcome.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tracing::{Instrument as _, info_span};
+
+use super::outcome::{CallFacts, Outcomes};
+use crate::{
+    kafka::{Outgoing, Record, outbox::Position},
+    message::{
+        AccountAlias, DeadLetter, Reason, Request, RequestId, SourceName,
+        codec::{self, Received},
+        trace,
+    },
+    platform::{Account, Answer, Refusal, Reply, Vendor, http},
+    quota::guard::Guard,
+    runtime::clock::{Clock, Dice, Timestamp},
+    topics::Topics,
+};
+
+/// A request on its way through fetch.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) position: Position,
+    pub(super) id: RequestId,
+    pub(super) request: Request,
+    pub(super) traceparent: String,
+}
+
+impl Job {
+    /// Whether both can travel in one call: all that changes the reply but the item is the same.
+    pub(super) fn goes_with(&self, other: &Self) -> bool {
+        self.request.params == other.request.params
+    }
+}
+
+/// What came of one call.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) account: usize,
+    /// The records of each request.
+    pub(super) outcomes: Vec<(Position, Vec<Outgoing>)>,
+    /// A refusal that concerns more than one request's retry.
+    pub(super) refusal: Option<Refusal>,
+}
+
+/// What a caller is made of.
+pub struct CallerParts {
+    /// The source.
+    pub source: SourceName,
+    /// Its protocol.
+    pub vendor: Arc<dyn Vendor>,
+    /// Its HTTP client.
+    pub client: http::Client,
+    /// Its accounts, in the order of the quota's.
+    pub accounts: Arc<[Account]>,
+    /// The guard at the last door.
+    pub guard: Guard,
+    /// The topics' names.
+    pub topics: Topics,
+    /// The time of day.
+    pub clock: Clock,
+    /// Randomness for trace ids.
+    pub dice: Dice,
+}
+
+/// Makes the calls of one source.
+pub struct Caller {
+    pub(super) source: SourceName,
+    parts: CallerParts,
+    outcomes: Outcomes,
+}
+
+impl Caller {
+    /// A caller made of these parts.
+    #[must_use]
+    pub fn new(parts: CallerParts) -> Self {
+        let outcomes = Outcomes::new(parts.source.clone(), &parts.topics);
+        Self { source: parts.source.clone(), outcomes, parts }
+    }
+
+    pub(super) fn batch_max(&self) -> usize {
+        self.parts.vendor.batch_max()
+    }
+
+    pub(super) fn alias(&self, account: usize) -> &AccountAlias {
+        &self.parts.accounts[account].alias
+    }
+
+    /// Reads a record as a request to call for; else its dead letter.
+    pub(super) fn receive(&self, position: Position, record: &Record) -> Result<Job, (Position, Vec<Outgoing>)> {
+        let now = self.parts.clock.now();
+        let raw = record.raw(&position.partition);
+        let traceparent = trace::continued(raw.traceparent(), &self.parts.dice);
+        let dead = match codec::read_request(&raw, &self.source) {
+            Ok(received) if is_expired(&received.request, now) => expired(received, &raw, &self.source, now),
+            Ok(Received { id, request }) => return Ok(Job { position, id, request, traceparent }),
+            Err(why) => codec::dead_letter(&raw, &self.source, &why, now),
+        };
+        let records = self.outcomes.dead_letter(&dead, &traceparent);
+        Err((position, records))
+    }
+
+    /// Makes one call for these requests by this account. Always ends, at the latest with the client's time-out.
+    pub(super) async fn call(self: Arc<Self>, account: usize, jobs: Vec<Job>) -> Ended {
+        let first = &jobs[0];
+        let attempt = first.request.history.len() + 1;
+        let span = info_span!(
+            "call",
+            source = %self.source, item = %first.request.item, request = %first.id, attempt,
+            account = %self.alias(account), batch = first.request.batch.as_ref().map(tracing::field::display),
+        );
+        async {
+            let (reply, facts) = self.exchange(account, &jobs).await;
+            self.conclude(account, jobs, reply, &facts)
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn exchange(&self, account: usize, jobs: &[Job]) -> (Reply, CallFacts) {
+        let Account { alias, .. } = &self.parts.accounts[account];
+        self.parts.guard.pass(account).await;
+        let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
+        // Signed here and not earlier: signatures and timestamps go stale.
+        let exchange = self.parts.vendor.prepare(&self.parts.accounts[account], &requests, self.parts.clock.now());
+        let started = Instant::now();
+        let result = self.parts.client.exchange(&exchange).await;
+        let mut facts = CallFacts {
+            account: alias.clone(),
+            ended_at: self.parts.clock.now(),
+            latency: started.elapsed(),
+            http_status: None,
+        };
+        let reply = match result {
+            Ok(reply) => {
+                facts.http_status = Some(reply.status);
+                self.parts.vendor.interpret(&requests, &reply)
+            }
+            Err(refusal) => Reply::Refused(refusal),
+        };
+        tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
+        (reply, facts)
+    }
+
+    fn conclude(&self, account: usize, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {
+        let account_secrets = &self.parts.accounts[account];
+        let clean = |mut refusal: Refusal| {
+            refusal.message = account_secrets.redact(&refusal.message);
+            refusal
+        };
+        let mut worst = None;
+        let mut conclude = |job: Job, answer: Result<Answer, Refusal>| {
+            let records = match answer {
+                Ok(answer) => self.outcomes.result(&job, answer, facts),
+                Err(refusal) => {
+                    let refusal = clean(refusal);
+                    let records = self.outcomes.failure(&job, &refusal, facts);
+                    worst = Some(refusal);
+                    records
+                }
+            };
+            (job.position, records)
+        };
+        let outcomes = match reply {
+            Reply::Each(answers) => jobs.into_iter().zip(answers).map(|(job, answer)| conclude(job, answer)).collect(),
+            Reply::Refused(refusal) => jobs.into_iter().map(|job| conclude(job, Err(refusal.clone()))).collect(),
+        };
+        Ended { account, outcomes, refusal: worst }
+    }
+}
+
+fn is_expired(request: &Request, now: Timestamp) -> bool {
+    request.expires_at.is_some_and(|at| now.since(at) > Duration::ZERO)
+}
+
+fn expired(received: Received, raw: &codec::Raw<'_>, source: &SourceName, now: Timestamp) -> DeadLetter {
+    DeadLetter {
+        request_id: received.id,
+        source: source.clone(),
+        reason: Reason::Expired,
+        message: "its expires_at had passed before it was called for".to_owned(),
+        died_at: now,
+        origin: raw.origin(),
+        request: Some(received.request),
+        original_base64: None,
+    }
+}

@@ -1,0 +1,36 @@
+//! `[fetch]`: how much may be under way, and how often outcomes are made visible.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+/// `[fetch]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How often outcomes are made visible, at most: each transaction costs the broker 5–9 ms of CPU.
+    #[serde(with = "humantime_serde")]
+    pub commit_every: Duration,
+    /// How many requests of a source may wait in memory for their slot.
+    pub backlog: usize,
+    /// How many calls of a source may be under way at once.
+    pub calls_in_flight: usize,
+    /// How many bytes of finished outcomes may wait for their transaction before calls pause.
+    pub outcomes_limit: ByteSize,
+    /// How long a partition that goes to another member may take to finish its calls in flight.
+    #[serde(with = "humantime_serde")]
+    pub drain: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            commit_every: Duration::from_millis(50),
+            backlog: 4_096,
+            calls_in_flight: 1_024,
+            outcomes_limit: ByteSize::mib(64),
+            drain: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What a call came to, as records. Pure.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::call::Job;
+use crate::{
+    kafka::Outgoing,
+    message::{
+        AccountAlias, Attempt, DeadLetter, Failure, Observation, SourceName, Via,
+        codec::{self, Encoded},
+        envelope::{Envelope, Kind},
+    },
+    platform::{Answer, Refusal, RefusalKind},
+    runtime::clock::Timestamp,
+    topics::Topics,
+};
+
+/// What is known of a call besides its reply.
+#[derive(Clone, Debug)]
+pub(super) struct CallFacts {
+    pub(super) account: AccountAlias,
+    pub(super) ended_at: Timestamp,
+    pub(super) latency: Duration,
+    pub(super) http_status: Option<u16>,
+}
+
+impl CallFacts {
+    fn latency_ms(&self) -> u32 {
+        u32::try_from(self.latency.as_millis()).unwrap_or(u32::MAX)
+    }
+}
+
+/// Makes the records of one source's outcomes.
+pub(super) struct Outcomes {
+    source: SourceName,
+    writer: String,
+    results: Arc<str>,
+    failures: Arc<str>,
+    dead: Arc<str>,
+}
+
+impl Outcomes {
+    pub(super) fn new(source: SourceName, topics: &Topics) -> Self {
+        let writer = format!("weir/fetch/{source}");
+        let (results, failures, dead) = (topics.results().into(), topics.failures().into(), topics.dead().into());
+        Self { source, writer, results, failures, dead }
+    }
+
+    pub(super) fn result(&self, job: &Job, answer: Answer, facts: &CallFacts) -> Vec<Outgoing> {
+        let request = &job.request;
+        let observation = Observation {
+            request_id: job.id.clone(),
+            source: self.source.clone(),
+            item: request.item.clone(),
+            batch: request.batch.clone(),
+            status: answer.status,
+            via: Via::Call,
+            calls: calls(job),
+            account: Some(facts.account.clone()),
+            requested_at: request.requested_at.unwrap_or(facts.ended_at),
+            fetched_at: facts.ended_at,
+            latency_ms: facts.latency_ms(),
+            fingerprint: answer.columns.fingerprint(answer.status),
+            columns: answer.columns,
+            raw: answer.raw,
+        };
+        self.record(&self.results, Kind::Result, job, facts.ended_at, &observation)
+    }
+
+    pub(super) fn failure(&self, job: &Job, refusal: &Refusal, facts: &CallFacts) -> Vec<Outgoing> {
+        let attempt = Attempt {
+            at: facts.ended_at,
+            account: Some(facts.account.clone()),
+            class: refusal.class(),
+            code: codec::shorten(&refusal.code, 100).into_owned(),
+            message: codec::shorten(&refusal.message, 300).into_owned(),
+            http_status: facts.http_status,
+            latency_ms: facts.latency_ms(),
+            not_before: not_before(refusal, facts.ended_at),
+        };
+        let failure =
+            Failure { request_id: job.id.clone(), source: self.source.clone(), request: job.request.clone(), attempt };
+        self.record(&self.failures, Kind::Failure, job, facts.ended_at, &failure)
+    }
+
+    pub(super) fn dead_letter(&self, dead: &DeadLetter, traceparent: &str) -> Vec<Outgoing> {
+        let id = dead.request_id.as_str();
+        let envelope = self.envelope(Kind::DeadLetter, id, dead.died_at, traceparent);
+        let key = dead.request.as_ref().map(|request| Bytes::copy_from_slice(request.item.as_str().as_bytes()));
+        outgoing(&self.dead, key, codec::encode(&envelope, dead))
+    }
+
+    fn record(
+        &self,
+        topic: &Arc<str>,
+        kind: Kind,
+        job: &Job,
+        time: Timestamp,
+        record: &impl Serialize,
+    ) -> Vec<Outgoing> {
+        let id = format!("{}#{}", job.id, calls(job));
+        let envelope = self.envelope(kind, &id, time, &job.traceparent);
+        let key = Bytes::copy_from_slice(job.request.item.as_str().as_bytes());
+        outgoing(topic, Some(key), codec::encode(&envelope, record))
+    }
+
+    fn envelope<'a>(&'a self, kind: Kind, id: &'a str, time: Timestamp, traceparent: &'a str) -> Envelope<'a> {
+        Envelope { kind, id, writer: &self.writer, time, traceparent: Some(traceparent) }
+    }
+}
+
+/// How many calls the request has had, this one included.
+fn calls(job: &Job) -> u32 {
+    u32::try_from(job.request.history.len() + 1).unwrap_or(u32::MAX)
+}
+
+/// A throttle of one account leaves the request free for the others; only one that concerns everyone binds it.
+fn not_before(refusal: &Refusal, now: Timestamp) -> Option<Timestamp> {
+    match &refusal.kind {
+        RefusalKind::Throttled { scope: crate::platform::Affected::Everyone, wait } => wait.map(|wait| now.after(wait)),
+        RefusalKind::Throttled { .. }
+        | RefusalKind::Denied(_)
+        | RefusalKind::Outage
+        | RefusalKind::Malformed
+        | RefusalKind::Bug => None,
+    }
+}
+
+fn outgoing(topic: &Arc<str>, key: Option<Bytes>, Encoded { headers, value }: Encoded) -> Vec<Outgoing> {
+    vec![Outgoing { topic: Arc::clone(topic), key, value, headers }]
+}

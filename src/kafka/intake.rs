@@ -1,0 +1,263 @@
+//! A stage's side of the log: records in, outcomes out, each exactly once.
+//!
+//! Drives a [`Reader`], a [`Writer`] and the [`Outbox`] between them, so that a stage has only to work on
+//! records, in any order, and to say what each came to. It makes at most one transaction at a time, not more
+//! often than `commit_every`, and answers rebalances.
+
+use std::{collections::HashSet, ops::Range, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, error};
+
+use super::{
+    Event, Handover, Outgoing, Partition, ReadError, Reader, Record, TransactError, Writer,
+    ledger::{Admit, LedgerError},
+    outbox::{Outbox, Position},
+};
+
+/// What a stage has to deal with.
+#[derive(Debug)]
+pub enum Input {
+    /// Work. Each of these has to be ended by [`Intake::complete`] or [`Intake::give_up`].
+    Records(Vec<(Position, Record)>),
+    /// These partitions are about to leave: give up what has not begun, finish what has.
+    Leaving(Vec<Partition>),
+    /// These partitions have left: whatever is still done for them will be ignored.
+    Left(Vec<Partition>),
+}
+
+/// Why a stage cannot go on. Its supervisor starts it again from the last commit, unless it is fenced.
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    /// Reading ended.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Writing ended.
+    #[error(transparent)]
+    Transact(#[from] TransactError),
+}
+
+impl IntakeError {
+    /// Whether another process has this one's name: then starting again would only take it back and forth.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        match self {
+            Self::Read(ReadError::Fenced { .. }) | Self::Transact(TransactError::Fenced { .. }) => true,
+            Self::Read(ReadError::Ledger { .. } | ReadError::Failed { .. })
+            | Self::Transact(TransactError::Aborted(_) | TransactError::Rebuild(_)) => false,
+        }
+    }
+}
+
+type Transaction = Pin<Box<dyn Future<Output = Result<(), TransactError>> + Send>>;
+
+/// Records in, outcomes out.
+pub struct Intake<R, W> {
+    reader: R,
+    writer: Arc<W>,
+    outbox: Outbox,
+    commit_every: Duration,
+    next_commit_at: Instant,
+    transaction: Option<Transaction>,
+    /// Partitions that another member waits for.
+    handover: Option<(Vec<Partition>, Handover)>,
+    paused: HashSet<Partition>,
+    owned: HashSet<Partition>,
+}
+
+impl<R: Reader, W: Writer> Intake<R, W> {
+    /// Begins to read; transactions are at least `commit_every` apart.
+    pub fn new(reader: R, writer: W, commit_every: Duration) -> Self {
+        Self {
+            reader,
+            writer: Arc::new(writer),
+            outbox: Outbox::default(),
+            commit_every,
+            next_commit_at: Instant::now(),
+            transaction: None,
+            handover: None,
+            paused: HashSet::new(),
+            owned: HashSet::new(),
+        }
+    }
+
+    /// The next thing to deal with; commits what has been completed meanwhile.
+    ///
+    /// # Cancellation
+    /// Safe: nothing is lost by dropping the future.
+    ///
+    /// # Errors
+    /// [`IntakeError`]; then the stage has to start again from what is committed.
+    pub async fn next(&mut self) -> Result<Input, IntakeError> {
+        loop {
+            if let Some(left) = self.settle_handover() {
+                return Ok(Input::Left(left));
+            }
+            self.begin_when_due();
+            let commit_is_due = self.transaction.is_none() && self.outbox.has_waiting();
+            tokio::select! {
+                biased;
+                result = under_way(&mut self.transaction) => self.end_transaction(result)?,
+                () = sleep_until(self.next_commit_at), if commit_is_due => {}
+                event = self.reader.next() => if let Some(input) = self.handle(event?)? {
+                    return Ok(input);
+                },
+            }
+        }
+    }
+
+    /// A record has its outcome: `records` become visible together with its offset.
+    pub fn complete(&mut self, position: Position, records: Vec<Outgoing>) {
+        self.outbox.complete(position, records);
+    }
+
+    /// A record will not be worked on here; whoever owns its partition next reads it again.
+    pub fn give_up(&mut self, position: &Position) {
+        self.outbox.give_up(position);
+    }
+
+    /// Whether work on a record may begin, see [`Outbox::may_start`].
+    #[must_use]
+    pub fn may_start(&self, position: &Position) -> bool {
+        self.outbox.may_start(position)
+    }
+
+    /// Bytes of outcomes that are not committed yet.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.outbox.bytes()
+    }
+
+    /// How many partitions are ours.
+    #[must_use]
+    pub fn partitions(&self) -> usize {
+        self.owned.len()
+    }
+
+    /// Lets a partition flow, or stops it. Cheap to repeat.
+    pub fn set_flowing(&mut self, partition: &Partition, flowing: bool) {
+        if flowing && self.paused.remove(partition) {
+            self.reader.resume(partition);
+        } else if !flowing && self.owned.contains(partition) && self.paused.insert(partition.clone()) {
+            self.reader.pause(partition);
+        }
+    }
+
+    /// Commits all that is completed, for an orderly stop. Records that come meanwhile are given up.
+    ///
+    /// # Errors
+    /// [`IntakeError`]; what was not committed is done again after the next start.
+    pub async fn flush(&mut self) -> Result<(), IntakeError> {
+        self.next_commit_at = Instant::now();
+        while self.transaction.is_some() || self.outbox.has_waiting() {
+            self.begin_when_due();
+            tokio::select! {
+                biased;
+                result = under_way(&mut self.transaction) => {
+                    self.next_commit_at = Instant::now();
+                    self.end_transaction(result)?;
+                }
+                event = self.reader.next() => if let Some(Input::Records(records)) = self.handle(event?)? {
+                    for (position, _) in &records {
+                        self.give_up(position);
+                    }
+                },
+            }
+            self.settle_handover();
+        }
+        Ok(())
+    }
+
+    fn begin_when_due(&mut self) {
+        let now = Instant::now();
+        if self.transaction.is_some() || now < self.next_commit_at {
+            return;
+        }
+        if let Some(batch) = self.outbox.begin() {
+            self.next_commit_at = now + self.commit_every;
+            let (writer, membership) = (Arc::clone(&self.writer), self.reader.membership());
+            self.transaction =
+                Some(Box::pin(async move { writer.transact(batch.records, membership, batch.offsets).await }));
+        }
+    }
+
+    fn end_transaction(&mut self, result: Result<(), TransactError>) -> Result<(), IntakeError> {
+        self.transaction = None;
+        match result {
+            Ok(()) => self.outbox.committed(),
+            Err(TransactError::Aborted(reason)) => {
+                debug!(reason, "the outcomes are sent again");
+                self.outbox.rolled_back();
+            }
+            Err(error @ (TransactError::Fenced { .. } | TransactError::Rebuild(_))) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) -> Result<Option<Input>, IntakeError> {
+        match event {
+            Event::Assigned(assignments) => {
+                for assignment in assignments {
+                    let partition = &assignment.partition;
+                    self.outbox.assign(&assignment).map_err(|error| ledger_error(partition, &error))?;
+                    self.paused.remove(partition);
+                    self.owned.insert(partition.clone());
+                }
+                Ok(None)
+            }
+            Event::Records { partition, epoch, records } => {
+                let position = |offset| Position { partition: partition.clone(), epoch, offset };
+                let admitted = records.into_iter().map(|record| (position(record.offset), record));
+                let new: Vec<_> = admitted.filter(|(position, _)| self.outbox.admit(position) == Admit::New).collect();
+                Ok((!new.is_empty()).then_some(Input::Records(new)))
+            }
+            Event::Gone { partition, epoch, range: Range { start, end } } => {
+                error!(%partition, start, end, "records were deleted by retention before they were read");
+                self.outbox.gone(&partition, epoch, end);
+                Ok(None)
+            }
+            Event::Revoked(partitions, handover) => {
+                self.handover = Some((partitions.clone(), handover));
+                Ok(Some(Input::Leaving(partitions)))
+            }
+            Event::Lost(partitions) => {
+                // Perhaps after a revocation whose deadline has passed: then nobody waits any more.
+                self.handover = None;
+                self.forget(&partitions);
+                Ok(Some(Input::Left(partitions)))
+            }
+        }
+    }
+
+    /// Lets revoked partitions go as soon as nothing of them is open or uncommitted.
+    fn settle_handover(&mut self) -> Option<Vec<Partition>> {
+        let (partitions, _) = self.handover.as_ref()?;
+        if !partitions.iter().all(|partition| self.outbox.is_settled(partition)) {
+            return None;
+        }
+        let (partitions, handover) = self.handover.take()?;
+        self.forget(&partitions);
+        drop(handover);
+        Some(partitions)
+    }
+
+    fn forget(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            self.outbox.forget(partition);
+            self.paused.remove(partition);
+            self.owned.remove(partition);
+        }
+    }
+}
+
+/// The end of the transaction under way; never if there is none.
+async fn under_way(transaction: &mut Option<Transaction>) -> Result<(), TransactError> {
+    match transaction {
+        Some(transaction) => transaction.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn ledger_error(partition: &Partition, error: &LedgerError) -> ReadError {
+    ReadError::Ledger { partition: partition.clone(), reason: error.to_string() }
+}
