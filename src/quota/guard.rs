@@ -58,14 +58,17 @@ impl Guard {
     /// # Cancellation
     /// Safe: a dropped call may have taken a token of the address that nobody uses, which only costs speed.
     pub async fn pass(&self, account: usize) -> Duration {
+        let Err(mut wait) = self.ask(account) else { return Duration::ZERO };
         let arrived = Instant::now();
-        while let Err(wait) = self.ask(account) {
+        loop {
             tokio::time::sleep(wait).await;
+            match self.ask(account) {
+                Ok(()) => break,
+                Err(more) => wait = more,
+            }
         }
         let held = arrived.elapsed();
-        if !held.is_zero() {
-            self.count(account, held);
-        }
+        self.count(account, held);
         held
     }
 

@@ -74,6 +74,8 @@ type Place = (Instant, u64, usize);
 struct Account {
     /// Between two slots; zero = no limit.
     spacing: Duration,
+    /// How late its slots may be used.
+    lateness: Duration,
     /// Not before this time by its pace: the theoretical arrival time.
     next: Instant,
     /// Not before this time by a hold.
@@ -109,8 +111,10 @@ struct State {
 
 impl State {
     fn new(limits: Vec<Option<Limit>>, pacing: Pacing, now: Instant) -> Self {
-        let spacings: Vec<Duration> =
-            limits.into_iter().map(|limit| limit.map_or(Duration::ZERO, |limit| pacing.spacing(&limit))).collect();
+        let pace = |limit: Limit| (pacing.spacing(&limit), pacing.lateness(&limit));
+        let paces: Vec<_> =
+            limits.into_iter().map(|limit| limit.map_or((Duration::ZERO, Pacing::LATENESS_MAX), pace)).collect();
+        let spacings: Vec<Duration> = paces.iter().map(|(spacing, _)| *spacing).collect();
         let count = u32::try_from(spacings.len()).unwrap_or(u32::MAX);
         let mut state = Self {
             accounts: Vec::with_capacity(spacings.len()),
@@ -122,10 +126,10 @@ impl State {
             disabled: false,
             arrivals: 0,
         };
-        for (index, spacing) in (0u32..).zip(spacings) {
+        for (index, (spacing, lateness)) in (0u32..).zip(paces) {
             let phase = spacing / count * index;
             let next = now + spacing.min(FIRST_WAIT_MAX) + phase;
-            state.accounts.push(Account { spacing, next, held_until: None, place: None });
+            state.accounts.push(Account { spacing, lateness, next, held_until: None, place: None });
             state.enter(state.accounts.len() - 1);
         }
         state
@@ -147,7 +151,7 @@ impl State {
                 break;
             }
             self.take(index, at, earliest);
-            slots.push(Slot { account: index, at });
+            slots.push(Slot { account: index, at, latest: at + self.accounts[index].lateness });
         }
         Lease::Slots(slots)
     }

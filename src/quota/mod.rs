@@ -25,18 +25,20 @@ use crate::message::AccountAlias;
 pub struct Slot {
     /// Index of the account in the source's list.
     pub account: usize,
-    /// When the call leaves; [`Self::is_late`] says until when it still may.
+    /// When the call leaves.
     pub at: Instant,
+    /// Until when it still may: a later one would arrive in the time of later slots.
+    pub latest: Instant,
 }
 
 impl Slot {
-    /// How late a call may leave: more would arrive in the time of later slots.
+    /// How late a call may always leave: the pace counts with it. A larger burst allows more.
     pub const GUARD: Duration = Duration::from_millis(5);
 
     /// Whether it has been missed: drop it, never catch up.
     #[must_use]
     pub fn is_late(&self, now: Instant) -> bool {
-        now > self.at + Self::GUARD
+        now > self.latest
     }
 }
 

@@ -87,6 +87,23 @@ impl Pacing {
     }
 }
 
+impl Pacing {
+    /// How late a slot of one account under `limit` may be used without a refusal.
+    ///
+    /// By the same inequality, solved for the lateness L: B·T ≥ 1/r + J + L. With a burst of 1 that is
+    /// [`Slot::GUARD`]; with 10 calls/s and a burst of 5 it is most of half a second, so that a busy machine
+    /// loses no slot.
+    #[must_use]
+    pub fn lateness(&self, limit: &Limit) -> Duration {
+        let covered = self.spacing(limit).saturating_mul(limit.burst);
+        covered.saturating_sub(limit.interval() + self.jitter).clamp(Slot::GUARD, Self::LATENESS_MAX)
+    }
+
+    /// Later than this a slot is dropped even if the burst would cover it: a worker that was stalled for
+    /// longer should ask anew.
+    pub const LATENESS_MAX: Duration = Duration::from_millis(250);
+}
+
 /// `spacing / (1 − margin)`, rounded up; the margin in millionths, so that the rest is exact.
 fn stretch(spacing: Duration, margin: f64) -> Duration {
     const WHOLE: u128 = 1_000_000;
@@ -197,6 +214,23 @@ mod tests {
             prop_assert!(spacing >= pacing.spacing(&limit(calls, per_ms, burst + 1)));
             let rougher = Pacing { jitter: pacing.jitter + Duration::from_millis(1), ..pacing };
             prop_assert!(rougher.spacing(&limit(calls, per_ms, burst)) >= spacing);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn slots_used_as_late_as_allowed_are_never_refused(
+            calls in 1_u32..200, burst in 1_u32..50, jitter_ms in 0_u64..60,
+            delays in prop::collection::vec((0.0..1.0_f64, 0.0..1.0_f64), 1..400),
+        ) {
+            let limit = limit(calls, 1_000, burst);
+            let pacing = pacing(0.0, jitter_ms);
+            let (spacing, lateness) = (pacing.spacing(&limit), pacing.lateness(&limit));
+            let mut arrivals: Vec<Duration> = (0_u32..).zip(&delays).map(|(n, (late, way))| {
+                spacing * n + lateness.mul_f64(*late) + pacing.jitter.mul_f64(*way)
+            }).collect();
+            arrivals.sort();
+            prop_assert_eq!(Bucket::new(&limit).refused(arrivals), 0);
         }
     }
 }
