@@ -63,7 +63,7 @@ pub struct DeadLetter {
     /// The request with its whole history, if it could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Request>,
-    /// The record's bytes as they came, in base64 and cut at [`Self::ORIGINAL_LIMIT`], if it could not be read.
+    /// The record's bytes as they came, in base64 and cut at 64 KiB, if it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_base64: Option<String>,
 }

@@ -2,55 +2,43 @@
 //!
 //! A [`Quota`] leases several [`Slot`]s of a source ahead, in time order over its accounts; each is permission
 //! for one call at one instant. A slot that is missed is dropped, never caught up. [`memory`] does the
-//! arithmetic in this process; [`guard`] stands at the last door with the vendor's own limit.
+//! arithmetic in this process with the spacing that [`pace`] derives from the vendor's [`Limit`]; [`guard`]
+//! stands at the last door with that limit itself.
 
 pub mod guard;
+mod limit;
 pub mod memory;
+#[cfg(test)]
+mod model;
 pub mod pace;
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
+pub use limit::{InvalidLimit, Limit};
 use tokio::time::Instant;
 
 use crate::message::AccountAlias;
-
-/// At most `calls` in `per`, `burst` at once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limit {
-    /// How many calls.
-    pub calls: u32,
-    /// In which time.
-    #[serde(with = "humantime_serde")]
-    pub per: Duration,
-    /// How many of them may arrive at once.
-    #[serde(default = "one")]
-    pub burst: u32,
-}
-
-const fn one() -> u32 {
-    1
-}
 
 /// Permission to make one call at one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// Index of the account in the source's list.
     pub account: usize,
-    /// When the call leaves; [`Self::is_late`] says until when it still may.
+    /// When the call leaves.
     pub at: Instant,
+    /// Until when it still may: a later one would arrive in the time of later slots.
+    pub latest: Instant,
 }
 
 impl Slot {
-    /// How late a call may leave: more would arrive in the time of later slots.
+    /// How late a call may always leave: the pace counts with it. A larger burst allows more.
     pub const GUARD: Duration = Duration::from_millis(5);
 
     /// Whether it has been missed: drop it, never catch up.
     #[must_use]
     pub fn is_late(&self, now: Instant) -> bool {
-        now > self.at + Self::GUARD
+        now > self.latest
     }
 }
 

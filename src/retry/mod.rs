@@ -151,8 +151,16 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                 let Failure { request_id, source, .. } = failure;
                 let origin = raw.origin();
                 let request = Some(request);
-                let dead =
-                    DeadLetter { request_id, source, reason, message, died_at: now, origin, request, original_base64: None };
+                let dead = DeadLetter {
+                    request_id,
+                    source,
+                    reason,
+                    message,
+                    died_at: now,
+                    origin,
+                    request,
+                    original_base64: None,
+                };
                 warn!(request = %dead.request_id, reason = dead.reason.as_str(), message = dead.message, "given up");
                 self.end(position, &dead, &traceparent);
             }
@@ -161,8 +169,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
 
     fn wait(&mut self, position: Position, at: Timestamp, failure: &Failure, request: &Request, traceparent: &str) {
         let id = failure.request_id.as_str();
-        let envelope =
-            Envelope { kind: Kind::Request, id, writer: WRITER, time: at, traceparent: Some(traceparent) };
+        let envelope = Envelope { kind: Kind::Request, id, writer: WRITER, time: at, traceparent: Some(traceparent) };
         let Encoded { headers, value } = codec::encode(&envelope, request);
         let key = Some(Bytes::copy_from_slice(request.item.as_str().as_bytes()));
         let record = Outgoing { topic: self.topics.requests(&failure.source).into(), key, value, headers };
@@ -175,13 +182,8 @@ impl<R: Reader, W: Writer> Retry<R, W> {
 
     fn end(&mut self, position: Position, dead: &DeadLetter, traceparent: &str) {
         let id = dead.request_id.as_str();
-        let envelope = Envelope {
-            kind: Kind::DeadLetter,
-            id,
-            writer: WRITER,
-            time: dead.died_at,
-            traceparent: Some(traceparent),
-        };
+        let envelope =
+            Envelope { kind: Kind::DeadLetter, id, writer: WRITER, time: dead.died_at, traceparent: Some(traceparent) };
         let Encoded { headers, value } = codec::encode(&envelope, dead);
         let key = dead.request.as_ref().map(|request| Bytes::copy_from_slice(request.item.as_str().as_bytes()));
         let record = Outgoing { topic: Arc::clone(&self.dead_topic), key, value, headers };

@@ -1,1 +1,3 @@
-//! (to be written)
+//! Golden files: what must not change by accident.
+
+mod schemas;

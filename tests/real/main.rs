@@ -1,1 +1,4 @@
-//! (to be written)
+//! What needs the real servers: Kafka, ClickHouse and Redis as `deploy/local/test` starts them.
+
+mod kafka;
+mod stack;

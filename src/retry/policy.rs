@@ -1,0 +1,354 @@
+//! What becomes of a failure: again at a later time, or a dead letter. Pure.
+
+use std::time::Duration;
+
+use super::Config;
+use crate::{
+    message::{Attempt, Class, Failure, Reason, Request},
+    runtime::clock::Timestamp,
+};
+
+/// How many attempts a request carries. Those that spent one are all kept, however many `attempts` allows,
+/// since they are what is counted; of the others the middle is left out.
+pub const HISTORY_LIMIT: usize = 50;
+
+/// How many attempts that spent nothing are kept in any case: enough to see how many came in a row.
+const SPARE_MIN: usize = 12;
+
+/// How many of the oldest attempts are kept when some are left out: they show how it began.
+const HISTORY_HEAD: usize = 5;
+
+/// The delay after a throttle or a refused account that comes without a time. The quota holds the account
+/// itself for as long as it must; this only keeps the request from running in circles.
+const WAIT_FIRST: Duration = Duration::from_secs(1);
+
+/// The longest such delay.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// What is to be done with a failed request. Either way it carries the failed attempt in its history.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// Send the request again.
+    Again {
+        /// Not before this time.
+        at: Timestamp,
+        /// The request with its history extended.
+        request: Request,
+    },
+    /// Give it up.
+    Dead {
+        /// Why.
+        reason: Reason,
+        /// The same for people.
+        message: String,
+        /// The request with its history extended.
+        request: Request,
+    },
+}
+
+/// Decides about `failure` at `now`; `jitter` is a random number from 0 to 1.
+#[must_use]
+pub fn decide(failure: &Failure, config: &Config, now: Timestamp, jitter: f64) -> Decision {
+    let request = extended(&failure.request, &failure.attempt);
+    match verdict(&request, &failure.attempt, config, now, jitter) {
+        Ok(at) => Decision::Again { at, request },
+        Err((reason, message)) => Decision::Dead { reason, message, request },
+    }
+}
+
+/// When the request is due, or why it has ended.
+fn verdict(
+    request: &Request,
+    attempt: &Attempt,
+    config: &Config,
+    now: Timestamp,
+    jitter: f64,
+) -> Result<Timestamp, (Reason, String)> {
+    let last = format!("{} {}: {}", attempt.class.as_str(), attempt.code, attempt.message);
+    if attempt.class == Class::Bug {
+        return Err((Reason::Permanent, format!("the vendor says that the request is wrong; {last}")));
+    }
+    let spent = request.attempts_spent();
+    if spent >= config.attempts {
+        return Err((Reason::Exhausted, format!("all {spent} attempts are spent; the last: {last}")));
+    }
+    let at = due(request, attempt, config, now, jitter);
+    match end_of_life(request, attempt, config) {
+        (end, why) if at > end => {
+            Err((Reason::Expired, format!("due again at {at}, but {why} is over at {end}; the last: {last}")))
+        }
+        _ => Ok(at),
+    }
+}
+
+/// After which time the request is of no use, and why.
+fn end_of_life(request: &Request, attempt: &Attempt, config: &Config) -> (Timestamp, &'static str) {
+    // fetch always fills requested_at in; a failure from elsewhere may lack it.
+    let asked = request.requested_at.or(request.history.first().map(|first| first.at)).unwrap_or(attempt.at);
+    let too_old = asked.after(config.age_limit);
+    match request.expires_at {
+        Some(expires) if expires <= too_old => (expires, "its time (expires_at)"),
+        _ => (too_old, "the age limit"),
+    }
+}
+
+/// When the request is due: never before the vendor's own time, if it gave one.
+fn due(request: &Request, attempt: &Attempt, config: &Config, now: Timestamp, jitter: f64) -> Timestamp {
+    // From the failure, not from now: a restart of this stage makes nobody wait again. The other machine's
+    // clock may be ahead.
+    let failed = attempt.at.min(now);
+    let told = attempt.not_before.filter(|told| *told > failed);
+    let at = if attempt.class.spends_an_attempt() {
+        let waited = failed.after(share(backoff(config, request.attempts_spent()), jitter));
+        told.map_or(waited, |told| told.max(waited))
+    } else {
+        // At least half of it: here waiting is the point, not spreading.
+        let half = patience(&request.history) / 2;
+        told.unwrap_or_else(|| failed.after(half + share(half, jitter)))
+    };
+    at.max(now)
+}
+
+/// The longest delay after `spent` attempts: `base · factor^(spent − 1)`, at most `cap`.
+///
+/// The delay itself is anything from nothing to this ("full jitter"): requests that failed together spread out.
+fn backoff(config: &Config, spent: u32) -> Duration {
+    let exponent = i32::try_from(spent.saturating_sub(1)).unwrap_or(i32::MAX);
+    let seconds = config.base.as_secs_f64() * config.factor.max(1.0).powi(exponent);
+    Duration::try_from_secs_f64(seconds).unwrap_or(config.cap).min(config.cap)
+}
+
+/// The longest delay after a throttle or refused account, doubled with each one in a row.
+fn patience(history: &[Attempt]) -> Duration {
+    let in_a_row = history.iter().rev().take_while(|attempt| !attempt.class.spends_an_attempt()).count();
+    let doublings = u32::try_from(in_a_row.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
+    WAIT_FIRST.saturating_mul(1 << doublings).min(WAIT_MAX)
+}
+
+/// A share of a time; a number that is no share counts as all of it.
+fn share(of: Duration, jitter: f64) -> Duration {
+    if (0.0..=1.0).contains(&jitter) { of.mul_f64(jitter) } else { of }
+}
+
+/// The request with `attempt` at the end of its history, which stays bounded.
+fn extended(request: &Request, attempt: &Attempt) -> Request {
+    let mut request = request.clone();
+    request.history.push(attempt.clone());
+    let total = request.history.len();
+    let spent = request.history.iter().filter(|attempt| attempt.class.spends_an_attempt()).count();
+    let mut surplus = (total - spent).saturating_sub(HISTORY_LIMIT.saturating_sub(spent).max(SPARE_MIN));
+    let mut index = 0;
+    request.history.retain(|attempt| {
+        let left_out = surplus > 0 && index >= HISTORY_HEAD && !attempt.class.spends_an_attempt();
+        surplus -= usize::from(left_out);
+        index += 1;
+        !left_out
+    });
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::{ItemId, RequestId, SourceName};
+
+    const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+    fn after(seconds: u64) -> Timestamp {
+        NOW.after(Duration::from_secs(seconds))
+    }
+
+    fn attempt(class: Class, at: Timestamp) -> Attempt {
+        Attempt {
+            at,
+            account: None,
+            class,
+            code: "the.code".to_owned(),
+            message: "the words".to_owned(),
+            http_status: None,
+            latency_ms: 5,
+            not_before: None,
+        }
+    }
+
+    /// The last of `classes` has just failed, the others stand in the history.
+    fn failure(classes: &[Class]) -> Failure {
+        let (last, earlier) = classes.split_last().unwrap();
+        let mut request = Request::new(ItemId::new("1").unwrap());
+        request.requested_at = Some(NOW);
+        request.history = earlier.iter().map(|class| attempt(*class, NOW)).collect();
+        Failure {
+            request_id: RequestId::new("r1").unwrap(),
+            source: SourceName::new("ali1688").unwrap(),
+            request,
+            attempt: attempt(*last, NOW),
+        }
+    }
+
+    fn due_in(failure: &Failure, jitter: f64) -> Duration {
+        match decide(failure, &Config::default(), NOW, jitter) {
+            Decision::Again { at, .. } => at.since(NOW),
+            dead @ Decision::Dead { .. } => panic!("{dead:?}"),
+        }
+    }
+
+    fn reason(failure: &Failure, config: &Config, now: Timestamp) -> Reason {
+        match decide(failure, config, now, 1.0) {
+            Decision::Dead { reason, .. } => reason,
+            again @ Decision::Again { .. } => panic!("{again:?}"),
+        }
+    }
+
+    use Class::{Bug, Denied, Malformed, Outage, Throttled};
+
+    #[test]
+    fn delays_grow_with_spent_attempts_and_with_throttles_in_a_row() {
+        let table: &[(&[Class], u64)] = &[
+            (&[Outage], 5_000),
+            (&[Outage, Malformed], 10_000),
+            (&[Outage, Throttled, Denied, Outage, Outage], 20_000),
+            (&[Throttled], 1_000),
+            (&[Denied], 1_000),
+            (&[Throttled, Denied, Throttled], 4_000),
+            (&[Throttled, Throttled, Outage, Throttled], 1_000),
+            (&[Throttled; 40], 60_000),
+        ];
+        for (classes, expected) in table {
+            assert_eq!(due_in(&failure(classes), 1.0).as_millis(), u128::from(*expected), "{classes:?}");
+        }
+        assert_eq!(due_in(&failure(&[Outage]), 0.0), Duration::ZERO, "full jitter begins at nothing");
+        assert_eq!(due_in(&failure(&[Throttled]), 0.0), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn the_vendors_time_rules_throttles_and_delays_the_rest() {
+        let mut throttled = failure(&[Throttled, Throttled, Throttled, Throttled]);
+        throttled.attempt.not_before = Some(after(2));
+        assert_eq!(due_in(&throttled, 1.0), Duration::from_secs(2), "neither earlier nor later");
+        // "Retry-After: 0" tells nothing.
+        throttled.attempt.not_before = Some(NOW);
+        assert_eq!(due_in(&throttled, 1.0), Duration::from_secs(8));
+
+        let mut outage = failure(&[Outage]);
+        outage.attempt.not_before = Some(after(3));
+        assert_eq!(due_in(&outage, 0.0), Duration::from_secs(3));
+        assert_eq!(due_in(&outage, 1.0), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn the_delay_counts_from_the_failure_whatever_the_other_clock_shows() {
+        let config = Config::default();
+        let at = |failed: Timestamp| {
+            let mut failure = failure(&[Outage]);
+            failure.attempt.at = failed;
+            match decide(&failure, &config, after(60), 1.0) {
+                Decision::Again { at, .. } => at,
+                dead @ Decision::Dead { .. } => panic!("{dead:?}"),
+            }
+        };
+        assert_eq!(at(after(58)), after(63));
+        assert_eq!(at(NOW), after(60), "due long ago: now");
+        assert_eq!(at(after(3_600)), after(65), "a clock an hour ahead");
+    }
+
+    #[test]
+    fn a_request_ends_for_the_first_reason_that_applies() {
+        let config = Config::default();
+        assert_eq!(reason(&failure(&[Bug]), &config, NOW), Reason::Permanent);
+        assert_eq!(reason(&failure(&[Outage; 5]), &config, NOW), Reason::Exhausted);
+        assert_eq!(reason(&failure(&[Outage]), &Config { attempts: 1, ..config.clone() }, NOW), Reason::Exhausted);
+        let mut five = vec![Throttled; 30];
+        five.extend([Outage; 5]);
+        assert_eq!(reason(&failure(&five), &config, NOW), Reason::Exhausted);
+        assert_eq!(reason(&failure(&[Throttled]), &config, after(24 * 3_600 + 1)), Reason::Expired);
+        let mut short = failure(&[Outage]);
+        short.request.expires_at = Some(after(4));
+        assert_eq!(reason(&short, &config, NOW), Reason::Expired);
+        short.request.expires_at = Some(after(5));
+        assert_eq!(due_in(&short, 1.0), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_dead_letter_says_why_and_has_the_whole_history() {
+        let Decision::Dead { message, request, .. } = decide(&failure(&[Outage; 5]), &Config::default(), NOW, 0.5)
+        else {
+            panic!("five attempts are all")
+        };
+        assert_eq!(message, "all 5 attempts are spent; the last: outage the.code: the words");
+        assert_eq!(request.history.len(), 5);
+    }
+
+    #[test]
+    fn a_request_without_a_time_is_as_old_as_its_first_failure() {
+        let mut failure = failure(&[Throttled, Throttled]);
+        failure.request.requested_at = None;
+        failure.request.history[0].at = NOW;
+        assert_eq!(reason(&failure, &Config::default(), after(24 * 3_600 + 1)), Reason::Expired);
+    }
+
+    #[test]
+    fn a_long_history_loses_its_middle_but_no_spent_attempt() {
+        let config = Config { attempts: 100, ..Config::default() };
+        let mut failure = failure(&[Throttled]);
+        for round in 0u32..400 {
+            failure.attempt.latency_ms = round;
+            failure.attempt.class = if round % 5 == 4 { Outage } else { Throttled };
+            let Decision::Again { request, .. } = decide(&failure, &config, NOW, 0.5) else { break };
+            assert_eq!(request.attempts_spent(), (round + 1) / 5, "round {round}");
+            assert!(request.history.len() <= HISTORY_LIMIT.max((round as usize + 1) / 5 + SPARE_MIN), "round {round}");
+            assert_eq!(request.history.last(), Some(&failure.attempt));
+            if round < 200 {
+                let first: Vec<u32> = request.history.iter().take(5).map(|attempt| attempt.latency_ms).collect();
+                assert!([0, 1, 2, 3, 4].starts_with(&first), "{first:?}");
+            }
+            failure.request = request;
+        }
+        assert_eq!(failure.request.attempts_spent(), 80);
+    }
+
+    fn class() -> impl Strategy<Value = Class> {
+        prop::sample::select(Class::ALL.to_vec())
+    }
+
+    proptest! {
+        #[test]
+        fn a_request_is_never_due_early_nor_later_than_the_bound(
+            classes in prop::collection::vec(class(), 1..70), jitter in -0.5f64..1.5,
+            told in prop::option::of(-100i64..100_000), base_ms in 0u64..100_000, factor in 0.0f64..10.0,
+        ) {
+            let config = Config { base: Duration::from_millis(base_ms), factor, attempts: 60, ..Config::default() };
+            let mut failure = failure(&classes);
+            failure.attempt.not_before = told.map(|told| Timestamp::from_millis(NOW.as_millis() + told));
+            if let Decision::Again { at, request } = decide(&failure, &config, NOW, jitter) {
+                let earliest = failure.attempt.not_before.unwrap_or(NOW).max(NOW);
+                prop_assert!(at >= earliest);
+                prop_assert!(at <= earliest.max(NOW.after(config.cap.max(WAIT_MAX))));
+                prop_assert!(request.attempts_spent() < config.attempts);
+            }
+        }
+
+        #[test]
+        fn the_bound_never_shrinks(spent in 1u32..2_000, factor in 0.0f64..1e9, base_ms in 0u64..10_000_000) {
+            let config = Config { factor, base: Duration::from_millis(base_ms), ..Config::default() };
+            prop_assert!(backoff(&config, spent) <= backoff(&config, spent + 1));
+            prop_assert!(backoff(&config, spent) <= config.cap);
+        }
+
+        #[test]
+        fn every_request_ends(classes in prop::collection::vec(class(), 1..20), jitter in 0.0f64..1.0) {
+            let config = Config::default();
+            let (mut failure, mut now) = (failure(&[Throttled]), NOW);
+            // The same weather over and over; a day of throttles takes the longest: 24 h at 30 s and more.
+            for round in 0.. {
+                prop_assert!(round <= 3_000, "still alive at {now}");
+                failure.attempt = attempt(classes[round % classes.len()], now);
+                let Decision::Again { at, request } = decide(&failure, &config, now, jitter) else { break };
+                prop_assert!(at <= NOW.after(config.age_limit));
+                prop_assert!(request.history.len() <= HISTORY_LIMIT);
+                (failure.request, now) = (request, at);
+            }
+        }
+    }
+}
