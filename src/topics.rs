@@ -127,3 +127,35 @@ impl Topics {
         self.config.replication
     }
 }
+
+/// The names of the consumer groups, one word per stage.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    prefix: String,
+}
+
+impl Groups {
+    /// The groups whose names begin with `prefix`.
+    #[must_use]
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into() }
+    }
+
+    /// Reads the requests of one source.
+    #[must_use]
+    pub fn fetch(&self, source: &SourceName) -> String {
+        format!("{}.fetch.{source}", self.prefix)
+    }
+
+    /// Reads the failures.
+    #[must_use]
+    pub fn retry(&self) -> String {
+        format!("{}.retry", self.prefix)
+    }
+
+    /// Reads everything.
+    #[must_use]
+    pub fn sink(&self) -> String {
+        format!("{}.sink", self.prefix)
+    }
+}

@@ -1,0 +1,493 @@
+//! The AOP gateway as a decision: its checks in its order, and the reply to each call. No I/O.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use secrecy::ExposeSecret;
+
+use super::{
+    catalogue::{Askings, Catalogue, Mishap, OffShelf, Shelf, Trouble},
+    dice::{Question, roll},
+    limiter::{Limiter, Quota},
+    product::{self, Showing},
+    stats::{Outcome, Refused},
+};
+use crate::{
+    platform::{Account, ali1688::sign},
+    runtime::clock::{Clock, Timestamp},
+};
+
+/// The only API that is served.
+pub(super) const API: &str = "param2/1/com.alibaba.product/alibaba.product.get";
+
+/// How many troubled items are remembered: by default those of 15 million ids.
+const ASKINGS_LIMIT: usize = 262_144;
+
+/// A call as it came over the wire.
+pub(super) struct Call<'a> {
+    /// From `param2/` on.
+    pub(super) path: &'a str,
+    /// Query and form together.
+    pub(super) params: &'a [(String, String)],
+    /// Since the gateway's start.
+    pub(super) arrived: Duration,
+}
+
+/// What the gateway does with a call.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) outcome: Outcome,
+    /// The account's index, if its key is known.
+    pub(super) account: Option<usize>,
+    /// The item, if the call got as far as being about one.
+    pub(super) item: Option<u64>,
+    pub(super) reply: Reply,
+    /// The call's number: what is rolled per call (latency, request id) is rolled for it.
+    pub(super) serial: u64,
+}
+
+impl Verdict {
+    /// Whether the call got behind the gateway. A refusal at the door takes no time.
+    pub(super) fn takes_time(&self) -> bool {
+        match self.outcome {
+            Outcome::Found | Outcome::Absent | Outcome::OffShelf | Outcome::InjectedFailure => true,
+            Outcome::Refused(_) | Outcome::InjectedThrottle => false,
+        }
+    }
+}
+
+/// What goes back over the wire.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// A whole HTTP reply, whatever it says.
+    Http { status: u16, content_type: &'static str, body: String },
+    /// Nothing: the connection closes.
+    Cut,
+}
+
+const JSON: &str = "application/json;charset=UTF-8";
+const HTML: &str = "text/html;charset=UTF-8";
+
+/// The gateway and what it remembers.
+#[derive(Debug)]
+pub(super) struct Gateway {
+    accounts: Vec<Account>,
+    limiters: Vec<Mutex<Limiter>>,
+    by_key: HashMap<String, usize>,
+    catalogue: Catalogue,
+    askings: Mutex<Askings>,
+    drift: Option<Duration>,
+    clock: Clock,
+    calls: AtomicU64,
+}
+
+/// A refusal by the gateway itself.
+struct Refusal {
+    outcome: Outcome,
+    status: u16,
+    code: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { outcome: Outcome::Refused(Refused::Other), status: 400, code, message: message.into() }
+    }
+
+    fn throttle(outcome: Outcome) -> Self {
+        Self { outcome, ..Self::new("gw.QosAppFrequencyLimit", "App call exceeds limited frequency") }
+    }
+}
+
+impl Gateway {
+    pub(super) fn new(
+        accounts: Vec<Account>,
+        quota: Quota,
+        catalogue: Catalogue,
+        drift: Option<Duration>,
+        clock: Clock,
+    ) -> Self {
+        let limiter = |index| {
+            let phase = roll(catalogue.seed, Question::Phase, index);
+            Mutex::new(Limiter::new(quota, Duration::from_nanos(phase)))
+        };
+        Self {
+            limiters: (0..accounts.len() as u64).map(limiter).collect(),
+            by_key: accounts.iter().enumerate().map(|(index, account)| (account.app_key.clone(), index)).collect(),
+            accounts,
+            catalogue,
+            askings: Mutex::new(Askings::new(ASKINGS_LIMIT)),
+            drift,
+            clock,
+            calls: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn accounts(&self) -> &[Account] {
+        &self.accounts
+    }
+
+    /// Judges a call and makes the reply.
+    pub(super) fn judge(&self, call: &Call<'_>) -> Verdict {
+        let serial = self.calls.fetch_add(1, Relaxed);
+        let mut verdict = Verdict { outcome: Outcome::Found, account: None, item: None, reply: Reply::Cut, serial };
+        let (outcome, reply) = match self.checked(call, &mut verdict) {
+            Ok(item) => self.business(item),
+            Err(refusal) => (refusal.outcome, self.refusal_body(serial, &refusal)),
+        };
+        Verdict { outcome, reply, ..verdict }
+    }
+
+    /// The gateway's checks, in the order that the real one was seen to use: API, app key, signature, frequency,
+    /// token, parameters. Where frequency stands is an assumption.
+    fn checked(&self, call: &Call<'_>, verdict: &mut Verdict) -> Result<u64, Refusal> {
+        let key = app_key(call.path)?;
+        let index = *self
+            .by_key
+            .get(key)
+            .ok_or_else(|| Refusal::new("gw.AppKeyNotFound", format!("The request app key {key} is not found")))?;
+        verdict.account = Some(index);
+        let account = &self.accounts[index];
+        check_signature(call, account)?;
+        let item = param(call.params, "productID").and_then(|text| text.parse().ok());
+        self.check_frequency(call.arrived, index, item, verdict)?;
+        self.check_token(call, account, verdict.serial)?;
+        let item = check_params(call.params, item)?;
+        verdict.item = Some(item);
+        Ok(item)
+    }
+
+    fn check_frequency(
+        &self,
+        arrived: Duration,
+        account: usize,
+        item: Option<u64>,
+        verdict: &mut Verdict,
+    ) -> Result<(), Refusal> {
+        if !self.limiters[account].lock().unwrap_or_else(PoisonError::into_inner).admit(arrived) {
+            return Err(Refusal::throttle(Outcome::Refused(Refused::Violation)));
+        }
+        if let Some(item) = item
+            && matches!(self.catalogue.trouble(item), Trouble::Throttled { .. })
+            && self.catalogue.throttles(item, self.ask(item))
+        {
+            verdict.item = Some(item);
+            return Err(Refusal::throttle(Outcome::InjectedThrottle));
+        }
+        Ok(())
+    }
+
+    fn check_token(&self, call: &Call<'_>, account: &Account, serial: u64) -> Result<(), Refusal> {
+        let expected = account.access_token.as_ref().map(ExposeSecret::expose_secret);
+        if param(call.params, "access_token") == expected {
+            return Ok(());
+        }
+        // Seen in the wild with either status: a client has to read the body.
+        let odd = roll(self.catalogue.seed, Question::TokenSpelling, serial) % 2 == 1;
+        Err(Refusal {
+            outcome: Outcome::Refused(Refused::Unauthorised),
+            status: if odd { 401 } else { 200 },
+            ..Refusal::new("401", "Request need user authorized")
+        })
+    }
+
+    /// Behind the gateway: the product service, and what befalls it.
+    fn business(&self, item: u64) -> (Outcome, Reply) {
+        let now = self.clock.now();
+        let asked = match self.catalogue.trouble(item) {
+            Trouble::Failing { .. } | Trouble::Broken { .. } | Trouble::Hopeless => self.ask(item),
+            Trouble::None | Trouble::Throttled { .. } => 0,
+        };
+        if let Some(mishap) = self.catalogue.mishap(item, asked) {
+            return (Outcome::InjectedFailure, self.mishap(item, mishap, now));
+        }
+        let ok = |body| Reply::Http { status: 200, content_type: JSON, body };
+        match self.catalogue.shelf(item) {
+            Shelf::Found => (Outcome::Found, ok(self.product(item, "published", now))),
+            Shelf::OffShelf(OffShelf::Status(status)) => (Outcome::OffShelf, ok(self.product(item, status, now))),
+            Shelf::OffShelf(OffShelf::Message) => (Outcome::OffShelf, ok(product::nothing("商品已下架"))),
+            Shelf::Absent => (Outcome::Absent, ok(product::nothing("商品不存在"))),
+        }
+    }
+
+    fn mishap(&self, item: u64, mishap: Mishap, now: Timestamp) -> Reply {
+        let http = |status, content_type, body| Reply::Http { status, content_type, body };
+        match mishap {
+            Mishap::Timeout => {
+                let refusal = Refusal::new("gw.ISPInvokeTimeout", "Invoke ISP service timeout");
+                self.refusal_body(roll(self.catalogue.seed, Question::Mishap, item), &refusal)
+            }
+            Mishap::InternalError => {
+                http(500, JSON, r#"{"status":500,"error":"Internal Server Error","path":"/openapi"}"#.into())
+            }
+            Mishap::BadGateway => {
+                http(502, HTML, "<html><head><title>502 Bad Gateway</title></head><body>Tengine</body></html>".into())
+            }
+            Mishap::Cut => Reply::Cut,
+            Mishap::Truncated => {
+                let mut body = self.product(item, "published", now);
+                // Before the first Chinese character: the cut is between characters.
+                body.truncate(60);
+                http(200, JSON, body)
+            }
+            Mishap::Page => http(200, HTML, "<!DOCTYPE html><html><body>系统繁忙，请稍后再试</body></html>".into()),
+            Mishap::Empty => http(200, JSON, String::new()),
+            Mishap::WrongItem => http(200, JSON, self.product(item + 1, "published", now)),
+        }
+    }
+
+    fn product(&self, id: u64, status: &'static str, now: Timestamp) -> String {
+        product::reply(Showing { seed: self.catalogue.seed, id, status, now, drift: self.drift })
+    }
+
+    fn refusal_body(&self, serial: u64, refusal: &Refusal) -> Reply {
+        let (code, message) = (refusal.code, &refusal.message);
+        let request_id = roll(self.catalogue.seed, Question::RequestId, serial);
+        // `exception` repeats the message on the real gateway too.
+        let body = serde_json::json!({
+            "error_code": code,
+            "error_message": message,
+            "exception": message,
+            "request_id": format!("{request_id:016x}{serial:08x}"),
+        });
+        Reply::Http { status: refusal.status, content_type: JSON, body: body.to_string() }
+    }
+
+    fn ask(&self, item: u64) -> u32 {
+        self.askings.lock().unwrap_or_else(PoisonError::into_inner).ask(item)
+    }
+}
+
+/// The app key at the end of a path of [`API`].
+fn app_key(path: &str) -> Result<&str, Refusal> {
+    let unsupported = || Refusal::new("gw.APIUnsupported", "The request API is not supported");
+    let key = match path.strip_prefix(API).ok_or_else(unsupported)? {
+        "" => "",
+        rest => rest.strip_prefix('/').ok_or_else(unsupported)?,
+    };
+    if key.is_empty() {
+        return Err(Refusal::new("gw.AppKeyMissing", "The request app key is missing"));
+    }
+    Ok(key)
+}
+
+fn check_signature(call: &Call<'_>, account: &Account) -> Result<(), Refusal> {
+    let given = param(call.params, sign::SIGNATURE)
+        .filter(|given| !given.is_empty())
+        .ok_or_else(|| Refusal::new("gw.SignatureMissing", "The request signature is missing"))?;
+    if sign::verify(call.path, call.params, account.app_secret.expose_secret(), given) {
+        Ok(())
+    } else {
+        Err(Refusal::new("gw.SignatureInvalid", "The request signature is invalid"))
+    }
+}
+
+/// `item` is `productID` if that is a number.
+fn check_params(params: &[(String, String)], item: Option<u64>) -> Result<u64, Refusal> {
+    let missing = |name| Refusal::new("gw.ParamMissing", format!("Required argument {name}"));
+    param(params, "webSite").filter(|site| !site.is_empty()).ok_or_else(|| missing("webSite"))?;
+    item.ok_or_else(|| missing("productID"))
+}
+
+fn param<'a>(params: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    params.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::{accounts, catalogue::Shares};
+
+    const ITEM: &str = "584051070147";
+
+    fn gateway(quota: Quota, shares: Shares) -> Gateway {
+        let catalogue = Catalogue { seed: 7, shares };
+        Gateway::new(accounts::generate(7, 2).unwrap(), quota, catalogue, None, Clock::System)
+    }
+
+    fn code(verdict: &Verdict) -> String {
+        match &verdict.reply {
+            Reply::Cut => "cut".into(),
+            Reply::Http { body, .. } => {
+                let value: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+                value["error_code"].as_str().unwrap_or("ok").to_owned()
+            }
+        }
+    }
+
+    /// A call that is right in every way, to be spoiled.
+    struct Draft {
+        path: String,
+        secret: String,
+        params: Vec<(String, String)>,
+    }
+
+    impl Draft {
+        fn new(gateway: &Gateway, item: &str) -> Self {
+            let account = &gateway.accounts[0];
+            let token = account.access_token.as_ref().unwrap().expose_secret();
+            let params = [("access_token", token), ("productID", item), ("webSite", "1688")];
+            Self {
+                path: format!("{API}/{}", account.app_key),
+                secret: account.app_secret.expose_secret().to_owned(),
+                params: params.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            }
+        }
+
+        fn without(mut self, name: &str) -> Self {
+            self.params.retain(|(key, _)| key != name);
+            self
+        }
+
+        fn with(self, name: &str, value: &str) -> Self {
+            let mut draft = self.without(name);
+            draft.params.push((name.to_owned(), value.to_owned()));
+            draft
+        }
+
+        fn signed(self) -> Self {
+            let signature = sign::signature(&self.path, &self.params, &self.secret);
+            self.with(sign::SIGNATURE, &signature)
+        }
+
+        fn judged(&self, gateway: &Gateway) -> Verdict {
+            gateway.judge(&Call { path: &self.path, params: &self.params, arrived: Duration::ZERO })
+        }
+    }
+
+    /// Each call is wrong in the named way *and in all ways that are checked later*, so the order matters.
+    #[test]
+    fn the_gateway_checks_in_its_order() {
+        let closed = gateway(Quota::Sliding { calls: 0, window: Duration::from_secs(1) }, Shares::NONE);
+        let open = gateway(Quota::None, Shares::NONE);
+        let bare = |path: &str| Draft { path: path.into(), secret: String::new(), params: Vec::new() };
+        let no_params = |gateway: &Gateway| Draft::new(gateway, ITEM).without("productID").without("webSite");
+        let wrong_token = |gateway: &Gateway| no_params(gateway).with("access_token", "wrong");
+
+        let unknown = bare("param2/1/com.alibaba.product/alibaba.item.get/1");
+        assert_eq!(code(&unknown.judged(&closed)), "gw.APIUnsupported");
+        assert_eq!(code(&bare(&format!("{API}x/1")).judged(&closed)), "gw.APIUnsupported");
+        assert_eq!(code(&bare(&format!("{API}/")).judged(&closed)), "gw.AppKeyMissing");
+        assert_eq!(code(&bare(&format!("{API}/999")).judged(&closed)), "gw.AppKeyNotFound");
+        assert_eq!(code(&wrong_token(&closed).judged(&closed)), "gw.SignatureMissing");
+        let forged = wrong_token(&closed).with(sign::SIGNATURE, &"A".repeat(40));
+        assert_eq!(code(&forged.judged(&closed)), "gw.SignatureInvalid");
+        assert_eq!(code(&wrong_token(&closed).signed().judged(&closed)), "gw.QosAppFrequencyLimit");
+        assert_eq!(code(&wrong_token(&open).signed().judged(&open)), "401");
+        assert_eq!(code(&no_params(&open).signed().judged(&open)), "gw.ParamMissing");
+        assert_eq!(code(&Draft::new(&open, ITEM).signed().judged(&open)), "ok");
+    }
+
+    #[test]
+    fn missing_and_wrong_parameters_are_refused() {
+        let open = gateway(Quota::None, Shares::NONE);
+        let drafts = [
+            Draft::new(&open, ITEM).without("productID"),
+            Draft::new(&open, ITEM).without("webSite"),
+            Draft::new(&open, "not-a-number"),
+            Draft::new(&open, ITEM).without("productID").with("productId", ITEM),
+        ];
+        for draft in drafts {
+            assert_eq!(code(&draft.signed().judged(&open)), "gw.ParamMissing");
+        }
+    }
+
+    #[test]
+    fn a_signature_in_base64_or_over_other_parameters_is_refused() {
+        use base64::{Engine as _, prelude::BASE64_STANDARD};
+
+        let open = gateway(Quota::None, Shares::NONE);
+        let draft = Draft::new(&open, ITEM);
+        let signature = sign::signature(&draft.path, &draft.params, &draft.secret);
+        let base64 = BASE64_STANDARD.encode(hex::decode(&signature).unwrap());
+        assert_eq!(code(&draft.with(sign::SIGNATURE, &base64).judged(&open)), "gw.SignatureInvalid");
+        let changed = Draft::new(&open, ITEM).signed().with("productID", "584051070148");
+        assert_eq!(code(&changed.judged(&open)), "gw.SignatureInvalid");
+        let others = Draft { path: format!("{API}/{}", open.accounts[1].app_key), ..Draft::new(&open, ITEM).signed() };
+        assert_eq!(code(&others.judged(&open)), "gw.SignatureInvalid");
+    }
+
+    #[test]
+    fn a_refused_token_is_spelled_both_ways() {
+        let open = gateway(Quota::None, Shares::NONE);
+        let draft = Draft::new(&open, ITEM).without("access_token").signed();
+        let status = |verdict: Verdict| match verdict.reply {
+            Reply::Http { status, .. } => status,
+            Reply::Cut => 0,
+        };
+        let statuses: Vec<u16> = (0..64).map(|_| status(draft.judged(&open))).collect();
+        assert!(statuses.contains(&200) && statuses.contains(&401), "{statuses:?}");
+        let again = gateway(Quota::None, Shares::NONE);
+        assert_eq!(statuses, (0..64).map(|_| status(draft.judged(&again))).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn each_account_has_a_quota_of_its_own() {
+        let limited = gateway(Quota::Bucket { rate: 10.0, burst: 2 }, Shares::NONE);
+        let draft = Draft::new(&limited, ITEM).signed();
+        let codes: Vec<String> = (0..3).map(|_| code(&draft.judged(&limited))).collect();
+        assert_eq!(codes, ["ok", "ok", "gw.QosAppFrequencyLimit"]);
+        let other = &limited.accounts[1];
+        let second = Draft {
+            path: format!("{API}/{}", other.app_key),
+            secret: other.app_secret.expose_secret().into(),
+            ..Draft::new(&limited, ITEM).with("access_token", other.access_token.as_ref().unwrap().expose_secret())
+        };
+        let verdict = second.signed().judged(&limited);
+        assert_eq!((code(&verdict).as_str(), verdict.account), ("ok", Some(1)));
+    }
+
+    #[test]
+    fn a_failing_item_is_found_when_asked_again() {
+        let failing = gateway(Quota::None, Shares { failing: 1.0, ..Shares::NONE });
+        for item in 600_000_000_000_u64..600_000_000_200 {
+            let draft = Draft::new(&failing, &item.to_string()).signed();
+            let outcomes: Vec<Outcome> = (0..4).map(|_| draft.judged(&failing).outcome).collect();
+            assert_eq!(outcomes[0], Outcome::InjectedFailure, "{item}");
+            assert_eq!(outcomes[3], Outcome::Found, "{item}");
+        }
+    }
+
+    #[test]
+    fn an_injected_throttle_is_no_violation_and_passes() {
+        let throttling = gateway(Quota::None, Shares { throttled: 1.0, ..Shares::NONE });
+        let draft = Draft::new(&throttling, ITEM).signed();
+        let first = draft.judged(&throttling);
+        assert_eq!((first.outcome, code(&first).as_str()), (Outcome::InjectedThrottle, "gw.QosAppFrequencyLimit"));
+        draft.judged(&throttling);
+        assert_eq!(draft.judged(&throttling).outcome, Outcome::Found);
+    }
+
+    #[test]
+    fn a_reply_that_makes_no_sense_is_never_a_product_of_the_item() {
+        let broken = gateway(Quota::None, Shares { broken: 1.0, ..Shares::NONE });
+        for item in 600_000_000_000_u64..600_000_000_200 {
+            let verdict = Draft::new(&broken, &item.to_string()).signed().judged(&broken);
+            let Reply::Http { status: 200, body, .. } = verdict.reply else { panic!("{item}: {verdict:?}") };
+            let value: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+            assert_ne!(value["productInfo"]["productID"], item);
+        }
+    }
+
+    #[test]
+    fn absent_and_off_shelf_items_say_so() {
+        let absent = gateway(Quota::None, Shares { absent: 1.0, ..Shares::NONE });
+        let verdict = Draft::new(&absent, ITEM).signed().judged(&absent);
+        assert_eq!(verdict.outcome, Outcome::Absent);
+        assert!(matches!(&verdict.reply, Reply::Http { status: 200, body, .. } if !body.contains("productInfo")));
+
+        let off = gateway(Quota::None, Shares { off_shelf: 1.0, ..Shares::NONE });
+        for item in 600_000_000_000_u64..600_000_000_100 {
+            let verdict = Draft::new(&off, &item.to_string()).signed().judged(&off);
+            assert_eq!(verdict.outcome, Outcome::OffShelf);
+            let Reply::Http { body, .. } = verdict.reply else { panic!("cut") };
+            assert!(!body.contains("published"), "{body}");
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The gateway over HTTP/1.1: arrival times, latency, cut connections, and `/stats`.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, RequestExt, Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, Form, Query, Request, State},
+    http::{HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+    serve::ListenerExt,
+};
+use tokio::{net::TcpListener, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Latency, Options, SimulateError, accounts,
+    aop::{Call, Gateway, Reply},
+    catalogue::Catalogue,
+    dice::{Question, roll},
+    stats::{Report, Stats},
+};
+use crate::{platform::Account, runtime::clock::Clock};
+
+/// The longest form that is read, in bytes.
+const FORM_LIMIT: usize = 64 * 1024;
+
+/// How long a stop waits for calls in flight.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A running simulator; it stops when this is dropped.
+#[derive(Debug)]
+pub struct Simulator {
+    address: SocketAddr,
+    world: Arc<World>,
+    stop: CancellationToken,
+    server: JoinSet<io::Result<()>>,
+}
+
+#[derive(Debug)]
+struct World {
+    gateway: Gateway,
+    stats: Stats,
+    latency: Latency,
+    seed: u64,
+    started: Instant,
+}
+
+/// Starts a simulator on [`Options::listen`].
+///
+/// # Errors
+/// [`SimulateError`] if an option is out of range, the accounts' file cannot be written or the address is taken.
+pub async fn start(options: Options, clock: Clock) -> Result<Simulator, SimulateError> {
+    options.check()?;
+    let accounts = accounts::generate(options.seed, options.accounts)?;
+    // Before listening: whoever sees the port open finds the file.
+    if let Some(path) = &options.accounts_file {
+        accounts::write(path, &accounts)
+            .map_err(|source| SimulateError::AccountsFile { path: path.clone(), source })?;
+    }
+    let refused = |source| SimulateError::Listen { address: options.listen, source };
+    let listener = TcpListener::bind(options.listen).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+
+    let catalogue = Catalogue { seed: options.seed, shares: options.shares };
+    let world = Arc::new(World {
+        stats: Stats::new(accounts.len()),
+        gateway: Gateway::new(accounts, options.quota, catalogue, options.drift, clock),
+        latency: options.latency,
+        seed: options.seed,
+        started: Instant::now(),
+    });
+    let stop = CancellationToken::new();
+    let mut server = JoinSet::new();
+    server.spawn(serve(listener, router(Arc::clone(&world)), stop.clone()));
+    Ok(Simulator { address, world, stop, server })
+}
+
+impl Simulator {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The base URL, like the real gateway's `https://gw.open.1688.com`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The accounts that it knows.
+    pub fn accounts(&self) -> &[Account] {
+        self.world.gateway.accounts()
+    }
+
+    /// What it has counted.
+    pub fn stats(&self) -> Report {
+        self.world.report()
+    }
+
+    /// Sets the counts to zero. What the world remembers of troubled items and quotas stays.
+    pub fn reset(&self) {
+        self.world.stats.reset(self.world.started.elapsed());
+    }
+
+    /// Waits until the server ends by itself, which only an error makes it do.
+    ///
+    /// # Errors
+    /// [`SimulateError::Serve`] with that error.
+    ///
+    /// # Cancellation
+    /// Safe: the server goes on.
+    pub async fn ended(&mut self) -> Result<(), SimulateError> {
+        match self.server.join_next().await {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(source))) => Err(SimulateError::Serve { address: self.address, source }),
+            Some(Err(error)) => Err(SimulateError::Serve { address: self.address, source: io::Error::other(error) }),
+        }
+    }
+
+    /// Stops after the calls in flight, or after five seconds.
+    ///
+    /// # Errors
+    /// [`SimulateError::Serve`] if the server had ended with an error.
+    pub async fn stop(mut self) -> Result<(), SimulateError> {
+        self.stop.cancel();
+        tokio::time::timeout(STOP_LIMIT, self.ended()).await.unwrap_or(Ok(()))
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        // Ends the connections too, which are tasks of their own.
+        self.stop.cancel();
+    }
+}
+
+impl World {
+    fn report(&self) -> Report {
+        let accounts = self.gateway.accounts();
+        self.stats.report(self.started.elapsed(), |index| accounts[index].alias.to_string())
+    }
+}
+
+async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> io::Result<()> {
+    let listener = listener.tap_io(|socket| {
+        // Without it a reply may wait 40 ms for the client's acknowledgement. A socket that refuses is closing.
+        let _ = socket.set_nodelay(true);
+    });
+    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+fn router(world: Arc<World>) -> Router {
+    Router::new()
+        .route("/openapi/{*path}", any(call))
+        .route("/stats", get(|State(world): State<Arc<World>>| async move { Json(world.report()) }))
+        .route("/reset", post(reset))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .layer(DefaultBodyLimit::max(FORM_LIMIT))
+        .with_state(world)
+}
+
+async fn reset(State(world): State<Arc<World>>) -> StatusCode {
+    world.stats.reset(world.started.elapsed());
+    StatusCode::NO_CONTENT
+}
+
+/// One call to the gateway.
+async fn call(State(world): State<Arc<World>>, request: Request) -> Response {
+    // The head has just been read: this is the arrival that the quota is judged by, whatever follows.
+    let arrived = world.started.elapsed();
+    if request.method() != Method::GET && request.method() != Method::POST {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    }
+    let in_flight = world.stats.arrive(arrived);
+    let path = request.uri().path().strip_prefix("/openapi/").unwrap_or_default().to_owned();
+    let params = params(request).await;
+    let verdict = world.gateway.judge(&Call { path: &path, params: &params, arrived });
+    if let Some(item) = verdict.item {
+        world.stats.asked_for(item);
+    }
+    if verdict.takes_time() {
+        let latency = world.latency.pick(roll(world.seed, Question::Latency, verdict.serial));
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+    }
+    in_flight.answer(verdict.outcome, verdict.account);
+    response(verdict.reply)
+}
+
+/// Query and form together, as the gateway takes them. What is no form has no parameters, and so no signature.
+async fn params(request: Request) -> Vec<(String, String)> {
+    let query = Query::<Vec<(String, String)>>::try_from_uri(request.uri());
+    let mut params = query.map_or_else(|_| Vec::new(), |Query(params)| params);
+    if request.method() == Method::POST
+        && let Ok(Form(form)) = request.extract::<Form<Vec<(String, String)>>, _>().await
+    {
+        params.extend(form);
+    }
+    params
+}
+
+fn response(reply: Reply) -> Response {
+    match reply {
+        Reply::Http { status, content_type, body } => {
+            let mut response = Response::new(Body::from(body));
+            *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+            response
+        }
+        // A body that fails before its first byte: the server drops the connection with the head unsent.
+        Reply::Cut => Response::new(Body::from_stream(futures::stream::once(async {
+            Err::<Bytes, io::Error>(io::ErrorKind::ConnectionAborted.into())
+        }))),
+    }
+}
