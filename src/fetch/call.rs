@@ -13,7 +13,7 @@ use crate::{
         codec::{self, Received},
         trace,
     },
-    platform::{Account, Answer, Refusal, Reply, Vendor, http},
+    platform::{Account, Answer, Refusal, Reply, Vendor, http, redact},
     quota::guard::Guard,
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
@@ -147,7 +147,7 @@ impl Caller {
     fn conclude(&self, account: usize, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {
         let account_secrets = &self.parts.accounts[account];
         let clean = |mut refusal: Refusal| {
-            refusal.message = account_secrets.redact(&refusal.message);
+            refusal.message = redact(account_secrets, &refusal.message).into_owned();
             refusal
         };
         let mut worst = None;

@@ -131,6 +131,13 @@ mod tests {
         assert_eq!(guard.held_total(), 1);
     }
 
+    #[tokio::test]
+    async fn a_call_that_need_not_wait_is_not_counted_by_a_clock_that_runs() {
+        let guard = Guard::new(&[Some(limit(10, 3))], None);
+        assert_eq!(guard.pass(0).await, Duration::ZERO);
+        assert_eq!(guard.held_total(), 0);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn all_accounts_share_the_limit_of_the_address() {
         let guard = Guard::new(&[None, Some(limit(10, 5))], Some(&limit(10, 1)));
