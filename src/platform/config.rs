@@ -175,9 +175,7 @@ impl Source {
 
     fn build(config: &SourceConfig, at: Surroundings<'_>) -> Result<Self, Problem> {
         config.check()?;
-        let vendor: Arc<dyn Vendor> = match config.kind {
-            Kind::Ali1688 => Arc::new(Ali1688::new(config.settings())?),
-        };
+        let vendor = config.vendor()?;
         let accounts = accounts::load(&config.account, config.accounts_file.as_deref(), at)?;
         if accounts.is_empty() {
             return Err(Problem::NoAccount);
@@ -198,6 +196,16 @@ impl Source {
 }
 
 impl SourceConfig {
+    /// The protocol that the source speaks, set up as configured.
+    ///
+    /// # Errors
+    /// [`Problem::Pointer`] if a column's pointer is none.
+    pub fn vendor(&self) -> Result<Arc<dyn Vendor>, Problem> {
+        match self.kind {
+            Kind::Ali1688 => Ok(Arc::new(Ali1688::new(self.settings())?)),
+        }
+    }
+
     fn settings(&self) -> Settings {
         Settings {
             url: self.url.clone(),
