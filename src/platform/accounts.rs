@@ -1,8 +1,22 @@
 //! Accounts: one set of credentials each, with secrets that cannot be printed.
+//!
+//! Secrets come from the environment or from files, never from the configuration itself: that one gets
+//! copied, shown and committed.
 
-use secrecy::SecretString;
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
-use crate::message::AccountAlias;
+use figment::providers::{Format, Toml};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use super::secrets::{Inline, Readers, SecretError, SecretRef, Surroundings, read};
+use crate::{message::AccountAlias, quota::Limit};
+
+/// The longest file of accounts, in bytes: room for some 100,000.
+const ACCOUNTS_LIMIT: u64 = 64 * 1024 * 1024;
 
 /// One set of credentials with its own quota.
 #[derive(Clone, Debug)]
@@ -15,4 +29,282 @@ pub struct Account {
     pub app_secret: SecretString,
     /// Proves the user's authorisation, where the API needs one.
     pub access_token: Option<SecretString>,
+    /// What the vendor allows it; without one, the source's limit for each account counts.
+    pub limit: Option<Limit>,
+}
+
+/// `[[source.account]]`: an account whose secrets are elsewhere.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccountConfig {
+    /// What logs and records call it.
+    pub alias: AccountAlias,
+    /// The vendor's public name for it (1688: app key).
+    pub app_key: String,
+    /// Where its secret is.
+    pub app_secret: SecretRef,
+    /// Where its token is, if the API needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_token: Option<SecretRef>,
+    /// What the vendor allows it, if it differs from the source's limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+}
+
+/// Why accounts cannot be used. No message has a secret in it.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountsError {
+    /// A secret cannot be had.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// A secret of no characters.
+    #[error("account {alias}: {key} is empty")]
+    Empty {
+        /// Which account.
+        alias: AccountAlias,
+        /// Which key of it.
+        key: &'static str,
+    },
+    /// The file of accounts is no TOML, or not of the expected form.
+    #[error("accounts_file {} line {line}: {message}", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        line: usize,
+        /// What is wrong, without the line itself.
+        message: String,
+    },
+    /// An app key that cannot stand in a URL's path.
+    #[error("account {alias}: app_key {found:?} must be 1 to 64 ASCII letters, digits, `-`, `_` or `.`")]
+    AppKey {
+        /// Which account.
+        alias: AccountAlias,
+        /// What it is.
+        found: String,
+    },
+    /// Two accounts of one name.
+    #[error("account {alias} is declared twice: each alias names one account of a source")]
+    Duplicate {
+        /// The name.
+        alias: AccountAlias,
+    },
+}
+
+/// The accounts of the configuration, then those of the file, with their secrets.
+///
+/// # Errors
+/// [`AccountsError`] for the first account that cannot be used.
+pub fn load(
+    accounts: &[AccountConfig],
+    accounts_file: Option<&Path>,
+    at: Surroundings<'_>,
+) -> Result<Vec<Account>, AccountsError> {
+    let mut loaded: Vec<Account> =
+        accounts.iter().map(|account| account.resolve(at)).collect::<Result<_, AccountsError>>()?;
+    if let Some(path) = accounts_file {
+        let inline = read_accounts_file(&at.folder.join(path))?;
+        loaded.extend(inline.into_iter().map(Account::from));
+    }
+    let mut aliases = HashSet::with_capacity(loaded.len());
+    for account in &loaded {
+        account.check()?;
+        if !aliases.insert(&account.alias) {
+            return Err(AccountsError::Duplicate { alias: account.alias.clone() });
+        }
+    }
+    Ok(loaded)
+}
+
+impl AccountConfig {
+    fn resolve(&self, at: Surroundings<'_>) -> Result<Account, AccountsError> {
+        let secret = |key: &'static str, at_ref: &SecretRef| {
+            let what = format!("account {}: {key}", self.alias);
+            at_ref.resolve(&what, at)
+        };
+        Ok(Account {
+            alias: self.alias.clone(),
+            app_key: self.app_key.clone(),
+            app_secret: secret("app_secret", &self.app_secret)?,
+            access_token: self.access_token.as_ref().map(|token| secret("access_token", token)).transpose()?,
+            limit: self.limit.clone(),
+        })
+    }
+}
+
+impl Account {
+    fn check(&self) -> Result<(), AccountsError> {
+        let key = self.app_key.as_bytes();
+        if !(1..=64).contains(&key.len())
+            || !key.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+        {
+            return Err(AccountsError::AppKey { alias: self.alias.clone(), found: self.app_key.clone() });
+        }
+        let empty = |secret: &SecretString| secret.expose_secret().trim().is_empty();
+        let key = match &self.access_token {
+            _ if empty(&self.app_secret) => "app_secret",
+            Some(token) if empty(token) => "access_token",
+            _ => return Ok(()),
+        };
+        Err(AccountsError::Empty { alias: self.alias.clone(), key })
+    }
+}
+
+/// `accounts_file`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AccountsFile {
+    #[serde(default)]
+    account: Vec<InlineAccount>,
+}
+
+/// `[[account]]`: its secrets stand right there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InlineAccount {
+    alias: AccountAlias,
+    app_key: String,
+    app_secret: Inline,
+    access_token: Option<Inline>,
+    limit: Option<Limit>,
+}
+
+impl From<InlineAccount> for Account {
+    fn from(inline: InlineAccount) -> Self {
+        Self {
+            alias: inline.alias,
+            app_key: inline.app_key,
+            app_secret: inline.app_secret.0,
+            access_token: inline.access_token.map(|token| token.0),
+            limit: inline.limit,
+        }
+    }
+}
+
+fn read_accounts_file(path: &Path) -> Result<Vec<InlineAccount>, AccountsError> {
+    let text = read("accounts_file", path, ACCOUNTS_LIMIT, Readers::OwnerOnly)?;
+    let file = <Toml as Format>::from_str::<AccountsFile>(text.expose_secret());
+    // Only the message: what the parser displays quotes the line, and the line has secrets in it.
+    let file = file.map_err(|error| AccountsError::Toml {
+        path: path.to_owned(),
+        line: line_of(text.expose_secret(), error.span().map_or(0, |span| span.start)),
+        message: error.message().to_owned(),
+    })?;
+    Ok(file.account)
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn with(name: &str, text: &str, mode: u32) -> Self {
+            use std::os::unix::fs::PermissionsExt;
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            Self(folder)
+        }
+
+        fn load(&self, accounts: &[AccountConfig]) -> Result<Vec<Account>, AccountsError> {
+            let env = |name: &str| (name == "APP_SECRET").then(|| "from-env".to_owned());
+            let at = Surroundings { folder: self.0.path(), env: &env };
+            load(accounts, Some(Path::new("accounts.toml")), at)
+        }
+
+        fn refusal(&self) -> String {
+            self.load(&[]).unwrap_err().to_string()
+        }
+    }
+
+    fn file(text: &str) -> Folder {
+        Folder::with("accounts.toml", text, 0o600)
+    }
+
+    fn configured(alias: &str) -> AccountConfig {
+        AccountConfig {
+            alias: AccountAlias::new(alias).unwrap(),
+            app_key: "1000000".to_owned(),
+            app_secret: SecretRef::Env("APP_SECRET".to_owned()),
+            access_token: None,
+            limit: None,
+        }
+    }
+
+    const ONE: &str = "[[account]]\nalias = \"one\"\napp_key = \"1\"\napp_secret = \"hunter22\"\naccess_token = \"at-1\"\n\
+                       limit = { calls = 10, per = \"1s\" }\n";
+
+    #[test]
+    fn accounts_come_from_the_configuration_and_from_the_file() {
+        let accounts = file(ONE).load(&[configured("zero")]).unwrap();
+        let aliases: Vec<_> = accounts.iter().map(|account| account.alias.as_str()).collect();
+        assert_eq!(aliases, ["zero", "one"]);
+        assert_eq!(accounts[0].app_secret.expose_secret(), "from-env");
+        assert_eq!(accounts[1].app_secret.expose_secret(), "hunter22");
+        assert_eq!(accounts[1].limit.as_ref().map(|limit| (limit.calls, limit.burst)), Some((10, 1)));
+    }
+
+    #[test]
+    fn printing_accounts_shows_no_secret() {
+        let accounts = file(ONE).load(&[configured("zero")]).unwrap();
+        let shown = format!("{accounts:?}");
+        assert!(!shown.contains("hunter22") && !shown.contains("from-env") && !shown.contains("at-1"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_file_is_said_with_its_line_and_without_its_secrets() {
+        let secret = "app_secret = \"hunter22\"";
+        let table = [
+            (ONE.replace(secret, "app_secret = hunter22"), "line 4"),
+            (ONE.replace(secret, "app_secret = 220022"), "must be a text in quotes"),
+            (ONE.replace(secret, "app_secret = \"hunter22"), "line 4"),
+            (ONE.replace(secret, "secret = \"hunter22\""), "unknown field `secret`"),
+            (ONE.replace(secret, ""), "missing field `app_secret`"),
+            (ONE.replace(secret, "app_secret = \" \""), "app_secret is empty"),
+            (ONE.replace("\"at-1\"", "\"\""), "access_token is empty"),
+            (ONE.replace("\"one\"", "\"o ne\""), "line 2"),
+            (ONE.replace("app_key = \"1\"", "app_key = \"a/b\""), "app_key \"a/b\" must be"),
+            (format!("{ONE}{ONE}"), "account one is declared twice"),
+            (ONE.replace("calls = 10", "calls = -1"), "line 6"),
+        ];
+        for (text, expected) in table {
+            let message = file(&text).refusal();
+            assert!(message.contains(expected), "{message:?} should say {expected:?}");
+            assert!(!message.contains("22") && !message.contains("at-1"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_refused() {
+        for mode in [0o640, 0o604, 0o644, 0o660] {
+            let message = Folder::with("accounts.toml", ONE, mode).refusal();
+            assert!(message.contains(&format!("mode {mode:03o}")) && message.contains("chmod 600"), "{message}");
+        }
+        let message = Folder::with("other.toml", ONE, 0o600).refusal();
+        assert!(message.contains("accounts_file: cannot read"), "{message}");
+    }
+
+    #[test]
+    fn ten_thousand_accounts_load() {
+        let mut text = String::new();
+        for n in 0..10_000 {
+            write!(
+                text,
+                "[[account]]\nalias = \"a{n}\"\napp_key = \"{n}\"\napp_secret = \"s{n}\"\naccess_token = \"t{n}\"\n"
+            )
+            .unwrap();
+        }
+        let accounts = file(&text).load(&[]).unwrap();
+        assert_eq!(accounts.len(), 10_000);
+        assert_eq!(accounts[9_999].access_token.as_ref().unwrap().expose_secret(), "t9999");
+    }
 }
