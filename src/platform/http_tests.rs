@@ -1,0 +1,209 @@
+//! The client against a server on the loopback that misbehaves in every way.
+
+use std::convert::Infallible;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, HeaderValue, StatusCode},
+    routing::post,
+};
+use futures::{StreamExt as _, stream};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
+
+use super::*;
+
+/// `{"ok":true}` as gzip, in hex.
+const GZIPPED: &str = "1f8b0800000000000203ab56cacf56b22a292a4dad0500905fd4a70b000000";
+
+/// A server, stopped when it is dropped.
+struct Server {
+    url: String,
+    _tasks: JoinSet<()>,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { axum::serve(listener, router()).await.unwrap() });
+        Self { url, _tasks: tasks }
+    }
+
+    async fn call(&self, path: &str) -> Result<HttpReply, Refusal> {
+        call(&format!("{}{path}", self.url)).await
+    }
+}
+
+fn router() -> Router {
+    let mut busy = HeaderMap::new();
+    busy.insert("retry-after", HeaderValue::from_static("7"));
+    let mut dated = HeaderMap::new();
+    dated.insert("date", HeaderValue::from_static("Tue, 14 Nov 2023 22:13:20 GMT"));
+    dated.insert("retry-after", HeaderValue::from_static("Tue, 14 Nov 2023 22:14:20 GMT"));
+    let mut gzip = HeaderMap::new();
+    gzip.insert("content-encoding", HeaderValue::from_static("gzip"));
+    let mut moved = HeaderMap::new();
+    moved.insert("location", HeaderValue::from_static("/echo"));
+    let megabytes = |count| move || async move { Body::from_stream(stream::iter(chunks(count))) };
+    Router::new()
+        .route("/echo", post(async |request: Request| request.into_body()))
+        .route("/type", post(async |headers: HeaderMap| headers["content-type"].to_str().unwrap().to_owned()))
+        .route("/busy", post((StatusCode::TOO_MANY_REQUESTS, busy, "slow down")))
+        .route("/dated", post((StatusCode::SERVICE_UNAVAILABLE, dated, "")))
+        .route("/gzip", post((gzip, hex::decode(GZIPPED).unwrap())))
+        .route("/moved", post((StatusCode::TEMPORARY_REDIRECT, moved, "elsewhere")))
+        .route("/8MiB", post(megabytes(8)))
+        .route("/9MiB", post(megabytes(9)))
+        .route("/announced", post(async || vec![b' '; BODY_LIMIT + 1]))
+        .route("/slow", post(async || Body::from_stream(stream::iter(chunks(1)).chain(stream::pending()))))
+        .route("/never", post(async || std::future::pending::<()>().await))
+}
+
+fn chunks(count: usize) -> impl Iterator<Item = Result<Bytes, Infallible>> {
+    std::iter::repeat_with(|| Ok(Bytes::from(vec![b'x'; 1024 * 1024]))).take(count)
+}
+
+fn client() -> Client {
+    Client::new(Timeouts { total: Duration::from_millis(400), connect: Duration::from_millis(300) }).unwrap()
+}
+
+async fn call(url: &str) -> Result<HttpReply, Refusal> {
+    let form = vec![("keyword".to_owned(), "玻璃杯 a+b&c".to_owned()), ("b".to_owned(), String::new())];
+    client().exchange(&Exchange { url: url.to_owned(), form }).await
+}
+
+/// A server that says something to each connection and closes it.
+async fn rude(words: &'static str) -> (String, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut buffer = [0; 4096];
+            let _ = tokio::io::AsyncReadExt::read(&mut socket, &mut buffer).await;
+            let _ = socket.write_all(words.as_bytes()).await;
+        }
+    });
+    (url, tasks)
+}
+
+#[track_caller]
+fn assert_outage(outcome: Result<HttpReply, Refusal>, code: &str) {
+    let refusal = outcome.unwrap_err();
+    assert_eq!((refusal.kind, refusal.code.as_str()), (RefusalKind::Outage, code), "{}", refusal.message);
+}
+
+#[tokio::test]
+async fn a_form_is_posted_as_utf_8() {
+    let server = Server::start().await;
+    let echoed = server.call("/echo").await.unwrap();
+    assert_eq!(echoed.status, 200);
+    assert_eq!(echoed.body, "keyword=%E7%8E%BB%E7%92%83%E6%9D%AF+a%2Bb%26c&b=");
+    assert_eq!(server.call("/type").await.unwrap().body, "application/x-www-form-urlencoded");
+}
+
+#[tokio::test]
+async fn a_status_is_no_error_and_retry_after_is_read_in_both_forms() {
+    let server = Server::start().await;
+    let busy = server.call("/busy").await.unwrap();
+    assert_eq!((busy.status, busy.retry_after), (429, Some(Duration::from_secs(7))));
+    assert_eq!(busy.body, "slow down");
+    let dated = server.call("/dated").await.unwrap();
+    assert_eq!((dated.status, dated.retry_after), (503, Some(Duration::from_secs(60))));
+}
+
+#[tokio::test]
+async fn a_compressed_reply_is_unpacked() {
+    assert_eq!(Server::start().await.call("/gzip").await.unwrap().body, r#"{"ok":true}"#);
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    assert_eq!(Server::start().await.call("/moved").await.unwrap().status, 307);
+}
+
+#[tokio::test]
+async fn a_body_is_read_up_to_the_limit_and_no_further() {
+    let server = Server::start().await;
+    assert_eq!(server.call("/8MiB").await.unwrap().body.len(), BODY_LIMIT);
+    assert_outage(server.call("/9MiB").await, "body");
+    assert_outage(server.call("/announced").await, "body");
+}
+
+#[tokio::test]
+async fn a_reply_that_never_ends_and_one_that_never_begins_time_out() {
+    let server = Server::start().await;
+    assert_outage(server.call("/slow").await, "timeout");
+    assert_outage(server.call("/never").await, "timeout");
+}
+
+#[tokio::test]
+async fn a_connection_that_closes_too_early_is_an_outage() {
+    let (url, _tasks) = rude("").await;
+    assert_outage(call(&url).await, "closed");
+    let (url, _tasks) = rude("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+    assert_outage(call(&url).await, "body");
+    let (url, _tasks) = rude("+PONG\r\n").await;
+    assert_outage(call(&url).await, "closed");
+}
+
+#[tokio::test]
+async fn a_refused_port_and_a_server_without_tls_are_told_apart() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    assert_outage(call(&format!("http://{free}/")).await, "connect");
+    let server = Server::start().await;
+    assert_outage(call(&server.url.replace("http:", "https:")).await, "tls");
+}
+
+#[tokio::test]
+async fn an_error_names_the_address_but_not_the_query() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let message = call(&format!("http://{free}/api?token=hunter22#x")).await.unwrap_err().message;
+    assert!(message.starts_with(&format!("POST http://{free}/api: ")), "{message}");
+    assert!(message.contains("refused") && !message.contains("hunter22"), "{message}");
+}
+
+#[tokio::test]
+async fn an_impossible_url_is_our_fault() {
+    assert_eq!(call("http://[").await.unwrap_err().kind, RefusalKind::Bug);
+}
+
+#[test]
+fn retry_after_is_believed_within_reason() {
+    let now = Timestamp::from_millis(784_111_777_000); // Sun, 06 Nov 1994 08:49:37 GMT
+    let table = [
+        ("120", Some(120)),
+        (" 120 ", Some(120)),
+        ("0", None),
+        ("", None),
+        ("-5", None),
+        ("1.5", None),
+        ("soon", None),
+        ("86401", Some(86_400)),
+        ("99999999999999999999999", Some(86_400)),
+        ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+        ("Sunday, 06-Nov-94 08:50:37 GMT", Some(60)),
+        ("Sun Nov  6 08:50:37 1994", Some(60)),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", None),
+        ("Sat, 06 Nov 1993 08:49:37 GMT", None),
+        ("Mon, 06 Nov 1994 08:50:37 GMT", None),
+        ("Thu, 06 Nov 2994 08:49:37 GMT", Some(86_400)),
+    ];
+    for (value, seconds) in table {
+        assert_eq!(retry_after(value, now), seconds.map(Duration::from_secs), "{value:?}");
+    }
+}
+
+#[test]
+fn a_base_url_has_a_host_and_nothing_secret() {
+    for right in ["https://gw.open.1688.com", "http://127.0.0.1:8080", "https://proxy/1688/"] {
+        assert!(is_base_url(right), "{right}");
+    }
+    for wrong in ["", "gw.open.1688.com", "ftp://gw", "https://", "https://u:p@gw", "https://gw/?k=1", "https://gw/#x"]
+    {
+        assert!(!is_base_url(wrong), "{wrong}");
+    }
+}
