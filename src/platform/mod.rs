@@ -6,13 +6,19 @@
 
 pub mod accounts;
 pub mod ali1688;
+pub mod config;
 pub mod http;
+pub mod pick;
+mod redact;
+pub mod secrets;
 
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 
 pub use accounts::Account;
+pub use config::{OpenError, Source, SourceConfig};
+pub use redact::redact;
 
 use crate::{
     message::{Class, Columns, Request, Status},
@@ -102,6 +108,16 @@ pub enum Denial {
 }
 
 impl Refusal {
+    /// The refusal without anything secret of the account that called: vendors echo what they were sent.
+    ///
+    /// [`Vendor::interpret`] does not know the account, so whoever called does this before the refusal goes
+    /// anywhere.
+    #[must_use]
+    pub fn redacted(self, account: &Account) -> Self {
+        let clean = |text: String| redact(account, &text).into_owned();
+        Self { kind: self.kind, code: clean(self.code), message: clean(self.message) }
+    }
+
     /// The class for records.
     #[must_use]
     pub const fn class(&self) -> Class {

@@ -1,0 +1,303 @@
+//! Where a reply has its columns, and how a price is chosen.
+
+use std::borrow::Cow;
+
+use rust_decimal::Decimal;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{
+    message::Columns,
+    platform::pick::{InvalidPointer, Picked, Picker},
+};
+
+/// `[source.columns]`: JSON pointers into the reply of the chosen API.
+///
+/// The defaults fit `alibaba.product.get`, which serves a seller's own goods only; buyers use other APIs,
+/// which answer in other shapes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pointers {
+    /// The product's id, which must be the one that was asked for. What it stands in is the product.
+    pub item: String,
+    /// What the vendor says instead of a product.
+    pub error: String,
+    /// The title.
+    pub title: String,
+    /// Where to look for the price, first hit first. If empty, the price of the tier with the lowest
+    /// `startQuantity` in `tiers`, else the lowest price in `sku_info`.
+    pub price: Vec<String>,
+    /// A list of `{startQuantity, price}`.
+    pub tiers: String,
+    /// How many are for sale.
+    pub stock: String,
+    /// The variants: a list with a `price` in each, kept verbatim.
+    pub sku_info: String,
+    /// The category id.
+    pub category_id: String,
+    /// The seller's name; `alibaba.product.get` has none.
+    pub seller_nick: Option<String>,
+    /// The customers' score; `alibaba.product.get` has none (`qualityLevel` is the listing's quality).
+    pub rating: Option<String>,
+    /// How many customers have reviewed it; `alibaba.product.get` does not say.
+    pub reviews: Option<String>,
+    /// The state of the listing: anything but `published` is off the shelf.
+    pub status: String,
+    /// When the listing was last changed.
+    pub updated: String,
+}
+
+impl Default for Pointers {
+    fn default() -> Self {
+        Self {
+            item: "/productInfo/productID".to_owned(),
+            error: "/errMsg".to_owned(),
+            title: "/productInfo/subject".to_owned(),
+            price: Vec::new(),
+            tiers: "/productInfo/saleInfo/priceRanges".to_owned(),
+            stock: "/productInfo/saleInfo/amountOnSale".to_owned(),
+            sku_info: "/productInfo/skuInfos".to_owned(),
+            category_id: "/productInfo/categoryID".to_owned(),
+            seller_nick: None,
+            rating: None,
+            reviews: None,
+            status: "/productInfo/status".to_owned(),
+            updated: "/lastUpdateTime".to_owned(),
+        }
+    }
+}
+
+/// What is looked up in every reply, in the order in which [`picker`] lists the pointers.
+#[derive(Clone, Copy)]
+pub enum Field {
+    /// The gateway's own error.
+    ErrorCode,
+    /// Its words.
+    ErrorMessage,
+    /// More of its words.
+    Exception,
+    /// The object that holds the id.
+    Product,
+    /// [`Pointers::item`]
+    Item,
+    /// [`Pointers::error`]
+    Error,
+    /// [`Pointers::title`]
+    Title,
+    /// [`Pointers::tiers`]
+    Tiers,
+    /// [`Pointers::stock`]
+    Stock,
+    /// [`Pointers::sku_info`]
+    SkuInfo,
+    /// [`Pointers::category_id`]
+    CategoryId,
+    /// [`Pointers::seller_nick`]
+    SellerNick,
+    /// [`Pointers::rating`]
+    Rating,
+    /// [`Pointers::reviews`]
+    Reviews,
+    /// [`Pointers::status`]
+    Status,
+    /// [`Pointers::updated`]
+    Updated,
+    /// The first of [`Pointers::price`]; the others follow.
+    Prices,
+}
+
+/// A picker for all [`Field`]s.
+///
+/// # Errors
+/// [`InvalidPointer`] if one of the pointers is none.
+pub fn picker(pointers: &Pointers) -> Result<Picker, InvalidPointer> {
+    // A product that is the whole reply is always there: then the id alone says whether there is one.
+    let product = pointers.item.rsplit_once('/').map(|(parent, _)| parent).filter(|parent| !parent.is_empty());
+    let fixed = [
+        Some("/error_code"),
+        Some("/error_message"),
+        Some("/exception"),
+        product.or(Some(&pointers.item)),
+        Some(&pointers.item),
+        Some(&pointers.error),
+        Some(&pointers.title),
+        Some(&pointers.tiers),
+        Some(&pointers.stock),
+        Some(&pointers.sku_info),
+        Some(&pointers.category_id),
+        pointers.seller_nick.as_deref(),
+        pointers.rating.as_deref(),
+        pointers.reviews.as_deref(),
+        Some(&pointers.status),
+        Some(&pointers.updated),
+    ];
+    Picker::new(fixed.into_iter().chain(pointers.price.iter().map(|pointer| Some(pointer.as_str()))))
+}
+
+/// The reply's values by [`Field`].
+pub struct Found<'a>(pub Picked<'a>);
+
+impl<'a> Found<'a> {
+    /// A value that is there and not null.
+    #[must_use]
+    pub fn raw(&self, field: Field) -> Option<&'a RawValue> {
+        present(self.0[field as usize])
+    }
+
+    /// A value as text: a string's content, anything else as it stands in the JSON.
+    #[must_use]
+    pub fn text(&self, field: Field) -> Option<Cow<'a, str>> {
+        self.raw(field).map(text)
+    }
+
+    /// What the columns of a product say.
+    #[must_use]
+    pub fn columns(&self) -> Columns {
+        let owned = |field| self.text(field).map(Cow::into_owned);
+        Columns {
+            title: owned(Field::Title),
+            price: self.price(),
+            currency: Some("CNY".to_owned()),
+            stock: owned(Field::Stock),
+            sku_info: self.raw(Field::SkuInfo).map(|raw| raw.get().to_owned()),
+            category_id: owned(Field::CategoryId),
+            seller_nick: owned(Field::SellerNick),
+            rating: owned(Field::Rating),
+            reviews: owned(Field::Reviews),
+            vendor_status: owned(Field::Status),
+            vendor_updated: owned(Field::Updated),
+        }
+    }
+
+    fn price(&self) -> Option<String> {
+        let prices = &self.0[Field::Prices as usize..];
+        if !prices.is_empty() {
+            return prices.iter().find_map(|raw| Some(price(*raw)?.text));
+        }
+        let of_tier = self.raw(Field::Tiers).and_then(price_of_lowest_tier);
+        of_tier.or_else(|| self.raw(Field::SkuInfo).and_then(lowest_price))
+    }
+}
+
+/// A tier of quantity, or a variant: both have a price.
+#[derive(Deserialize)]
+struct Priced<'a> {
+    #[serde(borrow, default, rename = "startQuantity")]
+    start_quantity: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    price: Option<&'a RawValue>,
+}
+
+fn price_of_lowest_tier(tiers: &RawValue) -> Option<String> {
+    let tiers: Vec<Priced<'_>> = serde_json::from_str(tiers.get()).ok()?;
+    let priced = tiers.iter().filter_map(|tier| {
+        let start = price(tier.start_quantity).map_or(Decimal::MAX, |start| start.value);
+        Some((start, price(tier.price)?))
+    });
+    priced.min_by_key(|(start, _)| *start).map(|(_, price)| price.text)
+}
+
+fn lowest_price(skus: &RawValue) -> Option<String> {
+    let skus: Vec<Priced<'_>> = serde_json::from_str(skus.get()).ok()?;
+    skus.iter().filter_map(|sku| price(sku.price)).min_by_key(|price| price.value).map(|price| price.text)
+}
+
+/// A decimal and the text it came as.
+struct Price {
+    value: Decimal,
+    text: String,
+}
+
+/// Reads a decimal, from a number or a string. Its text stays as it is (`10.00`), unless it has an exponent,
+/// which columns of decimals do not take: Java writes 10,000,000 as `1.0E7`.
+fn price(raw: Option<&RawValue>) -> Option<Price> {
+    let text = text(present(raw)?);
+    let text = text.trim();
+    if text.contains(['e', 'E']) {
+        let value = Decimal::from_scientific(text).ok()?.normalize();
+        return Some(Price { value, text: value.to_string() });
+    }
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || b".-".contains(&byte));
+    let value = text.parse().ok().filter(|_| plain)?;
+    Some(Price { value, text: text.to_owned() })
+}
+
+fn present(raw: Option<&RawValue>) -> Option<&RawValue> {
+    raw.filter(|raw| raw.get() != "null")
+}
+
+/// A string's content, or the JSON itself.
+fn text(raw: &RawValue) -> Cow<'_, str> {
+    let json = raw.get();
+    let Some(inside) = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return Cow::Borrowed(json);
+    };
+    if inside.contains('\\') {
+        // A lone surrogate is JSON but no text: then what stands there is all that there is.
+        return serde_json::from_str(json).map_or(Cow::Borrowed(inside), Cow::Owned);
+    }
+    Cow::Borrowed(inside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns(pointers: &Pointers, json: &str) -> Columns {
+        let picker = picker(pointers).unwrap();
+        Found(picker.pick(json).unwrap()).columns()
+    }
+
+    fn price_of(product: &str) -> Option<String> {
+        columns(&Pointers::default(), &format!(r#"{{"productInfo":{product}}}"#)).price
+    }
+
+    #[test]
+    fn the_price_is_that_of_the_smallest_quantity_else_of_the_cheapest_variant() {
+        let table = [
+            (
+                r#"{"saleInfo":{"priceRanges":[{"startQuantity":10,"price":161},{"startQuantity":3,"price":258.50}]}}"#,
+                Some("258.50"),
+            ),
+            (
+                r#"{"saleInfo":{"priceRanges":[{"startQuantity":"10","price":"9"},{"startQuantity":"9","price":"10.00"}]}}"#,
+                Some("10.00"),
+            ),
+            (r#"{"saleInfo":{"priceRanges":[{"price":1},{"startQuantity":5,"price":2}]}}"#, Some("2")),
+            (
+                r#"{"saleInfo":{"priceRanges":[]},"skuInfos":[{"price":10.0},{"price":9.90},{"price":null}]}"#,
+                Some("9.90"),
+            ),
+            (r#"{"saleInfo":{"priceRanges":null},"skuInfos":[{"price":"100"},{"price":"20"}]}"#, Some("20")),
+            (r#"{"saleInfo":{"priceRanges":[{"startQuantity":1,"price":1.0E7}]}}"#, Some("10000000")),
+            (r#"{"saleInfo":{"priceRanges":[{"startQuantity":1,"price":0}]}}"#, Some("0")),
+            (r#"{"saleInfo":{"priceRanges":"?"},"skuInfos":{"price":1}}"#, None),
+            (r#"{"skuInfos":[{"price":"1.00-2.00"},{"price":"¥5"},{"price":""}]}"#, None),
+            (r#"{"skuInfos":[]}"#, None),
+        ];
+        for (product, expected) in table {
+            assert_eq!(price_of(product).as_deref(), expected, "{product}");
+        }
+    }
+
+    #[test]
+    fn pointers_of_ones_own_are_followed_and_the_first_price_that_is_one_wins() {
+        let pointers = Pointers {
+            item: "/id".to_owned(),
+            title: "/name".to_owned(),
+            price: vec!["/sale".to_owned(), "/list/0".to_owned()],
+            seller_nick: Some("/shop".to_owned()),
+            ..Pointers::default()
+        };
+        let found = columns(&pointers, r#"{"id":1,"name":"a \"b\"","sale":"ask us","list":[12.30],"shop":"\u73bb"}"#);
+        assert_eq!(found.title.as_deref(), Some("a \"b\""));
+        assert_eq!(found.price.as_deref(), Some("12.30"));
+        assert_eq!(found.seller_nick.as_deref(), Some("玻"));
+    }
+
+    #[test]
+    fn a_pointer_that_is_none_is_refused() {
+        let pointers = Pointers { stock: "productInfo.stock".to_owned(), ..Pointers::default() };
+        assert_eq!(picker(&pointers).unwrap_err(), InvalidPointer("productInfo.stock".to_owned()));
+    }
+}

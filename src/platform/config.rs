@@ -1,0 +1,318 @@
+//! `[[source]]`: a vendor's API that weir collects from, and the accounts that it is called with.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Account, Vendor,
+    accounts::{self, AccountConfig, AccountsError},
+    ali1688::{Ali1688, Pointers, Settings},
+    http::{self, Client, Timeouts},
+    pick::InvalidPointer,
+    secrets::Surroundings,
+};
+use crate::{message::SourceName, quota::Limit};
+
+/// Which protocol a source speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// 1688's open platform.
+    Ali1688,
+}
+
+/// `[[source]]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// What topics, records and rows call it.
+    pub name: SourceName,
+    /// Which protocol it speaks.
+    pub kind: Kind,
+    /// Scheme, host and perhaps a path.
+    #[serde(default = "default_url")]
+    pub url: String,
+    /// Namespace and name of the API.
+    #[serde(default = "default_api")]
+    pub api: String,
+    /// The API's version.
+    #[serde(default = "default_version")]
+    pub version: String,
+    /// The name of the parameter that carries the item's id.
+    #[serde(default = "default_item_param")]
+    pub item_param: String,
+    /// Parameters of every call; those of a request cannot change them.
+    #[serde(default = "default_params")]
+    pub params: BTreeMap<String, String>,
+    /// Where the reply has its columns.
+    #[serde(default)]
+    pub columns: Pointers,
+    /// How long a call may take, from connecting to the last byte.
+    #[serde(default = "default_timeout", with = "humantime_serde")]
+    pub timeout: Duration,
+    /// How long connecting may take.
+    #[serde(default = "default_connect_timeout", with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// A TOML file of `[[account]]` tables with their secrets, readable for its owner alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accounts_file: Option<PathBuf>,
+    /// Accounts whose secrets are in the environment or in a file each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub account: Vec<AccountConfig>,
+    /// What the vendor allows each account that has no limit of its own; without one, as fast as it goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+    /// What the vendor allows each address that calls come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_limit: Option<Limit>,
+}
+
+fn default_url() -> String {
+    "https://gw.open.1688.com".to_owned()
+}
+
+fn default_api() -> String {
+    "com.alibaba.product/alibaba.product.get".to_owned()
+}
+
+fn default_version() -> String {
+    "1".to_owned()
+}
+
+fn default_item_param() -> String {
+    "productID".to_owned()
+}
+
+fn default_params() -> BTreeMap<String, String> {
+    BTreeMap::from([("webSite".to_owned(), "1688".to_owned())])
+}
+
+const fn default_timeout() -> Duration {
+    Duration::from_secs(10)
+}
+
+const fn default_connect_timeout() -> Duration {
+    Duration::from_secs(2)
+}
+
+/// A source that is ready to be called.
+#[derive(Clone)]
+pub struct Source {
+    /// What topics, records and rows call it.
+    pub name: SourceName,
+    /// Its protocol.
+    pub vendor: Arc<dyn Vendor>,
+    /// Its connections.
+    pub client: Client,
+    /// Its accounts, at least one; slots name them by their index.
+    pub accounts: Arc<[Account]>,
+    /// What the vendor allows each account that has no limit of its own.
+    pub limit: Option<Limit>,
+    /// What the vendor allows each address that calls come from.
+    pub address_limit: Option<Limit>,
+}
+
+/// Why a source cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("source {source_name}: {problem}")]
+pub struct OpenError {
+    /// Which source.
+    pub source_name: SourceName,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// What is wrong with a source's configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// A key has a value that it cannot have.
+    #[error("{key} is {found}; it must be {allowed}")]
+    Key {
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// A column pointer is none.
+    #[error("columns: {0}")]
+    Pointer(#[from] InvalidPointer),
+    /// An account cannot be used.
+    #[error(transparent)]
+    Accounts(#[from] AccountsError),
+    /// There is nobody to call as.
+    #[error("it has no account: add [[source.account]] or an accounts_file with [[account]] tables")]
+    NoAccount,
+    /// The TLS library, or the like, does not start.
+    #[error("cannot make an HTTP client: {0}")]
+    Client(String),
+}
+
+impl Source {
+    /// Checks a source's configuration, reads its secrets and prepares its connections. Connects to nothing.
+    ///
+    /// Relative paths begin at `folder`, the configuration's; `env` reads a variable of the environment.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the key, what was found and what is allowed.
+    pub fn open(config: &SourceConfig, folder: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, OpenError> {
+        Self::build(config, Surroundings { folder, env })
+            .map_err(|problem| OpenError { source_name: config.name.clone(), problem })
+    }
+
+    /// What the vendor allows the account: its own limit, else the source's.
+    #[must_use]
+    pub fn limit_of(&self, account: &Account) -> Option<Limit> {
+        account.limit.clone().or_else(|| self.limit.clone())
+    }
+
+    fn build(config: &SourceConfig, at: Surroundings<'_>) -> Result<Self, Problem> {
+        config.check()?;
+        let vendor: Arc<dyn Vendor> = match config.kind {
+            Kind::Ali1688 => Arc::new(Ali1688::new(config.settings())?),
+        };
+        let accounts = accounts::load(&config.account, config.accounts_file.as_deref(), at)?;
+        if accounts.is_empty() {
+            return Err(Problem::NoAccount);
+        }
+        for account in &accounts {
+            check_limit(&format!("the limit of account {}", account.alias), account.limit.as_ref())?;
+        }
+        let timeouts = Timeouts { total: config.timeout, connect: config.connect_timeout };
+        Ok(Self {
+            name: config.name.clone(),
+            vendor,
+            client: Client::new(timeouts).map_err(|error| Problem::Client(error.to_string()))?,
+            accounts: accounts.into(),
+            limit: config.limit.clone(),
+            address_limit: config.address_limit.clone(),
+        })
+    }
+}
+
+impl SourceConfig {
+    fn settings(&self) -> Settings {
+        Settings {
+            url: self.url.clone(),
+            api: self.api.clone(),
+            version: self.version.clone(),
+            item_param: self.item_param.clone(),
+            params: self.params.clone(),
+            columns: self.columns.clone(),
+        }
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        require("url", &self.url, http::is_base_url(&self.url), "http:// or https://, a host and perhaps a path")?;
+        let words: Vec<_> = self.api.split('/').collect();
+        let is_api = words.len() == 2 && words.iter().all(|word| is_word(word));
+        require("api", &self.api, is_api, "namespace/name, like com.alibaba.product/alibaba.product.get")?;
+        require("version", &self.version, is_word(&self.version), "ASCII letters, digits, - _ .")?;
+        require("item_param", &self.item_param, is_word(&self.item_param), "ASCII letters, digits, - _ .")?;
+        check_time("timeout", self.timeout)?;
+        check_time("connect_timeout", self.connect_timeout)?;
+        check_limit("limit", self.limit.as_ref())?;
+        check_limit("address_limit", self.address_limit.as_ref())
+    }
+}
+
+fn require(key: &str, found: &str, is_right: bool, allowed: &'static str) -> Result<(), Problem> {
+    if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found: format!("{found:?}"), allowed }) }
+}
+
+fn check_time(key: &str, time: Duration) -> Result<(), Problem> {
+    let is_right = (Duration::from_millis(1)..=Duration::from_secs(600)).contains(&time);
+    let found = humantime::format_duration(time).to_string();
+    if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found, allowed: "from 1ms to 10m" }) }
+}
+
+fn check_limit(key: &str, limit: Option<&Limit>) -> Result<(), Problem> {
+    let Some(limit) = limit.filter(|limit| limit.calls == 0 || limit.burst == 0 || limit.per.is_zero()) else {
+        return Ok(());
+    };
+    let per = humantime::format_duration(limit.per);
+    let found = format!("{} calls per {per}, burst {}", limit.calls, limit.burst);
+    Err(Problem::Key { key: key.to_owned(), found, allowed: "at least 1 call, burst 1, in more than no time" })
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use figment::providers::{Format, Toml};
+
+    const MINIMAL: &str = r#"
+        name = "ali1688"
+        kind = "ali1688"
+        limit = { calls = 10, per = "1s", burst = 2 }
+        account = [{ alias = "one", app_key = "1", app_secret = { env = "S" } }]
+    "#;
+
+    fn open(text: &str) -> Result<Source, String> {
+        let config = <Toml as Format>::from_str::<SourceConfig>(text).map_err(|error| error.to_string())?;
+        let env = |name: &str| (name == "S").then(|| "secret".to_owned());
+        Source::open(&config, Path::new("/nowhere"), &env).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_source_needs_a_name_a_kind_and_an_account() {
+        let source = open(MINIMAL).unwrap();
+        assert_eq!(source.accounts.len(), 1);
+        assert_eq!(source.limit_of(&source.accounts[0]), source.limit);
+        assert_eq!(source.vendor.batch_max(), 1);
+    }
+
+    #[test]
+    fn the_limit_of_an_account_goes_before_that_of_the_source() {
+        let text = MINIMAL.replace("{ env = \"S\" } }", "{ env = \"S\" }, limit = { calls = 3, per = \"1m\" } }");
+        let source = open(&text).unwrap();
+        assert_eq!(source.limit_of(&source.accounts[0]).unwrap().calls, 3);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_what_was_found_and_what_is_allowed() {
+        let table = [
+            ("url = \"ftp://gw\"", "url is \"ftp://gw\"; it must be http:// or https://"),
+            ("url = \"https://gw/?key=1\"", "url is"),
+            ("api = \"alibaba.product.get\"", "api is \"alibaba.product.get\"; it must be namespace/name"),
+            ("api = \"a/b/c\"", "api is"),
+            ("version = \"\"", "version is \"\""),
+            ("item_param = \"a b\"", "item_param is \"a b\""),
+            ("timeout = \"0s\"", "timeout is 0s; it must be from 1ms to 10m"),
+            ("connect_timeout = \"1h\"", "connect_timeout is 1h"),
+            ("address_limit = { calls = 0, per = \"1s\" }", "address_limit is 0 calls per 1s, burst 1"),
+            ("columns = { title = \"subject\" }", "columns: \"subject\" is not a JSON pointer"),
+            ("colour = \"red\"", "unknown field `colour`"),
+            ("accounts_file = \"none.toml\"", "source ali1688: accounts_file: cannot read /nowhere/none.toml"),
+        ];
+        for (line, expected) in table {
+            let message = open(&format!("{MINIMAL}\n{line}")).err().unwrap();
+            assert!(message.contains(expected), "{message:?} should say {expected:?}");
+        }
+    }
+
+    #[test]
+    fn a_source_without_accounts_or_of_an_unknown_kind_is_refused() {
+        let nobody = open("name = \"a\"\nkind = \"ali1688\"").err().unwrap();
+        assert!(nobody.contains("has no account"), "{nobody}");
+        let unknown = open("name = \"a\"\nkind = \"ebay\"").err().unwrap();
+        assert!(unknown.contains("`ebay`, expected `ali1688`"), "{unknown}");
+    }
+
+    #[test]
+    fn the_configuration_can_be_shown_without_its_secrets() {
+        let config = <Toml as Format>::from_str::<SourceConfig>(MINIMAL).unwrap();
+        let shown = serde_json::to_string(&config).unwrap();
+        assert!(shown.contains(r#""app_secret":{"env":"S"}"#), "{shown}");
+    }
+}
