@@ -135,7 +135,7 @@ pub enum Problem {
     #[error("{key} is {found}; it must be {allowed}")]
     Key {
         /// The key.
-        key: &'static str,
+        key: String,
         /// Its value.
         found: String,
         /// What it may be.
@@ -181,7 +181,7 @@ impl Source {
             return Err(Problem::NoAccount);
         }
         for account in &accounts {
-            check_limit("the limit of an account", account.limit.as_ref())?;
+            check_limit(&format!("the limit of account {}", account.alias), account.limit.as_ref())?;
         }
         let timeouts = Timeouts { total: config.timeout, connect: config.connect_timeout };
         Ok(Self {
@@ -231,23 +231,23 @@ impl SourceConfig {
     }
 }
 
-fn require(key: &'static str, found: &str, is_right: bool, allowed: &'static str) -> Result<(), Problem> {
-    if is_right { Ok(()) } else { Err(Problem::Key { key, found: format!("{found:?}"), allowed }) }
+fn require(key: &str, found: &str, is_right: bool, allowed: &'static str) -> Result<(), Problem> {
+    if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found: format!("{found:?}"), allowed }) }
 }
 
-fn check_time(key: &'static str, time: Duration) -> Result<(), Problem> {
+fn check_time(key: &str, time: Duration) -> Result<(), Problem> {
     let is_right = (Duration::from_millis(1)..=Duration::from_secs(600)).contains(&time);
     let found = humantime::format_duration(time).to_string();
-    if is_right { Ok(()) } else { Err(Problem::Key { key, found, allowed: "from 1ms to 10m" }) }
+    if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found, allowed: "from 1ms to 10m" }) }
 }
 
-fn check_limit(key: &'static str, limit: Option<&Limit>) -> Result<(), Problem> {
+fn check_limit(key: &str, limit: Option<&Limit>) -> Result<(), Problem> {
     let Some(limit) = limit.filter(|limit| limit.calls == 0 || limit.burst == 0 || limit.per.is_zero()) else {
         return Ok(());
     };
     let per = humantime::format_duration(limit.per);
     let found = format!("{} calls per {per}, burst {}", limit.calls, limit.burst);
-    Err(Problem::Key { key, found, allowed: "at least 1 call, burst 1, in more than no time" })
+    Err(Problem::Key { key: key.to_owned(), found, allowed: "at least 1 call, burst 1, in more than no time" })
 }
 
 fn is_word(text: &str) -> bool {
