@@ -9,6 +9,7 @@ mod catalogue;
 mod dice;
 mod ids;
 pub mod limiter;
+mod meter;
 mod options;
 mod product;
 mod server;
@@ -27,9 +28,10 @@ pub use self::{
     catalogue::Shares,
     ids::sample,
     limiter::Quota,
+    meter::Rates,
     options::{Args, Latency, Options},
     server::{Simulator, start},
-    stats::{Offender, Rates, Report},
+    stats::{Offender, Report},
 };
 use crate::{message::InvalidId, runtime::clock::Clock};
 
