@@ -13,7 +13,7 @@ use crate::{
         codec::{self, Received},
         trace,
     },
-    platform::{Account, Answer, Refusal, Reply, Vendor, http, redact},
+    platform::{Account, Answer, Refusal, Reply, Vendor, http},
     quota::{Slot, guard::Guard},
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
@@ -153,17 +153,13 @@ impl Caller {
     }
 
     fn conclude(&self, account: usize, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {
-        let account_secrets = &self.parts.accounts[account];
-        let clean = |mut refusal: Refusal| {
-            refusal.message = redact(account_secrets, &refusal.message).into_owned();
-            refusal
-        };
+        let caller = &self.parts.accounts[account];
         let mut worst = None;
         let mut conclude = |job: Job, answer: Result<Answer, Refusal>| {
             let records = match answer {
                 Ok(answer) => self.outcomes.result(&job, answer, facts),
                 Err(refusal) => {
-                    let refusal = clean(refusal);
+                    let refusal = refusal.redacted(caller);
                     let records = self.outcomes.failure(&job, &refusal, facts);
                     worst = Some(refusal);
                     records

@@ -49,12 +49,6 @@ impl Rig {
         produce(&self.topics.requests(&self.source), values).await;
     }
 
-    fn reader(&self, group: String, topic: String) -> KafkaReader {
-        let instance = format!("{group}.one");
-        let group = GroupConfig { group, instance, topics: vec![topic], drain: Duration::from_secs(5) };
-        KafkaReader::open(&kafka(), group).unwrap()
-    }
-
     async fn fetch(&self) -> JoinHandle<Result<(), FetchError>> {
         self.fetch_as(self.simulator.accounts().to_vec()).await
     }
@@ -62,7 +56,7 @@ impl Rig {
     async fn fetch_as(&self, accounts: Vec<Account>) -> JoinHandle<Result<(), FetchError>> {
         let group = self.groups.fetch(&self.source);
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
-        let reader = self.reader(group, self.topics.requests(&self.source));
+        let reader = reader(group, self.topics.requests(&self.source));
         let limits = vec![self.limit.clone(); accounts.len()];
         let config = serde_json::json!({"name": "ali1688", "kind": "ali1688", "url": self.simulator.url()});
         let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
@@ -83,7 +77,7 @@ impl Rig {
     async fn retry(&self, config: retry::Config) -> JoinHandle<Result<(), IntakeError>> {
         let group = self.groups.retry();
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
-        let reader = self.reader(group, self.topics.failures());
+        let reader = reader(group, self.topics.failures());
         let (sources, topics) = ([self.source.clone()], self.topics.clone());
         let retry = Retry::new(reader, writer, sources, topics, config, Clock::System, Dice::random());
         tokio::spawn(retry.run(self.stop.clone()))
@@ -102,6 +96,12 @@ impl Rig {
         }
         ends
     }
+}
+
+fn reader(group: String, topic: String) -> KafkaReader {
+    let instance = format!("{group}.one");
+    let group = GroupConfig { group, instance, topics: vec![topic], drain: Duration::from_secs(5) };
+    KafkaReader::open(&kafka(), group).unwrap()
 }
 
 /// Everything goes wrong often; retries come back quickly.
