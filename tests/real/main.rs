@@ -1,1 +1,3 @@
-//! (to be written)
+//! Tests on real servers; `deploy/local/test` starts them.
+
+mod sink;
