@@ -13,4 +13,5 @@ mod fetch;
 mod kafka;
 mod kill;
 mod process;
+mod sink;
 mod stack;
