@@ -114,6 +114,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     self.receive(position, &record);
                 }
             }
+            // Whoever waited for room is looked at again after each input.
+            Input::Settled => {}
             Input::Leaving(partitions) | Input::Left(partitions) => {
                 for partition in &partitions {
                     for job in self.backlog.remove(partition) {

@@ -50,19 +50,19 @@ impl Rig {
     }
 
     async fn fetch(&self) -> JoinHandle<Result<(), FetchError>> {
-        self.fetch_as(self.simulator.accounts().to_vec()).await
+        self.fetch_as(self.simulator.accounts().to_vec(), fetch::Config::default()).await
     }
 
-    async fn fetch_as(&self, accounts: Vec<Account>) -> JoinHandle<Result<(), FetchError>> {
+    async fn fetch_as(&self, accounts: Vec<Account>, config: fetch::Config) -> JoinHandle<Result<(), FetchError>> {
         let group = self.groups.fetch(&self.source);
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
         let reader = reader(group, self.topics.requests(&self.source));
         let limits = vec![self.limit.clone(); accounts.len()];
-        let config = serde_json::json!({"name": "ali1688", "kind": "ali1688", "url": self.simulator.url()});
+        let source = serde_json::json!({"name": "ali1688", "kind": "ali1688", "url": self.simulator.url()});
         let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
         let caller = Caller::new(CallerParts {
             source: self.source.clone(),
-            vendor: serde_json::from_value::<SourceConfig>(config).unwrap().vendor().unwrap(),
+            vendor: serde_json::from_value::<SourceConfig>(source).unwrap().vendor().unwrap(),
             client: http::Client::new(timeouts).unwrap(),
             accounts: accounts.into(),
             guard: Guard::new(&limits, None),
@@ -71,7 +71,7 @@ impl Rig {
             dice: Dice::random(),
         });
         let quota = Arc::new(Memory::new(limits, Pacing::default()));
-        tokio::spawn(Fetch::new(reader, writer, caller, quota, fetch::Config::default()).run(self.stop.clone()))
+        tokio::spawn(Fetch::new(reader, writer, caller, quota, config).run(self.stop.clone()))
     }
 
     async fn retry(&self, config: retry::Config) -> JoinHandle<Result<(), IntakeError>> {
@@ -176,6 +176,19 @@ async fn one_slow_id_holds_nobody_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_wait_for_room_and_go_on_when_outcomes_are_committed() {
+    let rig = Rig::new("room", Options { quota: Quota::None, shares: Shares::NONE, ..troubled() }).await;
+    rig.request(simulate::sample(5).take(100).map(|id| id.to_string())).await;
+    // Less than one outcome: after each few calls all of them wait for the commit.
+    let config =
+        fetch::Config { outcomes_limit: bytesize::ByteSize::b(1), calls_in_flight: 7, ..fetch::Config::default() };
+    let fetch = rig.fetch_as(rig.simulator.accounts().to_vec(), config).await;
+    assert_eq!(rig.ends(100).await.len(), 100);
+    rig.stop.cancel();
+    fetch.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_account_is_disabled_and_the_others_carry_its_load() {
     let rig = Rig::new("denied", Options { accounts: 5, shares: Shares::NONE, ..troubled() }).await;
     let ids: Vec<String> = simulate::sample(3).take(60).map(|id| id.to_string()).collect();
@@ -183,7 +196,7 @@ async fn a_refused_account_is_disabled_and_the_others_carry_its_load() {
     let mut accounts = rig.simulator.accounts().to_vec();
     accounts[0].app_secret = "wrong".into();
     accounts[1].access_token = Some("expired".into());
-    let fetch = rig.fetch_as(accounts).await;
+    let fetch = rig.fetch_as(accounts, fetch::Config::default()).await;
     let retry = rig.retry(quick_retries()).await;
     let ends = rig.ends(ids.len()).await;
     assert!(ends.values().all(|ends| ends == &["found"]), "{ends:?}");
