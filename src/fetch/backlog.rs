@@ -21,16 +21,24 @@ impl<T> Default for Backlog<T> {
 }
 
 impl<T> Backlog<T> {
+    /// Adds an item behind the others of its partition.
     pub(super) fn push(&mut self, partition: &Partition, item: T) {
-        let queue = match self.queues.get_mut(partition) {
-            Some(queue) => queue,
-            None => self.queues.entry(partition.clone()).or_default(),
-        };
-        if queue.is_empty() {
+        self.queue(partition).push_back(item);
+        self.len += 1;
+    }
+
+    /// Adds an item that was taken out before, in front of the others of its partition.
+    pub(super) fn push_first(&mut self, partition: &Partition, item: T) {
+        self.queue(partition).push_front(item);
+        self.len += 1;
+    }
+
+    /// The queue that is about to get an item, and a turn if it had none.
+    fn queue(&mut self, partition: &Partition) -> &mut VecDeque<T> {
+        if self.waiting_in(partition) == 0 {
             self.turns.push_back(partition.clone());
         }
-        queue.push_back(item);
-        self.len += 1;
+        self.queues.entry(partition.clone()).or_default()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -13,8 +13,8 @@ use crate::{
         codec::{self, Received},
         trace,
     },
-    platform::{Account, Answer, Refusal, Reply, Vendor, http, redact},
-    quota::guard::Guard,
+    platform::{Account, Answer, Refusal, Reply, Vendor, http},
+    quota::{Slot, guard::Guard},
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
 };
@@ -41,6 +41,8 @@ pub(super) struct Ended {
     pub(super) account: usize,
     /// The records of each request.
     pub(super) outcomes: Vec<(Position, Vec<Outgoing>)>,
+    /// Requests that were not called for, since the slot had passed by the time that the call could leave.
+    pub(super) missed: Vec<Job>,
     /// A refusal that concerns more than one request's retry.
     pub(super) refusal: Option<Refusal>,
 }
@@ -102,16 +104,23 @@ impl Caller {
         Err((position, records))
     }
 
-    /// Makes one call for these requests by this account. Always ends, at the latest with the client's time-out.
-    pub(super) async fn call(self: Arc<Self>, account: usize, jobs: Vec<Job>) -> Ended {
+    /// Makes one call for these requests in this slot. Always ends, at the latest with the client's time-out.
+    pub(super) async fn call(self: Arc<Self>, slot: Slot, jobs: Vec<Job>) -> Ended {
+        let account = slot.account;
         let first = &jobs[0];
-        let attempt = first.request.history.len() + 1;
+        let attempt = first.request.calls + 1;
         let span = info_span!(
             "call",
             source = %self.source, item = %first.request.item, request = %first.id, attempt,
             account = %self.alias(account), batch = first.request.batch.as_ref().map(tracing::field::display),
         );
         async {
+            self.parts.guard.pass(account).await;
+            // On a busy machine time has passed since the slot was taken: a late call is not made up for.
+            if slot.is_late(Instant::now()) {
+                tracing::debug!("the slot was missed");
+                return Ended { account, outcomes: vec![], missed: jobs, refusal: None };
+            }
             let (reply, facts) = self.exchange(account, &jobs).await;
             self.conclude(account, jobs, reply, &facts)
         }
@@ -121,7 +130,6 @@ impl Caller {
 
     async fn exchange(&self, account: usize, jobs: &[Job]) -> (Reply, CallFacts) {
         let Account { alias, .. } = &self.parts.accounts[account];
-        self.parts.guard.pass(account).await;
         let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
         // Signed here and not earlier: signatures and timestamps go stale.
         let exchange = self.parts.vendor.prepare(&self.parts.accounts[account], &requests, self.parts.clock.now());
@@ -145,17 +153,13 @@ impl Caller {
     }
 
     fn conclude(&self, account: usize, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {
-        let account_secrets = &self.parts.accounts[account];
-        let clean = |mut refusal: Refusal| {
-            refusal.message = redact(account_secrets, &refusal.message).into_owned();
-            refusal
-        };
+        let caller = &self.parts.accounts[account];
         let mut worst = None;
         let mut conclude = |job: Job, answer: Result<Answer, Refusal>| {
             let records = match answer {
                 Ok(answer) => self.outcomes.result(&job, answer, facts),
                 Err(refusal) => {
-                    let refusal = clean(refusal);
+                    let refusal = refusal.redacted(caller);
                     let records = self.outcomes.failure(&job, &refusal, facts);
                     worst = Some(refusal);
                     records
@@ -167,7 +171,7 @@ impl Caller {
             Reply::Each(answers) => jobs.into_iter().zip(answers).map(|(job, answer)| conclude(job, answer)).collect(),
             Reply::Refused(refusal) => jobs.into_iter().map(|job| conclude(job, Err(refusal.clone()))).collect(),
         };
-        Ended { account, outcomes, refusal: worst }
+        Ended { account, outcomes, missed: vec![], refusal: worst }
     }
 }
 

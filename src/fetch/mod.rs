@@ -110,8 +110,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     fn take(&mut self, input: Input) {
         match input {
             Input::Records(records) => {
-                records.into_iter().for_each(|(position, record)| self.receive(position, &record))
+                for (position, record) in records {
+                    self.receive(position, &record);
+                }
             }
+            // Whoever waited for room is looked at again after each input.
+            Input::Settled => {}
             Input::Leaving(partitions) | Input::Left(partitions) => {
                 for partition in &partitions {
                     for job in self.backlog.remove(partition) {
@@ -162,7 +166,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             for job in &jobs {
                 self.regulate(&job.position.partition.clone());
             }
-            self.calls.spawn(Arc::clone(&self.caller).call(slot.account, jobs));
+            self.calls.spawn(Arc::clone(&self.caller).call(slot, jobs));
         }
         // Nobody to call for: others may use what is left of the lease.
         if !self.slots.is_empty() && self.backlog.is_empty() {
@@ -224,8 +228,16 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let mut next = Some(Ok(first));
         while let Some(ended) = next {
             let ended = ended?;
+            for job in ended.missed.into_iter().rev() {
+                if self.stopping || !self.intake.may_start(&job.position) {
+                    self.intake.give_up(&job.position);
+                } else {
+                    self.backlog.push_first(&job.position.partition.clone(), job);
+                }
+            }
             match ended.refusal {
                 Some(refusal) => self.react(ended.account, &refusal).await,
+                None if ended.outcomes.is_empty() => {}
                 None => self.penalties.forgive(ended.account),
             }
             for (position, records) in ended.outcomes {

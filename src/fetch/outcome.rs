@@ -114,7 +114,7 @@ impl Outcomes {
 
 /// How many calls the request has had, this one included.
 fn calls(job: &Job) -> u32 {
-    u32::try_from(job.request.history.len() + 1).unwrap_or(u32::MAX)
+    job.request.calls.saturating_add(1)
 }
 
 /// A throttle of one account leaves the request free for the others; only one that concerns everyone binds it.

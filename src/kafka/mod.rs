@@ -10,6 +10,7 @@ pub mod client;
 pub mod intake;
 pub mod ledger;
 mod membership;
+mod native;
 pub mod outbox;
 pub mod producer;
 mod reader;

@@ -381,7 +381,9 @@ mod tests {
         #[test]
         fn whatever_fails_each_record_has_exactly_one_visible_outcome(steps in prop::collection::vec(step(), 0..500)) {
             let mut model = Model::new();
-            steps.iter().for_each(|step| model.step(step));
+            for step in &steps {
+                model.step(step);
+            }
             model.finish();
             let doubled: Vec<_> = model.broker.visible.iter().filter(|(_, times)| **times != 1).collect();
             prop_assert!(doubled.is_empty(), "doubled: {doubled:?}");

@@ -5,12 +5,11 @@ use std::time::Duration;
 use futures::future::join_all;
 use rdkafka::{
     error::KafkaError,
-    message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
     util::Timeout,
 };
 
-use super::{Outgoing, WriteError, client::Config};
+use super::{Outgoing, WriteError, client::Config, native};
 
 /// An idempotent producer: each record is acknowledged by all in-sync replicas, and never doubled by a resend.
 #[derive(Clone)]
@@ -48,7 +47,7 @@ impl Producer {
             payload: Some(&outgoing.value),
             key: outgoing.key.as_deref(),
             timestamp: None,
-            headers: Some(native_headers(outgoing)),
+            headers: Some(native::headers(outgoing)),
         };
         // A full local queue is waited for, as long as the brokers take anything at all.
         match self.inner.send(record, Timeout::After(Duration::from_secs(60))).await {
@@ -56,13 +55,4 @@ impl Producer {
             Err((error, _)) => Err(WriteError::Refused { topic: topic.to_owned(), reason: error.to_string() }),
         }
     }
-}
-
-/// The headers in librdkafka's form.
-pub(super) fn native_headers(outgoing: &Outgoing) -> OwnedHeaders {
-    let headers = OwnedHeaders::new_with_capacity(outgoing.headers.len());
-    outgoing
-        .headers
-        .iter()
-        .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value.as_ref()) }))
 }

@@ -14,13 +14,12 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use rdkafka::{
     ClientContext, Message, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
     error::KafkaError,
-    message::{BorrowedMessage, Headers as _},
+    message::BorrowedMessage,
     types::{RDKafkaErrorCode, RDKafkaRespErr},
 };
 use tokio::{
@@ -30,10 +29,10 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Assignment, Committed, Epoch, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, Record,
-    WriteError, client::Config, writer::offset_list,
+    Assignment, Committed, Epoch, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, WriteError,
+    client::Config,
+    native::{offset_list, partitions, record},
 };
-use crate::{message::envelope::Headers, runtime::clock::Timestamp};
 
 /// The most records that one poll gathers before they are handed over.
 const GATHER: usize = 500;
@@ -478,27 +477,6 @@ impl Context {
         }
         Ok(())
     }
-}
-
-fn record(message: &BorrowedMessage<'_>) -> Record {
-    let headers = message.headers().map_or_else(Headers::new, |headers| {
-        let own = |header: rdkafka::message::Header<'_, &[u8]>| {
-            (header.key.to_owned(), header.value.map_or_else(Bytes::new, Bytes::copy_from_slice))
-        };
-        headers.iter().map(own).collect()
-    });
-    Record {
-        offset: message.offset(),
-        time: Timestamp::from_millis(message.timestamp().to_millis().unwrap_or(0)),
-        key: message.key().map(Bytes::copy_from_slice),
-        value: message.payload().map(Bytes::copy_from_slice),
-        headers,
-    }
-}
-
-fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
-    let partition = |topic: &str, number| Partition { topic: topic.into(), number };
-    list.elements().iter().map(|element| partition(element.topic(), element.partition())).collect()
 }
 
 fn names(assignments: &[Assignment]) -> Vec<&Partition> {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientContext, Offset, TopicPartitionList,
+    ClientContext, TopicPartitionList,
     consumer::ConsumerGroupMetadata,
     error::KafkaError,
     message::DeliveryResult,
@@ -24,7 +24,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Membership, Offsets, Outgoing, TransactError, Writer, client::Config, producer::native_headers};
+use super::{
+    Membership, Offsets, Outgoing, TransactError, Writer,
+    client::Config,
+    native::{headers, offset_list},
+};
 
 /// How long one step of a transaction waits before it is asked for again.
 const STEP: Duration = Duration::from_secs(5);
@@ -185,7 +189,7 @@ impl Transactions {
 
     fn send(&self, outgoing: &Outgoing) -> Result<(), TransactError> {
         let mut record: BaseRecord<'_, [u8], [u8]> =
-            BaseRecord::to(&outgoing.topic).payload(outgoing.value.as_ref()).headers(native_headers(outgoing));
+            BaseRecord::to(&outgoing.topic).payload(outgoing.value.as_ref()).headers(headers(outgoing));
         if let Some(key) = &outgoing.key {
             record = record.key(key.as_ref());
         }
@@ -257,19 +261,6 @@ impl Transactions {
 fn is_fenced(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::FencedInstanceId)
-}
-
-/// Offsets with their metadata in librdkafka's form.
-pub(super) fn offset_list(offsets: &Offsets) -> Result<TopicPartitionList, TransactError> {
-    let mut list = TopicPartitionList::with_capacity(offsets.len());
-    for (partition, _, committed) in offsets {
-        let mut element = list.add_partition(&partition.topic, partition.number);
-        element
-            .set_offset(Offset::Offset(committed.offset))
-            .map_err(|error| TransactError::Rebuild(format!("offset of {partition}: {error}")))?;
-        element.set_metadata(committed.metadata.as_str());
-    }
-    Ok(list)
 }
 
 /// Shared by roles that write from several tasks.

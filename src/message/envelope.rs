@@ -37,7 +37,18 @@ impl Kind {
         }
     }
 
-    /// The schema of the value, a path in this repository.
+    /// What identifies the schema of the value: its `$id`, and `ce_dataschema`, which has to be an absolute URI.
+    #[must_use]
+    pub const fn schema_uri(self) -> &'static str {
+        match self {
+            Self::Request => "urn:weir:schema:request:v1",
+            Self::Result => "urn:weir:schema:result:v1",
+            Self::Failure => "urn:weir:schema:failure:v1",
+            Self::DeadLetter => "urn:weir:schema:dead_letter:v1",
+        }
+    }
+
+    /// Where the schema of the value is, a path in this repository.
     #[must_use]
     pub const fn schema(self) -> &'static str {
         match self {
@@ -76,7 +87,7 @@ impl Envelope<'_> {
             ("ce_type".to_owned(), Bytes::from_static(self.kind.ce_type().as_bytes())),
             ("ce_source".to_owned(), text(self.writer)),
             ("ce_time".to_owned(), text(&self.time.to_string())),
-            ("ce_dataschema".to_owned(), Bytes::from_static(self.kind.schema().as_bytes())),
+            ("ce_dataschema".to_owned(), Bytes::from_static(self.kind.schema_uri().as_bytes())),
         ];
         if let Some(traceparent) = self.traceparent {
             headers.push(("traceparent".to_owned(), text(traceparent)));

@@ -32,6 +32,9 @@ pub struct Request {
     /// Not called any more after this time: the request ends as a dead letter with reason `expired`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// How many calls there have been for it. Written by weir.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub calls: u32,
     /// What earlier calls for this request came to, oldest first. Written by weir.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Attempt>,
@@ -48,6 +51,7 @@ impl Request {
             params: BTreeMap::new(),
             requested_at: None,
             expires_at: None,
+            calls: 0,
             history: Vec::new(),
         }
     }
@@ -58,4 +62,9 @@ impl Request {
         let spent = self.history.iter().filter(|attempt| attempt.class.spends_an_attempt()).count();
         u32::try_from(spent).unwrap_or(u32::MAX)
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(calls: &u32) -> bool {
+    *calls == 0
 }

@@ -135,7 +135,7 @@ pub enum Problem {
     #[error("{key} is {found}; it must be {allowed}")]
     Key {
         /// The key.
-        key: &'static str,
+        key: String,
         /// Its value.
         found: String,
         /// What it may be.
@@ -175,15 +175,13 @@ impl Source {
 
     fn build(config: &SourceConfig, at: Surroundings<'_>) -> Result<Self, Problem> {
         config.check()?;
-        let vendor: Arc<dyn Vendor> = match config.kind {
-            Kind::Ali1688 => Arc::new(Ali1688::new(config.settings())?),
-        };
+        let vendor = config.vendor()?;
         let accounts = accounts::load(&config.account, config.accounts_file.as_deref(), at)?;
         if accounts.is_empty() {
             return Err(Problem::NoAccount);
         }
         for account in &accounts {
-            check_limit("the limit of an account", account.limit.as_ref())?;
+            check_limit(&format!("the limit of account {}", account.alias), account.limit.as_ref())?;
         }
         let timeouts = Timeouts { total: config.timeout, connect: config.connect_timeout };
         Ok(Self {
@@ -198,6 +196,16 @@ impl Source {
 }
 
 impl SourceConfig {
+    /// The protocol that the source speaks, set up as configured.
+    ///
+    /// # Errors
+    /// [`Problem::Pointer`] if a column's pointer is none.
+    pub fn vendor(&self) -> Result<Arc<dyn Vendor>, Problem> {
+        match self.kind {
+            Kind::Ali1688 => Ok(Arc::new(Ali1688::new(self.settings())?)),
+        }
+    }
+
     fn settings(&self) -> Settings {
         Settings {
             url: self.url.clone(),
@@ -223,23 +231,23 @@ impl SourceConfig {
     }
 }
 
-fn require(key: &'static str, found: &str, is_right: bool, allowed: &'static str) -> Result<(), Problem> {
-    if is_right { Ok(()) } else { Err(Problem::Key { key, found: format!("{found:?}"), allowed }) }
+fn require(key: &str, found: &str, is_right: bool, allowed: &'static str) -> Result<(), Problem> {
+    if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found: format!("{found:?}"), allowed }) }
 }
 
-fn check_time(key: &'static str, time: Duration) -> Result<(), Problem> {
+fn check_time(key: &str, time: Duration) -> Result<(), Problem> {
     let is_right = (Duration::from_millis(1)..=Duration::from_secs(600)).contains(&time);
     let found = humantime::format_duration(time).to_string();
-    if is_right { Ok(()) } else { Err(Problem::Key { key, found, allowed: "from 1ms to 10m" }) }
+    if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found, allowed: "from 1ms to 10m" }) }
 }
 
-fn check_limit(key: &'static str, limit: Option<&Limit>) -> Result<(), Problem> {
+fn check_limit(key: &str, limit: Option<&Limit>) -> Result<(), Problem> {
     let Some(limit) = limit.filter(|limit| limit.calls == 0 || limit.burst == 0 || limit.per.is_zero()) else {
         return Ok(());
     };
     let per = humantime::format_duration(limit.per);
     let found = format!("{} calls per {per}, burst {}", limit.calls, limit.burst);
-    Err(Problem::Key { key, found, allowed: "at least 1 call, burst 1, in more than no time" })
+    Err(Problem::Key { key: key.to_owned(), found, allowed: "at least 1 call, burst 1, in more than no time" })
 }
 
 fn is_word(text: &str) -> bool {

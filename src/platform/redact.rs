@@ -75,7 +75,7 @@ fn form_urlencoded(text: &str) -> String {
         match byte {
             b' ' => encoded.push('+'),
             b'*' | b'-' | b'.' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => encoded.push(char::from(byte)),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
+            _ => encoded.extend(["%", &hex::encode_upper([byte])]),
         }
     }
     encoded

@@ -192,27 +192,35 @@ fn others_mode(_: &File) -> io::Result<Option<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use figment::providers::{Format, Toml};
+
     use super::*;
 
-    fn parse(json: &str) -> Result<SecretRef, String> {
-        serde_json::from_str(json).map_err(|error| error.to_string())
+    #[derive(Debug, Deserialize)]
+    struct Table {
+        key: SecretRef,
+    }
+
+    fn parse(value: &str) -> Result<SecretRef, String> {
+        let table = <Toml as Format>::from_str::<Table>(&format!("key = {value}"));
+        table.map(|table| table.key).map_err(|error| error.message().to_owned())
     }
 
     #[test]
     fn a_secret_is_named_by_variable_or_file() {
-        assert_eq!(parse(r#"{"env":"APP"}"#), Ok(SecretRef::Env("APP".to_owned())));
-        assert_eq!(parse(r#"{"file":"run/app"}"#), Ok(SecretRef::File("run/app".into())));
+        assert_eq!(parse(r#"{ env = "APP" }"#), Ok(SecretRef::Env("APP".to_owned())));
+        assert_eq!(parse(r#"{ file = "run/app" }"#), Ok(SecretRef::File("run/app".into())));
     }
 
     #[test]
     fn an_inline_secret_is_refused_without_being_repeated() {
-        for json in [r#""hunter22""#, "220022", "-220022", "2.20022", "true"] {
-            let error = parse(json).unwrap_err();
+        for value in [r#""hunter22""#, "220022", "-220022", "2.20022", "true", "[220022]"] {
+            let error = parse(value).unwrap_err();
             assert!(!error.contains("22"), "{error}");
-            assert!(error.contains("env = \"NAME\""), "{error}");
+            assert!(error.contains("{ env = \"NAME\" }"), "{error}");
         }
-        for json in ["{}", r#"{"env":"A","file":"b"}"#, r#"{"text":"hunter22"}"#] {
-            let error = parse(json).unwrap_err();
+        for value in ["{}", r#"{ env = "A", file = "b" }"#, r#"{ text = "hunter22" }"#] {
+            let error = parse(value).unwrap_err();
             assert!(error.contains("env") && !error.contains("22"), "{error}");
         }
     }

@@ -89,13 +89,15 @@ impl Pacing {
 
     /// How late a slot of one account under `limit` may be used without a refusal.
     ///
-    /// By the same inequality, solved for the lateness L: B·T ≥ 1/r + J + L. With a burst of 1 that is
-    /// [`Slot::GUARD`]; with 10 calls/s and a burst of 5 it is most of half a second, so that a busy machine
-    /// loses no slot. T is the spacing before the margin: what is kept back for drifting clocks is not spent.
+    /// By the same inequality, solved for what is left over: B·T − 1/r − J. A quarter of that is ours, the rest
+    /// stays with the network, whose delays nobody can foresee while our own lateness can be measured. With a
+    /// burst of 1 it is [`Slot::GUARD`]; with 10 calls/s and a burst of 5 about 100 ms, so that a busy machine
+    /// loses hardly a slot. T is the spacing before the margin: what is kept back for drifting clocks is not spent.
     #[must_use]
     pub fn lateness(&self, limit: &Limit) -> Duration {
         let covered = self.tightest(limit).saturating_mul(limit.burst);
-        covered.saturating_sub(limit.interval() + self.jitter).clamp(Slot::GUARD, Self::LATENESS_MAX)
+        let spare = covered.saturating_sub(limit.interval() + self.jitter);
+        (spare / 4).max(Slot::GUARD.min(spare)).min(Self::LATENESS_MAX)
     }
 
     /// The spacing if clocks did not drift.

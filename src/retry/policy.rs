@@ -133,6 +133,7 @@ fn share(of: Duration, jitter: f64) -> Duration {
 /// The request with `attempt` at the end of its history, which stays bounded.
 fn extended(request: &Request, attempt: &Attempt) -> Request {
     let mut request = request.clone();
+    request.calls = request.calls.saturating_add(1);
     request.history.push(attempt.clone());
     let total = request.history.len();
     let spent = request.history.iter().filter(|attempt| attempt.class.spends_an_attempt()).count();

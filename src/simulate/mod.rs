@@ -1,7 +1,7 @@
 //! simulate: the vendors' servers, faithful to their limits and their lies.
 //!
-//! So far 1688's AOP gateway. [`aop`] decides, [`server`] talks HTTP; [`catalogue`] says what the seeded world
-//! holds, [`limiter`] is the vendor's own judgement of the quota.
+//! So far 1688's AOP gateway. `aop` decides, `server` talks HTTP; `catalogue` says what the seeded world
+//! holds, `limiter` is the vendor's own judgement of the quota.
 
 mod accounts;
 mod aop;
@@ -9,6 +9,7 @@ mod catalogue;
 mod dice;
 mod ids;
 pub mod limiter;
+mod meter;
 mod options;
 mod product;
 mod server;
@@ -27,9 +28,10 @@ pub use self::{
     catalogue::Shares,
     ids::sample,
     limiter::Quota,
+    meter::Rates,
     options::{Args, Latency, Options},
     server::{Simulator, start},
-    stats::{Offender, Rates, Report},
+    stats::{Offender, Report},
 };
 use crate::{message::InvalidId, runtime::clock::Clock};
 

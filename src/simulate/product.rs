@@ -140,7 +140,7 @@ fn drifted(phase: u64, now: Timestamp, period: Option<Duration>) -> Option<(u64,
     let steps = (now + phase) / step;
     // Up from -DRIFT to +DRIFT in the first half of the period, and back in the second.
     let at = steps % DRIFT_STEPS;
-    let height = at.min(DRIFT_STEPS - at) * 4 * DRIFT / (2 * DRIFT_STEPS);
+    let height = at.min(DRIFT_STEPS - at) * 4 * DRIFT / DRIFT_STEPS;
     Some((1_000 - DRIFT + height, (steps * step).saturating_sub(phase)))
 }
 

@@ -11,6 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::meter::{Meter, Rates};
+
 /// How many distinct items are counted exactly.
 const ITEMS_LIMIT: usize = 2_000_000;
 /// One lock per shard, so that two calls at once seldom wait for each other.
@@ -79,15 +81,6 @@ pub struct Report {
     pub calls_per_item_max: u64,
     /// The accounts with most violations, the worst first.
     pub offenders: Vec<Offender>,
-}
-
-/// Calls per second by arrival, refused ones included.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Rates {
-    /// Over the last second.
-    pub last_1s: f64,
-    /// Over the last ten seconds, or since the start if that is less.
-    pub last_10s: f64,
 }
 
 /// An account that went over its quota.
@@ -278,49 +271,6 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Arrivals of the last ten seconds, in slots of a tenth.
-#[derive(Debug)]
-struct Meter {
-    started_at: Duration,
-    slots: [(u64, u64); 101],
-}
-
-impl Meter {
-    fn new(started_at: Duration) -> Self {
-        Self { started_at, slots: [(0, 0); 101] }
-    }
-
-    fn arrive(&mut self, at: Duration) {
-        let slot = slot(at);
-        let at = usize::try_from(slot % self.slots.len() as u64).unwrap_or(0);
-        if let Some(entry) = self.slots.get_mut(at) {
-            if entry.0 != slot {
-                *entry = (slot, 0);
-            }
-            entry.1 += 1;
-        }
-    }
-
-    fn rates(&self, now: Duration) -> Rates {
-        Rates { last_1s: self.rate(now, 10), last_10s: self.rate(now, 100) }
-    }
-
-    /// Calls per second over the last `slots` full slots. The present slot is not full: it does not count.
-    fn rate(&self, now: Duration, slots: u64) -> f64 {
-        let end = slot(now);
-        let start = end.saturating_sub(slots).max(slot(self.started_at));
-        let calls: u64 =
-            self.slots.iter().filter(|(slot, _)| (start..end).contains(slot)).map(|(_, calls)| calls).sum();
-        #[allow(clippy::cast_precision_loss, reason = "calls of ten seconds")]
-        let (calls, tenths) = (calls as f64, end.saturating_sub(start).max(1) as f64);
-        calls * 10.0 / tenths
-    }
-}
-
-fn slot(at: Duration) -> u64 {
-    u64::try_from(at.as_millis() / 100).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -385,23 +335,6 @@ mod tests {
         }
         let full = report(&stats);
         assert_eq!((full.distinct_items, full.distinct_items_exact), (32 * SHARDS as u64, false));
-    }
-
-    #[test]
-    fn rates_are_those_of_the_last_second_and_the_last_ten() {
-        let stats = Stats::new(0);
-        let at = Duration::from_millis;
-        // 10 a second for 20 s, then 100 in the last second.
-        for millis in (0..20_000).step_by(100) {
-            drop(stats.arrive(at(millis)));
-        }
-        for millis in (20_000..21_000).step_by(10) {
-            drop(stats.arrive(at(millis)));
-        }
-        let rates = stats.report(at(21_000), |_| String::new()).calls_per_second;
-        assert_eq!(rates, Rates { last_1s: 100.0, last_10s: 19.0 });
-        let idle = stats.report(at(40_000), |_| String::new()).calls_per_second;
-        assert_eq!(idle, Rates { last_1s: 0.0, last_10s: 0.0 });
     }
 
     #[test]

@@ -38,9 +38,10 @@ fn encoded(params: &[(String, String)]) -> String {
     url.query().unwrap().to_owned()
 }
 
-async fn post(simulator: &Simulator, item: &str) -> reqwest::Result<(u16, String)> {
+/// The client is an argument since making one reads every root certificate of the machine.
+async fn post(client: &reqwest::Client, simulator: &Simulator, item: &str) -> reqwest::Result<(u16, String)> {
     let (path, params) = signed(&simulator.accounts()[0], item);
-    let request = reqwest::Client::new()
+    let request = client
         .post(simulator.url() + &path)
         .header("content-type", "application/x-www-form-urlencoded;charset=utf-8")
         .body(encoded(&params));
@@ -54,12 +55,14 @@ fn json(text: &str) -> Value {
 
 #[tokio::test]
 async fn a_product_is_served_by_post_and_by_get_alike() {
+    let client = reqwest::Client::new();
     let simulator = simulator(calm()).await;
-    let (status, posted) = post(&simulator, ITEM).await.unwrap();
+    let (status, posted) = post(&client, &simulator, ITEM).await.unwrap();
     assert_eq!((status, &json(&posted)["productInfo"]["productID"]), (200, &Value::from(584_051_070_147_u64)));
 
     let (path, params) = signed(&simulator.accounts()[1], ITEM);
-    let got = reqwest::get(format!("{}{path}?{}", simulator.url(), encoded(&params))).await.unwrap();
+    let url = format!("{}{path}?{}", simulator.url(), encoded(&params));
+    let got = client.get(url).send().await.unwrap();
     assert_eq!(got.status(), 200);
     assert_eq!(got.text().await.unwrap(), posted);
     assert_eq!((simulator.stats().found, simulator.stats().calls_per_item_max), (2, 2));
@@ -80,20 +83,22 @@ async fn a_refusal_is_http_400_with_the_gateways_four_fields() {
 
 #[tokio::test]
 async fn two_simulators_with_one_seed_agree_on_every_reply() {
+    let client = reqwest::Client::new();
     let options = || Options { shares: Shares { failing: 0.0, hopeless: 0.0, ..Shares::default() }, ..calm() };
     let (one, two) = (simulator(options()).await, simulator(options()).await);
     for item in sample(7).take(60).map(|id| id.to_string()) {
-        let (first, second) = (post(&one, &item).await.unwrap(), post(&two, &item).await.unwrap());
+        let (first, second) = (post(&client, &one, &item).await.unwrap(), post(&client, &two, &item).await.unwrap());
         assert_eq!(first, second, "{item}");
     }
 }
 
 #[tokio::test]
 async fn a_cut_connection_has_no_reply_at_all() {
+    let client = reqwest::Client::new();
     let simulator = simulator(Options { shares: Shares { hopeless: 1.0, ..Shares::NONE }, ..calm() }).await;
     let mut cuts = 0;
     for item in sample(7).take(40).map(|id| id.to_string()) {
-        cuts += u32::from(post(&simulator, &item).await.is_err_and(|error| error.status().is_none()));
+        cuts += u32::from(post(&client, &simulator, &item).await.is_err_and(|error| error.status().is_none()));
     }
     assert!((1..40).contains(&cuts), "{cuts} of 40 were cut");
     assert_eq!(simulator.stats().injected_failures, 40);
@@ -101,10 +106,11 @@ async fn a_cut_connection_has_no_reply_at_all() {
 
 #[tokio::test]
 async fn calls_over_the_quota_are_violations_of_their_account() {
+    let client = reqwest::Client::new();
     let quota = Quota::Sliding { calls: 3, window: Duration::from_secs(3_600) };
     let simulator = simulator(Options { quota, ..calm() }).await;
     for expected in [200, 200, 200, 400, 400] {
-        assert_eq!(post(&simulator, ITEM).await.unwrap().0, expected);
+        assert_eq!(post(&client, &simulator, ITEM).await.unwrap().0, expected);
     }
     let stats = simulator.stats();
     assert_eq!((stats.served, stats.found, stats.refused, stats.violations), (5, 3, 2, 2));
@@ -114,14 +120,15 @@ async fn calls_over_the_quota_are_violations_of_their_account() {
 
 #[tokio::test]
 async fn stats_over_http_add_up_and_can_be_reset() {
+    let client = reqwest::Client::new();
     let shares = Shares { absent: 0.3, off_shelf: 0.3, throttled: 0.2, failing: 0.2, ..Shares::NONE };
     let simulator = simulator(Options { shares, ..calm() }).await;
     for item in sample(7).take(100).map(|id| id.to_string()) {
         // A cut is an error here, and counted there.
-        let _ = post(&simulator, &item).await;
+        let _ = post(&client, &simulator, &item).await;
     }
     let get = async || -> Report {
-        let reply = reqwest::get(simulator.url() + "/stats").await.unwrap();
+        let reply = client.get(simulator.url() + "/stats").send().await.unwrap();
         serde_json::from_str(&reply.text().await.unwrap()).unwrap()
     };
     let stats = get().await;
@@ -132,7 +139,7 @@ async fn stats_over_http_add_up_and_can_be_reset() {
     }
     assert_eq!((stats.distinct_items, stats.in_flight, stats.violations), (100, 0, 0));
 
-    let reply = reqwest::Client::new().post(simulator.url() + "/reset").send().await.unwrap();
+    let reply = client.post(simulator.url() + "/reset").send().await.unwrap();
     assert!(reply.status().is_success());
     let after = get().await;
     assert_eq!((after.served, after.distinct_items), (0, 0));
@@ -154,9 +161,10 @@ async fn a_caller_who_leaves_is_abandoned_and_no_longer_in_flight() {
 
 #[tokio::test]
 async fn a_dropped_simulator_gives_its_port_back() {
+    let client = reqwest::Client::new();
     let first = simulator(calm()).await;
     let listen = first.address();
-    post(&first, ITEM).await.unwrap();
+    post(&client, &first, ITEM).await.unwrap();
     first.stop().await.unwrap();
     let second = simulator(Options { listen, ..calm() }).await;
     assert_eq!(second.address(), listen);

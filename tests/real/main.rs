@@ -1,4 +1,17 @@
 //! What needs the real servers: Kafka, ClickHouse and Redis as `deploy/local/test` starts them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that fails says so by panicking"
+)]
+
+mod fetch;
 mod kafka;
+mod kill;
+mod process;
+mod sink;
 mod stack;

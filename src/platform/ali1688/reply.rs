@@ -56,29 +56,30 @@ enum Said {
 
 fn error_of<'a>(found: &Found<'a>) -> Option<GatewayError<'a>> {
     let text = |field| found.text(field).filter(|text| !text.trim().is_empty());
-    let (code, exception) = (text(Field::ErrorCode), text(Field::Exception));
-    if code.is_none() && exception.is_none() {
+    let fields = (text(Field::ErrorCode), text(Field::ErrorMessage), text(Field::Exception));
+    if let (None, None, None) = fields {
         return None;
     }
+    let (code, message, exception) = fields;
     let exception = exception.unwrap_or_default();
-    let words = text(Field::ErrorMessage).unwrap_or_else(|| exception.clone());
-    let code = code.or_else(|| code_in(&exception)).unwrap_or(Cow::Borrowed("exception"));
+    let code = code.map(Cow::into_owned).or_else(|| code_in(&exception)).unwrap_or_else(|| "no code".to_owned());
+    let words = message.unwrap_or_else(|| exception.clone());
     Some(GatewayError { code: code.trim().to_owned(), words, exception })
 }
 
 /// The code inside `exception`, where some replies have it: `{"error_code":"401"}`, `401`, `401 Request …`,
 /// `gw.X: …`.
-fn code_in<'a>(exception: &str) -> Option<Cow<'a, str>> {
+fn code_in(exception: &str) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Inner {
         error_code: serde_json::Value,
     }
     if let Ok(Inner { error_code }) = serde_json::from_str(exception) {
-        return Some(Cow::Owned(error_code.as_str().map_or_else(|| error_code.to_string(), str::to_owned)));
+        return Some(error_code.as_str().map_or_else(|| error_code.to_string(), str::to_owned));
     }
     let first = exception.split([' ', ':', ',']).next().unwrap_or_default();
     let is_code = errors::known(first, None).is_some() || errors::is_of_the_gateway(first);
-    is_code.then(|| Cow::Owned(first.to_owned()))
+    is_code.then(|| first.to_owned())
 }
 
 fn said_with(error: &GatewayError<'_>, reply: &HttpReply) -> Said {

@@ -31,7 +31,8 @@ pub fn verify<K: AsRef<str>, V: AsRef<str>>(path: &str, params: &[(K, V)], secre
 
 fn mac<K: AsRef<str>, V: AsRef<str>>(path: &str, params: &[(K, V)], secret: &str) -> Hmac<Sha1> {
     // HMAC takes a key of any length, so the error cannot occur; an empty key would only sign wrongly.
-    let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).unwrap_or_else(|_| Hmac::new(&Default::default()));
+    let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes())
+        .unwrap_or_else(|_| Hmac::new(&hmac::digest::Key::<Hmac<Sha1>>::default()));
     mac.update(path.as_bytes());
     for joined in sorted(params) {
         mac.update(joined.as_bytes());

@@ -1,0 +1,55 @@
+//! rdkafka's forms ⇄ ours.
+
+use bytes::Bytes;
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
+};
+
+use super::{Offsets, Outgoing, Partition, Record, TransactError};
+use crate::{message::envelope::Headers, runtime::clock::Timestamp};
+
+/// A message, copied out of librdkafka's memory.
+pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
+    let headers = message.headers().map_or_else(Headers::new, |headers| {
+        let own = |header: rdkafka::message::Header<'_, &[u8]>| {
+            (header.key.to_owned(), header.value.map_or_else(Bytes::new, Bytes::copy_from_slice))
+        };
+        headers.iter().map(own).collect()
+    });
+    Record {
+        offset: message.offset(),
+        time: Timestamp::from_millis(message.timestamp().to_millis().unwrap_or(0)),
+        key: message.key().map(Bytes::copy_from_slice),
+        value: message.payload().map(Bytes::copy_from_slice),
+        headers,
+    }
+}
+
+/// The partitions of a list.
+pub(super) fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
+    let partition = |topic: &str, number| Partition { topic: topic.into(), number };
+    list.elements().iter().map(|element| partition(element.topic(), element.partition())).collect()
+}
+
+/// Offsets with their metadata in librdkafka's form.
+pub(super) fn offset_list(offsets: &Offsets) -> Result<TopicPartitionList, TransactError> {
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for (partition, _, committed) in offsets {
+        let mut element = list.add_partition(&partition.topic, partition.number);
+        element
+            .set_offset(Offset::Offset(committed.offset))
+            .map_err(|error| TransactError::Rebuild(format!("offset of {partition}: {error}")))?;
+        element.set_metadata(committed.metadata.as_str());
+    }
+    Ok(list)
+}
+
+/// The headers in librdkafka's form.
+pub(super) fn headers(outgoing: &Outgoing) -> OwnedHeaders {
+    let headers = OwnedHeaders::new_with_capacity(outgoing.headers.len());
+    outgoing
+        .headers
+        .iter()
+        .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value.as_ref()) }))
+}

@@ -1,0 +1,124 @@
+//! weir as a process of its own, to be killed.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use weir::simulate::Simulator;
+
+use crate::stack::{address, eventually};
+
+/// A folder with a configuration for one source, `ali1688`, at a simulator.
+pub struct Installation {
+    folder: TempDir,
+    config: PathBuf,
+}
+
+impl Installation {
+    /// `more` is TOML: further sections, and last the source's own keys.
+    pub fn new(simulator: &Simulator, accounts: &Path, prefix: &str, group: &str, more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("weir.toml");
+        let text = format!(
+            r#"
+[kafka]
+brokers = "{brokers}"
+group_prefix = "{group}"
+
+[topics]
+prefix = "{prefix}"
+
+[http]
+listen = "off"
+
+{more}
+
+[[source]]
+name = "ali1688"
+kind = "ali1688"
+url = "{url}"
+accounts_file = "{accounts}"
+"#,
+            brokers = address("WEIR_TEST_KAFKA"),
+            url = simulator.url(),
+            accounts = accounts.display(),
+        );
+        std::fs::write(&config, text).unwrap();
+        Self { folder, config }
+    }
+
+    /// Starts `weir <arguments>` as the instance `name`.
+    pub fn start(&self, name: &str, arguments: &[&str]) -> Process {
+        let log = self.folder.path().join(format!("{name}.log"));
+        let output = File::options().create(true).append(true).open(&log).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(arguments)
+            .arg("--config")
+            .arg(&self.config)
+            .env("WEIR_INSTANCE__NAME", name)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        Process { child, log }
+    }
+}
+
+/// A running weir; killed when dropped.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// kill -9, and nothing else.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(mut self) -> ExitStatus {
+        self.signal("TERM");
+        eventually("the process ends", async || self.has_ended()).await
+    }
+
+    /// Waits until its log says something.
+    pub async fn says(&self, text: &str) {
+        eventually(text, async || self.log().contains(text).then_some(())).await;
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(30).collect();
+            eprintln!("the last lines of {}:", self.log.display());
+            tail.iter().rev().for_each(|line| eprintln!("  {line}"));
+        }
+    }
+}
+
+/// How long a stopped process has to be stopped until the group and the coordinator have given it up.
+pub const BEYOND_ALL_TIMEOUTS: Duration = Duration::from_secs(20);
