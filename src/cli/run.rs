@@ -101,6 +101,17 @@ enum Task {
     Sink,
 }
 
+impl Task {
+    /// What logs and `/ready` call it.
+    fn name(&self) -> String {
+        match self {
+            Self::Fetch(source) => format!("fetch/{}", source.name),
+            Self::Retry => "retry".to_owned(),
+            Self::Sink => "sink".to_owned(),
+        }
+    }
+}
+
 /// Everything that the roles share.
 struct Process {
     config: Config,
@@ -132,7 +143,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
     });
     let mut roles = JoinSet::new();
     for task in tasks {
-        let role = health.role(process.name(&task));
+        let role = health.role(task.name());
         roles.spawn(supervise(Arc::clone(&process), task, role));
     }
     let mut server = JoinSet::new();
@@ -177,7 +188,7 @@ fn tasks(roles: &[Role], config: &Config) -> anyhow::Result<Vec<Task>> {
 
 /// Runs one role until it is told to stop; an error is only returned when starting again would do harm.
 async fn supervise(process: Arc<Process>, task: Task, health: RoleHealth) -> anyhow::Result<()> {
-    let name = process.name(&task);
+    let name = task.name();
     let mut wait = RESTART_FIRST;
     loop {
         let since = tokio::time::Instant::now();
@@ -200,14 +211,6 @@ async fn supervise(process: Arc<Process>, task: Task, health: RoleHealth) -> any
 }
 
 impl Process {
-    fn name(&self, task: &Task) -> String {
-        match task {
-            Task::Fetch(source) => format!("fetch/{}", source.name),
-            Task::Retry => "retry".to_owned(),
-            Task::Sink => "sink".to_owned(),
-        }
-    }
-
     async fn run(&self, task: &Task, health: &RoleHealth) -> Result<(), RoleError> {
         match task {
             Task::Fetch(source) => self.fetch(source, health).await,
