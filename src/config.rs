@@ -51,6 +51,8 @@ pub struct Config {
     pub redis: Redis,
     /// `[fetch]`
     pub fetch: fetch::Config,
+    /// `[quota]`
+    pub quota: crate::quota::pace::Pacing,
     /// `[retry]`
     pub retry: retry::Config,
     /// `[sink]`

@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use secrecy::ExposeSecret;
 
 use super::{Config, Problem, print::duration};
-use crate::{kafka::client::TRANSACTION_TIMEOUT, runtime::logging, sink::Store, topics::Topics};
+use crate::{kafka::client::TRANSACTION_TIMEOUT, quota::pace::Pacing, runtime::logging, sink::Store, topics::Topics};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -83,6 +83,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     topics(&mut check, config);
     servers(&mut check, config);
     fetch(&mut check, config);
+    quota(&mut check, config);
     retry(&mut check, config);
     sink(&mut check, config);
     if let Err(reason) = logging::check_filter(&config.log.filter) {
@@ -168,6 +169,11 @@ fn fetch(check: &mut Check, config: &Config) {
     // One reply may be this long.
     check.range("fetch.outcomes_limit", fetch.outcomes_limit, [ByteSize::mib(8), ByteSize::gib(4)]);
     check.duration("fetch.drain", fetch.drain, Duration::ZERO..=MINUTE);
+}
+
+fn quota(check: &mut Check, config: &Config) {
+    check.range("quota.margin", config.quota.margin, [0.0, Pacing::MARGIN_MAX]);
+    check.duration("quota.jitter", config.quota.jitter, Duration::ZERO..=Pacing::JITTER_MAX);
 }
 
 fn retry(check: &mut Check, config: &Config) {

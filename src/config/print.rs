@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Config, problem::is_secret};
-use crate::{fetch, kafka, platform::SourceConfig, retry, runtime, sink, topics};
+use crate::{fetch, kafka, platform::SourceConfig, quota::pace::Pacing, retry, runtime, sink, topics};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -22,6 +22,7 @@ struct Printed<'a> {
     clickhouse: ClickHouse<'a>,
     redis: Redis,
     fetch: &'a fetch::Config,
+    quota: &'a Pacing,
     retry: &'a retry::Config,
     sink: &'a sink::Config,
     http: &'a runtime::health::Config,
@@ -78,6 +79,7 @@ fn table(config: &Config) -> Table {
         },
         redis: Redis { url: config.redis.url.as_ref().map(|url| without_password(url.expose_secret())) },
         fetch: &config.fetch,
+        quota: &config.quota,
         retry: &config.retry,
         sink: &config.sink,
         http: &config.http,

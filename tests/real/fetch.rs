@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir::{
     fetch::{self, Caller, CallerParts, Fetch, FetchError},
-    kafka::{GroupConfig, KafkaReader, KafkaWriter, intake::IntakeError},
+    kafka::{GroupConfig, KafkaReader, KafkaWriter, Producer, intake::IntakeError},
     message::SourceName,
     platform::{Account, SourceConfig, http},
     quota::{Limit, guard::Guard, memory::Memory, pace::Pacing},
@@ -16,7 +16,7 @@ use weir::{
     topics::{Groups, Topics},
 };
 
-use crate::stack::{Follower, eventually, kafka, produce, topics, unique};
+use crate::stack::{Follower, eventually, kafka, outgoing, produce, topics, unique};
 
 /// A gateway, its topics, and the stages between them.
 struct Rig {
@@ -173,6 +173,34 @@ async fn one_slow_id_holds_nobody_back() {
     rig.stop.cancel();
     fetch.await.unwrap().unwrap();
     retry.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outcome_carries_cloudevents_headers_and_its_requests_trace() {
+    let rig = Rig::new("headers", Options { quota: Quota::None, shares: Shares::NONE, ..troubled() }).await;
+    let mut request = outgoing(&rig.topics.requests(&rig.source), "k", r#"{"item":"610000000001"}"#);
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let headers = [("ce_id", "mine-1"), ("traceparent", &format!("00-{trace}-b7ad6b7169203331-01"))];
+    request.headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned().into())).to_vec();
+    Producer::new(&kafka()).unwrap().send(vec![request]).await.unwrap();
+    let fetch = rig.fetch().await;
+    let mut follower = Follower::of(&[rig.topics.results()]).await;
+    let result = follower.read_until(1).await[0].clone();
+    rig.stop.cancel();
+    fetch.await.unwrap().unwrap();
+
+    let expected = [
+        ("content-type", "application/json"),
+        ("ce_specversion", "1.0"),
+        ("ce_id", "mine-1#1"),
+        ("ce_type", "weir.result.v1"),
+        ("ce_source", "weir/fetch/ali1688"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(result.headers[name], value, "{name}");
+    }
+    assert!(result.headers["traceparent"].contains(trace), "{:?}", result.headers);
+    assert_eq!(result.json()["request_id"], "mine-1");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
