@@ -59,7 +59,7 @@ impl Progress {
             self.bar.set_message(message());
         } else if self.written.elapsed() >= EVERY {
             self.written = Instant::now();
-            let percent = share.map(|share| format!("{:>3.0}%  ", share * 100.0)).unwrap_or_default();
+            let percent = share.map(|share| format!("{:>3.0}%  ", (share * 100.0).floor())).unwrap_or_default();
             note(&format!("{percent}{}", message()));
         }
     }
