@@ -5,6 +5,7 @@
 //! arithmetic in this process with the spacing that [`pace`] derives from the vendor's [`Limit`]; [`guard`]
 //! stands at the last door with that limit itself.
 
+pub mod budget;
 pub mod guard;
 mod limit;
 pub mod memory;
@@ -15,7 +16,8 @@ pub mod pace;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-pub use limit::{InvalidLimit, Limit};
+pub use limit::{Counting, InvalidLimit, Limit, Micros};
+pub use pace::Pacing;
 use tokio::time::Instant;
 
 use crate::message::AccountAlias;
@@ -32,8 +34,11 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// How late a call may always leave: the pace counts with it. A larger burst allows more.
+    /// How late a call may leave at a pace that counts with it; a larger burst allows more, and a limit that
+    /// would lose too much of its rate allows less, see [`pace::Pacing::guard`].
     pub const GUARD: Duration = Duration::from_millis(5);
+    /// How late a call may always leave.
+    pub const GUARD_MIN: Duration = Duration::from_millis(1);
 
     /// Whether it has been missed: drop it, never catch up.
     #[must_use]
