@@ -245,7 +245,8 @@ mod tests {
                 arrivals.push(Duration::from_micros(at + delay));
             }
             arrivals.sort_unstable();
-            let since = window - Duration::from_nanos((u128::from(phase_ms) * 1_000_000 % window.as_nanos()) as u64);
+            // The simulator's windows are shifted by what is left of one at its start.
+            let since = Duration::from_millis(per_s * 1_000 - phase_ms % (per_s * 1_000));
             let fixed = Limiter::new(Quota::Fixed { calls, window }, since);
             let sliding = (!is_known).then(|| Limiter::new(Quota::Sliding { calls, window }, Duration::ZERO));
             for mut vendor in [Some(fixed), sliding].into_iter().flatten() {
