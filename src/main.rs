@@ -1,1 +1,34 @@
-fn main() {}
+//! Parse, load the configuration, start the logs, run the command, exit code.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use weir::{
+    cli::{Cli, exit},
+    config,
+    runtime::{logging, shutdown::Signals},
+};
+
+fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => start(cli).unwrap_or_else(|error| exit::report(&error)),
+        Err(usage) => exit::usage(&usage),
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    let mut config = if cli.needs_config() { config::load(cli.config_file())? } else { config::Config::default() };
+    config.log.format = cli.log_format().unwrap_or(config.log.format);
+    logging::start(&config.log, cli.audience(), cli.verbose())
+        .map_err(anyhow::Error::msg)
+        .context("starting the log")?;
+    let runtime = tokio::runtime::Runtime::new().context("starting the threads")?;
+    let outcome = runtime.block_on(async {
+        let signals = Signals::watch().context("watching for signals")?;
+        weir::cli::run(cli, config, signals.stop()).await
+    });
+    // A thread that waits for a broker or for standard input must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}

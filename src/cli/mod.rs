@@ -1,1 +1,206 @@
-//! One file per command that is not a stage.
+//! One file per command that is not a stage; here the command line as a whole.
+
+mod check;
+mod enqueue;
+pub mod exit;
+mod groups;
+mod query;
+pub mod run;
+mod schema;
+mod status;
+pub mod terminal;
+mod topics;
+mod watch;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+
+use self::{exit::Exit, run::Role};
+use crate::{
+    config::Config,
+    runtime::{
+        clock::Clock,
+        logging::{Audience, Format},
+    },
+    simulate,
+};
+
+const ABOUT: &str = "Collects data from rate-limited vendor APIs: IDs on Kafka in, one row per ID in ClickHouse out";
+
+const LONG_ABOUT: &str = "\
+Collects data from rate-limited vendor APIs: IDs on Kafka in, one row per ID in ClickHouse out.
+
+IDs wait on a topic per source; fetch calls the vendor at exactly the pace that each account is allowed; results and \
+failures go to Kafka in transactions; retry asks again when it is time; the sink writes every record to ClickHouse.";
+
+const EXAMPLES: &str = "\
+A first collection:
+  weir check                                       is all well with configuration and servers?
+  weir topics apply && weir schema apply           create topics and tables; safe to repeat
+  weir run                                         all roles in one process, until Ctrl-C
+  weir enqueue ids.txt --source ali1688 --wait     ask for the IDs of a file, watch them come in
+  weir query \"SELECT * FROM items FINAL LIMIT 5\"   look at the rows
+
+Exit codes:
+  0 done, 1 failed, 64 invalid configuration or usage, 69 a server cannot be reached,
+  75 another process has this instance's name, 130 stopped by a signal before the end";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = EXAMPLES)]
+#[command(after_help = "`weir help` explains more, `weir help COMMAND` has examples.")]
+#[command(max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Everywhere")]
+struct Global {
+    /// The configuration file; without it ./weir.toml, if that exists.
+    #[arg(long, global = true, env = "WEIR_CONFIG", value_name = "FILE", hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// How a line of the log looks; goes before [log] format.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    log_format: Option<Format>,
+    /// Log more: -v what weir does, -vv everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the roles: fetch, retry and sink, together or some of them.
+    #[command(long_about = run::LONG_ABOUT, after_long_help = run::EXAMPLES)]
+    Run(run::Args),
+    /// Call the vendors: requests → results and failures.
+    ///
+    /// The same as `weir run --role fetch`.
+    Fetch,
+    /// Ask again for what failed, when it is time, or give up with a reason.
+    ///
+    /// The same as `weir run --role retry`.
+    Retry,
+    /// Write every record to ClickHouse.
+    ///
+    /// The same as `weir run --role sink`.
+    Sink,
+    /// Ask for the items of a file.
+    #[command(long_about = enqueue::LONG_ABOUT, after_long_help = enqueue::EXAMPLES)]
+    Enqueue(enqueue::Args),
+    /// What waits, what is under way, what came last.
+    #[command(long_about = status::LONG_ABOUT, after_long_help = status::EXAMPLES)]
+    Status(status::Args),
+    /// Ask ClickHouse in SQL.
+    #[command(long_about = query::LONG_ABOUT, after_long_help = query::EXAMPLES)]
+    Query(query::Args),
+    /// Check the configuration and each connection; print what is in effect.
+    #[command(long_about = check::LONG_ABOUT, after_long_help = check::EXAMPLES)]
+    Check(check::Args),
+    /// Topics in Kafka: create and list them.
+    #[command(subcommand)]
+    Topics(topics::Command),
+    /// Tables and views in ClickHouse.
+    #[command(subcommand)]
+    Schema(schema::Command),
+    Simulate(simulate::Args),
+}
+
+impl Cli {
+    /// Whether the command reads the configuration at all.
+    #[must_use]
+    pub const fn needs_config(&self) -> bool {
+        !matches!(self.command, Command::Simulate(_))
+    }
+
+    /// The file that was named.
+    #[must_use]
+    pub fn config_file(&self) -> Option<&Path> {
+        self.global.config.as_deref()
+    }
+
+    /// The format of the log that was named.
+    #[must_use]
+    pub const fn log_format(&self) -> Option<Format> {
+        self.global.log_format
+    }
+
+    /// How many `-v` there were.
+    #[must_use]
+    pub const fn verbose(&self) -> u8 {
+        self.global.verbose
+    }
+
+    /// Who reads the log.
+    #[must_use]
+    pub const fn audience(&self) -> Audience {
+        match self.command {
+            Command::Run(_) | Command::Fetch | Command::Retry | Command::Sink | Command::Simulate(_) => Audience::Role,
+            Command::Enqueue(_)
+            | Command::Status(_)
+            | Command::Query(_)
+            | Command::Check(_)
+            | Command::Topics(_)
+            | Command::Schema(_) => Audience::Command,
+        }
+    }
+}
+
+/// Runs the command until it ends or `stop` is cancelled.
+///
+/// # Errors
+/// Whatever the command failed with; [`exit::report`] makes a message and a code of it.
+pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+    let role = |role| run::Args { role: vec![role] };
+    match cli.command {
+        Command::Run(args) => run::run(args, config, stop).await,
+        Command::Fetch => run::run(role(Role::Fetch), config, stop).await,
+        Command::Retry => run::run(role(Role::Retry), config, stop).await,
+        Command::Sink => run::run(role(Role::Sink), config, stop).await,
+        Command::Simulate(args) => simulate::run(args, Clock::System, stop).await.map(|()| Exit::Done.into()),
+        Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),
+        Command::Status(args) => until(stop, status::run(&args, &config)).await,
+        Command::Query(args) => until(stop, query::run(args, &config)).await,
+        Command::Check(args) => until(stop, check::run(&args, &config)).await,
+        Command::Topics(command) => until(stop, topics::run(&command, &config)).await,
+        Command::Schema(command) => until(stop, schema::run(&command, &config)).await,
+    }
+}
+
+/// A command that may be dropped at any point.
+async fn until(
+    stop: CancellationToken,
+    command: impl Future<Output = anyhow::Result<Exit>>,
+) -> anyhow::Result<ExitCode> {
+    tokio::select! {
+        outcome = command => outcome.map(Into::into),
+        () = stop.cancelled() => Ok(Exit::Interrupted.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+        }
+    }
+}

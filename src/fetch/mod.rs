@@ -1,7 +1,7 @@
 //! fetch: requests → results and failures, each call at the time of its slot.
 //!
-//! One [`Fetch`] per source. Records come from the [`Intake`], wait in the [`backlog`] for a slot of the
-//! [`Quota`], and are handed to a task that makes the [`call`]; its outcomes go back to the intake, which
+//! One [`Fetch`] per source. Records come from the [`Intake`], wait in the backlog for a slot of the
+//! [`Quota`], and are handed to a task that makes the call; its outcomes go back to the intake, which
 //! commits them. Nothing here waits for one request to finish before it begins another.
 
 mod backlog;
@@ -114,6 +114,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     self.receive(position, &record);
                 }
             }
+            // Whoever waited for room is looked at again after each input.
+            Input::Settled => {}
             Input::Leaving(partitions) | Input::Left(partitions) => {
                 for partition in &partitions {
                     for job in self.backlog.remove(partition) {

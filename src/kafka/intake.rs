@@ -20,6 +20,8 @@ use super::{
 pub enum Input {
     /// Work. Each of these has to be ended by [`Intake::complete`] or [`Intake::give_up`].
     Records(Vec<(Position, Record)>),
+    /// A transaction has ended: there may be room for more outcomes, and the window may have moved.
+    Settled,
     /// These partitions are about to leave: give up what has not begun, finish what has.
     Leaving(Vec<Partition>),
     /// These partitions have left: whatever is still done for them will be ignored.
@@ -97,7 +99,10 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             let commit_is_due = self.transaction.is_none() && self.outbox.has_waiting();
             tokio::select! {
                 biased;
-                result = under_way(&mut self.transaction) => self.end_transaction(result)?,
+                result = under_way(&mut self.transaction) => {
+                    self.end_transaction(result)?;
+                    return Ok(Input::Settled);
+                }
                 () = sleep_until(self.next_commit_at), if commit_is_due => {}
                 event = self.reader.next() => if let Some(input) = self.handle(event?)? {
                     return Ok(input);

@@ -1,7 +1,7 @@
 //! The log between the stages, and the only place that knows rdkafka.
 //!
 //! Stages see [`Reader`] and [`Writer`]; no rdkafka type crosses them. One thread owns the membership in the
-//! consumer group ([`reader`]), another the transactions ([`writer`]); the traits are the bounded channels to
+//! consumer group ([`KafkaReader`]), another the transactions ([`KafkaWriter`]); the traits are the bounded channels to
 //! and from them. What has been completed out of order is kept in a pure [`ledger`] per partition, and
 //! [`outbox`] gathers completed records into transactions.
 

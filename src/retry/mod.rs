@@ -122,6 +122,8 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                     self.receive(position, &record);
                 }
             }
+            // Whoever waited for room is looked at again after each input.
+            Input::Settled => {}
             Input::Leaving(partitions) | Input::Left(partitions) => self.forget(&partitions),
         }
     }

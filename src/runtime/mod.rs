@@ -1,3 +1,6 @@
 //! What every role needs from the process: time, randomness, logs, health and an orderly stop.
 
 pub mod clock;
+pub mod health;
+pub mod logging;
+pub mod shutdown;

@@ -300,4 +300,6 @@ fn param<'a>(params: &'a [(String, String)], name: &str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
+mod reading;
+#[cfg(test)]
 mod tests;

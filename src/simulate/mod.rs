@@ -1,7 +1,7 @@
 //! simulate: the vendors' servers, faithful to their limits and their lies.
 //!
-//! So far 1688's AOP gateway. [`aop`] decides, [`server`] talks HTTP; [`catalogue`] says what the seeded world
-//! holds, [`limiter`] is the vendor's own judgement of the quota.
+//! So far 1688's AOP gateway. `aop` decides, `server` talks HTTP; `catalogue` says what the seeded world
+//! holds, `limiter` is the vendor's own judgement of the quota.
 
 mod accounts;
 mod aop;

@@ -1,54 +1,104 @@
 //! sink: every topic → ClickHouse, one block of contiguous offsets at a time.
+//!
+//! ```text
+//!  Reader ──► Blocks per partition ──► Store::insert ──► commit last + 1
+//!             rows, bytes or age       LZ4, one token     only then
+//! ```
+//!
+//! [`block`] cuts a partition's records into offset ranges, [`row`] says which row each record becomes,
+//! [`insert`] stores a range under a token that ClickHouse recognises, `stage` holds them together. While
+//! ClickHouse takes nothing, blocks wait, partitions pause, and memory stays within `sink.memory`.
+//!
+//! Killed between insert and commit, the sink reads the records again. Cut into the same ranges they are
+//! recognised by their tokens; cut otherwise (by age) they are stored twice, so everything that counts, counts
+//! distinct requests.
 
-use std::time::Duration;
+pub mod block;
+pub mod connection;
+pub mod insert;
+mod patience;
+pub mod query;
+pub mod row;
+pub mod schema;
+mod stage;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
-/// `[sink]`: when a block is full.
+pub use connection::{ClickHouseConfig, ConnectionError, Trouble, TroubleKind};
+pub use insert::{Insert, Store, Tally};
+pub use row::Route;
+
+use crate::{
+    kafka::{ReadError, Reader},
+    topics::Topic,
+};
+
+/// `[sink]`: when a block is full, and how much may wait.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Rows of a block, at most.
+    /// Rows of a block, at most; never more than a million.
     pub rows: usize,
-    /// Bytes of a block, at most.
+    /// Bytes of a block in memory, at most.
     pub bytes: ByteSize,
     /// Age of a block's first record, at most.
     #[serde(with = "humantime_serde")]
     pub age: Duration,
+    /// Bytes that wait in all partitions together, about: beyond it the fullest partitions pause.
+    pub memory: ByteSize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { rows: 10_000, bytes: ByteSize::mib(16), age: Duration::from_secs(1) }
+        Self { rows: 10_000, bytes: ByteSize::mib(16), age: Duration::from_secs(1), memory: ByteSize::mib(128) }
     }
 }
 
-/// `[clickhouse]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ClickHouseConfig {
-    /// The HTTP interface.
-    pub url: String,
-    /// The database; `schema apply` creates it.
-    pub database: String,
-    /// The user.
-    pub user: String,
-    /// The password, from the environment (`WEIR_CLICKHOUSE__PASSWORD`) or from `password_file`.
-    pub password: Option<SecretString>,
-    /// A file with the password.
-    pub password_file: Option<std::path::PathBuf>,
+impl Config {
+    fn limits(&self) -> block::Limits {
+        let bytes = usize::try_from(self.bytes.as_u64()).unwrap_or(usize::MAX);
+        block::Limits { rows: self.rows.clamp(1, insert::ROWS_MAX), bytes: bytes.max(1), age: self.age }
+    }
+
+    fn memory(&self) -> usize {
+        usize::try_from(self.memory.as_u64()).unwrap_or(usize::MAX)
+    }
 }
 
-impl Default for ClickHouseConfig {
-    fn default() -> Self {
-        Self {
-            url: "http://127.0.0.1:8123".to_owned(),
-            database: "weir".to_owned(),
-            user: "default".to_owned(),
-            password: None,
-            password_file: None,
-        }
-    }
+/// Why the sink ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// Kafka.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A record of a topic that the sink was not told about.
+    #[error("the sink was handed topic {topic:?}, but does not know what is on it")]
+    Topic {
+        /// Its name.
+        topic: Arc<str>,
+    },
+    /// A bug.
+    #[error("an insert ended by itself: {0}")]
+    Insert(#[from] tokio::task::JoinError),
+}
+
+/// Stores every record of `topics` that `reader` brings, until `stop`: then what has been read is still stored, as
+/// far as ClickHouse takes it at once, and committed.
+///
+/// # Errors
+/// [`SinkError`]. Nothing is lost: what was not committed is read again.
+pub async fn run<R: Reader, I: Insert>(
+    reader: R,
+    store: I,
+    topics: &[Topic],
+    config: Config,
+    stop: CancellationToken,
+) -> Result<(), SinkError> {
+    let routes: HashMap<Arc<str>, Arc<Route>> =
+        topics.iter().map(|topic| (topic.name.as_str().into(), Arc::new(Route::from(topic)))).collect();
+    stage::Stage::new(reader, store, routes, config.limits(), config.memory()).run(stop).await
 }

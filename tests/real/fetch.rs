@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir::{
     fetch::{self, Caller, CallerParts, Fetch, FetchError},
-    kafka::{GroupConfig, KafkaReader, KafkaWriter, intake::IntakeError},
+    kafka::{GroupConfig, KafkaReader, KafkaWriter, Producer, intake::IntakeError},
     message::SourceName,
     platform::{Account, SourceConfig, http},
     quota::{Limit, guard::Guard, memory::Memory, pace::Pacing},
@@ -16,7 +16,7 @@ use weir::{
     topics::{Groups, Topics},
 };
 
-use crate::stack::{Follower, eventually, kafka, produce, topics, unique};
+use crate::stack::{Follower, eventually, kafka, outgoing, produce, topics, unique};
 
 /// A gateway, its topics, and the stages between them.
 struct Rig {
@@ -50,19 +50,19 @@ impl Rig {
     }
 
     async fn fetch(&self) -> JoinHandle<Result<(), FetchError>> {
-        self.fetch_as(self.simulator.accounts().to_vec()).await
+        self.fetch_as(self.simulator.accounts().to_vec(), fetch::Config::default()).await
     }
 
-    async fn fetch_as(&self, accounts: Vec<Account>) -> JoinHandle<Result<(), FetchError>> {
+    async fn fetch_as(&self, accounts: Vec<Account>, config: fetch::Config) -> JoinHandle<Result<(), FetchError>> {
         let group = self.groups.fetch(&self.source);
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
         let reader = reader(group, self.topics.requests(&self.source));
         let limits = vec![self.limit.clone(); accounts.len()];
-        let config = serde_json::json!({"name": "ali1688", "kind": "ali1688", "url": self.simulator.url()});
+        let source = serde_json::json!({"name": "ali1688", "kind": "ali1688", "url": self.simulator.url()});
         let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
         let caller = Caller::new(CallerParts {
             source: self.source.clone(),
-            vendor: serde_json::from_value::<SourceConfig>(config).unwrap().vendor().unwrap(),
+            vendor: serde_json::from_value::<SourceConfig>(source).unwrap().vendor().unwrap(),
             client: http::Client::new(timeouts).unwrap(),
             accounts: accounts.into(),
             guard: Guard::new(&limits, None),
@@ -71,7 +71,7 @@ impl Rig {
             dice: Dice::random(),
         });
         let quota = Arc::new(Memory::new(limits, Pacing::default()));
-        tokio::spawn(Fetch::new(reader, writer, caller, quota, fetch::Config::default()).run(self.stop.clone()))
+        tokio::spawn(Fetch::new(reader, writer, caller, quota, config).run(self.stop.clone()))
     }
 
     async fn retry(&self, config: retry::Config) -> JoinHandle<Result<(), IntakeError>> {
@@ -176,6 +176,47 @@ async fn one_slow_id_holds_nobody_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outcome_carries_cloudevents_headers_and_its_requests_trace() {
+    let rig = Rig::new("headers", Options { quota: Quota::None, shares: Shares::NONE, ..troubled() }).await;
+    let mut request = outgoing(&rig.topics.requests(&rig.source), "k", r#"{"item":"610000000001"}"#);
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let headers = [("ce_id", "mine-1"), ("traceparent", &format!("00-{trace}-b7ad6b7169203331-01"))];
+    request.headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned().into())).to_vec();
+    Producer::new(&kafka()).unwrap().send(vec![request]).await.unwrap();
+    let fetch = rig.fetch().await;
+    let mut follower = Follower::of(&[rig.topics.results()]).await;
+    let result = follower.read_until(1).await[0].clone();
+    rig.stop.cancel();
+    fetch.await.unwrap().unwrap();
+
+    let expected = [
+        ("content-type", "application/json"),
+        ("ce_specversion", "1.0"),
+        ("ce_id", "mine-1#1"),
+        ("ce_type", "weir.result.v1"),
+        ("ce_source", "weir/fetch/ali1688"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(result.headers[name], value, "{name}");
+    }
+    assert!(result.headers["traceparent"].contains(trace), "{:?}", result.headers);
+    assert_eq!(result.json()["request_id"], "mine-1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_wait_for_room_and_go_on_when_outcomes_are_committed() {
+    let rig = Rig::new("room", Options { quota: Quota::None, shares: Shares::NONE, ..troubled() }).await;
+    rig.request(simulate::sample(5).take(100).map(|id| id.to_string())).await;
+    // Less than one outcome: after each few calls all of them wait for the commit.
+    let config =
+        fetch::Config { outcomes_limit: bytesize::ByteSize::b(1), calls_in_flight: 7, ..fetch::Config::default() };
+    let fetch = rig.fetch_as(rig.simulator.accounts().to_vec(), config).await;
+    assert_eq!(rig.ends(100).await.len(), 100);
+    rig.stop.cancel();
+    fetch.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_account_is_disabled_and_the_others_carry_its_load() {
     let rig = Rig::new("denied", Options { accounts: 5, shares: Shares::NONE, ..troubled() }).await;
     let ids: Vec<String> = simulate::sample(3).take(60).map(|id| id.to_string()).collect();
@@ -183,7 +224,7 @@ async fn a_refused_account_is_disabled_and_the_others_carry_its_load() {
     let mut accounts = rig.simulator.accounts().to_vec();
     accounts[0].app_secret = "wrong".into();
     accounts[1].access_token = Some("expired".into());
-    let fetch = rig.fetch_as(accounts).await;
+    let fetch = rig.fetch_as(accounts, fetch::Config::default()).await;
     let retry = rig.retry(quick_retries()).await;
     let ends = rig.ends(ids.len()).await;
     assert!(ends.values().all(|ends| ends == &["found"]), "{ends:?}");

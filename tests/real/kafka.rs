@@ -150,7 +150,7 @@ async fn a_partition_that_moves_takes_its_finished_work_along() {
                 }
             }
             Input::Left(partitions) => break partitions,
-            Input::Records(_) => {}
+            Input::Records(_) | Input::Settled => {}
         }
     };
     // The first member goes on taking part while the second gets its partitions.

@@ -5,6 +5,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::disallowed_methods,
+    clippy::print_stderr,
     clippy::wildcard_enum_match_arm,
     reason = "a test that fails says so by panicking"
 )]
@@ -13,4 +14,5 @@ mod fetch;
 mod kafka;
 mod kill;
 mod process;
+mod sink;
 mod stack;

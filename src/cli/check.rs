@@ -1,0 +1,206 @@
+//! `weir check`: what is in effect, and whether each thing that it names is there.
+
+use std::{path::Path, time::Duration};
+
+use secrecy::ExposeSecret;
+use tokio::time::timeout;
+
+use super::{exit::Exit, terminal::say, topics::verdict};
+use crate::{
+    config::{self, Config},
+    kafka::admin::{self, AdminError},
+    platform::{Source, SourceConfig},
+    sink::{Store, Trouble, TroubleKind, schema::MIGRATIONS},
+    topics::Topics,
+};
+
+pub(super) const LONG_ABOUT: &str = "\
+Check the configuration and each connection; print what is in effect.
+
+First the effective configuration as TOML, secrets as ***; then one line for each check. Nothing is changed anywhere.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  weir check                  everything
+  weir check --offline        the configuration and the accounts only
+  weir check --quiet          without printing the configuration
+
+Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid,
+            69 a server cannot be reached";
+
+/// How long a server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// `weir check`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Connect to nothing.
+    #[arg(long)]
+    offline: bool,
+    /// Do not print the configuration.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// What one check came to.
+struct Finding {
+    what: String,
+    verdict: Verdict,
+}
+
+enum Verdict {
+    Fine(String),
+    Skipped(String),
+    Wrong(Exit, String),
+}
+
+pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
+    let file = config.file.as_ref().map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
+    if !args.quiet {
+        say(&format!(
+            "# What is in effect: {file}, and the environment. Secrets are hidden.\n\n{}",
+            config.redacted()
+        ))?;
+    }
+    let mut findings = vec![Finding { what: "configuration".to_owned(), verdict: Verdict::Fine(file) }];
+    show(&findings)?;
+    let mut add = |finding: Finding| {
+        show(std::slice::from_ref(&finding))?;
+        findings.push(finding);
+        Ok::<_, std::io::Error>(())
+    };
+    for finding in sources(config) {
+        add(finding)?;
+    }
+    if !args.offline {
+        add(Finding { what: "Kafka".to_owned(), verdict: kafka(config).await })?;
+        add(Finding { what: "ClickHouse".to_owned(), verdict: clickhouse(config).await })?;
+        add(Finding { what: "Redis".to_owned(), verdict: redis(config).await })?;
+    }
+    Ok(exit(&findings))
+}
+
+fn show(findings: &[Finding]) -> std::io::Result<()> {
+    for Finding { what, verdict } in findings {
+        let (word, text) = match verdict {
+            Verdict::Fine(text) => ("ok", text),
+            Verdict::Skipped(text) => ("-", text),
+            Verdict::Wrong(_, text) => ("WRONG", text),
+        };
+        say(&format!("{what:<18} {word:<6} {text}"))?;
+    }
+    Ok(())
+}
+
+/// The gravest finding: an invalid configuration before a lost server before something missing.
+fn exit(findings: &[Finding]) -> Exit {
+    let is = |wanted| findings.iter().any(|f| matches!(&f.verdict, Verdict::Wrong(exit, _) if *exit == wanted));
+    [Exit::Usage, Exit::Unavailable, Exit::Failed].into_iter().find(|exit| is(*exit)).unwrap_or(Exit::Done)
+}
+
+fn sources(config: &Config) -> Vec<Finding> {
+    if config.sources.is_empty() {
+        let what = "none is configured: there is nothing to fetch. See [[source]] in deploy/config/weir.example.toml";
+        return vec![Finding { what: "sources".to_owned(), verdict: Verdict::Skipped(what.to_owned()) }];
+    }
+    let folder = config.folder();
+    let finding = |source: &SourceConfig| Finding {
+        what: format!("source {}", source.name),
+        verdict: match open(source, folder) {
+            Ok(text) => Verdict::Fine(text),
+            Err(text) => Verdict::Wrong(Exit::Usage, text),
+        },
+    };
+    config.sources.iter().map(finding).collect()
+}
+
+fn open(source: &SourceConfig, folder: &Path) -> Result<String, String> {
+    let opened = Source::open(source, folder, &config::variable).map_err(|error| error.problem.to_string())?;
+    let accounts = opened.accounts.len();
+    let limit = opened.limit.as_ref().map_or_else(
+        || "no limit of the source's own".to_owned(),
+        |limit| {
+            let per = humantime::format_duration(limit.per);
+            format!("{} calls per {per} each, {} at once", limit.calls, limit.burst)
+        },
+    );
+    Ok(format!("{} with {accounts} account{}, {limit}", source.url, if accounts == 1 { "" } else { "s" }))
+}
+
+async fn kafka(config: &Config) -> Verdict {
+    let present = match timeout(PATIENCE, admin::describe(&config.kafka)).await {
+        Ok(Ok(present)) => present,
+        Ok(Err(error @ AdminError::Unreachable { .. })) => return Verdict::Wrong(Exit::Unavailable, error.to_string()),
+        Ok(Err(error)) => return Verdict::Wrong(Exit::Failed, error.to_string()),
+        Err(_) => {
+            let brokers = &config.kafka.brokers;
+            let text = format!("no answer from {brokers} within 5 s. Is it running? Is kafka.brokers right?");
+            return Verdict::Wrong(Exit::Unavailable, text);
+        }
+    };
+    let wanted = Topics::new(config.topics.clone()).all(&config.source_names());
+    let wrong: Vec<_> = wanted
+        .iter()
+        .filter_map(|topic| verdict(topic, &present).map(|verdict| format!("{}: {verdict}", topic.name)))
+        .collect();
+    if wrong.is_empty() {
+        return Verdict::Fine(format!("{} with all {} topics", config.kafka.brokers, wanted.len()));
+    }
+    Verdict::Wrong(Exit::Failed, format!("{}. Run `weir topics apply`", wrong.join("; ")))
+}
+
+async fn clickhouse(config: &Config) -> Verdict {
+    let url = &config.clickhouse.url;
+    match timeout(PATIENCE, migrations(config)).await {
+        Ok(Ok((version, found))) if found >= MIGRATIONS.len() => {
+            Verdict::Fine(format!("{url}, version {version}, database {} is up to date", config.clickhouse.database))
+        }
+        Ok(Ok((_, found))) => {
+            let text = format!("{found} of {} migrations are applied. Run `weir schema apply`", MIGRATIONS.len());
+            Verdict::Wrong(Exit::Failed, text)
+        }
+        Ok(Err(error)) => Verdict::Wrong(super::exit::exit_of(&error), error.to_string()),
+        Err(_) => {
+            let text = format!("no answer from {url} within 5 s. Is it running? Is clickhouse.url right?");
+            Verdict::Wrong(Exit::Unavailable, text)
+        }
+    }
+}
+
+/// The server's version, and how many of our migrations the database has.
+async fn migrations(config: &Config) -> anyhow::Result<(String, usize)> {
+    let version = Store::connect(&config.clickhouse)?.ping().await?;
+    let sql = "SELECT DISTINCT version FROM schema_migrations";
+    let rows = match super::status::rows(config, sql).await {
+        Ok(rows) => rows,
+        Err(error) if is_schema(&error) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let has = |version: u32| rows.iter().any(|row| row["version"].as_u64() == Some(u64::from(version)));
+    Ok((version, MIGRATIONS.iter().filter(|migration| has(migration.version)).count()))
+}
+
+fn is_schema(error: &anyhow::Error) -> bool {
+    let trouble = |trouble: &Trouble| trouble.kind == TroubleKind::Schema;
+    match error.downcast_ref::<crate::sink::query::QueryError>() {
+        Some(crate::sink::query::QueryError::Trouble(inner)) => trouble(inner),
+        _ => false,
+    }
+}
+
+async fn redis(config: &Config) -> Verdict {
+    let Some(url) = &config.redis.url else { return Verdict::Skipped("not configured; weir does without".to_owned()) };
+    match timeout(PATIENCE, ping(url.expose_secret())).await {
+        Ok(Ok(())) => Verdict::Fine("answers".to_owned()),
+        Ok(Err(error)) => {
+            let text = format!("{error}. Is it running? Is redis.url right?");
+            Verdict::Wrong(Exit::Unavailable, text)
+        }
+        Err(_) => Verdict::Wrong(Exit::Unavailable, "no answer within 5 s".to_owned()),
+    }
+}
+
+async fn ping(url: &str) -> redis::RedisResult<()> {
+    let mut connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+    redis::cmd("PING").query_async(&mut connection).await
+}

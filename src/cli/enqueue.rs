@@ -1,0 +1,291 @@
+//! `weir enqueue`: the lines of a file as requests on Kafka, and if wanted their way to the end.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufReader, Read},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context;
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    exit::{Ended, Exit},
+    terminal::{Progress, Rate, grouped, note, say},
+    watch,
+};
+use crate::{
+    config::Config,
+    enqueue::{Chunk, Order, Summary, feed, feed::Few},
+    kafka::{Producer, WriteError, admin},
+    message::{BatchId, SourceName},
+    runtime::clock::{Clock, Dice, Timestamp},
+    topics::Topics,
+};
+
+pub(super) const LONG_ABOUT: &str = "\
+Ask for the items of a file.
+
+One id on each line, or a request as a JSON object: {\"item\": \"610947572360\", \"params\": {\"webSite\": \"1688\"}}. Blank lines \
+and lines that begin with # are skipped. A line that is neither is named with its number and does not stop the rest; \
+the exit code is 1 then. An id that the file has twice is asked for once.
+
+The ids of one command are a batch. A request's id is BATCH/ITEM, so enqueueing a file again under the same --batch \
+calls for each item again, but counts each request once; without --batch the name has the time in it, and it is a new \
+collection.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  weir enqueue ids.txt --source ali1688 --wait              and watch until each id has its end
+  cut -d, -f1 export.csv | weir enqueue - --source ali1688 --batch monday
+  weir enqueue ids.txt --source ali1688 --param webSite=1688 --expires-in 2h";
+
+/// How many chunks may be on their way to the brokers at once.
+const IN_FLIGHT: usize = 4;
+
+/// `weir enqueue`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The file; `-` is standard input.
+    file: PathBuf,
+    /// Whose items they are: the name of a [[source]].
+    #[arg(long, value_name = "NAME")]
+    source: SourceName,
+    /// What the requests are submitted as; without it the file's name and the time.
+    #[arg(long, value_name = "NAME")]
+    batch: Option<BatchId>,
+    /// Stay and show the progress until each request has its end.
+    #[arg(long)]
+    wait: bool,
+    /// A parameter of the vendor's API for every request.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
+    param: Vec<(String, String)>,
+    /// Do not call any more after this time; what is left becomes dead letters.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    expires_in: Option<Duration>,
+}
+
+fn parameter(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
+}
+
+pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -> anyhow::Result<Exit> {
+    let (clock, dice) = (Clock::System, Dice::random());
+    let order = order(&args, config, &clock)?;
+    let input = Input::open(&args.file)?;
+    check_topic(config, &order.topic).await?;
+    let producer = Producer::new(&config.kafka)?;
+    let (chunks, inbox) = mpsc::channel(2);
+    let reading = read(input, order.clone(), clock, dice, chunks, stop.clone());
+    let mut sender = Sender::new(producer, args.file.as_path());
+    let sent = sender.drain(inbox, stop).await;
+    sender.progress.clear();
+    let (records, batch) = (sender.acknowledged, &order.batch);
+    if let Err(error) = sent {
+        return Err(error).context(format!("{} requests of batch {batch} were sent before", grouped(records)));
+    }
+    let summary = reading.await??;
+    if stop.is_cancelled() {
+        say(&format!(
+            "Stopped: {} requests of batch {batch} were sent. They will be answered; to ask for the rest, run this \
+             again with --batch {batch}.",
+            grouped(records)
+        ))?;
+        return Ok(Exit::Interrupted);
+    }
+    report(&summary, &order, sender.started.elapsed())?;
+    let exit = if summary.wrong.count == 0 { Exit::Done } else { Exit::Failed };
+    if !args.wait || records == 0 {
+        return Ok(exit);
+    }
+    let watched = watch::run(config, batch, records, stop).await?;
+    Ok(if watched == Exit::Done { exit } else { watched })
+}
+
+fn order(args: &Args, config: &Config, clock: &Clock) -> anyhow::Result<Order> {
+    let Some(source) = config.source(args.source.as_str()) else {
+        let names: Vec<_> = config.sources.iter().map(|source| source.name.as_str()).collect();
+        let file =
+            config.file.as_ref().map_or("no configuration file was read".to_owned(), |f| f.display().to_string());
+        let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let message = format!("there is no source {:?}; configured are: {known} ({file})", args.source.as_str());
+        return Err(Ended::usage(message).into());
+    };
+    let now = clock.now();
+    Ok(Order {
+        source: source.name.clone(),
+        topic: Topics::new(config.topics.clone()).requests(&source.name).into(),
+        batch: args.batch.clone().map_or_else(|| default_batch(&args.file, now), Ok)?,
+        params: args.param.iter().cloned().collect::<BTreeMap<_, _>>(),
+        expires_at: args.expires_in.map(|by| now.after(by)),
+    })
+}
+
+/// The file's name and the time: `ids-20261121-093015`.
+fn default_batch(file: &Path, now: Timestamp) -> anyhow::Result<BatchId> {
+    let stem = file.file_stem().and_then(|stem| stem.to_str()).filter(|stem| *stem != "-").unwrap_or("stdin");
+    let name: String = stem.chars().map(|c| if c.is_whitespace() || c.is_control() { '-' } else { c }).collect();
+    let name = name.chars().scan(0, |length, c| {
+        *length += c.len_utf8();
+        (*length <= 100).then_some(c)
+    });
+    let at = jiff::Timestamp::from_millisecond(now.as_millis()).unwrap_or_default();
+    Ok(BatchId::new(format!("{}-{}", name.collect::<String>(), at.strftime("%Y%m%d-%H%M%S")))?)
+}
+
+async fn check_topic(config: &Config, topic: &str) -> anyhow::Result<()> {
+    if admin::describe(&config.kafka).await?.contains_key(topic) {
+        return Ok(());
+    }
+    Err(Ended::failed(format!("there is no topic {topic}. Run `weir topics apply`")).into())
+}
+
+/// A file or standard input.
+struct Input(Box<dyn Read + Send>);
+
+impl Input {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        if path.as_os_str() == "-" {
+            return Ok(Self(Box::new(std::io::stdin())));
+        }
+        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        if file.metadata().is_ok_and(|data| data.is_dir()) {
+            return Err(Ended::usage(format!("{} is a folder, not a file of ids", path.display())).into());
+        }
+        Ok(Self(Box::new(file)))
+    }
+}
+
+/// Reads on a thread of its own: files and standard input block.
+fn read(
+    input: Input,
+    order: Order,
+    clock: Clock,
+    dice: Dice,
+    chunks: mpsc::Sender<Chunk>,
+    stop: CancellationToken,
+) -> JoinHandle<anyhow::Result<Summary>> {
+    tokio::task::spawn_blocking(move || {
+        let input = BufReader::with_capacity(1 << 18, input.0);
+        let deliver = |chunk| {
+            if stop.is_cancelled() || chunks.blocking_send(chunk).is_err() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        feed(input, &order, &clock, &dice, deliver).context("reading the ids")
+    })
+}
+
+/// Sends chunks as they come, some at once.
+struct Sender {
+    producer: Producer,
+    progress: Progress,
+    rate: Rate,
+    started: Instant,
+    /// Bytes of the input, if it is a file.
+    size: Option<u64>,
+    read: u64,
+    acknowledged: u64,
+}
+
+impl Sender {
+    fn new(producer: Producer, file: &Path) -> Self {
+        let size = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
+        let (progress, rate, started) = (Progress::new(), Rate::default(), Instant::now());
+        Self { producer, progress, rate, started, size, read: 0, acknowledged: 0 }
+    }
+
+    /// Until the input has ended, or `stop`: then what is on its way is waited for.
+    async fn drain(&mut self, mut inbox: mpsc::Receiver<Chunk>, stop: &CancellationToken) -> Result<(), WriteError> {
+        let mut sends = FuturesUnordered::new();
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                Some(done) = sends.next(), if !sends.is_empty() => {
+                    self.acknowledged += done?;
+                    self.show();
+                }
+                () = stop.cancelled(), if open => open = false,
+                chunk = inbox.recv(), if open && sends.len() < IN_FLIGHT => match chunk {
+                    None => open = false,
+                    Some(Chunk { records, bytes }) => {
+                        self.read = bytes;
+                        let producer = self.producer.clone();
+                        let count = records.len() as u64;
+                        sends.push(async move { producer.send(records).await.map(|()| count) });
+                    }
+                },
+                else => return Ok(()),
+            }
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a share for people")]
+    fn show(&mut self) {
+        let rate = self.rate.add(Instant::now(), self.acknowledged);
+        let (sent, read) = (self.acknowledged, self.read);
+        let share = self.size.filter(|size| *size > 0).map(|size| read as f64 / size as f64);
+        self.progress.show(share, || {
+            let left = share.filter(|share| *share > 0.0).map(|share| sent as f64 * (1.0 / share - 1.0));
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let eta = left.map(|left| format!(", {} left", Rate::eta(rate, left as u64))).unwrap_or_default();
+            format!("{} sent, {rate:.0}/s{eta}", grouped(sent))
+        });
+    }
+}
+
+fn report(summary: &Summary, order: &Order, took: Duration) -> std::io::Result<()> {
+    named("line", "not asked for", &summary.wrong, |wrong| format!("line {}: {}", wrong.line, wrong.why));
+    named("line", "asked for once only", &summary.duplicates, |(line, item)| {
+        format!("line {line}: {item} stands further up")
+    });
+    let (requests, seconds) = (grouped(summary.requests), took.as_secs_f64());
+    say(&format!("Sent {requests} requests to {} in {seconds:.1} s as batch {}", order.topic, order.batch))
+}
+
+/// Says how many there were and names the first of them.
+fn named<T>(what: &str, verdict: &str, few: &Few<T>, words: impl Fn(&T) -> String) {
+    if few.count == 0 {
+        return;
+    }
+    let plural = if few.count == 1 { "" } else { "s" };
+    note(&format!("{} {what}{plural} {verdict}:", grouped(few.count)));
+    for one in &few.first {
+        note(&format!("  {}", words(one)));
+    }
+    let more = few.count - few.first.len() as u64;
+    if more > 0 {
+        note(&format!("  and {} more", grouped(more)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_without_a_name_is_named_after_the_file_and_the_time() {
+        let at = Timestamp::from_millis(1_700_000_000_000);
+        let name = |path: &str| default_batch(Path::new(path), at).unwrap().as_str().to_owned();
+        assert_eq!(name("/data/my ids.txt"), "my-ids-20231114-221320");
+        assert_eq!(name("-"), "stdin-20231114-221320");
+        assert!(name(&"长".repeat(80)).starts_with("长长"));
+    }
+
+    #[test]
+    fn a_parameter_has_a_name() {
+        assert_eq!(parameter("zip=1=2"), Ok(("zip".to_owned(), "1=2".to_owned())));
+        assert!(parameter("=1").is_err() && parameter("zip").is_err());
+    }
+}

@@ -1,0 +1,67 @@
+//! `weir query`: SQL for ClickHouse, for machines that have no client of it.
+
+use std::{
+    io::{IsTerminal, Read},
+    path::PathBuf,
+};
+
+use anyhow::Context;
+
+use super::exit::{Ended, Exit};
+use crate::{
+    config::Config,
+    sink::query::{Format, query},
+};
+
+pub(super) const LONG_ABOUT: &str = "\
+Ask ClickHouse in SQL.
+
+The answer is printed as it comes, as a table or in any of ClickHouse's formats. Tables: observations, items, \
+failures, dead_letters, requests. Views: batches, changes, source_health.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  weir query \"SELECT status, count() FROM items FINAL GROUP BY status\"
+  weir query --format CSVWithNames \"SELECT * FROM changes\" > changes.csv
+  weir query --file schemas/clickhouse/queries/2_prices.sql
+  echo \"SELECT * FROM batches\" | weir query -";
+
+const FORMATS: &str = "One of ClickHouse's formats: CSV, TSV, JSONEachRow, Vertical, …; without it a table";
+
+/// `weir query`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The SQL; `-` reads it from standard input.
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    sql: Option<String>,
+    /// Read the SQL from a file.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[arg(long, value_name = "FORMAT", help = FORMATS)]
+    format: Option<String>,
+}
+
+pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
+    let format = match args.format {
+        Some(name) => Format::Named(name),
+        None => Format::Table { colour: std::io::stdout().is_terminal() },
+    };
+    let sql = match (args.sql, args.file) {
+        (_, Some(file)) => {
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read the SQL from {}", file.display()))?
+        }
+        (Some(sql), None) if sql == "-" => tokio::task::spawn_blocking(read_stdin).await??,
+        (sql, None) => sql.unwrap_or_default(),
+    };
+    if sql.trim().is_empty() {
+        return Err(Ended::usage("there is no SQL to ask").into());
+    }
+    query(&config.clickhouse, &sql, &format, &mut tokio::io::stdout()).await?;
+    Ok(Exit::Done)
+}
+
+fn read_stdin() -> anyhow::Result<String> {
+    let mut sql = String::new();
+    std::io::stdin().read_to_string(&mut sql).context("cannot read the SQL from standard input")?;
+    Ok(sql)
+}

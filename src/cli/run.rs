@@ -1,0 +1,288 @@
+//! `weir run`: the roles of this process, each started again from its last commit when it fails.
+
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::exit::{Ended, Exit};
+use crate::{
+    config::{self, Config},
+    fetch::{Caller, CallerParts, Fetch, FetchError},
+    kafka::{GroupConfig, KafkaReader, KafkaWriter, intake::IntakeError},
+    platform::config::{Source, SourceConfig},
+    quota::{Limit, guard::Guard, memory::Memory},
+    retry::Retry,
+    runtime::{
+        clock::{Clock, Dice},
+        health::{self, Health, RoleHealth},
+    },
+    sink,
+    topics::{Groups, Topics},
+};
+
+/// How long the first new start of a failed role waits.
+const RESTART_FIRST: Duration = Duration::from_secs(1);
+
+/// How long a new start waits at most.
+const RESTART_MAX: Duration = Duration::from_secs(30);
+
+/// A role that outlived this was well: its next failure counts as the first.
+const WELL_AFTER: Duration = Duration::from_secs(60);
+
+pub(super) const LONG_ABOUT: &str = "\
+Run the roles: fetch, retry and sink, together or some of them.
+
+Any number of processes may run the same role: they share the partitions among them. Each needs an [instance] name of \
+its own that stays the same over restarts. Ctrl-C or SIGTERM stops in good order: what is under way is finished and \
+committed; a second signal ends the process at once, and the next one begins at the last commit.
+
+/health and /ready answer on [http] listen.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  weir run                                   everything in one process
+  weir run --role fetch,retry                without the sink
+  WEIR_INSTANCE__NAME=fetch-2 weir fetch     a second process that shares the work";
+
+/// `weir run`
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Which roles.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE", default_value = "fetch,retry,sink")]
+    pub role: Vec<Role>,
+}
+
+/// A stage that runs until it is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Role {
+    /// Calls the vendors.
+    Fetch,
+    /// Asks again for what failed.
+    Retry,
+    /// Writes to ClickHouse.
+    Sink,
+}
+
+/// Why a role ended.
+enum RoleError {
+    /// Another process has this one's name: starting again would take it back, and so on for ever.
+    Fenced(anyhow::Error),
+    /// Start again from the last commit.
+    Failed(anyhow::Error),
+}
+
+impl From<IntakeError> for RoleError {
+    fn from(error: IntakeError) -> Self {
+        if error.is_fenced() { Self::Fenced(error.into()) } else { Self::Failed(error.into()) }
+    }
+}
+
+impl From<FetchError> for RoleError {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::Intake(error) => error.into(),
+            FetchError::Call(error) => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<anyhow::Error> for RoleError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What one role of this process is about.
+enum Task {
+    Fetch(Box<Source>),
+    Retry,
+    Sink,
+}
+
+impl Task {
+    /// What logs and `/ready` call it.
+    fn name(&self) -> String {
+        match self {
+            Self::Fetch(source) => format!("fetch/{}", source.name),
+            Self::Retry => "retry".to_owned(),
+            Self::Sink => "sink".to_owned(),
+        }
+    }
+}
+
+/// Everything that the roles share.
+struct Process {
+    config: Config,
+    topics: Topics,
+    groups: Groups,
+    clock: Clock,
+    dice: Dice,
+    stop: CancellationToken,
+}
+
+/// Runs the roles until `stop`, or until another process takes this one's name.
+///
+/// # Errors
+/// A source that cannot be opened, or an address for `/health` that cannot be listened on.
+pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+    let tasks = tasks(&args.role, &config)?;
+    let health = Health::default();
+    let listener = match config.http.listen {
+        Some(address) => Some(health::bind(address).await?),
+        None => None,
+    };
+    let process = Arc::new(Process {
+        topics: Topics::new(config.topics.clone()),
+        groups: Groups::new(&config.kafka.group_prefix),
+        clock: Clock::System,
+        dice: Dice::random(),
+        stop: stop.clone(),
+        config,
+    });
+    let mut roles = JoinSet::new();
+    for task in tasks {
+        let role = health.role(task.name());
+        roles.spawn(supervise(Arc::clone(&process), task, role));
+    }
+    let mut server = JoinSet::new();
+    if let Some(listener) = listener {
+        server.spawn(health::serve(listener, health, stop.clone()));
+    }
+    let mut outcome = Ok(Exit::Done.into());
+    while let Some(ended) = roles.join_next().await {
+        if let Err(error) = ended? {
+            outcome = Err(error);
+            stop.cancel();
+        }
+    }
+    stop.cancel();
+    while let Some(ended) = server.join_next().await {
+        ended??;
+    }
+    outcome
+}
+
+/// One task per source for fetch, one each for the others.
+fn tasks(roles: &[Role], config: &Config) -> anyhow::Result<Vec<Task>> {
+    let mut tasks = Vec::new();
+    if roles.contains(&Role::Fetch) {
+        if config.sources.is_empty() {
+            return Err(Ended::usage("there is nothing to fetch: the configuration has no [[source]]").into());
+        }
+        let folder = config.file.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
+        let open = |source: &SourceConfig| Source::open(source, folder, &config::variable);
+        for source in &config.sources {
+            tasks.push(Task::Fetch(Box::new(open(source)?)));
+        }
+    }
+    if roles.contains(&Role::Retry) {
+        tasks.push(Task::Retry);
+    }
+    if roles.contains(&Role::Sink) {
+        tasks.push(Task::Sink);
+    }
+    Ok(tasks)
+}
+
+/// Runs one role until it is told to stop; an error is only returned when starting again would do harm.
+async fn supervise(process: Arc<Process>, task: Task, health: RoleHealth) -> anyhow::Result<()> {
+    let name = task.name();
+    let mut wait = RESTART_FIRST;
+    loop {
+        let since = tokio::time::Instant::now();
+        let reason = match process.run(&task, &health).await {
+            Ok(()) => return Ok(()),
+            Err(RoleError::Fenced(error)) => return Err(error.context(format!("{name} ends"))),
+            Err(RoleError::Failed(error)) => format!("{error:#}"),
+        };
+        if since.elapsed() > WELL_AFTER {
+            wait = RESTART_FIRST;
+        }
+        warn!(role = name, reason, again_in = ?wait, "the role failed and starts again from its last commit");
+        health.not_ready(reason);
+        tokio::select! {
+            () = process.stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = (wait * 2).min(RESTART_MAX);
+    }
+}
+
+impl Process {
+    async fn run(&self, task: &Task, health: &RoleHealth) -> Result<(), RoleError> {
+        match task {
+            Task::Fetch(source) => self.fetch(source, health).await,
+            Task::Retry => self.retry(health).await,
+            Task::Sink => self.sink(health).await,
+        }
+    }
+
+    async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
+        let group = self.groups.fetch(&source.name);
+        let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
+        let reader = self.reader(group, vec![self.topics.requests(&source.name)])?;
+        let limits: Vec<Option<Limit>> = source.accounts.iter().map(|account| source.limit_of(account)).collect();
+        let caller = Caller::new(CallerParts {
+            source: source.name.clone(),
+            vendor: Arc::clone(&source.vendor),
+            client: source.client.clone(),
+            accounts: Arc::clone(&source.accounts),
+            guard: Guard::new(&limits, source.address_limit.as_ref()),
+            topics: self.topics.clone(),
+            clock: self.clock.clone(),
+            dice: self.dice.clone(),
+        });
+        let quota = Arc::new(Memory::new(limits, self.config.quota));
+        health.ready();
+        info!(source = %source.name, accounts = source.accounts.len(), "fetching");
+        Ok(Fetch::new(reader, writer, caller, quota, self.config.fetch.clone()).run(self.stop.clone()).await?)
+    }
+
+    async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {
+        let group = self.groups.retry();
+        let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
+        let reader = self.reader(group, vec![self.topics.failures()])?;
+        health.ready();
+        let (sources, topics) = (self.config.source_names(), self.topics.clone());
+        let (clock, dice) = (self.clock.clone(), self.dice.clone());
+        let retry = Retry::new(reader, writer, sources, topics, self.config.retry.clone(), clock, dice);
+        Ok(retry.run(self.stop.clone()).await?)
+    }
+
+    async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
+        let topics = self.topics.all(&self.config.source_names());
+        let names = topics.iter().map(|topic| topic.name.clone()).collect();
+        let reader = self.reader(self.groups.sink(), names)?;
+        let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        health.ready();
+        sink::run(reader, store, &topics, self.config.sink.clone(), self.stop.clone())
+            .await
+            .map_err(|error| RoleError::Failed(error.into()))
+    }
+
+    fn reader(&self, group: String, topics: Vec<String>) -> Result<KafkaReader, RoleError> {
+        let instance = self.member(&group);
+        let drain = self.config.fetch.drain;
+        KafkaReader::open(&self.config.kafka, GroupConfig { group, instance, topics, drain })
+            .map_err(|error| IntakeError::from(error).into())
+    }
+
+    /// The transactional producer of a group's member; `None` if the process stops before a broker answers.
+    async fn writer(&self, group: &str, health: &RoleHealth) -> Result<Option<KafkaWriter>, RoleError> {
+        health.not_ready(format!("waiting for Kafka at {}", self.config.kafka.brokers));
+        let name = self.member(group);
+        tokio::select! {
+            () = self.stop.cancelled() => Ok(None),
+            writer = KafkaWriter::open(&self.config.kafka, &name) => {
+                Ok(Some(writer.map_err(|error| RoleError::from(IntakeError::from(error)))?))
+            }
+        }
+    }
+
+    /// The stable name of this process in a group: `group.instance.id` and `transactional.id`.
+    fn member(&self, group: &str) -> String {
+        format!("{group}.{}", self.config.instance.name)
+    }
+}

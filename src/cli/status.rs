@@ -1,0 +1,198 @@
+//! `weir status`: what waits on Kafka, and what ClickHouse knows of the batches and outcomes.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::{
+    exit::Exit,
+    groups::{self, Group},
+    terminal::{grouped, say, table},
+};
+use crate::{
+    config::Config,
+    kafka::admin::{self, Lag},
+    sink::query::{Format, query},
+};
+
+pub(super) const LONG_ABOUT: &str = "\
+What waits, what is under way, what came last.
+
+From Kafka: for each stage and topic how many records it has yet to do. From ClickHouse: the batches under way and the \
+latest ones, and what the calls of the last ten minutes came to. If one of the two does not answer, the other is shown.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  weir status
+  watch -n 2 weir status
+  weir status --json | jq .batches";
+
+/// How long a server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const BATCH_COLUMNS: &[&str] =
+    &["batch", "requested", "found", "absent", "off_shelf", "dead", "under_way", "retried", "last_at"];
+
+const OUTCOME_COLUMNS: &[&str] =
+    &["source", "calls", "found", "absent", "off_shelf", "throttled", "outage", "denied", "malformed", "bug"];
+
+const BATCHES: &str = "SELECT batch, requested, found, absent, off_shelf, dead, under_way, retried, \
+    toString(last_at) AS last_at FROM batches ORDER BY under_way > 0 DESC, batches.last_at DESC LIMIT 10";
+
+const OUTCOMES: &str = "SELECT source, sum(calls) AS calls, sum(found) AS found, sum(absent) AS absent, \
+    sum(off_shelf) AS off_shelf, sum(throttled) AS throttled, sum(outage) AS outage, sum(denied) AS denied, \
+    sum(malformed) AS malformed, sum(bug) AS bug FROM source_health WHERE minute >= now() - INTERVAL 10 MINUTE \
+    GROUP BY source ORDER BY source";
+
+/// `weir status`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// One JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Each stage on each topic.
+    lag: Vec<Line>,
+    /// Rows of the view `batches`.
+    batches: Vec<Value>,
+    /// Sums of the view `source_health`.
+    last_ten_minutes: Vec<Value>,
+    /// What could not be found out.
+    problems: Vec<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Line {
+    stage: &'static str,
+    group: String,
+    topic: String,
+    waiting: i64,
+    written: i64,
+    /// Whether the group has ever committed there.
+    seen: bool,
+}
+
+pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
+    let (lag, tables) = tokio::join!(lag(config), tables(config));
+    let mut exit = Exit::Done;
+    let mut problems = Vec::new();
+    for error in [lag.as_ref().err(), tables.as_ref().err()].into_iter().flatten() {
+        exit = super::exit::exit_of(error);
+        problems.push(format!("{error:#}"));
+    }
+    let (batches, last_ten_minutes) = tables.unwrap_or_default();
+    let report = Report { lag: lag.unwrap_or_default(), batches, last_ten_minutes, problems };
+    if args.json {
+        say(&serde_json::to_string_pretty(&report)?)?;
+    } else {
+        print(&report)?;
+    }
+    Ok(exit)
+}
+
+/// Both tables come from one server: if it does not answer to the first question, the second is not asked.
+async fn tables(config: &Config) -> anyhow::Result<(Vec<Value>, Vec<Value>)> {
+    Ok((rows(config, BATCHES).await?, rows(config, OUTCOMES).await?))
+}
+
+async fn lag(config: &Config) -> anyhow::Result<Vec<Line>> {
+    let ask = async {
+        let mut lines = Vec::new();
+        for group in groups::all(config) {
+            let lags = admin::lag(&config.kafka, &group.name, &group.topics).await?;
+            lines.extend(sums(&group, &lags));
+        }
+        anyhow::Ok(lines)
+    };
+    timeout(PATIENCE, ask).await.context("Kafka did not answer within 10 s")?
+}
+
+/// The partitions of each topic, added up; topics that do not exist are left out.
+fn sums(group: &Group, lags: &[Lag]) -> Vec<Line> {
+    let of = |topic: &String| {
+        let lags: Vec<_> = lags.iter().filter(|lag| lag.topic == *topic).collect();
+        (!lags.is_empty()).then(|| Line {
+            stage: group.stage,
+            group: group.name.clone(),
+            topic: topic.clone(),
+            waiting: lags.iter().map(|lag| lag.behind()).sum(),
+            written: lags.iter().map(|lag| lag.end).sum(),
+            seen: lags.iter().any(|lag| lag.committed.is_some()),
+        })
+    };
+    group.topics.iter().filter_map(of).collect()
+}
+
+/// Asks ClickHouse for rows as JSON objects.
+pub(super) async fn rows(config: &Config, sql: &str) -> anyhow::Result<Vec<Value>> {
+    let sql = format!("{sql} SETTINGS output_format_json_quote_64bit_integers = 0");
+    let mut out = Vec::new();
+    timeout(PATIENCE, query(&config.clickhouse, &sql, &Format::Named("JSONEachRow".to_owned()), &mut out))
+        .await
+        .context("ClickHouse did not answer within 10 s")??;
+    let lines = out.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).context("reading ClickHouse's answer")).collect()
+}
+
+fn print(report: &Report) -> std::io::Result<()> {
+    if !report.lag.is_empty() {
+        let rows: Vec<_> = report.lag.iter().map(lag_row).collect();
+        say(&format!("Waiting on Kafka\n{}\n", indent(&table(&["stage", "topic", "waiting", "written", ""], &rows))))?;
+    }
+    section("Batches", BATCH_COLUMNS, &report.batches, "none yet: weir enqueue FILE --source NAME")?;
+    section("Calls of the last ten minutes", OUTCOME_COLUMNS, &report.last_ten_minutes, "none")?;
+    for problem in &report.problems {
+        say(&format!("! {problem}"))?;
+    }
+    Ok(())
+}
+
+fn lag_row(line: &Line) -> Vec<String> {
+    let number = |number: i64| grouped(u64::try_from(number).unwrap_or(0));
+    let note = if line.seen || line.waiting == 0 { "" } else { "never read: is the role running?" };
+    vec![line.stage.to_owned(), line.topic.clone(), number(line.waiting), number(line.written), note.to_owned()]
+}
+
+fn section(title: &str, head: &[&str], rows: &[Value], empty: &str) -> std::io::Result<()> {
+    if rows.is_empty() {
+        return say(&format!("{title}\n  {empty}\n"));
+    }
+    let cell = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.as_u64().map_or_else(|| number.to_string(), grouped),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+    };
+    let row = |row: &Value| head.iter().map(|name| cell(&row[*name])).collect::<Vec<_>>();
+    let rows: Vec<_> = rows.iter().map(row).collect();
+    say(&format!("{title}\n{}\n", indent(&table(head, &rows))))
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_are_added_up_by_topic_and_missing_topics_left_out() {
+        let lag = |topic: &str, committed, end| Lag { topic: topic.to_owned(), partition: 0, committed, low: 0, end };
+        let group = Group {
+            stage: "sink",
+            name: "weir.sink".to_owned(),
+            topics: vec!["a".to_owned(), "b".to_owned(), "c".to_owned()],
+        };
+        let lines = sums(&group, &[lag("a", Some(3), 10), lag("a", None, 5), lag("b", None, 0)]);
+        let found: Vec<_> =
+            lines.iter().map(|line| (line.topic.as_str(), line.waiting, line.written, line.seen)).collect();
+        assert_eq!(found, [("a", 12, 15, true), ("b", 0, 0, false)]);
+    }
+}

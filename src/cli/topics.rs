@@ -1,0 +1,76 @@
+//! `weir topics`: what is on Kafka, as it should be and as it is.
+
+use std::collections::HashMap;
+
+use clap::Subcommand;
+
+use super::{
+    exit::Exit,
+    terminal::{note, say, table},
+};
+use crate::{
+    config::{Config, duration_text},
+    kafka::admin::{self, Change},
+    topics::{Topic, Topics},
+};
+
+/// `weir topics …`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create what is missing, add partitions, set retention. Safe to repeat.
+    #[command(after_long_help = "\
+Example:
+  weir --config weir.toml topics apply
+
+Partitions are only ever added: Kafka cannot take them away. Records stay where they are; weir does not depend on
+which partition a key is in. Number, copies and retention are set in [topics].")]
+    Apply,
+    /// Each topic: what is on it, its partitions, how long it is kept.
+    List,
+}
+
+pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Exit> {
+    let topics = Topics::new(config.topics.clone());
+    let wanted = topics.all(&config.source_names());
+    if config.sources.is_empty() {
+        note("no [[source]] is configured: there is no topic for requests");
+    }
+    match command {
+        Command::Apply => {
+            for change in admin::apply(&config.kafka, &wanted, topics.replication()).await? {
+                say(&words(&change))?;
+            }
+        }
+        Command::List => {
+            let present = admin::describe(&config.kafka).await?;
+            let rows: Vec<_> = wanted.iter().map(|topic| row(topic, &present)).collect();
+            say(&table(&["topic", "holds", "partitions", "kept for", ""], &rows))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn words(change: &Change) -> String {
+    match change {
+        Change::Created { topic, partitions } => format!("created  {topic}, {partitions} partitions"),
+        Change::Grown { topic, from, to } => format!("grown    {topic}, from {from} to {to} partitions"),
+        Change::Kept { topic, partitions } => format!("kept     {topic}, {partitions} partitions"),
+    }
+}
+
+fn row(topic: &Topic, present: &HashMap<String, i32>) -> Vec<String> {
+    let found = present.get(&topic.name);
+    let verdict = verdict(topic, present).unwrap_or_default();
+    let partitions = found.map_or_else(|| "-".to_owned(), ToString::to_string);
+    let keep = duration_text(topic.keep);
+    vec![topic.name.clone(), topic.kind.ce_type().to_owned(), partitions, keep, verdict]
+}
+
+/// What is wrong with a topic, if anything.
+pub(super) fn verdict(topic: &Topic, present: &HashMap<String, i32>) -> Option<String> {
+    match present.get(&topic.name) {
+        None => Some("missing".to_owned()),
+        Some(&found) if found < topic.partitions => Some(format!("{found} partitions instead of {}", topic.partitions)),
+        Some(_) => None,
+    }
+}

@@ -1,0 +1,215 @@
+//! What a configuration must be beyond its form: limits, duplicates, names that Kafka takes.
+
+use std::{collections::BTreeSet, fmt, ops::RangeInclusive, time::Duration};
+
+use bytesize::ByteSize;
+use secrecy::ExposeSecret;
+
+use super::{Config, Problem, print::duration};
+use crate::{kafka::client::TRANSACTION_TIMEOUT, quota::pace::Pacing, runtime::logging, sink::Store, topics::Topics};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Kafka takes no longer name of a topic.
+const TOPIC_LIMIT: usize = 249;
+
+/// Properties of librdkafka that a promise rests on: weir sets them itself.
+const OURS: &[&str] = &[
+    "acks",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "group.id",
+    "group.instance.id",
+    "isolation.level",
+    "metadata.broker.list",
+    "partition.assignment.strategy",
+    "partitioner",
+    "transactional.id",
+];
+
+/// Collects problems under their keys.
+#[derive(Default)]
+struct Check(Vec<Problem>);
+
+impl Check {
+    fn add(&mut self, key: &str, what: impl Into<String>) {
+        self.0.push(Problem::new(key, what));
+    }
+
+    fn range<T: PartialOrd + fmt::Display + Copy>(&mut self, key: &str, found: T, [least, most]: [T; 2]) {
+        if !(least..=most).contains(&found) {
+            self.add(key, format!("found {found}, allowed: {least} to {most}"));
+        }
+    }
+
+    fn duration(&mut self, key: &str, found: Duration, allowed: RangeInclusive<Duration>) {
+        if !allowed.contains(&found) {
+            let (from, to) = (duration(*allowed.start()), duration(*allowed.end()));
+            self.add(key, format!("found {}, allowed: {from} to {to}", duration(found)));
+        }
+    }
+
+    /// Letters, digits, dot, underscore and hyphen: what Kafka allows in names.
+    fn name(&mut self, key: &str, found: &str, limit: usize) {
+        let is_legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if found.is_empty() || found.len() > limit || !found.chars().all(is_legal) || found.chars().all(|c| c == '.') {
+            self.add(key, format!("found {found:?}, allowed: 1 to {limit} of the characters a-z A-Z 0-9 . _ -"));
+        }
+    }
+
+    fn url(&mut self, key: &str, found: &str, schemes: &[&str]) {
+        let shown = super::print::without_password(found);
+        let is_right = found.split_once("://").is_some_and(|(scheme, rest)| {
+            let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+            schemes.contains(&scheme) && !host.is_empty() && !rest.contains(char::is_whitespace)
+        });
+        if !is_right {
+            let allowed: Vec<_> = schemes.iter().map(|scheme| format!("{scheme}://host:port")).collect();
+            self.add(key, format!("found {shown:?}, allowed: {}", allowed.join(" or ")));
+        }
+    }
+}
+
+/// Everything that is wrong with `config`.
+pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let mut check = Check::default();
+    check.name("instance.name", &config.instance.name, 100);
+    kafka(&mut check, config);
+    topics(&mut check, config);
+    servers(&mut check, config);
+    fetch(&mut check, config);
+    quota(&mut check, config);
+    retry(&mut check, config);
+    sink(&mut check, config);
+    if let Err(reason) = logging::check_filter(&config.log.filter) {
+        let allowed = r#"a level (error, warn, info, debug, trace), or levels by target: "info,weir::fetch=debug""#;
+        check.add("log.filter", format!("found {:?}, allowed: {allowed} ({reason})", config.log.filter));
+    }
+    sources(&mut check, config);
+    check.0
+}
+
+fn kafka(check: &mut Check, config: &Config) {
+    let kafka = &config.kafka;
+    let is_address = |address: &str| {
+        let address = address.trim();
+        let address = address.split_once("://").map_or(address, |(_, rest)| rest);
+        address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    };
+    if !kafka.brokers.split(',').all(is_address) {
+        check.add(
+            "kafka.brokers",
+            format!("found {:?}, allowed: host:port, several separated by commas", kafka.brokers),
+        );
+    }
+    check.name("kafka.group_prefix", &kafka.group_prefix, 100);
+    for property in kafka.properties.keys().filter(|property| OURS.contains(&property.as_str())) {
+        let what = match property.as_str() {
+            "bootstrap.servers" | "metadata.broker.list" => "set brokers instead",
+            "group.id" => "set group_prefix instead",
+            "group.instance.id" | "transactional.id" => "it follows from instance.name",
+            _ => "weir sets it itself, since its promises rest on it",
+        };
+        check.add(&format!("kafka.properties.{property}"), what);
+    }
+}
+
+fn topics(check: &mut Check, config: &Config) {
+    let topics = &config.topics;
+    check.name("topics.prefix", &topics.prefix, 100);
+    check.range("topics.request_partitions", topics.request_partitions, [1, 1_000]);
+    check.range("topics.outcome_partitions", topics.outcome_partitions, [1, 100]);
+    check.range("topics.replication", topics.replication, [1, 15]);
+    let keeps = [
+        ("topics.keep_requests", topics.keep_requests),
+        ("topics.keep_results", topics.keep_results),
+        ("topics.keep_failures", topics.keep_failures),
+        ("topics.keep_dead", topics.keep_dead),
+    ];
+    for (key, keep) in keeps {
+        check.duration(key, keep, MINUTE..=3_650 * DAY);
+    }
+    // A failure waits on its topic; deleted before it is due, its request would have no end.
+    if topics.keep_failures < config.retry.cap * 2 {
+        let (found, cap) = (topics.keep_failures, config.retry.cap);
+        let (found, cap) = (duration(found), duration(cap));
+        check.add("topics.keep_failures", format!("found {found}, allowed: at least twice retry.cap, which is {cap}"));
+    }
+}
+
+fn servers(check: &mut Check, config: &Config) {
+    let clickhouse = &config.clickhouse;
+    check.url("clickhouse.url", &clickhouse.url, &["http", "https"]);
+    // The sink's own rules: the database's name, two passwords, a file that cannot be read.
+    if let Err(error) = Store::connect(clickhouse) {
+        let text = error.to_string();
+        let key = text.split([' ', ':']).next().filter(|word| word.starts_with("clickhouse.")).unwrap_or("clickhouse");
+        // A URL that is none has been named above.
+        if !check.0.iter().any(|problem| problem.key == key) {
+            check.add(key, text.strip_prefix(key).unwrap_or(&text).trim_start());
+        }
+    }
+    check.duration("clickhouse.timeout", clickhouse.timeout, SECOND..=60 * MINUTE);
+    if let Some(url) = &config.redis.url {
+        check.url("redis.url", url.expose_secret(), &["redis", "rediss"]);
+    }
+}
+
+fn fetch(check: &mut Check, config: &Config) {
+    let fetch = &config.fetch;
+    // The records of one transaction must be written before the broker rolls it back.
+    check.duration("fetch.commit_every", fetch.commit_every, Duration::from_millis(1)..=TRANSACTION_TIMEOUT / 10);
+    check.range("fetch.backlog", fetch.backlog, [1, 1_000_000]);
+    check.range("fetch.calls_in_flight", fetch.calls_in_flight, [1, 65_536]);
+    // One reply may be this long.
+    check.range("fetch.outcomes_limit", fetch.outcomes_limit, [ByteSize::mib(8), ByteSize::gib(4)]);
+    check.duration("fetch.drain", fetch.drain, Duration::ZERO..=MINUTE);
+}
+
+fn quota(check: &mut Check, config: &Config) {
+    check.range("quota.margin", config.quota.margin, [0.0, Pacing::MARGIN_MAX]);
+    check.duration("quota.jitter", config.quota.jitter, Duration::ZERO..=Pacing::JITTER_MAX);
+}
+
+fn retry(check: &mut Check, config: &Config) {
+    let retry = &config.retry;
+    check.range("retry.attempts", retry.attempts, [1, 1_000]);
+    check.duration("retry.base", retry.base, Duration::from_millis(1)..=DAY);
+    check.range("retry.factor", retry.factor, [1.0, 100.0]);
+    check.duration("retry.cap", retry.cap, Duration::from_millis(1)..=7 * DAY);
+    if retry.cap < retry.base {
+        let (base, cap) = (duration(retry.base), duration(retry.cap));
+        check.add("retry.cap", format!("found {cap}, allowed: at least retry.base, which is {base}"));
+    }
+    check.duration("retry.age_limit", retry.age_limit, SECOND..=365 * DAY);
+    check.range("retry.waiting", retry.waiting, [1, 1_000_000]);
+}
+
+fn sink(check: &mut Check, config: &Config) {
+    check.range("sink.rows", config.sink.rows, [1, 1_000_000]);
+    check.range("sink.bytes", config.sink.bytes, [ByteSize::kib(64), ByteSize::mib(256)]);
+    // A block that is full and one that fills must both find room.
+    check.range("sink.memory", config.sink.memory, [config.sink.bytes * 2u64, ByteSize::gib(64)]);
+    check.duration("sink.age", config.sink.age, Duration::from_millis(10)..=5 * MINUTE);
+}
+
+fn sources(check: &mut Check, config: &Config) {
+    let topics = Topics::new(config.topics.clone());
+    let mut seen = BTreeSet::new();
+    for source in &config.sources {
+        let key = |name: &str| format!("source.{}.{name}", source.name);
+        if !seen.insert(&source.name) {
+            check.add(&key("name"), "there are two sources of this name");
+        }
+        // It becomes part of a topic's name.
+        check.name(&key("name"), source.name.as_str(), 64);
+        if topics.requests(&source.name).len() > TOPIC_LIMIT {
+            check.add(&key("name"), format!("its topic's name would be longer than {TOPIC_LIMIT} characters"));
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! `/health` and `/ready`: whether the process lives, and what each of its roles is waiting for.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// `[http]`: where health is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address and port, or `"off"`.
+    #[serde(serialize_with = "write_listen", deserialize_with = "read_listen")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8080))) }
+    }
+}
+
+#[allow(clippy::ref_option, reason = "serde's signature")]
+fn write_listen<S: Serializer>(listen: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+    match listen {
+        Some(address) => serializer.collect_str(address),
+        None => serializer.serialize_str("off"),
+    }
+}
+
+fn read_listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "off" {
+        return Ok(None);
+    }
+    let allowed = r#"an address and a port such as "127.0.0.1:8080" or "[::]:8080", or "off""#;
+    text.parse().map(Some).map_err(|_| de::Error::invalid_value(de::Unexpected::Str(&text), &allowed))
+}
+
+/// What the roles of this process are doing. Clones share one state.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<String, Condition>>>);
+
+/// The condition of one role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    /// Whether it is at work.
+    pub ready: bool,
+    /// What it waits for, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What `/ready` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Whether every role is; false as long as there is none.
+    pub ready: bool,
+    /// Each role, by name.
+    pub roles: BTreeMap<String, Condition>,
+}
+
+/// With this a role says how it is.
+#[derive(Clone, Debug)]
+pub struct RoleHealth {
+    health: Health,
+    name: String,
+}
+
+impl Health {
+    /// Adds a role, not ready until it says so. The name is the role and what it works on: `fetch/ali1688`.
+    #[must_use]
+    pub fn role(&self, name: impl Into<String>) -> RoleHealth {
+        let role = RoleHealth { health: self.clone(), name: name.into() };
+        role.not_ready("starting");
+        role
+    }
+
+    /// The condition of all roles.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let roles = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Report { ready: !roles.is_empty() && roles.values().all(|role| role.ready), roles }
+    }
+}
+
+impl RoleHealth {
+    /// The role is at work.
+    pub fn ready(&self) {
+        self.set(Condition { ready: true, reason: None });
+    }
+
+    /// The role cannot work; `reason` says what it waits for.
+    pub fn not_ready(&self, reason: impl Into<String>) {
+        self.set(Condition { ready: false, reason: Some(reason.into()) });
+    }
+
+    fn set(&self, condition: Condition) {
+        let mut roles = self.health.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Roles repeat themselves; only a change is worth a line in the log.
+        if roles.get(&self.name) != Some(&condition) {
+            match &condition.reason {
+                None => tracing::info!(role = self.name, "ready"),
+                Some(reason) => tracing::info!(role = self.name, reason, "not ready"),
+            }
+            roles.insert(self.name.clone(), condition);
+        }
+    }
+}
+
+/// The two paths.
+pub fn router(health: Health) -> Router {
+    Router::new().route("/health", get(alive)).route("/ready", get(ready)).with_state(health)
+}
+
+async fn alive() -> &'static str {
+    "ok\n"
+}
+
+async fn ready(State(health): State<Health>) -> (StatusCode, Json<Report>) {
+    let report = health.report();
+    let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(report))
+}
+
+/// Takes the address. Apart from [`serve`], so that an address in use stops the process before its roles begin.
+///
+/// # Errors
+/// The operating system's, with the address and what to do.
+pub async fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        let advice = "set [http] listen to a free address, or to \"off\"";
+        io::Error::new(error.kind(), format!("cannot listen on {listen} for /health and /ready: {error}; {advice}"))
+    })
+}
+
+/// Answers until `stop`.
+///
+/// # Errors
+/// If the listener breaks.
+pub async fn serve(listener: TcpListener, health: Health, stop: CancellationToken) -> io::Result<()> {
+    axum::serve(listener, router(health)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_without_roles_is_not_ready() {
+        assert!(!Health::default().report().ready);
+    }
+
+    #[test]
+    fn one_role_that_waits_makes_the_process_not_ready_and_says_why() {
+        let health = Health::default();
+        let (fetch, sink) = (health.role("fetch/ali1688"), health.role("sink"));
+        fetch.ready();
+        assert_eq!(health.report().roles["sink"].reason.as_deref(), Some("starting"));
+        sink.not_ready("waiting for ClickHouse at http://127.0.0.1:8123");
+        let report = serde_json::to_string(&health.report()).unwrap();
+        assert_eq!(
+            report,
+            r#"{"ready":false,"roles":{"fetch/ali1688":{"ready":true},"sink":{"ready":false,"reason":"waiting for ClickHouse at http://127.0.0.1:8123"}}}"#
+        );
+        sink.ready();
+        assert!(health.report().ready);
+    }
+
+    #[tokio::test]
+    async fn the_status_follows_the_report() {
+        let health = Health::default();
+        let role = health.role("sink");
+        assert_eq!(ready(State(health.clone())).await.0, StatusCode::SERVICE_UNAVAILABLE);
+        role.ready();
+        assert_eq!(ready(State(health)).await.0, StatusCode::OK);
+    }
+}

@@ -1,0 +1,305 @@
+//! The way to ClickHouse: where it is, who we are there, and what its refusals mean.
+
+use std::{fmt, fs, io, path::PathBuf, time::Duration};
+
+use clickhouse::{Client, error::Error};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use crate::message::codec::shorten;
+
+/// `[clickhouse]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClickHouseConfig {
+    /// The HTTP interface.
+    pub url: String,
+    /// The database; `schema apply` creates it.
+    pub database: String,
+    /// The user.
+    pub user: String,
+    /// The password, from the environment (`WEIR_CLICKHOUSE__PASSWORD`) or from `password_file`.
+    pub password: Option<SecretString>,
+    /// A file with the password.
+    pub password_file: Option<PathBuf>,
+    /// How long one insert or statement may take.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl Default for ClickHouseConfig {
+    fn default() -> Self {
+        Self {
+            url: "http://127.0.0.1:8123".to_owned(),
+            database: "weir".to_owned(),
+            user: "default".to_owned(),
+            password: None,
+            password_file: None,
+            timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What is wrong with `[clickhouse]`.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The password's file.
+    #[error("clickhouse.password_file {path:?} cannot be read: {error}")]
+    PasswordFile {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Two passwords.
+    #[error("clickhouse.password and clickhouse.password_file are both set: remove one")]
+    TwoPasswords,
+    /// A database name that would need quoting everywhere.
+    #[error("clickhouse.database is {found:?}: use letters, digits and _, not a digit first")]
+    Database {
+        /// The name.
+        found: String,
+    },
+    /// Not an address.
+    #[error("clickhouse.url is {found:?}: it begins with http:// or https:// and holds no user or password")]
+    Url {
+        /// What stands there, without what may be a secret.
+        found: String,
+    },
+}
+
+impl ClickHouseConfig {
+    /// A client for this server and database. Makes no connection yet.
+    ///
+    /// # Errors
+    /// [`ConnectionError`]: the configuration is wrong.
+    pub(super) fn client(&self) -> Result<Client, ConnectionError> {
+        Ok(self.server()?.with_database(&self.database))
+    }
+
+    /// A client that names no database: the one to create it with.
+    pub(super) fn server(&self) -> Result<Client, ConnectionError> {
+        self.check()?;
+        let client = Client::default().with_url(&self.url).with_user(&self.user);
+        Ok(match self.password()? {
+            Some(password) => client.with_password(password.expose_secret()),
+            None => client,
+        })
+    }
+
+    fn check(&self) -> Result<(), ConnectionError> {
+        let mut letters = self.database.chars();
+        let first = letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+        if !first || !letters.all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(ConnectionError::Database { found: self.database.clone() });
+        }
+        let host = self.url.strip_prefix("http://").or_else(|| self.url.strip_prefix("https://"));
+        match host {
+            // A password in the address would stand in errors and logs.
+            Some(host) if !host.is_empty() && !host.contains('@') => Ok(()),
+            Some(host) => Err(ConnectionError::Url { found: host.rsplit('@').next().unwrap_or_default().to_owned() }),
+            None => Err(ConnectionError::Url { found: self.url.rsplit('@').next().unwrap_or_default().to_owned() }),
+        }
+    }
+
+    fn password(&self) -> Result<Option<SecretString>, ConnectionError> {
+        match (&self.password, &self.password_file) {
+            (Some(_), Some(_)) => Err(ConnectionError::TwoPasswords),
+            (Some(password), None) => Ok(Some(password.clone())),
+            (None, Some(path)) => match fs::read_to_string(path) {
+                Ok(text) => Ok(Some(text.trim_end_matches(['\r', '\n']).into())),
+                Err(error) => Err(ConnectionError::PasswordFile { path: path.clone(), error }),
+            },
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// What kind of trouble ClickHouse is in, or we with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TroubleKind {
+    /// It does not answer, or not in time.
+    Away,
+    /// It answers that it cannot take anything now: too many parts, no memory, disk full, read-only.
+    Unable,
+    /// The database, a table or a column is not there.
+    Schema,
+    /// It does not let us in.
+    Login,
+    /// Anything else.
+    Refused,
+}
+
+/// Why ClickHouse did not do what we asked. Waiting may help in all cases, if somebody acts on the hint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Trouble {
+    /// What kind.
+    pub kind: TroubleKind,
+    /// ClickHouse's error code, if it was an error of ClickHouse.
+    pub code: Option<u32>,
+    /// Its first line.
+    pub message: String,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, code, message } = self;
+        match kind {
+            TroubleKind::Away => write!(f, "ClickHouse does not answer ({message})"),
+            TroubleKind::Unable | TroubleKind::Schema | TroubleKind::Login | TroubleKind::Refused => match code {
+                Some(code) => write!(f, "ClickHouse says no, code {code}: {message}"),
+                None => write!(f, "ClickHouse: {message}"),
+            },
+        }?;
+        match self.hint() {
+            "" => Ok(()),
+            hint => write!(f, ". {hint}"),
+        }
+    }
+}
+
+impl Trouble {
+    /// What a person can do about it; empty if nothing is known to help.
+    #[must_use]
+    pub const fn hint(&self) -> &'static str {
+        match self.kind {
+            TroubleKind::Away => "Is it running, and is clickhouse.url right?",
+            TroubleKind::Schema => "Run `weir schema apply`",
+            TroubleKind::Login => "Check clickhouse.user and its password",
+            TroubleKind::Unable => "It needs room: look at its disk, memory and merges",
+            TroubleKind::Refused => "",
+        }
+    }
+
+    /// No answer within `limit`.
+    #[must_use]
+    pub fn timed_out(limit: Duration) -> Self {
+        let message = format!("no answer within {}", humantime::format_duration(limit));
+        Self { kind: TroubleKind::Away, code: None, message }
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        if let Error::BadResponse(text) = &error {
+            return answered(text);
+        }
+        #[allow(
+            clippy::wildcard_enum_match_arm,
+            reason = "the crate's list is open, and waiting is right for all others"
+        )]
+        let kind = match &error {
+            Error::Network(_) | Error::TimedOut => TroubleKind::Away,
+            Error::SchemaMismatch(_) => TroubleKind::Schema,
+            _ => TroubleKind::Refused,
+        };
+        Self { kind, code: None, message: first_line(&chain(&error)) }
+    }
+}
+
+/// Reads an error text of ClickHouse: `Code: 60. DB::Exception: Table d.t does not exist. (UNKNOWN_TABLE) (version …)`.
+fn answered(text: &str) -> Trouble {
+    let code = text.split_once("Code: ").and_then(|(_, rest)| {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..digits].parse::<u32>().ok()
+    });
+    let message = match text.split_once("DB::Exception: ") {
+        Some((_, message)) => message,
+        None => text,
+    };
+    let message = message.split(" (version ").next().unwrap_or(message);
+    Trouble { kind: kind_of(code), code, message: first_line(message) }
+}
+
+/// The numbers are ClickHouse's own, see `system.errors`.
+fn kind_of(code: Option<u32>) -> TroubleKind {
+    match code {
+        // A proxy between us and ClickHouse answers without a code: 502, 503.
+        // TIMEOUT_EXCEEDED, SOCKET_TIMEOUT, NETWORK_ERROR
+        None | Some(159 | 209 | 210) => TroubleKind::Away,
+        // READONLY, TOO_MANY_SIMULTANEOUS_QUERIES, NO_ZOOKEEPER, MEMORY_LIMIT_EXCEEDED, TABLE_IS_READ_ONLY,
+        // NOT_ENOUGH_SPACE, TOO_MANY_PARTS, UNKNOWN_STATUS_OF_INSERT, KEEPER_EXCEPTION
+        Some(164 | 202 | 225 | 241 | 242 | 243 | 252 | 319 | 999) => TroubleKind::Unable,
+        // NOT_FOUND_COLUMN_IN_BLOCK, NO_SUCH_COLUMN_IN_TABLE, UNKNOWN_IDENTIFIER, UNKNOWN_TABLE, UNKNOWN_DATABASE
+        Some(10 | 16 | 47 | 60 | 81) => TroubleKind::Schema,
+        // UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, ACCESS_DENIED, AUTHENTICATION_FAILED
+        Some(192 | 193 | 194 | 497 | 516) => TroubleKind::Login,
+        Some(_) => TroubleKind::Refused,
+    }
+}
+
+fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default().trim().trim_end_matches('.');
+    shorten(line, 1_000).into_owned()
+}
+
+/// An error with its causes: the outer ones alone say "client error (Connect)".
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_by_its_code_and_says_what_to_do() {
+        let table = [
+            (
+                "Code: 60. DB::Exception: Table d.t does not exist. (UNKNOWN_TABLE) (version 26.9.2.1)",
+                TroubleKind::Schema,
+            ),
+            ("Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS)", TroubleKind::Unable),
+            ("Code: 241. DB::Exception: Memory limit exceeded\nstack trace", TroubleKind::Unable),
+            ("Code: 243. DB::Exception: Cannot reserve 1.00 MiB, not enough space", TroubleKind::Unable),
+            ("Code: 516. DB::Exception: default: Authentication failed", TroubleKind::Login),
+            ("Code: 62. DB::Exception: Syntax error", TroubleKind::Refused),
+            ("502 Bad Gateway", TroubleKind::Away),
+        ];
+        for (text, kind) in table {
+            assert_eq!(Trouble::from(Error::BadResponse(text.to_owned())).kind, kind, "{text}");
+        }
+        let unknown = Trouble::from(Error::BadResponse(table[0].0.to_owned()));
+        assert_eq!(
+            unknown.to_string(),
+            "ClickHouse says no, code 60: Table d.t does not exist. (UNKNOWN_TABLE). Run `weir schema apply`"
+        );
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_refused_without_showing_a_password() {
+        let with = |change: fn(&mut ClickHouseConfig)| {
+            let mut config = ClickHouseConfig::default();
+            change(&mut config);
+            config.client().map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(with(|c| c.database = "we ir".to_owned()).contains("\"we ir\""));
+        assert!(with(|c| c.url = "127.0.0.1:8123".to_owned()).contains("http://"));
+        let shown = with(|c| c.url = "http://me:hush@host:8123".to_owned());
+        assert!(shown.contains("host:8123") && !shown.contains("hush"), "{shown}");
+        assert!(
+            with(|c| {
+                c.password = Some("a".into());
+                c.password_file = Some("b".into());
+            })
+            .contains("both")
+        );
+    }
+
+    #[test]
+    fn a_password_file_may_end_in_a_newline() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "s3cret\n").unwrap();
+        let config = ClickHouseConfig { password_file: Some(file.path().to_owned()), ..Default::default() };
+        assert_eq!(config.password().unwrap().unwrap().expose_secret(), "s3cret");
+    }
+}

@@ -1,0 +1,165 @@
+//! Reading back: any SQL for `weir query`, the sample queries, and the progress of a batch.
+
+use std::time::Duration;
+
+use clickhouse::Row;
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
+
+use super::{
+    connection::{ClickHouseConfig, ConnectionError, Trouble},
+    insert::Store,
+};
+use crate::message::BatchId;
+
+/// How long a query may go without a byte of its answer.
+const SILENCE: Duration = Duration::from_secs(600);
+
+/// How an answer is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A table for people.
+    Table {
+        /// With escape sequences for a terminal.
+        colour: bool,
+    },
+    /// One of ClickHouse's formats: `CSV`, `TSV`, `JSONEachRow`, …
+    Named(String),
+}
+
+impl Format {
+    fn name(&self) -> &str {
+        match self {
+            Self::Table { .. } => "PrettyCompactMonoBlock",
+            Self::Named(name) => name,
+        }
+    }
+}
+
+/// Why there is no (complete) answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// Wrong settings.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// ClickHouse's answer.
+    #[error(transparent)]
+    Trouble(#[from] Trouble),
+    /// Whoever reads the answer has gone.
+    #[error("writing the answer: {0}")]
+    Output(std::io::Error),
+}
+
+/// Runs any SQL and writes the answer to `out` as it comes, in constant memory. A `FORMAT` in the SQL wins.
+///
+/// # Errors
+/// [`QueryError`]; what came before it has been written.
+pub async fn query(
+    config: &ClickHouseConfig,
+    sql: &str,
+    format: &Format,
+    out: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), QueryError> {
+    let mut query = config.client()?.query_raw(sql.trim().trim_end_matches(';'));
+    if let Format::Table { colour } = format {
+        query = query
+            .with_setting("output_format_pretty_color", if *colour { "1" } else { "0" })
+            .with_setting("output_format_pretty_row_numbers", "0");
+    }
+    let mut answer = query.fetch_bytes(format.name()).map_err(Trouble::from)?;
+    loop {
+        let bytes = timeout(SILENCE, answer.next()).await.map_err(|_| Trouble::timed_out(SILENCE))?;
+        match bytes.map_err(Trouble::from)? {
+            Some(bytes) => out.write_all(&bytes).await.map_err(QueryError::Output)?,
+            None => return out.flush().await.map_err(QueryError::Output),
+        }
+    }
+}
+
+/// A query that shows what can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// What it answers: the comment in its first line.
+    pub title: &'static str,
+    /// The SQL.
+    pub sql: &'static str,
+}
+
+/// The files of `schemas/clickhouse/queries/`, in the order of their names.
+pub fn samples() -> impl Iterator<Item = Sample> {
+    const FILES: [&str; 6] = [
+        include_str!("../../schemas/clickhouse/queries/1_outcomes.sql"),
+        include_str!("../../schemas/clickhouse/queries/2_prices.sql"),
+        include_str!("../../schemas/clickhouse/queries/3_latency.sql"),
+        include_str!("../../schemas/clickhouse/queries/4_failures.sql"),
+        include_str!("../../schemas/clickhouse/queries/5_accounts.sql"),
+        include_str!("../../schemas/clickhouse/queries/6_freshness.sql"),
+    ];
+    FILES.into_iter().map(|file| {
+        let (title, sql) = file.split_once('\n').unwrap_or(("", file));
+        Sample { title: title.trim_start_matches("--").trim(), sql: sql.trim() }
+    })
+}
+
+/// How far a batch is, counted in requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Row, Deserialize)]
+pub struct Progress {
+    /// Asked for.
+    pub requested: u64,
+    /// Answered: here are its data.
+    pub found: u64,
+    /// Answered: there is no such item.
+    pub absent: u64,
+    /// Answered: not for sale now.
+    pub off_shelf: u64,
+    /// Given up.
+    pub dead: u64,
+    /// Failed calls: each but a last one is tried again.
+    pub failed: u64,
+    /// Requests that were tried again at least once.
+    pub retried: u64,
+}
+
+impl Progress {
+    /// Requests that have come to their end.
+    #[must_use]
+    pub const fn ended(&self) -> u64 {
+        self.found + self.absent + self.off_shelf + self.dead
+    }
+}
+
+impl Store {
+    /// How far a batch is: all zero while the sink has not seen any of it. With a million requests a poll costs
+    /// about 0.2 s, with ten thousand 10 ms.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn batch_progress(&self, batch: &BatchId) -> Result<Progress, Trouble> {
+        let query = self
+            .client
+            .query_raw(
+                "SELECT requested, found, absent, off_shelf, dead, failed, retried FROM batches \
+                 WHERE batch = {batch: String}",
+            )
+            .param("batch", batch.as_str());
+        let answer = timeout(self.timeout, query.fetch_optional::<Progress>()).await;
+        Ok(answer.map_err(|_| Trouble::timed_out(self.timeout))??.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_has_a_title_and_every_file_is_a_sample() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/clickhouse/queries");
+        assert_eq!(std::fs::read_dir(folder).unwrap().count(), samples().count());
+        for sample in samples() {
+            assert!(sample.title.contains(": ") && sample.sql.starts_with("SELECT"), "{sample:?}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The tables and views: numbered migrations, forward only, each safe to run again.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use clickhouse::Client;
+use tokio::time::timeout;
+
+use super::connection::{ClickHouseConfig, ConnectionError, Trouble};
+
+/// One file of `schemas/clickhouse/`.
+///
+/// Every statement says IF NOT EXISTS (or IF EXISTS), and a column that is added later has a DEFAULT: so two
+/// processes may apply a migration at once, and an older sink keeps writing to a newer table.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// Its number; applied in this order.
+    pub version: u32,
+    /// The name of its file without number and ending.
+    pub name: &'static str,
+    sql: &'static str,
+}
+
+/// All of them, by version.
+pub const MIGRATIONS: [Migration; 3] = [
+    Migration { version: 1, name: "tables", sql: include_str!("../../schemas/clickhouse/001_tables.sql") },
+    Migration { version: 2, name: "items", sql: include_str!("../../schemas/clickhouse/002_items.sql") },
+    Migration { version: 3, name: "views", sql: include_str!("../../schemas/clickhouse/003_views.sql") },
+];
+
+/// What `schema apply` has done.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// Migrations that were run now.
+    pub now: Vec<Migration>,
+    /// Versions that were there before.
+    pub before: Vec<u32>,
+    /// Versions in the database that this weir does not know: a newer one has been here. No harm.
+    pub unknown: Vec<u32>,
+}
+
+/// Why the schema could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// Wrong settings.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// A statement was refused. What was applied before it stays; run `schema apply` again.
+    #[error("{doing} in database {database:?}: {trouble}")]
+    Refused {
+        /// What was attempted.
+        doing: String,
+        /// Where.
+        database: String,
+        /// What ClickHouse said.
+        trouble: Trouble,
+    },
+}
+
+/// Creates the database and runs the migrations that it does not have.
+///
+/// # Errors
+/// [`SchemaError`]
+pub async fn apply(config: &ClickHouseConfig) -> Result<Applied, SchemaError> {
+    let session = Session { client: config.server()?, database: &config.database, limit: config.timeout };
+    session.run("creating it", "CREATE DATABASE IF NOT EXISTS {database}").await?;
+    session.run("creating the list of migrations", LEDGER).await?;
+    let present = session.versions().await?;
+    let mut applied = Applied {
+        unknown: present.iter().copied().filter(|v| MIGRATIONS.iter().all(|m| m.version != *v)).collect(),
+        ..Applied::default()
+    };
+    for migration in MIGRATIONS {
+        if present.contains(&migration.version) {
+            applied.before.push(migration.version);
+            continue;
+        }
+        let doing = format!("applying migration {:03}_{}", migration.version, migration.name);
+        for statement in statements(migration.sql) {
+            session.run(&doing, &statement).await?;
+        }
+        let Migration { version, name, .. } = migration;
+        let done = format!(
+            "INSERT INTO {{database}}.schema_migrations (version, name) SETTINGS async_insert = 0 VALUES ({version}, '{name}')"
+        );
+        session.run(&doing, &done).await?;
+        applied.now.push(migration);
+    }
+    Ok(applied)
+}
+
+const LEDGER: &str = "CREATE TABLE IF NOT EXISTS {database}.schema_migrations (version UInt32, name String, \
+    applied_at DateTime64(3, 'UTC') DEFAULT now64(3)) ENGINE = ReplacingMergeTree ORDER BY version";
+
+struct Session<'a> {
+    client: Client,
+    database: &'a str,
+    limit: Duration,
+}
+
+impl Session<'_> {
+    async fn run(&self, doing: &str, statement: &str) -> Result<(), SchemaError> {
+        let sql = statement.replace("{database}", self.database);
+        let outcome = timeout(self.limit, self.client.query_raw(&sql).execute()).await;
+        self.told(doing, outcome.map_err(|_| Trouble::timed_out(self.limit)).and_then(|done| done.map_err(Into::into)))
+    }
+
+    async fn versions(&self) -> Result<BTreeSet<u32>, SchemaError> {
+        let sql = format!("SELECT version FROM {}.schema_migrations FINAL", self.database);
+        let rows = timeout(self.limit, self.client.query_raw(&sql).fetch_all::<u32>()).await;
+        let rows = rows.map_err(|_| Trouble::timed_out(self.limit)).and_then(|rows| rows.map_err(Into::into));
+        Ok(self.told("reading the list of migrations", rows)?.into_iter().collect())
+    }
+
+    fn told<T>(&self, doing: &str, outcome: Result<T, Trouble>) -> Result<T, SchemaError> {
+        let database = self.database.to_owned();
+        outcome.map_err(|trouble| SchemaError::Refused { doing: doing.to_owned(), database, trouble })
+    }
+}
+
+/// The statements of a file, each of which ends a line with `;`: ClickHouse takes one at a time over HTTP.
+fn statements(sql: &str) -> Vec<String> {
+    let (mut done, mut open) = (Vec::new(), String::new());
+    for line in sql.lines().filter(|line| !line.trim_start().starts_with("--")) {
+        match line.trim_end().strip_suffix(';') {
+            Some(end) => done.push(std::mem::take(&mut open) + end),
+            None => open = open + line + "\n",
+        }
+    }
+    done.push(open);
+    done.iter().map(|statement| statement.trim().to_owned()).filter(|statement| !statement.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_statement_can_be_run_again() {
+        for migration in MIGRATIONS {
+            let statements = statements(migration.sql);
+            assert!(!statements.is_empty(), "{}", migration.name);
+            for statement in statements {
+                assert!(statement.contains(" EXISTS {database}."), "{:03}: {statement}", migration.version);
+            }
+        }
+    }
+
+    #[test]
+    fn migrations_are_numbered_from_one_and_each_file_is_among_them() {
+        let known: Vec<_> = MIGRATIONS.iter().map(|m| format!("{:03}_{}.sql", m.version, m.name)).collect();
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/clickhouse");
+        let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+        let files = entries.filter(|entry| entry.path().is_file());
+        let mut files: Vec<_> = files.map(|file| file.file_name().into_string().unwrap()).collect();
+        files.sort();
+        assert_eq!(files, known);
+        assert!(MIGRATIONS.iter().zip(1..).all(|(migration, number)| migration.version == number));
+    }
+
+    #[test]
+    fn every_table_of_rows_remembers_its_tokens_and_is_split_by_a_time_of_the_record() {
+        for migration in MIGRATIONS {
+            for statement in statements(migration.sql).iter().filter(|s| s.starts_with("CREATE TABLE")) {
+                assert!(statement.contains("non_replicated_deduplication_window"), "{statement}");
+                assert!(!statement.contains("now()"), "{statement}");
+            }
+        }
+    }
+}

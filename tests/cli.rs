@@ -1,0 +1,144 @@
+//! The built binary: exit codes, and messages that a person can act on. Needs no server.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use tempfile::TempDir;
+
+/// A port that nobody listens on: it needs privileges that no test has.
+const NOWHERE: &str = "127.0.0.1:1";
+
+struct Weir(TempDir);
+
+impl Weir {
+    fn new(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("weir.toml"), config).unwrap();
+        Self(folder)
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn run(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        // Whatever the surroundings set must not reach the test.
+        let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WEIR_"));
+        for (name, _) in ours {
+            command.env_remove(name);
+        }
+        command.args(arguments).envs(variables.iter().copied()).current_dir(self.0.path());
+        Ran(command.output().unwrap())
+    }
+}
+
+struct Ran(Output);
+
+impl Ran {
+    fn code(&self) -> i32 {
+        self.0.status.code().unwrap_or(-1)
+    }
+
+    fn text(&self) -> String {
+        format!("{}{}", String::from_utf8_lossy(&self.0.stdout), String::from_utf8_lossy(&self.0.stderr))
+    }
+
+    fn expect(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code(), code, "{}", self.text());
+        for part in parts {
+            assert!(self.text().contains(part), "{:?} should say {part:?}", self.text());
+        }
+    }
+}
+
+const SOURCE: &str = r#"
+[[source]]
+name = "ali1688"
+kind = "ali1688"
+account = [{ alias = "one", app_key = "1", app_secret = { env = "ONE_SECRET" } }]
+limit = { calls = 10, per = "1s" }
+"#;
+
+#[test]
+fn help_explains_and_is_no_failure() {
+    let weir = Weir::new("");
+    weir.run(&["--help"], &[]).expect(0, &["weir enqueue ids.txt", "Exit codes"]);
+    for command in ["run", "enqueue", "status", "query", "check"] {
+        weir.run(&[command, "--help"], &[]).expect(0, &["Examples:", "weir "]);
+    }
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_64() {
+    let weir = Weir::new(SOURCE);
+    weir.run(&["dance"], &[]).expect(64, &["dance"]);
+    weir.run(&["run", "--role", "cook"], &[]).expect(64, &["cook", "fetch"]);
+    weir.run(&["enqueue", "ids.txt"], &[]).expect(64, &["--source"]);
+    weir.run(&["enqueue", "ids.txt", "--source", "ebay"], &[]).expect(64, &["\"ebay\"", "ali1688"]);
+    weir.run(&["query", " "], &[]).expect(64, &["no SQL"]);
+}
+
+#[test]
+fn an_invalid_configuration_ends_with_64_and_says_all_that_is_wrong() {
+    let weir = Weir::new("[retry]\nattempts = 0\nbase = \"soon\"\n");
+    for command in [&["check"][..], &["run"], &["topics", "list"]] {
+        weir.run(command, &[]).expect(64, &["2 problems", "retry.attempts", "retry.base", "\"soon\""]);
+    }
+    weir.run(&["--config", "none.toml", "check"], &[]).expect(64, &["none.toml", "No such file"]);
+    weir.run(&["check"], &[("WEIR_KAFKA__BROKRES", "x")]).expect(64, &["WEIR_KAFKA__BROKRES", "brokers"]);
+}
+
+#[test]
+fn an_offline_check_prints_what_is_in_effect_without_secrets() {
+    let weir = Weir::new(SOURCE);
+    let secrets = [
+        ("ONE_SECRET", "hunter2"),
+        ("WEIR_CLICKHOUSE__PASSWORD", "hunter2"),
+        ("WEIR_REDIS__URL", "redis://u:hunter2@h:6379"),
+        ("WEIR_KAFKA__PROPERTIES__SASL_PASSWORD", "hunter2"),
+    ];
+    let ran = weir.run(&["check", "--offline"], &secrets);
+    ran.expect(0, &["\"sasl.password\" = \"***\"", "redis://u:***@h", "[topics]", "source ali1688", "1 account"]);
+    assert!(!ran.text().contains("hunter2"), "{}", ran.text());
+}
+
+#[test]
+fn a_source_whose_secret_is_missing_is_an_invalid_configuration() {
+    Weir::new(SOURCE).run(&["check", "--offline"], &[]).expect(64, &["source ali1688", "WRONG", "ONE_SECRET"]);
+}
+
+#[test]
+fn servers_that_cannot_be_reached_end_a_check_with_69_and_are_all_named() {
+    let weir = Weir::new(SOURCE);
+    let variables = [
+        ("ONE_SECRET", "hunter2"),
+        ("WEIR_KAFKA__BROKERS", NOWHERE),
+        ("WEIR_CLICKHOUSE__URL", "http://127.0.0.1:1"),
+        ("WEIR_REDIS__URL", "redis://127.0.0.1:1"),
+    ];
+    weir.run(&["check", "--quiet"], &variables)
+        .expect(69, &["Kafka", NOWHERE, "ClickHouse", "Redis", "Is it running?"]);
+    weir.run(&["query", "SELECT 1"], &variables).expect(69, &["error: ClickHouse does not answer", "clickhouse.url"]);
+}
+
+#[test]
+fn a_file_of_ids_that_is_not_there_fails_before_anything_is_sent() {
+    let weir = Weir::new(SOURCE);
+    weir.run(&["enqueue", "ids.txt", "--source", "ali1688"], &[]).expect(1, &["cannot read ids.txt", "No such file"]);
+    assert!(Path::new(&weir.file("ids.txt", "1\n")).exists());
+    let nowhere = [("WEIR_KAFKA__BROKERS", NOWHERE)];
+    weir.run(&["enqueue", "ids.txt", "--source", "ali1688"], &nowhere).expect(69, &[NOWHERE, "Is it running?"]);
+}
+
+#[test]
+fn simulate_needs_no_configuration_and_a_closed_pipe_is_no_failure() {
+    let weir = Weir::new("this is no TOML");
+    weir.run(&["simulate", "ids", "--count", "3"], &[]).expect(0, &[]);
+}

@@ -1,0 +1,486 @@
+//! The sink's tables, inserts and queries on a real ClickHouse.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use weir::{
+    kafka::{Assignment, Epoch, Event, Membership, Offsets, Partition, ReadError, Reader, Record, WriteError},
+    message::{BatchId, SourceName, envelope::Kind},
+    runtime::clock::{Clock, Timestamp},
+    sink::{
+        ClickHouseConfig, Config, Insert, Route, Store, Tally, TroubleKind,
+        block::{Block, Blocks, Limits},
+        query::{Format, Progress, QueryError, query, samples},
+        run, schema,
+    },
+    topics::Topic,
+};
+
+/// 2026-11-20T00:00:00Z
+const NOVEMBER: i64 = 1_795_132_800_000;
+
+/// A database of this test's own.
+struct Database(ClickHouseConfig);
+
+impl Database {
+    async fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        #[allow(clippy::disallowed_methods, reason = "a test has no configuration file")]
+        let url = std::env::var("WEIR_TEST_CLICKHOUSE")
+            .expect("WEIR_TEST_CLICKHOUSE is not set: run deploy/local/test, which starts a ClickHouse");
+        let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let millis = Clock::System.now().as_millis();
+        let database = format!("weir_test_{millis}_{process}_{number}");
+        let new = Self(ClickHouseConfig { url, database, ..ClickHouseConfig::default() });
+        schema::apply(&new.0).await.unwrap();
+        new
+    }
+
+    fn store(&self) -> Store {
+        Store::connect(&self.0).unwrap()
+    }
+
+    /// The rows of an answer, each as a list of texts and numbers.
+    async fn rows(&self, sql: &str) -> Vec<Value> {
+        let text = self.text(sql, "JSONCompactEachRow").await.unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    async fn text(&self, sql: &str, format: &str) -> Result<String, QueryError> {
+        let mut out = Vec::new();
+        query(&self.0, sql, &Format::Named(format.to_owned()), &mut out).await?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    async fn drop(self) {
+        self.text(&format!("DROP DATABASE {} SYNC", self.0.database), "TSV").await.unwrap();
+    }
+}
+
+fn limits() -> Limits {
+    Limits { rows: 1_000_000, bytes: usize::MAX, age: Duration::ZERO }
+}
+
+/// One block of these values, from offset 0.
+fn block(topic: &str, values: impl IntoIterator<Item = String>) -> Block {
+    let partition = Partition { topic: topic.into(), number: 3 };
+    let mut blocks = Blocks::new(partition, limits());
+    for (offset, value) in (0..).zip(values) {
+        let time = Timestamp::from_millis(NOVEMBER + offset);
+        let record = Record { offset, time, key: None, value: Some(value.into()), headers: Vec::new() };
+        blocks.push(record, Instant::now());
+    }
+    blocks.take(Instant::now()).expect("at least one value")
+}
+
+fn route(kind: Kind) -> Route {
+    Route { kind, source: (kind == Kind::Request).then(|| SourceName::new("ali1688").unwrap()) }
+}
+
+async fn insert(store: &Store, topic: &str, kind: Kind, values: impl IntoIterator<Item = Value>) -> Tally {
+    let values = values.into_iter().map(|value| value.to_string());
+    store.insert(&block(topic, values), &route(kind)).await.unwrap()
+}
+
+fn request(id: &str, batch: &str, calls: usize) -> (String, Value) {
+    let attempt = json!({"at": NOVEMBER, "class": "outage", "code": "timeout", "message": "", "latency_ms": 1});
+    (id.to_owned(), json!({"item": id, "batch": batch, "requested_at": NOVEMBER, "history": vec![attempt; calls]}))
+}
+
+/// Requests carry their ids in a header.
+async fn insert_requests(store: &Store, topic: &str, requests: impl IntoIterator<Item = (String, Value)>) {
+    let mut blocks = Blocks::new(Partition { topic: topic.into(), number: 0 }, limits());
+    for (offset, (id, value)) in (0..).zip(requests) {
+        let headers = vec![("ce_id".to_owned(), id.into())];
+        let time = Timestamp::from_millis(NOVEMBER);
+        let record = Record { offset, time, key: None, value: Some(value.to_string().into()), headers };
+        blocks.push(record, Instant::now());
+    }
+    store.insert(&blocks.take(Instant::now()).unwrap(), &route(Kind::Request)).await.unwrap();
+}
+
+fn result(id: &str, batch: &str, status: &str) -> Value {
+    json!({"request_id": id, "source": "ali1688", "item": id, "batch": batch, "status": status, "via": "call",
+        "calls": 1, "account": "a1", "requested_at": NOVEMBER, "fetched_at": NOVEMBER + 1_000, "latency_ms": 100})
+}
+
+/// `base` with the fields of `changes`.
+fn with(mut base: Value, changes: &Value) -> Value {
+    for (name, value) in changes.as_object().unwrap() {
+        base[name] = value.clone();
+    }
+    base
+}
+
+fn failure(id: &str, batch: &str, class: &str, code: &str) -> Value {
+    json!({"request_id": id, "source": "ali1688", "request": request(id, batch, 0).1,
+        "attempt": {"at": NOVEMBER + 2_000, "account": "a1", "class": class, "code": code, "message": "no", "latency_ms": 300}})
+}
+
+fn dead(id: &str, batch: &str, reason: &str) -> Value {
+    json!({"request_id": id, "source": "ali1688", "reason": reason, "message": "m", "died_at": NOVEMBER + 3_000,
+        "origin": {"topic": "f", "partition": 0, "offset": 9}, "request": request(id, batch, 1).1})
+}
+
+#[tokio::test]
+async fn the_schema_can_be_applied_again_and_by_several_at_once() {
+    let database = Database::new().await;
+    let again = schema::apply(&database.0).await.unwrap();
+    assert_eq!((again.now.len(), again.before.len()), (0, schema::MIGRATIONS.len()));
+    database.text("INSERT INTO schema_migrations (version, name) VALUES (999, 'later')", "TSV").await.unwrap();
+    assert_eq!(schema::apply(&database.0).await.unwrap().unknown, [999]);
+
+    let fresh = ClickHouseConfig { database: format!("{}_b", database.0.database), ..database.0.clone() };
+    let all = futures::future::join_all((0..4).map(|_| schema::apply(&fresh))).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    let fresh = Database(fresh);
+    assert_eq!(fresh.rows("SELECT version FROM schema_migrations FINAL ORDER BY version").await.len(), 3);
+    fresh.drop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn rows_land_with_exact_decimals_times_and_bytes() {
+    let database = Database::new().await;
+    let store = database.store();
+    let columns = [
+        json!({"price": "99999999999999.9999", "stock": "12", "rating": "4.95", "reviews": "31"}),
+        json!({"price": "0.1", "title": "玻璃杯"}),
+        json!({"price": "10.00-12.00"}),
+    ];
+    let seen = ["1", "2", "3"]
+        .iter()
+        .zip(columns)
+        .map(|(id, columns)| with(result(id, "b", "found"), &json!({"columns": columns, "raw": {"price": id}})));
+    assert_eq!(insert(&store, "r", Kind::Result, seen).await, Tally { rows: 3, invalid: 0, skipped: 0 });
+    assert_eq!(
+        database
+            .rows("SELECT partition, offset, recorded_at, item, toString(price), price_text, title, toString(stock), raw FROM observations ORDER BY offset")
+            .await,
+        [
+            json!([3, "0", "2026-11-20 00:00:00.000", "1", "99999999999999.9999", "", "", "12", "{\"price\":\"1\"}"]),
+            json!([3, "1", "2026-11-20 00:00:00.001", "2", "0.1", "", "玻璃杯", null, "{\"price\":\"2\"}"]),
+            json!([3, "2", "2026-11-20 00:00:00.002", "3", null, "10.00-12.00", "", null, "{\"price\":\"3\"}"]),
+        ]
+        .map(as_numbers)
+    );
+    database.drop().await;
+}
+
+/// Whether 64-bit numbers are quoted in JSON depends on the server's version.
+fn as_numbers(mut row: Value) -> Value {
+    if let Some(number) = row[1].as_str().and_then(|text| text.parse::<i64>().ok()) {
+        row[1] = number.into();
+    }
+    row
+}
+
+#[tokio::test]
+async fn all_kinds_land_and_what_cannot_be_read_becomes_a_dead_letter() {
+    let database = Database::new().await;
+    let store = database.store();
+    insert(&store, "f", Kind::Failure, [failure("1", "b", "throttled", "busy")]).await;
+    insert(&store, "d", Kind::DeadLetter, [dead("1", "b", "exhausted")]).await;
+    let mixed = [result("1", "b", "found").to_string(), "{broken".to_owned(), result("2", "b", "absent").to_string()];
+    let tally = store.insert(&block("r", mixed), &route(Kind::Result)).await.unwrap();
+    assert_eq!(tally, Tally { rows: 2, invalid: 1, skipped: 0 });
+    let tally = store.insert(&block("q", ["1".to_owned(), String::new()]), &route(Kind::Request)).await.unwrap();
+    assert_eq!(tally, Tally { rows: 1, invalid: 0, skipped: 1 });
+    let tally = store.insert(&block("q2", [String::new()]), &route(Kind::Request)).await.unwrap();
+    assert_eq!(tally, Tally { rows: 0, invalid: 0, skipped: 1 });
+    let rows =
+        database.rows("SELECT topic, reason, request_id, original, last_class FROM dead_letters ORDER BY topic").await;
+    assert_eq!(rows, [json!(["d", "exhausted", "1", "", "outage"]), json!(["r", "invalid", "r/3/1", "{broken", ""])]);
+    assert_eq!(database.rows("SELECT request_id, class FROM failures").await, [json!(["1", "throttled"])]);
+    assert_eq!(database.rows("SELECT request_id FROM requests").await, [json!(["q/3/0"])]);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_block_that_is_inserted_again_is_there_once_also_in_items() {
+    let database = Database::new().await;
+    let store = database.store();
+    // Without merging, a doubled row of items would stay visible.
+    database.text("SYSTEM STOP MERGES items", "TSV").await.unwrap();
+    let values = || (0..500).map(|id| result(&id.to_string(), "b", "found").to_string());
+    for _ in 0..3 {
+        store.insert(&block("r", values()), &route(Kind::Result)).await.unwrap();
+    }
+    for table in ["observations", "items"] {
+        assert_eq!(database.rows(&format!("SELECT toUInt32(count()) FROM {table}")).await, [json!([500])], "{table}");
+    }
+    // The proof that it was the token: the same rows of another partition are others.
+    store.insert(&block("r2", values()), &route(Kind::Result)).await.unwrap();
+    assert_eq!(database.rows("SELECT toUInt32(count()) FROM observations").await, [json!([1_000])]);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn items_hold_the_newest_observation_whatever_the_order() {
+    let database = Database::new().await;
+    let store = database.store();
+    let at = |minutes: i64, price: &str| {
+        let changes = json!({"fetched_at": NOVEMBER + minutes * 60_000, "columns": {"price": price}});
+        with(result("1", "b", "found"), &changes)
+    };
+    insert(&store, "r1", Kind::Result, [at(5, "5"), at(1, "1")]).await;
+    insert(&store, "r2", Kind::Result, [at(3, "3")]).await;
+    assert_eq!(database.rows("SELECT item, toString(price) FROM items FINAL").await, [json!(["1", "5"])]);
+    database.drop().await;
+}
+
+/// Ten requests of batch `b`: 4 found, 2 absent, 1 off the shelf, 1 dead, 2 under way; one was tried again.
+async fn known_batch(store: &Store) {
+    let id = |number: i32| number.to_string();
+    insert_requests(store, "q1", (0..10).map(|number| request(&id(number), "b", 0))).await;
+    insert_requests(store, "q2", [request("3", "b", 1), request("7", "b", 1), request("7", "b", 2)]).await;
+    insert_requests(store, "q3", [request("100", "other", 0)]).await;
+    let status = |number: i32| match number {
+        0..4 => "found",
+        4 | 5 => "absent",
+        _ => "off_shelf",
+    };
+    insert(store, "r1", Kind::Result, (0..7).map(|number| result(&id(number), "b", status(number)))).await;
+    insert(store, "r2", Kind::Result, [result("0", "b", "found")]).await; // stored twice by a sink that died
+    let failures = [("3", "outage"), ("7", "outage"), ("7", "throttled"), ("7", "outage")];
+    insert(store, "f1", Kind::Failure, failures.map(|(id, class)| failure(id, "b", class, "code"))).await;
+    insert(store, "d1", Kind::DeadLetter, [dead("7", "b", "exhausted")]).await;
+    insert(store, "d2", Kind::DeadLetter, [dead("7", "b", "exhausted")]).await;
+}
+
+#[tokio::test]
+async fn a_batch_counts_requests_not_rows() {
+    let database = Database::new().await;
+    let store = database.store();
+    let batch = BatchId::new("b").unwrap();
+    assert_eq!(store.batch_progress(&batch).await.unwrap(), Progress::default());
+    known_batch(&store).await;
+    let progress = store.batch_progress(&batch).await.unwrap();
+    let expected = Progress { requested: 10, found: 4, absent: 2, off_shelf: 1, dead: 1, failed: 4, retried: 2 };
+    assert_eq!(progress, expected);
+    assert_eq!(progress.ended(), 8);
+    let rows =
+        database.rows("SELECT batch, toUInt32(requested), toUInt32(under_way) FROM batches ORDER BY batch").await;
+    assert_eq!(rows, [json!(["b", 10, 2]), json!(["other", 1, 1])]);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn the_progress_of_a_large_batch_is_cheap() {
+    let database = Database::new().await;
+    let store = database.store();
+    let ids = || (0..10_000).map(|id: u32| id.to_string());
+    insert_requests(&store, "q", ids().map(|id| request(&id, "b", 0))).await;
+    insert(&store, "r", Kind::Result, ids().map(|id| result(&id, "b", "found"))).await;
+    insert(&store, "r2", Kind::Result, (0..30_000).map(|id| result(&format!("x{id}"), "other", "found"))).await;
+    let batch = BatchId::new("b").unwrap();
+    assert_eq!(store.batch_progress(&batch).await.unwrap().found, 10_000);
+    let plan = database
+        .text("EXPLAIN indexes = 1, projections = 1 SELECT found FROM batches WHERE batch = 'nobody'", "TSV")
+        .await
+        .unwrap();
+    assert!(plan.contains("by_batch"), "the projection serves: {plan}");
+    let started = Instant::now();
+    for _ in 0..5 {
+        store.batch_progress(&batch).await.unwrap();
+    }
+    // A bound with room for a busy machine: alone it takes a few milliseconds each.
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?} for 5 polls", started.elapsed());
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn changes_are_old_and_new_of_what_has_changed() {
+    let database = Database::new().await;
+    let store = database.store();
+    let at = |minutes: i64, status: &str, price: &str, stock: &str| {
+        let columns = if status == "found" { json!({"price": price, "stock": stock}) } else { json!({}) };
+        with(result("1", "b", status), &json!({"fetched_at": NOVEMBER + minutes * 60_000, "columns": columns}))
+    };
+    let seen = [
+        at(0, "found", "10.00", "5"),
+        at(1, "found", "10.0", "5"), // written differently: no change
+        at(2, "found", "9.50", "4"),
+        at(3, "off_shelf", "", ""),
+        at(4, "found", "8", "4"),
+    ];
+    insert(&store, "r", Kind::Result, seen).await;
+    let rows = database
+        .rows("SELECT field, old, new, toMinute(old_at), toMinute(new_at) FROM changes ORDER BY new_at, field")
+        .await;
+    let expected = [
+        json!(["price", "10", "9.5", 1, 2]),
+        json!(["stock", "5", "4", 1, 2]),
+        json!(["status", "found", "off_shelf", 2, 3]),
+        json!(["price", "9.5", "8", 2, 4]),
+        json!(["status", "off_shelf", "found", 3, 4]),
+    ];
+    assert_eq!(rows, expected);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn each_sample_query_gives_the_known_answer() {
+    let database = Database::new().await;
+    let store = database.store();
+    known_batch(&store).await;
+    let now = Clock::System.now().as_millis();
+    let priced = |id: &str, price: &str, latency: u32, age: i64| {
+        let columns = json!({"price": price, "currency": "CNY"});
+        let account = if latency > 400 { "slow" } else { "a2" };
+        let changes = json!({"columns": columns, "latency_ms": latency, "account": account, "fetched_at": now - age});
+        with(result(id, "c", "found"), &changes)
+    };
+    let seen = [priced("p1", "1.50", 500, 1_000), priced("p2", "2.5", 200, 7_200_000), priced("p3", "30", 200, 1_000)];
+    insert(&store, "r9", Kind::Result, seen).await;
+    let mut answers = Vec::new();
+    for sample in samples() {
+        let text = database.text(sample.sql, "TSV").await.unwrap_or_else(|e| panic!("{}: {e}", sample.title));
+        answers.push(text);
+    }
+    assert_eq!(
+        answers[0],
+        "ali1688\tfound\t7\t63.6\nali1688\tabsent\t2\t18.2\nali1688\tdead: exhausted\t1\t9.1\nali1688\toff_shelf\t1\t9.1\n"
+    );
+    assert_eq!(answers[1], "ali1688\tCNY\t3\t1.5\tp1\t2.5\t30\tp3\n");
+    let last = answers[2].lines().last().unwrap();
+    assert_eq!(last, "ali1688\t2026-11-20 00:00:00\t12\t4\t100\t300\t300");
+    assert_eq!(answers[3], "ali1688\toutage\tcode\t3\t2\tno\nali1688\tthrottled\tcode\t1\t1\tno\n");
+    assert_eq!(answers[4].lines().next().unwrap(), "ali1688\tslow\t1\t500\t500");
+    assert_eq!(answers[4].lines().nth(1).unwrap(), "ali1688\ta2\t2\t200\t200");
+    assert!(answers[5].starts_with("ali1688\t1: under 10 minutes\t2\nali1688\t3: under a day\t1\n"), "{}", answers[5]);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_query_is_a_table_for_people_or_any_format_and_its_errors_are_readable() {
+    let database = Database::new().await;
+    let mut out = Vec::new();
+    query(&database.0, "SELECT 1 AS one;\n", &Format::Table { colour: false }, &mut out).await.unwrap();
+    let table = String::from_utf8(out).unwrap();
+    assert!(table.contains("┌─one─┐") && !table.contains('\u{1b}'), "{table}");
+    assert_eq!(database.text("SELECT 'a?', 2", "CSV").await.unwrap(), "\"a?\",2\n");
+    assert_eq!(database.text("SELECT 1 FORMAT TSV", "CSV").await.unwrap(), "1\n");
+    let error = database.text("SELECT nonsense FROM items", "CSV").await.unwrap_err().to_string();
+    assert!(error.contains("code 47") && error.contains("nonsense") && error.lines().count() == 1, "{error}");
+    let late = "SELECT throwIf(number = 3000000, 'too far') FROM numbers(4000000)";
+    let error = database.text(late, "TSV").await.unwrap_err().to_string();
+    assert!(error.contains("too far"), "an error in mid-stream is an error: {error}");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn trouble_is_told_apart() {
+    let database = Database::new().await;
+    let values = || [result("1", "b", "found").to_string()];
+    let kind = async |config: &ClickHouseConfig| {
+        let store = Store::connect(config).unwrap();
+        store.insert(&block("r", values()), &route(Kind::Result)).await.unwrap_err()
+    };
+    let away = kind(&ClickHouseConfig { url: "http://127.0.0.1:9".to_owned(), ..database.0.clone() }).await;
+    assert_eq!(away.kind, TroubleKind::Away);
+    assert!(away.to_string().contains("Is it running"), "{away}");
+    let missing = kind(&ClickHouseConfig { database: "weir_test_not_there".to_owned(), ..database.0.clone() }).await;
+    assert_eq!(missing.kind, TroubleKind::Schema, "{missing}");
+    assert!(missing.to_string().contains("weir schema apply"), "{missing}");
+    let stranger = kind(&ClickHouseConfig { user: "nobody".to_owned(), ..database.0.clone() }).await;
+    assert_eq!(stranger.kind, TroubleKind::Login, "{stranger}");
+    assert!(database.store().ping().await.is_ok());
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_missing_column_is_a_matter_of_the_schema_and_the_same_store_goes_on_when_it_is_mended() {
+    let database = Database::new().await;
+    let store = database.store();
+    let one = block("r", [result("1", "b", "found").to_string()]);
+    database.text("ALTER TABLE observations DROP COLUMN traceparent", "TSV").await.unwrap();
+    let trouble = store.insert(&one, &route(Kind::Result)).await.unwrap_err();
+    assert_eq!(trouble.kind, TroubleKind::Schema, "{trouble}");
+    database.text("ALTER TABLE observations ADD COLUMN traceparent String", "TSV").await.unwrap();
+    database.text("ALTER TABLE observations ADD COLUMN later String DEFAULT ''", "TSV").await.unwrap();
+    store.insert(&one, &route(Kind::Result)).await.unwrap();
+    database.drop().await;
+}
+
+/// Gives these events, then nothing; keeps the commits.
+struct Scripted {
+    events: VecDeque<Event>,
+    commits: Arc<Mutex<Vec<i64>>>,
+}
+
+impl Reader for Scripted {
+    async fn next(&mut self) -> Result<Event, ReadError> {
+        match self.events.pop_front() {
+            Some(event) => Ok(event),
+            None => std::future::pending().await,
+        }
+    }
+    fn pause(&self, _: &Partition) {}
+    fn resume(&self, _: &Partition) {}
+    fn membership(&self) -> Membership {
+        unreachable!("the sink has no transactions")
+    }
+    async fn commit(&self, offsets: Offsets) -> Result<(), WriteError> {
+        self.commits.lock().unwrap().extend(offsets.into_iter().map(|(.., committed)| committed.offset));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_sink_waits_for_the_schema_and_then_stores_and_commits_everything() {
+    let database = Database::new().await;
+    let late = ClickHouseConfig { database: format!("{}_late", database.0.database), ..database.0.clone() };
+    let partition = Partition { topic: "weir.results".into(), number: 3 };
+    let epoch = Epoch(1);
+    let values = (0..25).map(|id| result(&id.to_string(), "b", "found").to_string());
+    let records = block("weir.results", values).records;
+    let assignment = Assignment { partition: partition.clone(), epoch, committed: None };
+    let events = [Event::Assigned(vec![assignment]), Event::Records { partition, epoch, records }];
+    let commits = Arc::default();
+    let reader = Scripted { events: events.into(), commits: Arc::clone(&commits) };
+    let topics = [Topic {
+        name: "weir.results".to_owned(),
+        kind: Kind::Result,
+        source: None,
+        partitions: 8,
+        keep: Duration::ZERO,
+    }];
+    let (store, stop) = (Store::connect(&late).unwrap(), CancellationToken::new());
+    let config = Config { rows: 10, age: Duration::from_millis(50), ..Config::default() };
+    let sink = run(reader, store, &topics, config, stop.clone());
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(commits.lock().unwrap().is_empty(), "nothing is committed while nothing is stored");
+        schema::apply(&late).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while commits.lock().unwrap().last() != Some(&25) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("stored and committed soon after");
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::join!(sink, meanwhile);
+    ended.unwrap();
+    let late = Database(late);
+    assert_eq!(
+        late.rows("SELECT toUInt32(count()), toUInt32(uniqExact(offset)) FROM observations").await,
+        [json!([25, 25])]
+    );
+    assert_eq!(*commits.lock().unwrap(), [10, 20, 25]);
+    late.drop().await;
+    database.drop().await;
+}
