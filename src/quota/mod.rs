@@ -13,6 +13,7 @@ pub mod memory;
 mod model;
 pub mod pace;
 pub mod plan;
+pub mod redis;
 pub mod timetable;
 
 use std::{sync::Arc, time::Duration};

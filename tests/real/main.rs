@@ -14,5 +14,6 @@ mod fetch;
 mod kafka;
 mod kill;
 mod process;
+mod quota;
 mod sink;
 mod stack;
