@@ -15,7 +15,7 @@ use governor::{
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Counting, Limit};
+use super::{Counting, Limit, plan::Limits};
 
 /// An independent check of every call: per account, and for the address that the calls leave from.
 ///
@@ -23,8 +23,9 @@ use super::{Counting, Limit};
 /// shares the account.
 #[derive(Debug)]
 pub struct Guard {
-    accounts: Vec<Option<Bucket>>,
-    address: Option<Bucket>,
+    accounts: Vec<Vec<Bucket>>,
+    /// For the source, and for the address that calls leave from.
+    shared: Vec<Bucket>,
     held: AtomicU64,
 }
 
@@ -46,9 +47,18 @@ impl Guard {
     /// A guard with the vendor's limits per account, by index, and for the outgoing address.
     #[must_use]
     pub fn new(accounts: &[Option<Limit>], address: Option<&Limit>) -> Self {
+        let mut limits = Limits::of_accounts(accounts.iter().cloned());
+        limits.address.extend(address.cloned());
+        Self::of(&limits)
+    }
+
+    /// A guard with everything that the vendor allows; all accounts leave from one address.
+    #[must_use]
+    pub fn of(limits: &Limits) -> Self {
+        let buckets = |limits: &[Limit]| limits.iter().filter_map(bucket).collect::<Vec<_>>();
         Self {
-            accounts: accounts.iter().map(|limit| limit.as_ref().and_then(bucket)).collect(),
-            address: address.and_then(bucket),
+            accounts: limits.accounts.iter().map(|account| buckets(&account.limits)).collect(),
+            shared: limits.source.iter().chain(&limits.address).filter_map(bucket).collect(),
             held: AtomicU64::new(0),
         }
     }
@@ -81,8 +91,8 @@ impl Guard {
     /// Asks all limits at one instant: a token taken before a wait would say nothing about the time after it.
     /// So the address may be charged again for a call that its account held.
     fn ask(&self, account: usize) -> Result<(), Duration> {
-        let account = self.accounts.get(account).and_then(Option::as_ref);
-        [self.address.as_ref(), account].into_iter().flatten().try_for_each(|bucket| {
+        let account = self.accounts.get(account).map_or(&[][..], Vec::as_slice);
+        self.shared.iter().chain(account).try_for_each(|bucket| {
             bucket.check().map_err(|refusal| refusal.wait_time_from(TokioClock.now()).max(Duration::from_nanos(1)))
         })
     }

@@ -6,6 +6,7 @@
 //! arithmetic, [`memory`] keeps it for one process; [`guard`] stands at the last door with the limit itself.
 
 pub mod budget;
+mod config;
 pub mod guard;
 mod limit;
 pub mod memory;
@@ -19,6 +20,7 @@ pub mod timetable;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+pub use config::{Config, OnRedisLoss, OpenError, Store, open};
 pub use limit::{Counting, InvalidLimit, Limit, Micros};
 pub use pace::Pacing;
 use tokio::time::Instant;

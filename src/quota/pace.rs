@@ -22,16 +22,13 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     Limit, Slot,
     limit::{Counting, div_ceil},
 };
 
-/// `[quota]`: how far weir stays away from a vendor's limit.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// How far weir stays away from a vendor's limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pacing {
     /// The share of the allowed rate that is left unused, since the vendor's clock and ours drift apart: NTP
     /// slews a clock by up to 0.0005, and even 0.00005 eats a burst of 5 within minutes. 0 to 0.5.
@@ -39,7 +36,6 @@ pub struct Pacing {
     /// How much the one-way delay to the vendor varies at most. The way through a home router or to another
     /// continent takes 50 ms and more; within a region over warm connections 10 ms are ample, which costs
     /// 10 calls/s with a burst of 2 or more nothing, and with a burst of 1 a tenth.
-    #[serde(with = "humantime_serde")]
     pub jitter: Duration,
 }
 

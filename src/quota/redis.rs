@@ -126,11 +126,11 @@ impl Drop for Redis {
     }
 }
 
-/// How many slots to keep ahead: what 200 ms ask for, so that a refill of half of it is ten calls and more.
+/// How many slots to keep ahead: what 240 ms ask for, so that a refill of half of it is more than ten calls.
 fn depth(plan: &Plan) -> usize {
     let interval = super::plan::interval(plan.accounts.iter().map(|account| account.rules.spacing));
     let interval = interval.max(plan.source.spacing).max(1);
-    usize::try_from(200_000 / interval).unwrap_or(usize::MAX).clamp(20, 128)
+    usize::try_from(240_000 / interval).unwrap_or(usize::MAX).clamp(24, 128)
 }
 
 #[async_trait]
