@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
-use secrecy::ExposeSecret as _;
+use secrecy::ExposeSecret;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -236,7 +236,7 @@ impl Process {
             dice: self.dice.clone(),
         });
         let aliases = source.accounts.iter().map(|account| account.alias.clone()).collect();
-        let redis = self.config.redis.url.as_ref().map(|url| url.expose_secret());
+        let redis = self.config.redis.url.as_ref().map(ExposeSecret::expose_secret);
         let quota = quota::open(&self.config.quota, redis, &source.name, &aliases, &limits, &self.clock)
             .map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();

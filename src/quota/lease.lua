@@ -1,7 +1,7 @@
 -- The timetable of one source in Redis: the same steps as src/quota/timetable.rs, one call per lease.
 --
 -- KEYS[1]  weir:quota:{<source>}; all other keys begin with it, so that a cluster keeps them together
--- ARGV[1]  what to do: configure | lease | hold | holds
+-- ARGV[1]  what to do: configure | lease | hold | holds | remember
 -- ARGV[2]  the server's run id as this connection learned it: another one in the state = restart or failover
 -- ARGV[3]  its arguments, as JSON
 --
@@ -216,6 +216,37 @@ local function gate_of(rules, old)
   return gate
 end
 
+local function spent_of(gate)
+  local lists = {}
+  for number, budget in ipairs(gate.budgets) do lists[number] = budget.spent end
+  return lists
+end
+
+-- What is spent, for a worker to keep in case that this state is lost.
+local function remember()
+  if not load() then return { 'unknown', now } end
+  local memory = { at = digits(now), source = spent_of(meta.source), addresses = {}, accounts = {} }
+  for number, gate in ipairs(meta.addresses) do memory.addresses[number] = spent_of(gate) end
+  for _, name in ipairs(meta.names) do memory.accounts[name] = spent_of(account(name).gate) end
+  return { 'memory', now, cjson.encode(memory) }
+end
+
+local function recall(gate, lists)
+  for number, budget in ipairs(gate.budgets) do
+    if lists and lists[number] then budget.spent = lists[number] end
+  end
+end
+
+-- Takes over what a worker remembers; since when nothing is known.
+local function recall_all(memory)
+  recall(meta.source, memory.source)
+  for number, gate in ipairs(meta.addresses) do recall(gate, memory.addresses[number]) end
+  for name, lists in pairs(memory.accounts) do
+    if account(name) then recall(account(name).gate, lists) end
+  end
+  return min(tonumber(memory.at), now)
+end
+
 local function configure()
   local known = load()
   if not known then
@@ -244,7 +275,9 @@ local function configure()
   for _, name in ipairs(old.names) do
     if not kept[name] then redis.call('HDEL', ACCOUNT, name) end
   end
-  if not known then doubt_all(nil, input.known) end
+  if not known then
+    doubt_all(input.memory and recall_all(input.memory) or nil, input.known)
+  end
   save()
   return { 'configured', now }
 end
@@ -405,5 +438,5 @@ local function holds()
   return { 'holds', now, meta.seq, list }
 end
 
-local steps = { configure = configure, lease = lease, hold = hold, holds = holds }
+local steps = { configure = configure, lease = lease, hold = hold, holds = holds, remember = remember }
 return steps[ARGV[1]]()

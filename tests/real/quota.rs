@@ -137,6 +137,10 @@ impl Fleet {
         self.calls.lock().unwrap().len()
     }
 
+    fn calls_of(&self, account: usize) -> usize {
+        self.calls.lock().unwrap().iter().filter(|call| call.0 == account).count()
+    }
+
     /// Waits until calls are made (again), for at most `seconds`.
     async fn flows(&self, seconds: u64) {
         let (before, deadline) = (self.made(), Instant::now() + Duration::from_secs(seconds));
@@ -250,13 +254,16 @@ async fn a_flushed_redis_costs_no_violation_of_a_second_or_a_day() {
     let server = Server::start();
     let mut limits = Fleet::limits();
     limits.accounts[0].limits.push(Limit::window(30, Duration::from_secs(86_400), Counting::Sliding).unwrap());
+    limits.accounts[1].limits.push(Limit::window(300, Duration::from_secs(86_400), Counting::Sliding).unwrap());
     let fleet = Fleet::start(&server.url(), limits, 4);
     fleet.flows(20).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     server.flush().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = fleet.calls_of(1);
     fleet.flows(20).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(fleet.calls_of(1) > before, "what was left of the day's budget is remembered");
     fleet.judge("flushed").await;
 }
 

@@ -20,6 +20,8 @@ use crate::quota::{limit::Micros, plan::Plan};
 const REPLY_WITHIN: Duration = Duration::from_secs(1);
 /// Between two attempts to connect, growing up to the second.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// How often what is spent of long budgets is remembered, at most.
+const REMEMBER: Duration = Duration::from_secs(2);
 /// How many leases are timed.
 const TIMED: usize = 4_096;
 
@@ -41,6 +43,11 @@ pub struct Driver {
     is_configured: bool,
     /// This process has had slots: whatever state is missing was lost.
     has_called: bool,
+    /// What is spent of long budgets, as Redis said lately.
+    memory: Option<String>,
+    /// When to ask for it again; `None` = there is no such budget.
+    remember_at: Option<Instant>,
+    remember_every: Duration,
 }
 
 impl Driver {
@@ -52,7 +59,12 @@ impl Driver {
         names: Vec<String>,
         ahead: Micros,
     ) -> Self {
-        Self { shared, client, key, plan, names, ahead, is_configured: false, has_called: false }
+        // A few megabytes with 10,000 accounts.
+        let accounts = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        let remember_every = REMEMBER.max(Duration::from_millis(5).saturating_mul(accounts));
+        let remember_at = has_long_budgets(&plan).then(|| Instant::now() + remember_every);
+        let (is_configured, has_called, memory) = (false, false, None);
+        Self { shared, client, key, plan, names, ahead, is_configured, has_called, memory, remember_at, remember_every }
     }
 
     /// Works until it is aborted.
@@ -95,7 +107,8 @@ impl Driver {
     }
 
     async fn configure(&mut self, server: &mut Server) -> RedisResult<()> {
-        let reply = server.configure(&self.plan, &self.names, self.ahead, self.has_called).await?;
+        let plan = (&self.plan, self.names.as_slice());
+        let reply = server.configure(plan, self.ahead, self.has_called, self.memory.as_deref()).await?;
         self.is_configured = true;
         self.learn(&reply);
         Ok(())
@@ -104,6 +117,16 @@ impl Driver {
     /// Does what there is to do, until the connection fails.
     async fn serve(&mut self, server: &mut Server) -> ::redis::RedisError {
         loop {
+            if self.has_called && self.remember_at.is_some_and(|at| at <= Instant::now()) {
+                self.remember_at = Some(Instant::now() + self.remember_every);
+                let done = match server.remember().await {
+                    Ok(reply) => self.take(server, reply).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = done {
+                    return error;
+                }
+            }
             let step = self.shared.local().step(Instant::now());
             let done = match step {
                 Step::Wait(until) => {
@@ -135,6 +158,7 @@ impl Driver {
         tokio::select! {
             () = self.shared.wake.notified() => {}
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
+            () = sleep_until(self.remember_at.unwrap_or_else(Instant::now)), if self.has_called && self.remember_at.is_some() => {}
         }
     }
 
@@ -150,6 +174,7 @@ impl Driver {
                 self.shared.local().receive(slots, next_at, seq, reply.received);
             }
             What::Holds { holds, seq } => self.shared.local().replace_holds(&holds, seq, reply.received),
+            What::Memory(memory) => self.memory = Some(memory),
             What::Done => {}
         }
         Ok(())
@@ -172,6 +197,13 @@ impl Driver {
         }
         counts.leases.push_back(reply.received - reply.sent);
     }
+}
+
+/// Whether there are budgets that a worker cannot wait out if they are forgotten.
+fn has_long_budgets(plan: &Plan) -> bool {
+    let accounts = plan.accounts.iter().map(|account| &account.rules);
+    let mut rules = accounts.chain(&plan.addresses).chain([&plan.source]);
+    rules.any(|rules| rules.budgets.iter().any(|budget| !budget.learns))
 }
 
 /// Takes an announcement of a hold.

@@ -32,6 +32,8 @@ pub enum What {
     Done,
     /// Slots by account name; when the next one comes, if that is known; how many holds there have been.
     Slots { slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64 },
+    /// What is spent, as JSON that only the script understands.
+    Memory(String),
     /// All holds that matter; no name = the source.
     Holds { holds: Vec<(String, Micros)>, seq: u64 },
 }
@@ -79,16 +81,25 @@ impl Server {
         self.connection.subscribe(channel).await
     }
 
-    /// Writes the plan. `is_known`: a fleet has called before, so nothing may be taken for unspent.
+    /// Writes the plan. `is_known`: a fleet has called before, so nothing may be taken for unspent, except what
+    /// `memory` says.
     pub async fn configure(
         &mut self,
-        plan: &Plan,
-        names: &[String],
+        (plan, names): (&Plan, &[String]),
         lease: Micros,
         is_known: bool,
+        memory: Option<&str>,
     ) -> RedisResult<Reply> {
-        let plan = plan_json(plan, names);
-        self.call("configure", &serde_json::json!({ "plan": plan, "lease": lease, "known": is_known })).await
+        let mut input = serde_json::json!({ "plan": plan_json(plan, names), "lease": lease, "known": is_known });
+        if let Some(memory) = memory.and_then(|memory| serde_json::from_str(memory).ok()) {
+            input["memory"] = memory;
+        }
+        self.call("configure", &input).await
+    }
+
+    /// Asks what is spent.
+    pub async fn remember(&mut self) -> RedisResult<Reply> {
+        self.call("remember", &serde_json::json!({})).await
     }
 
     /// Leases slots, and gives some back.
@@ -133,6 +144,7 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
             let slots = from_redis_value::<Vec<(String, Micros)>>(part())?;
             What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq }
         }
+        "memory" => What::Memory(from_redis_value(part())?),
         "holds" => {
             let seq = from_redis_value(part())?;
             let holds = from_redis_value::<Vec<(String, String)>>(part())?;
