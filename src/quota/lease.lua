@@ -251,12 +251,12 @@ local function configure()
   local known = load()
   if not known then
     redis.call('DEL', META, ACCOUNT, RETURNED)
-    meta = { run = run, last = now, next_start = 0, held = 0, disabled = false, seq = 0, addresses = {}, names = {} }
+    meta = { run = run, birth = now, last = now, next_start = 0, held = 0, disabled = false, seq = 0, addresses = {}, names = {} }
     accounts = {}
   end
   local plan, old = input.plan, meta
   meta = {
-    run = run, last = old.last, next_start = old.next_start, held = old.held, disabled = false,
+    run = run, birth = old.birth, informed = old.informed or input.known, last = old.last, next_start = old.next_start, held = old.held, disabled = false,
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
     source = gate_of(plan.source, old.source), addresses = {}, names = {},
   }
@@ -275,11 +275,12 @@ local function configure()
   for _, name in ipairs(old.names) do
     if not kept[name] then redis.call('HDEL', ACCOUNT, name) end
   end
-  if not known then
+  -- New state, or state that somebody made who knew nothing of calls that this worker knows of.
+  if not known or (input.known and not old.informed) then
     doubt_all(input.memory and recall_all(input.memory) or nil, input.known)
   end
   save()
-  return { 'configured', now }
+  return { 'configured', now, digits(meta.birth) }
 end
 
 local function free_at(state, at)
@@ -369,6 +370,7 @@ end
 
 local function lease()
   if not load() then return { 'unknown', now } end
+  if not meta.informed and input.birth ~= digits(meta.birth) then return { 'unknown', now } end
   local earliest = max(now, meta.held)
   local til = now + min(input.ahead, meta.lease)
   take_back(earliest)

@@ -111,6 +111,9 @@ impl Driver {
         let reply = server.configure(plan, self.ahead, self.has_called, self.memory.as_deref()).await?;
         self.is_configured = true;
         self.learn(&reply);
+        if let What::Configured(birth) = reply.what {
+            self.shared.local().birth = birth;
+        }
         Ok(())
     }
 
@@ -175,7 +178,7 @@ impl Driver {
             }
             What::Holds { holds, seq } => self.shared.local().replace_holds(&holds, seq, reply.received),
             What::Memory(memory) => self.memory = Some(memory),
-            What::Done => {}
+            What::Configured(_) | What::Done => {}
         }
         Ok(())
     }

@@ -60,6 +60,8 @@ pub struct Local {
     seq: u64,
     seq_known: u64,
     pub offset: Option<Offset>,
+    /// When the state in Redis was made that this worker knows.
+    pub birth: String,
     /// Slots that came too late to be used, as their reply took too long.
     pub discarded: u64,
 }
@@ -82,6 +84,7 @@ impl Local {
             seq: 0,
             seq_known: 0,
             offset: None,
+            birth: String::new(),
             discarded: 0,
         }
     }
@@ -230,7 +233,7 @@ impl Local {
             returned.push(self.accounts[account].name.clone().into());
         }
         self.returned_at = None;
-        Ask { count, ahead: self.ahead, returned }
+        Ask { count, ahead: self.ahead, birth: self.birth.clone(), returned }
     }
 
     /// So many holds have been told.

@@ -30,6 +30,8 @@ pub enum What {
     Unknown,
     /// Done.
     Done,
+    /// The plan is written into a state of this birth.
+    Configured(String),
     /// Slots by account name; when the next one comes, if that is known; how many holds there have been.
     Slots { slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64 },
     /// What is spent, as JSON that only the script understands.
@@ -44,6 +46,8 @@ pub struct Ask {
     pub count: usize,
     /// How far ahead slots may be, in microseconds.
     pub ahead: Micros,
+    /// When the state was made that this worker knows.
+    pub birth: String,
     /// Times and names in turn.
     pub returned: Vec<serde_json::Value>,
 }
@@ -144,6 +148,7 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
             let slots = from_redis_value::<Vec<(String, Micros)>>(part())?;
             What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq }
         }
+        "configured" => What::Configured(from_redis_value(part())?),
         "memory" => What::Memory(from_redis_value(part())?),
         "holds" => {
             let seq = from_redis_value(part())?;
