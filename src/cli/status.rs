@@ -146,7 +146,10 @@ pub(super) async fn rows(config: &Config, sql: &str) -> anyhow::Result<Vec<Value
 fn print(report: &Report) -> std::io::Result<()> {
     if !report.lag.is_empty() {
         let rows: Vec<_> = report.lag.iter().map(lag_row).collect();
-        say(&format!("Waiting on Kafka\n{}\n", indent(&table(&["stage", "topic", "waiting", "written", ""], &rows))))?;
+        say(&format!(
+            "Waiting on Kafka\n{}\n",
+            indent(&table(&["stage", "topic", "waiting", "end offset", ""], &rows))
+        ))?;
     }
     section("Batches", BATCH_COLUMNS, &report.batches, "none yet: weir enqueue FILE --source NAME")?;
     section("Calls of the last ten minutes", OUTCOME_COLUMNS, &report.last_ten_minutes, "none")?;

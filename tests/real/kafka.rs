@@ -91,6 +91,10 @@ async fn the_ledger_in_the_commit_comes_back_up_to_4096_bytes_and_a_longer_one_h
         let too_long = format!("{longest}x");
         assert!(matches!(write(&too_long).await, Err(TransactError::Aborted(_))));
         write(&longest).await.unwrap();
+        // The same for a commit without a transaction.
+        let commit = |metadata: &str| reader.commit(vec![(partition.clone(), epoch, at(0, metadata))]);
+        assert!(commit(&too_long).await.is_err());
+        commit(&longest).await.unwrap();
     }
     let mut again = reader(&group, &group, &input);
     let (_, _, committed) = assigned(&mut again).await.remove(0);
