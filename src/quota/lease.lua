@@ -152,8 +152,23 @@ local function account(name)
   return accounts[name]
 end
 
+-- Calls under way, of all workers; counted only for accounts with a cap.
+local function in_flight(state)
+  local calls = 0
+  for _, count in pairs(state.flying) do calls = calls + count end
+  return calls
+end
+
+local function count_call(name, worker, by)
+  local state = account(name)
+  if not state or not state.cap then return end
+  state.flying[worker] = max(0, (state.flying[worker] or 0) + by)
+  if state.flying[worker] == 0 then state.flying[worker] = nil end
+  changed[name] = true
+end
+
 local function ready_at(state)
-  if state.disabled then return INFINITE end
+  if state.disabled or (state.cap and in_flight(state) >= state.cap) then return INFINITE end
   return gate_free_at(state.gate, state.held)
 end
 
@@ -163,7 +178,7 @@ local function save()
     redis.call('HSET', ACCOUNT, name, cmsgpack.pack(state))
     redis.call('ZADD', queue(state.address), digits(ready_at(state)), name)
   end
-  meta.last = now
+  meta.last = max(meta.last, now)
   redis.call('SET', META, cmsgpack.pack(meta))
 end
 
@@ -182,6 +197,7 @@ end
 
 -- Loads what concerns the source; false if there is no whole state.
 local function load()
+  local worker = input.worker
   local packed = redis.call('GET', META)
   if not packed then return false end
   meta = cmsgpack.unpack(packed)
@@ -193,6 +209,16 @@ local function load()
     -- A restart or a failover: this state may be older than the last leases.
     doubt_all(min(meta.last, now), true)
     meta.run = run
+  end
+  if worker and next(meta.capped) then
+    meta.workers[worker] = now
+    for other, seen in pairs(meta.workers) do
+      -- Its calls have ended, whatever became of it.
+      if seen + input.gone < now then
+        for name in pairs(meta.capped) do count_call(name, other, -INFINITE) end
+        meta.workers[other] = nil
+      end
+    end
   end
   -- A clock that was set back must not hand out times again; it hands out none until it has caught up.
   if now < meta.last then now = meta.last end
@@ -251,14 +277,15 @@ local function configure()
   local known = load()
   if not known then
     redis.call('DEL', META, ACCOUNT, RETURNED)
-    meta = { run = run, birth = now, last = now, next_start = 0, held = 0, disabled = false, seq = 0, addresses = {}, names = {} }
+    meta = { run = run, birth = now, last = now, next_start = 0, held = 0, disabled = false, seq = 0, addresses = {}, names = {},
+      workers = {}, capped = {} }
     accounts = {}
   end
   local plan, old = input.plan, meta
   meta = {
     run = run, birth = old.birth, informed = old.informed or input.known, last = old.last, next_start = old.next_start, held = old.held, disabled = false,
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
-    source = gate_of(plan.source, old.source), addresses = {}, names = {},
+    source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
   }
   for number, rules in ipairs(plan.addresses) do meta.addresses[number] = gate_of(rules, old.addresses[number]) end
   for address = 1, max(#old.addresses, #plan.addresses) do redis.call('DEL', queue(address)) end
@@ -268,7 +295,9 @@ local function configure()
     accounts[one.name] = {
       gate = gate_of(one.rules, before and before.gate), address = one.address + 1,
       held = before and before.held or 0, disabled = false,
+      cap = one.cap > 0 and one.cap or nil, flying = before and before.flying or {},
     }
+    if one.cap > 0 then meta.capped[one.name] = true end
     if known and not before then gate_doubt(accounts[one.name].gate, now + meta.lease, 0, nil, false) end
     meta.names[number], kept[one.name], changed[one.name] = one.name, true, true
   end
@@ -349,7 +378,9 @@ local function take_back(earliest)
     meta.number = meta.number + 1
     local at, name = input.returned[i], input.returned[i + 1]
     redis.call('ZADD', RETURNED, digits(at), digits(at) .. ':' .. meta.number .. ':' .. name)
+    count_call(name, input.worker, -1)
   end
+  for _, name in ipairs(input.ended) do count_call(name, input.worker, -1) end
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', RETURNED, '-inf', '(' .. digits(earliest))) do
     local at, name = string.match(member, '^(%d+):%d+:(.*)$')
     forget(member, name, tonumber(at))
@@ -383,15 +414,20 @@ local function lease()
     if member and (not at or back_at <= at) then
       if back_at > til then next_at = back_at break end
       redis.call('ZREM', RETURNED, member)
+      count_call(name, input.worker, 1)
+      for _, other in ipairs(found) do
+        if other.name == name then other.ready = max(other.ready, ready_at(account(name))) end
+      end
       slots[#slots + 1], slots[#slots + 2] = name, back_at
     else
       if not one then break end
-      if at > til then next_at = at break end
+      if at > til then next_at = at < INFINITE and at or -1 break end
       local state = account(one.name)
       if one.idle then meta.next_start = at + meta.interval end
       gate_take(state.gate, at)
       gate_take(meta.addresses[state.address], at)
       gate_take(meta.source, at)
+      count_call(one.name, input.worker, 1)
       one.ready, one.idle, changed[one.name] = ready_at(state), false, true
       slots[#slots + 1], slots[#slots + 2] = one.name, at
     end

@@ -97,6 +97,7 @@ impl Redis {
             lateness: account.lateness,
             held_until: None,
             disabled: false,
+            is_capped: account.in_flight.is_some(),
         };
         let accounts = names.iter().zip(&plan.accounts).map(known).collect();
         let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
@@ -143,6 +144,11 @@ impl Quota for Redis {
 
     async fn give_back(&self, slots: Vec<Slot>) {
         self.shared.local().give_back(&slots, Instant::now());
+        self.shared.wake.notify_one();
+    }
+
+    fn ended(&self, account: usize) {
+        self.shared.local().end(account, Instant::now());
         self.shared.wake.notify_one();
     }
 

@@ -301,6 +301,40 @@ async fn workers_that_are_killed_and_join_cost_no_violation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_an_account_with_a_cap_no_more_calls_are_under_way_in_the_whole_fleet() {
+    let server = Server::start();
+    let mut limits = Fleet::limits();
+    limits.accounts.truncate(2);
+    limits.accounts[0].in_flight = Some(3);
+    let fleet = Fleet::start(&server.url(), limits, 0);
+    let quotas = [fleet.quota(), fleet.quota()];
+    let mut leased = Vec::new();
+    for _ in 0..100 {
+        for (worker, quota) in quotas.iter().enumerate() {
+            if let Lease::Slots(slots) = quota.lease(8).await {
+                leased.extend(slots.into_iter().filter(|slot| slot.account == 0).map(|slot| (worker, slot)));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    // Slots that are kept ahead and missed come back, so that only those handed out count.
+    assert!((1..=3).contains(&leased.len()), "{leased:?}");
+    let before = leased.len();
+    for (worker, _) in &leased {
+        quotas[*worker].ended(0);
+    }
+    for _ in 0..50 {
+        for quota in &quotas {
+            if let Lease::Slots(slots) = quota.lease(8).await {
+                leased.extend(slots.into_iter().filter(|slot| slot.account == 0).map(|slot| (9, slot)));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    assert!((before + 1..=before + 3).contains(&leased.len()), "{leased:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hold_reaches_all_workers_at_once() {
     let server = Server::start();
     let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);

@@ -100,6 +100,7 @@ impl Driver {
         server.subscribe().await?;
         // Perhaps another machine, with another clock.
         self.shared.local().offset = None;
+        self.shared.local().worker = uuid::Uuid::now_v7().to_string();
         if !self.is_configured {
             self.configure(&mut server).await?;
         }

@@ -12,6 +12,8 @@ use crate::quota::{Hold, Lease, Scope, Slot, limit::Micros, memory::HORIZON};
 
 /// How long slots that came back may wait for the next call to Redis, if there will be one anyway, and if not.
 const RETURN_WITHIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(20)];
+/// A worker that is not heard of for so long is gone, and its calls have ended: no time-out is longer.
+const GONE: Duration = Duration::from_secs(660);
 /// When to ask again if nobody can say.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -22,6 +24,8 @@ pub struct Known {
     pub lateness: Duration,
     pub held_until: Option<Instant>,
     pub disabled: bool,
+    /// Calls under way are counted, since there may be only so many.
+    pub is_capped: bool,
 }
 
 /// What the driver does next.
@@ -48,6 +52,7 @@ pub struct Local {
     /// Slots handed out lately: they may come back.
     out: VecDeque<(Slot, Micros)>,
     returned: Vec<(usize, Micros)>,
+    ended: Vec<usize>,
     returned_at: Option<Instant>,
     /// How many slots there is work for, beyond those handed out.
     demand: usize,
@@ -62,6 +67,8 @@ pub struct Local {
     pub offset: Option<Offset>,
     /// When the state in Redis was made that this worker knows.
     pub birth: String,
+    /// What this worker is called while its connection lasts: leases of an earlier one may never have arrived.
+    pub worker: String,
     /// Slots that came too late to be used, as their reply took too long.
     pub discarded: u64,
 }
@@ -75,6 +82,7 @@ impl Local {
             slots: VecDeque::new(),
             out: VecDeque::new(),
             returned: Vec::new(),
+            ended: Vec::new(),
             returned_at: None,
             demand: 0,
             depth,
@@ -85,6 +93,7 @@ impl Local {
             seq_known: 0,
             offset: None,
             birth: String::new(),
+            worker: String::new(),
             discarded: 0,
         }
     }
@@ -138,6 +147,15 @@ impl Local {
         }
         self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at)));
         self.returned_at = self.returned_at.or((!self.returned.is_empty()).then_some(now));
+    }
+
+    /// A call has ended.
+    pub fn end(&mut self, account: usize, now: Instant) {
+        if self.accounts.get(account).is_some_and(|account| account.is_capped) {
+            self.ended.push(account);
+            // Somebody may be waiting for it.
+            self.returned_at = self.returned_at.or(Some(now)).min(now.checked_sub(RETURN_WITHIN[0] - RETURN_WITHIN[1]));
+        }
     }
 
     pub fn hold(&mut self, scope: Scope, hold: Hold) {
@@ -233,7 +251,9 @@ impl Local {
             returned.push(self.accounts[account].name.clone().into());
         }
         self.returned_at = None;
-        Ask { count, ahead: self.ahead, birth: self.birth.clone(), returned }
+        let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
+        let (worker, gone) = (self.worker.clone(), crate::quota::limit::micros(GONE));
+        Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned }
     }
 
     /// So many holds have been told.
@@ -258,6 +278,8 @@ impl Local {
             let slot = Slot { account, at, latest: first + self.accounts[account].lateness };
             if slot.latest < slot.at {
                 self.discarded += 1;
+                self.returned.push((account, micros));
+                self.returned_at = self.returned_at.or(Some(now));
                 continue;
             }
             let place = self.slots.partition_point(|(other, _)| other.at <= at);

@@ -48,6 +48,12 @@ pub struct Ask {
     pub ahead: Micros,
     /// When the state was made that this worker knows.
     pub birth: String,
+    /// This worker, as long as its connection lasts.
+    pub worker: String,
+    /// After how long without a word a worker's calls have surely ended, in microseconds.
+    pub gone: Micros,
+    /// The accounts whose calls have ended.
+    pub ended: Vec<String>,
     /// Times and names in turn.
     pub returned: Vec<serde_json::Value>,
 }
@@ -172,7 +178,7 @@ pub fn announced(payload: &[u8]) -> Option<(String, Micros)> {
 }
 
 fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
-    let account = |(account, name): (&crate::quota::plan::AccountPlan, &String)| serde_json::json!({ "name": name, "address": account.address, "rules": rules_json(&account.rules) });
+    let account = |(account, name): (&crate::quota::plan::AccountPlan, &String)| serde_json::json!({ "name": name, "address": account.address, "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules) });
     serde_json::json!({
         "accounts": plan.accounts.iter().zip(names).map(account).collect::<Vec<_>>(),
         "addresses": plan.addresses.iter().map(rules_json).collect::<Vec<_>>(),
