@@ -3,7 +3,8 @@
 //! A [`Quota`] leases several [`Slot`]s of a source ahead, in time order over its accounts; each is permission
 //! for one call at one instant. A slot that is missed is dropped, never caught up. [`plan`] says what the
 //! vendor's [`Limit`]s come down to: the spacing that [`pace`] derives, and [`budget`]s. [`timetable`] is the
-//! arithmetic, [`memory`] keeps it for one process; [`guard`] stands at the last door with the limit itself.
+//! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet. [`guard`] stands at the last door with
+//! the limit itself.
 
 pub mod budget;
 mod config;

@@ -29,9 +29,9 @@ use super::{
 };
 use crate::message::SourceName;
 
-/// How far ahead a slot may be leased. With more workers than the slots of this time a lease is smaller; after a
-/// loss of state nobody calls for so long.
-pub const AHEAD: Duration = Duration::from_secs(2);
+/// How far ahead a slot may be leased: 16 workers that share 100/s lease blocks of a dozen in turn. After a loss of
+/// state nobody calls for so long.
+pub const AHEAD: Duration = Duration::from_secs(4);
 
 /// Why there is no quota from Redis.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +102,7 @@ impl Redis {
         let accounts = names.iter().zip(&plan.accounts).map(known).collect();
         let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
         let shared = Arc::new(Shared {
-            local: Mutex::new(Local::new(accounts, depth(&plan), ahead)),
+            local: Mutex::new(Local::new(accounts, block(&plan), ahead)),
             wake: Notify::new(),
             counts: Mutex::default(),
         });
@@ -127,11 +127,13 @@ impl Drop for Redis {
     }
 }
 
-/// How many slots to keep ahead: what 240 ms ask for, so that a refill of half of it is more than ten calls.
-fn depth(plan: &Plan) -> usize {
+/// How many slots to keep ahead, and how long it takes for half of them to come: what 240 ms ask for, so that a
+/// refill of half of it is more than ten calls.
+fn block(plan: &Plan) -> (usize, Duration) {
     let interval = super::plan::interval(plan.accounts.iter().map(|account| account.rules.spacing));
     let interval = interval.max(plan.source.spacing).max(1);
-    usize::try_from(240_000 / interval).unwrap_or(usize::MAX).clamp(24, 128)
+    let depth = (240_000 / interval).clamp(24, 128);
+    (usize::try_from(depth).unwrap_or(usize::MAX), Duration::from_micros(interval.saturating_mul(depth / 2)))
 }
 
 #[async_trait]

@@ -224,18 +224,27 @@ async fn work(quota: Arc<Redis>, calls: Arc<Mutex<Vec<(usize, Instant)>>>) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn four_workers_share_a_quota_and_ask_redis_once_for_ten_calls() {
-    let fleet = Fleet::start(&address("WEIR_TEST_REDIS"), Fleet::limits(), 4);
+async fn share(workers: usize) {
+    let fleet = Fleet::start(&address("WEIR_TEST_REDIS"), Fleet::limits(), workers);
     fleet.flows(20).await;
-    let (made, since) = (fleet.made(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let operations = |fleet: &Fleet| fleet.quotas.iter().map(|quota| quota.counts().operations).sum::<u64>();
-    let asked = operations(&fleet);
+    let (made, asked, since) = (fleet.made(), operations(&fleet), Instant::now());
     tokio::time::sleep(Duration::from_secs(10)).await;
     let (made, asked) = (fleet.made() - made, operations(&fleet) - asked);
-    println!("100/s: {made} calls in {:.1?}, {asked} operations", since.elapsed());
+    println!("100/s, {workers} workers: {made} calls in {:.1?}, {asked} operations", since.elapsed());
     assert!(asked * 10 <= made as u64, "{asked} operations for {made} calls");
-    fleet.judge("shared").await;
+    fleet.judge(&format!("{workers} workers")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_workers_share_a_quota_and_ask_redis_once_for_ten_calls() {
+    share(4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixteen_workers_share_a_quota_and_ask_redis_once_for_ten_calls() {
+    share(16).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -340,7 +349,7 @@ async fn a_hold_reaches_all_workers_at_once() {
     let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);
     fleet.flows(20).await;
     let held_at = Instant::now();
-    let until = held_at + Duration::from_secs(3);
+    let until = held_at + Duration::from_secs(4);
     fleet.quotas[0].hold(Scope::Source, Hold::Until(until)).await;
     fleet.quotas[1].hold(Scope::Account(3), Hold::Disabled).await;
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -10,8 +10,10 @@ use super::{
 };
 use crate::quota::{Hold, Lease, Scope, Slot, limit::Micros, memory::HORIZON};
 
-/// How long slots that came back may wait for the next call to Redis, if there will be one anyway, and if not.
-const RETURN_WITHIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(20)];
+/// How long slots that came back may wait for the next call to Redis, if there will be one anyway …
+const RETURN_LATER: Duration = Duration::from_millis(500);
+/// … and if somebody else may want them.
+const RETURN_SOON: Duration = Duration::from_millis(20);
 /// A worker that is not heard of for so long is gone, and its calls have ended: no time-out is longer.
 const GONE: Duration = Duration::from_secs(660);
 /// When to ask again if nobody can say.
@@ -53,12 +55,15 @@ pub struct Local {
     out: VecDeque<(Slot, Micros)>,
     returned: Vec<(usize, Micros)>,
     ended: Vec<usize>,
-    returned_at: Option<Instant>,
+    /// When to tell Redis of what came back.
+    return_at: Option<Instant>,
     /// How many slots there is work for, beyond those handed out.
     demand: usize,
     /// As many are kept ahead at most.
     depth: usize,
     ahead: Micros,
+    /// In so much time a lease's worth of slots comes free.
+    gap: Duration,
     /// Not worth asking before.
     ask_at: Instant,
     outgoing: Vec<(Scope, Hold)>,
@@ -74,7 +79,7 @@ pub struct Local {
 }
 
 impl Local {
-    pub fn new(accounts: Vec<Known>, depth: usize, ahead: Micros) -> Self {
+    pub fn new(accounts: Vec<Known>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
         Self {
             accounts,
             held_until: None,
@@ -83,10 +88,11 @@ impl Local {
             out: VecDeque::new(),
             returned: Vec::new(),
             ended: Vec::new(),
-            returned_at: None,
+            return_at: None,
             demand: 0,
             depth,
             ahead,
+            gap: gap.min(Duration::from_micros(ahead) / 4).max(Duration::from_millis(10)),
             ask_at: Instant::now(),
             outgoing: Vec::new(),
             seq: 0,
@@ -126,7 +132,7 @@ impl Local {
             .drain(..)
             .partition(|(slot, _)| !slot.is_late(now) && !held(&self.accounts, self.held_until, slot));
         self.slots = kept;
-        self.returned_at = self.returned_at.or((!gone.is_empty()).then_some(now));
+        self.return_at = self.return_at.or((!gone.is_empty()).then_some(now + RETURN_LATER));
         self.returned.extend(gone.into_iter().map(|(slot, at)| (slot.account, at)));
         while self.out.front().is_some_and(|(slot, _)| slot.at + Duration::from_secs(5) < now) {
             self.out.pop_front();
@@ -146,7 +152,10 @@ impl Local {
             back.extend(self.slots.drain(..));
         }
         self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at)));
-        self.returned_at = self.returned_at.or((!self.returned.is_empty()).then_some(now));
+        let return_at = now + if self.demand == 0 { RETURN_SOON } else { RETURN_LATER };
+        if !self.returned.is_empty() {
+            self.return_at = Some(self.return_at.map_or(return_at, |at| at.min(return_at)));
+        }
     }
 
     /// A call has ended.
@@ -154,7 +163,7 @@ impl Local {
         if self.accounts.get(account).is_some_and(|account| account.is_capped) {
             self.ended.push(account);
             // Somebody may be waiting for it.
-            self.returned_at = self.returned_at.or(Some(now)).min(now.checked_sub(RETURN_WITHIN[0] - RETURN_WITHIN[1]));
+            self.return_at = Some(self.return_at.unwrap_or(now + RETURN_SOON).min(now + RETURN_SOON));
         }
     }
 
@@ -224,7 +233,7 @@ impl Local {
         let wanted = self.demand.min(self.depth);
         let missing = wanted.saturating_sub(self.slots.len());
         let is_short = missing > 0 && missing * 2 >= wanted && !self.disabled;
-        let return_at = self.returned_at.map(|at| at + RETURN_WITHIN[usize::from(self.demand == 0)]);
+        let return_at = self.return_at;
         if (is_short && now >= self.ask_at) || return_at.is_some_and(|at| now >= at) {
             return Step::Lease(self.ask(if is_short && now >= self.ask_at { missing } else { 0 }));
         }
@@ -250,7 +259,7 @@ impl Local {
             returned.push(at.into());
             returned.push(self.accounts[account].name.clone().into());
         }
-        self.returned_at = None;
+        self.return_at = None;
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
         let (worker, gone) = (self.worker.clone(), crate::quota::limit::micros(GONE));
         Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned }
@@ -269,7 +278,8 @@ impl Local {
         if let Some(next_at) = next_at {
             let ahead = Duration::from_micros(self.ahead);
             let ask_at = offset.instants(next_at, now).0;
-            self.ask_at = ask_at.checked_sub(ahead).unwrap_or(now).max(now + Duration::from_millis(10));
+            // Everything that may be leased is leased: asking at once would bring one slot at a time.
+            self.ask_at = ask_at.checked_sub(ahead).unwrap_or(now).max(now) + self.gap;
         }
         for (name, micros) in slots {
             let Some(account) = self.index(&name) else { continue };
@@ -279,7 +289,7 @@ impl Local {
             if slot.latest < slot.at {
                 self.discarded += 1;
                 self.returned.push((account, micros));
-                self.returned_at = self.returned_at.or(Some(now));
+                self.return_at = self.return_at.or(Some(now + RETURN_LATER));
                 continue;
             }
             let place = self.slots.partition_point(|(other, _)| other.at <= at);
