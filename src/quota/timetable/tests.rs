@@ -132,7 +132,7 @@ impl Fleet {
                 outcome.leases += 1;
                 match table.lease(wanted, now, now + HORIZON) {
                     Granted::Slots(slots) => worker.slots.extend(slots),
-                    Granted::NotBefore(at) => asks_at = at.saturating_sub(HORIZON).max(now + MILLI),
+                    Granted::NotBefore(at) => asks_at = at.saturating_sub(HORIZON).max(now + 5 * MILLI),
                     Granted::Nobody => panic!("nobody is disabled"),
                 }
             }
