@@ -11,7 +11,7 @@ use super::exit::{Ended, Exit};
 use crate::{
     config::{self, Config},
     fetch::{Caller, CallerParts, Fetch, FetchError},
-    kafka::{GroupConfig, KafkaReader, KafkaWriter, admin, intake::IntakeError},
+    kafka::{GroupConfig, KafkaReader, KafkaWriter, ReadError, admin, client::SESSION_TIMEOUT, intake::IntakeError},
     platform::config::{Source, SourceConfig},
     quota::{self, guard::Guard},
     retry::Retry,
@@ -88,6 +88,16 @@ impl From<FetchError> for RoleError {
         match error {
             FetchError::Intake(error) => error.into(),
             FetchError::Call(error) => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<sink::SinkError> for RoleError {
+    fn from(error: sink::SinkError) -> Self {
+        if matches!(error, sink::SinkError::Read(ReadError::Fenced { .. })) {
+            Self::Fenced(error.into())
+        } else {
+            Self::Failed(error.into())
         }
     }
 }
@@ -198,7 +208,13 @@ async fn supervise(process: Arc<Process>, task: Task, health: RoleHealth) -> any
         let since = tokio::time::Instant::now();
         let reason = match process.run(&task, &health).await {
             Ok(()) => return Ok(()),
-            Err(RoleError::Fenced(error)) => return Err(error.context(format!("{name} ends"))),
+            Err(RoleError::Fenced(error)) => {
+                health.not_ready("fenced: looking whether another process has our name");
+                if process.is_taken(&task).await {
+                    return Err(error.context(format!("{name} ends")));
+                }
+                format!("{error:#}; but nobody else has our name")
+            }
             Err(RoleError::Failed(error)) => format!("{error:#}"),
         };
         if since.elapsed() > WELL_AFTER {
@@ -273,9 +289,7 @@ impl Process {
         let reader = self.reader(self.groups.sink(), names)?;
         let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
-        sink::run(reader, store, &topics, self.config.sink.clone(), self.stop.clone())
-            .await
-            .map_err(|error| RoleError::Failed(error.into()))
+        sink::run(reader, store, &topics, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
     }
 
     fn reader(&self, group: String, topics: Vec<String>) -> Result<KafkaReader, RoleError> {
@@ -283,6 +297,27 @@ impl Process {
         let drain = self.config.fetch.drain;
         KafkaReader::open(&self.config.kafka, GroupConfig { group, instance, topics, drain })
             .map_err(|error| IntakeError::from(error).into())
+    }
+
+    /// Whether another process is in our place. A broker that restarts can fence a member by its own request
+    /// whose answer was lost; so the last word has the group, when a session without us is over.
+    async fn is_taken(&self, task: &Task) -> bool {
+        let group = match task {
+            Task::Fetch(source) => self.groups.fetch(&source.name),
+            Task::Retry => self.groups.retry(),
+            Task::Sink => self.groups.sink(),
+        };
+        let ours_is_over = SESSION_TIMEOUT + Duration::from_secs(3);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return false,
+                () = tokio::time::sleep(ours_is_over) => {}
+            }
+            match admin::has_member(&self.config.kafka, &group, &self.member(&group)).await {
+                Ok(taken) => return taken,
+                Err(error) => warn!(%error, "asking who is in the group; asking again"),
+            }
+        }
     }
 
     /// Waits until Kafka answers and has these topics; false if the process stops before that.

@@ -202,6 +202,20 @@ pub async fn lag(config: &Config, group: &str, topics: &[String]) -> Result<Vec<
     .await
 }
 
+/// Whether the group has a member with this `group.instance.id`: the broker makes its member id from it.
+///
+/// # Errors
+/// [`AdminError::Unreachable`] after ten seconds without an answer.
+pub async fn has_member(config: &Config, group: &str, instance: &str) -> Result<bool, AdminError> {
+    let (group, prefix) = (group.to_owned(), format!("{instance}-"));
+    blocking(config, move |consumer| {
+        let list = consumer.fetch_group_list(Some(&group), TIMEOUT)?;
+        let mut members = list.groups().iter().flat_map(rdkafka::groups::GroupInfo::members);
+        Ok(members.any(|member| member.id().starts_with(&prefix)))
+    })
+    .await
+}
+
 /// Runs a question that librdkafka answers by blocking, away from the async threads.
 async fn blocking<T: Send + 'static>(
     config: &Config,

@@ -6,11 +6,12 @@
 
 use std::{collections::HashSet, ops::Range, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, error};
 
 use super::{
     Event, Handover, Outgoing, Partition, ReadError, Reader, Record, TransactError, Writer,
+    client::SESSION_TIMEOUT,
     ledger::{Admit, LedgerError},
     outbox::{Outbox, Position},
 };
@@ -103,7 +104,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             tokio::select! {
                 biased;
                 result = under_way(&mut self.transaction) => {
-                    self.end_transaction(result)?;
+                    self.end_transaction(result).await?;
                     return Ok(Input::Settled);
                 }
                 () = sleep_until(self.next_commit_at), if commit_is_due => {}
@@ -163,7 +164,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                 biased;
                 result = under_way(&mut self.transaction) => {
                     self.next_commit_at = Instant::now();
-                    self.end_transaction(result)?;
+                    self.end_transaction(result).await?;
                 }
                 () = sleep_until(self.next_commit_at), if self.transaction.is_none() => {}
                 event = self.reader.next() => if let Some(Input::Records(records)) = self.handle(event?)? {
@@ -190,7 +191,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
         }
     }
 
-    fn end_transaction(&mut self, result: Result<(), TransactError>) -> Result<(), IntakeError> {
+    async fn end_transaction(&mut self, result: Result<(), TransactError>) -> Result<(), IntakeError> {
         self.transaction = None;
         match result {
             Ok(()) => {
@@ -204,9 +205,23 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                 self.next_commit_at = Instant::now() + self.commit_every * (1 << self.rolled_back.min(6));
                 self.rolled_back += 1;
             }
-            Err(error @ (TransactError::Fenced { .. } | TransactError::Rebuild(_))) => return Err(error.into()),
+            Err(error @ TransactError::Fenced { .. }) => return Err(self.why_fenced(error).await),
+            Err(error @ TransactError::Rebuild(_)) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// Whether another process has our name, or only a transaction was open for longer than the brokers allow:
+    /// after an outage or a stall they fence its producer just the same. Another process would have taken our
+    /// place in the group as well, and the group tells within a session.
+    async fn why_fenced(&mut self, error: TransactError) -> IntakeError {
+        let deadline = Instant::now() + SESSION_TIMEOUT;
+        while let Ok(event) = timeout_at(deadline, self.reader.next()).await {
+            if let Err(error) = event {
+                return error.into();
+            }
+        }
+        TransactError::Rebuild(format!("a transaction was open for too long ({error})")).into()
     }
 
     fn handle(&mut self, event: Event) -> Result<Option<Input>, IntakeError> {

@@ -212,8 +212,9 @@ pub enum TransactError {
     /// Rolled back; nothing of it is visible. Send the same records again for what is still owned.
     #[error("transaction rolled back: {0}")]
     Aborted(String),
-    /// Another process has taken this transactional id; this one must end.
-    #[error("another process writes as {name:?}: {reason}. Give each process its own [instance] name")]
+    /// The brokers take no more of this producer: another process has taken its transactional id, or a
+    /// transaction was open for longer than they allow.
+    #[error("the brokers have fenced the producer {name:?}: {reason}")]
     Fenced {
         /// `transactional.id`.
         name: String,

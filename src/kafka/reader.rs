@@ -84,7 +84,7 @@ impl KafkaReader {
         let membership = Membership::new();
         let failed =
             |reason: String| ReadError::Failed { topics: group.topics.join(", "), group: group.group.clone(), reason };
-        let shared = Shared { told_at: None, pending: VecDeque::new(), orders, next_epoch: 0 };
+        let shared = Shared { is_over: false, told_at: None, pending: VecDeque::new(), orders, next_epoch: 0 };
         let context =
             Context { group: group.clone(), membership: membership.clone(), events, shared: Mutex::new(shared) };
         let consumer: BaseConsumer<Context> = config
@@ -144,6 +144,8 @@ impl Reader for KafkaReader {
 
 /// What the polling loop and the rebalance callback share; both run on the reader's thread.
 struct Shared {
+    /// Set when this consumer is of no more use.
+    is_over: bool,
     /// When trouble with the brokers was last told.
     told_at: Option<Instant>,
     /// Events on their way to the stage, in order.
@@ -266,6 +268,9 @@ impl Context {
         if consumer.assignment_lost() {
             warn!(group = self.group.group, ?partitions, "partitions were lost to another member");
             self.push(Ok(Event::Lost(partitions.clone())));
+            // After an outage or a stall beyond the session a new consumer is on firmer ground than this one.
+            self.push(Err(self.failed("the group has given up on us: no sign of life within a session".to_owned())));
+            self.shared().is_over = true;
         } else if !partitions.is_empty() {
             info!(group = self.group.group, ?partitions, "partitions go to another member");
             self.hand_over(consumer, &partitions);
@@ -310,10 +315,6 @@ impl Context {
             }
         }
         if self.events.is_closed() { Stage::Gone } else { Stage::Listening }
-    }
-
-    fn has_pending(&self) -> bool {
-        !self.shared().pending.is_empty()
     }
 
     /// Serves the commands that have come, without waiting.
@@ -399,9 +400,9 @@ impl Context {
 #[allow(clippy::needless_pass_by_value, reason = "the consumer must end on this thread")]
 fn poll_until_dropped(consumer: Arc<BaseConsumer<Context>>) {
     let context = Arc::clone(consumer.context());
-    while context.flush() == Stage::Listening {
+    while context.flush() == Stage::Listening && !context.shared().is_over {
         context.serve(&consumer);
-        if context.has_pending() {
+        if !context.shared().pending.is_empty() {
             // The stage is behind: read no further, but stay at its service.
             context.serve_for(&consumer, POLL);
         } else if let Err(error) = gather(&consumer, &context) {

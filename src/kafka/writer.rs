@@ -13,6 +13,7 @@ use std::{
 
 use rdkafka::{
     ClientContext, TopicPartitionList,
+    config::RDKafkaLogLevel,
     consumer::ConsumerGroupMetadata,
     error::KafkaError,
     message::DeliveryResult,
@@ -97,7 +98,16 @@ struct Deliveries {
     failed: AtomicUsize,
 }
 
-impl ClientContext for Deliveries {}
+impl ClientContext for Deliveries {
+    /// What matters of it comes as an error of the operation that failed.
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        debug!(target: "librdkafka", facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        debug!(%error, reason, "Kafka");
+    }
+}
 
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();

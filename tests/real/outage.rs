@@ -60,10 +60,10 @@ async fn simulator(folder: &Path) -> Simulator {
     simulate::start(options, Clock::System).await.unwrap()
 }
 
-/// requested, ended, and rows of outcomes in all.
+/// How many were requested, and how many have ended.
 async fn counts(weir: &Installation) -> Option<(u64, u64)> {
     let sql = "SELECT sum(requested), sum(found + absent + off_shelf + dead) FROM batches";
-    let text = weir.run(&["query", sql, "--format", "TSV"]).await;
+    let text = weir.query(sql).await?;
     let mut numbers = text.split_whitespace().map(|number| number.parse().unwrap());
     Some((numbers.next()?, numbers.next()?))
 }
@@ -82,13 +82,15 @@ async fn servers_go_and_come_back_and_every_id_ends_once() {
     let weir = Installation::on(brokers, &simulator, &accounts, "weir", "weir", &more);
     weir.run(&["topics", "apply"]).await;
     weir.run(&["schema", "apply"]).await;
-    let ids = folder.path().join("ids.txt");
-    let lines: Vec<String> = simulate::sample(3).take(3_000).map(|id| id.to_string()).collect();
-    std::fs::write(&ids, lines.join("\n")).unwrap();
-    let ids = ids.to_str().unwrap();
+    let ids: Vec<String> = simulate::sample(3).take(3_000).map(|id| id.to_string()).collect();
+    let ask = async |batch: &str, ids: &[String]| {
+        let file = folder.path().join(batch);
+        std::fs::write(&file, ids.join("\n")).unwrap();
+        weir.run(&["enqueue", file.to_str().unwrap(), "--source", "ali1688", "--batch", batch]).await;
+    };
 
     let process = weir.start("only", &["run"]);
-    weir.run(&["enqueue", ids, "--source", "ali1688", "--batch", "b"]).await;
+    ask("before", &ids[..1_500]).await;
     let some = async |count| {
         eventually("more of them end", async || counts(&weir).await.filter(|(_, ended)| *ended > count)).await
     };
@@ -97,11 +99,11 @@ async fn servers_go_and_come_back_and_every_id_ends_once() {
     servers.control("stop", "clickhouse").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     servers.control("start", "clickhouse").await;
-    let (_, ended) = some(ended).await;
+    some(ended).await;
+    ask("between", &ids[1_500..]).await;
     servers.control("kill", "kafka").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     servers.control("start", "kafka").await;
-    some(ended).await;
 
     let all = async || counts(&weir).await.filter(|counts| *counts == (3_000, 3_000));
     let since = std::time::Instant::now();
@@ -109,17 +111,8 @@ async fn servers_go_and_come_back_and_every_id_ends_once() {
         assert!(since.elapsed() < 2 * DEADLINE, "{:?}\n{}", counts(&weir).await, process.log());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let doubled = "SELECT count() FROM (SELECT request_id, count() AS n FROM observations GROUP BY request_id, \
-                   topic, partition, offset HAVING n > 1)";
-    let doubled = weir.run(&["query", doubled, "--format", "TSV"]).await;
-    let outcomes = weir
-        .run(&[
-            "query",
-            "SELECT uniqExact(request_id) = uniqExact(topic, partition, offset) FROM observations",
-            "--format",
-            "TSV",
-        ])
-        .await;
-    assert_eq!((doubled.trim(), outcomes.trim()), ("0", "1"), "{}", process.log());
+    // Records, not rows: the sink may have stored what it could not commit, and stores it again.
+    let once = "SELECT uniqExact(topic, partition, offset) = uniqExact(request_id) FROM observations";
+    assert_eq!(weir.query(once).await.unwrap().trim(), "1", "{}", process.log());
     assert!(process.stop().await.success());
 }

@@ -55,28 +55,37 @@ accounts_file = "{accounts}"
         Self { folder, config }
     }
 
+    /// `weir <arguments>` with this configuration and nothing of the environment, which names the shared servers.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR_")) {
+            command.env_remove(name);
+        }
+        command.args(arguments).arg("--config").arg(&self.config);
+        command
+    }
+
     /// Runs `weir <arguments>` to its end; its standard output.
     pub async fn run(&self, arguments: &[&str]) -> String {
-        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(arguments)
-            .arg("--config")
-            .arg(&self.config)
-            .output()
-            .await
-            .unwrap();
+        let output = tokio::process::Command::from(self.command(arguments)).output().await.unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "weir {arguments:?} ended with {}: {errors}", output.status);
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The answer to a query as tab-separated text; `None` while ClickHouse is away.
+    pub async fn query(&self, sql: &str) -> Option<String> {
+        let arguments = ["query", sql, "--format", "TSV"];
+        let output = tokio::process::Command::from(self.command(&arguments)).output().await.unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     }
 
     /// Starts `weir <arguments>` as the instance `name`.
     pub fn start(&self, name: &str, arguments: &[&str]) -> Process {
         let log = self.folder.path().join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(arguments)
-            .arg("--config")
-            .arg(&self.config)
+        let child = self
+            .command(arguments)
             .env("WEIR_INSTANCE__NAME", name)
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
