@@ -5,8 +5,7 @@
 //! each other.
 
 use std::{
-    collections::VecDeque,
-    ops::Range,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
@@ -84,7 +83,8 @@ impl KafkaReader {
         let membership = Membership::new();
         let failed =
             |reason: String| ReadError::Failed { topics: group.topics.join(", "), group: group.group.clone(), reason };
-        let shared = Shared { told_at: None, pending: VecDeque::new(), orders, next_epoch: 0 };
+        let shared =
+            Shared { told_at: None, pending: VecDeque::new(), orders, next_epoch: 0, begun_at: HashMap::new() };
         let context =
             Context { group: group.clone(), membership: membership.clone(), events, shared: Mutex::new(shared) };
         let consumer: BaseConsumer<Context> = config
@@ -150,6 +150,8 @@ struct Shared {
     pending: VecDeque<Result<Event, ReadError>>,
     orders: Receiver<Command>,
     next_epoch: u64,
+    /// Where reading of each assigned partition began, if that was an offset.
+    begun_at: HashMap<Partition, i64>,
 }
 
 /// Whether the stage still listens.
@@ -226,6 +228,7 @@ impl Context {
         for element in commits.elements() {
             let partition = Partition { topic: element.topic().into(), number: element.partition() };
             let epoch = self.new_epoch();
+            self.shared().begun_at.remove(&partition);
             let (committed, from) = match element.offset() {
                 Offset::Offset(offset) => {
                     let (low, _) = self.insist("reading the first offset", || {
@@ -234,6 +237,7 @@ impl Context {
                     if low > offset {
                         gone.push(Event::Gone { partition: partition.clone(), epoch, range: offset..low });
                     }
+                    self.shared().begun_at.insert(partition.clone(), offset.max(low));
                     let committed = Committed { offset, metadata: element.metadata().to_owned() };
                     (Some(committed), Offset::Offset(offset.max(low)))
                 }
@@ -476,20 +480,46 @@ impl Context {
     /// Retention has overtaken us: goes on at the first record that is left, and says which are gone.
     fn skip_the_lost(&self, consumer: &BaseConsumer<Self>) -> Result<(), ReadError> {
         let positions = self.insist("reading positions", || consumer.position())?;
+        let mut is_explained = false;
         for element in positions.elements() {
             let partition = Partition { topic: element.topic().into(), number: element.partition() };
-            let (Offset::Offset(position), Some(epoch)) = (element.offset(), self.membership.epoch(&partition)) else {
-                continue;
+            let Some(epoch) = self.membership.epoch(&partition) else { continue };
+            // Before the first record there is no position yet, but a place to begin.
+            let position = if let Offset::Offset(position) = element.offset() {
+                Some(position)
+            } else {
+                self.shared().begun_at.get(&partition).copied()
             };
             let ask = || consumer.fetch_watermarks(&partition.topic, partition.number, ASK);
-            let (low, _) = self.insist("reading the first offset", ask)?;
-            if low > position {
-                let seek = || consumer.seek(&partition.topic, partition.number, Offset::Offset(low), ASK);
-                self.insist("going to the first offset", seek)?;
-                self.push(Ok(Event::Gone { partition, epoch, range: Range { start: position, end: low } }));
+            let (low, end) = self.insist("reading the first offset", ask)?;
+            match position {
+                Some(position) if position > end => {
+                    let reason = format!(
+                        "the group has come to offset {position}, but the log ends at {end}: the topic was made anew, \
+                         or has lost records; delete the group's offsets for it to begin at its first record"
+                    );
+                    return Err(ReadError::Ledger { partition, reason });
+                }
+                Some(position) if position >= low => continue,
+                Some(position) => {
+                    self.push(Ok(Event::Gone { partition: partition.clone(), epoch, range: position..low }))
+                }
+                None => {}
             }
+            self.begin_again(consumer, &partition, low)?;
+            is_explained = true;
         }
-        Ok(())
+        if is_explained { Ok(()) } else { Err(self.failed("an offset to read from is not in the log".to_owned())) }
+    }
+
+    /// Reads a partition from another offset on. It has stopped by an error, and then a seek is refused.
+    fn begin_again(&self, consumer: &BaseConsumer<Self>, partition: &Partition, offset: i64) -> Result<(), ReadError> {
+        let mut start = TopicPartitionList::new();
+        start
+            .add_partition_offset(&partition.topic, partition.number, Offset::Offset(offset))
+            .and_then(|()| consumer.incremental_unassign(&start))
+            .and_then(|()| consumer.incremental_assign(&start))
+            .map_err(|error| self.failed(format!("going to offset {offset} of {partition}: {error}")))
     }
 }
 
