@@ -118,7 +118,12 @@ impl Reader for KafkaReader {
             group: self.group.clone(),
             reason: "the reader's thread has ended".to_owned(),
         };
-        self.events.recv().await.ok_or_else(ended)?
+        let event = self.events.recv().await.ok_or_else(ended)??;
+        if let Event::Assigned(assignments) = &event {
+            // A pause that the stage asked for under an earlier assignment may have come after this one began.
+            assignments.iter().for_each(|assignment| self.resume(&assignment.partition));
+        }
+        Ok(event)
     }
 
     fn pause(&self, partition: &Partition) {

@@ -269,6 +269,29 @@ async fn a_commit_beyond_the_end_of_the_log_ends_reading_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_pause_of_an_earlier_assignment_does_not_stop_the_next() {
+    let (input, group) = (topic("in", 2).await, unique("group"));
+    let mut first = reader(&group, "one", &input);
+    assigned(&mut first).await;
+    let mut second = reader(&group, "two", &input);
+    let gone = loop {
+        if let Event::Revoked(partitions, _) = first.next().await.unwrap() {
+            break partitions.into_iter().next().unwrap();
+        }
+    };
+    assigned(&mut second).await;
+    drop(second);
+    // Long enough that the partition is assigned to the first again, though its stage has not read that yet.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    first.pause(&gone);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(assigned(&mut first).await[0].0, gone);
+    produce(&input, (0..20).map(|n| n.to_string())).await;
+    let all = tokio::time::timeout(Duration::from_secs(10), records(&mut first, 20)).await;
+    assert!(all.is_ok(), "the partition stays paused for ever");
+}
+
+#[tokio::test]
 async fn an_orderly_restart_under_the_same_name_continues_where_it_was() {
     let (input, group) = (topic("in", 1).await, unique("group"));
     produce(&input, (0..10).map(|n| n.to_string())).await;
