@@ -233,6 +233,8 @@ impl Context {
         for element in commits.elements() {
             let partition = Partition { topic: element.topic().into(), number: element.partition() };
             let epoch = self.new_epoch();
+            // An error of this partition alone looks like a group that never committed, and would do all again.
+            element.error().map_err(|error| self.failed(format!("reading the commit of {partition}: {error}")))?;
             self.shared().begun_at.remove(&partition);
             let (committed, from) = match element.offset() {
                 Offset::Offset(offset) => {
@@ -416,7 +418,10 @@ fn poll_until_dropped(consumer: Arc<BaseConsumer<Context>>) {
         } else if let Err(error) = gather(&consumer, &context) {
             error!(group = context.group.group, %error, "reading ends");
             context.push(Err(error));
-            context.flush();
+            // The stage has to hear why, also if it is far behind: a fenced one must not start again.
+            while context.flush() == Stage::Listening && context.has_pending() {
+                context.serve_for(&consumer, POLL);
+            }
             break;
         }
     }
