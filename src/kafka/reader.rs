@@ -4,9 +4,10 @@
 //! commit is under way; meanwhile the thread goes on serving the stage's commands, else both would wait for
 //! each other.
 
+mod trouble;
+
 use std::{
-    collections::VecDeque,
-    ops::Range,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
@@ -20,7 +21,7 @@ use rdkafka::{
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
     error::KafkaError,
     message::BorrowedMessage,
-    types::{RDKafkaErrorCode, RDKafkaRespErr},
+    types::RDKafkaRespErr,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -40,8 +41,6 @@ const GATHER: usize = 500;
 const POLL: Duration = Duration::from_millis(5);
 /// How many events may wait for the stage. When it is full the thread polls no further.
 const EVENTS: usize = 64;
-/// How often trouble with the brokers is told, at most.
-const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// How long one question to the broker may take before it is asked again.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -84,7 +83,14 @@ impl KafkaReader {
         let membership = Membership::new();
         let failed =
             |reason: String| ReadError::Failed { topics: group.topics.join(", "), group: group.group.clone(), reason };
-        let shared = Shared { is_over: false, told_at: None, pending: VecDeque::new(), orders, next_epoch: 0 };
+        let shared = Shared {
+            is_over: false,
+            told_at: None,
+            pending: VecDeque::new(),
+            orders,
+            next_epoch: 0,
+            begun_at: HashMap::new(),
+        };
         let context =
             Context { group: group.clone(), membership: membership.clone(), events, shared: Mutex::new(shared) };
         let consumer: BaseConsumer<Context> = config
@@ -118,7 +124,14 @@ impl Reader for KafkaReader {
             group: self.group.clone(),
             reason: "the reader's thread has ended".to_owned(),
         };
-        self.events.recv().await.ok_or_else(ended)?
+        let event = self.events.recv().await.ok_or_else(ended)??;
+        if let Event::Assigned(assignments) = &event {
+            // A pause that the stage asked for under an earlier assignment may have come after this one began.
+            for assignment in assignments {
+                self.resume(&assignment.partition);
+            }
+        }
+        Ok(event)
     }
 
     fn pause(&self, partition: &Partition) {
@@ -152,6 +165,8 @@ struct Shared {
     pending: VecDeque<Result<Event, ReadError>>,
     orders: Receiver<Command>,
     next_epoch: u64,
+    /// Where reading of each assigned partition began, if that was an offset.
+    begun_at: HashMap<Partition, i64>,
 }
 
 /// Whether the stage still listens.
@@ -228,6 +243,9 @@ impl Context {
         for element in commits.elements() {
             let partition = Partition { topic: element.topic().into(), number: element.partition() };
             let epoch = self.new_epoch();
+            // An error of this partition alone looks like a group that never committed, and would do all again.
+            element.error().map_err(|error| self.failed(format!("reading the commit of {partition}: {error}")))?;
+            self.shared().begun_at.remove(&partition);
             let (committed, from) = match element.offset() {
                 Offset::Offset(offset) => {
                     let (low, _) = self.insist("reading the first offset", || {
@@ -236,6 +254,7 @@ impl Context {
                     if low > offset {
                         gone.push(Event::Gone { partition: partition.clone(), epoch, range: offset..low });
                     }
+                    self.shared().begun_at.insert(partition.clone(), offset.max(low));
                     let committed = Committed { offset, metadata: element.metadata().to_owned() };
                     (Some(committed), Offset::Offset(offset.max(low)))
                 }
@@ -381,16 +400,6 @@ impl Context {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says what is wrong with the brokers, but not twenty times a second: librdkafka goes on trying by itself.
-    fn tell(&self, error: &KafkaError, reason: &str) {
-        let mut shared = self.shared();
-        if shared.told_at.is_some_and(|told_at| told_at.elapsed() < TELL_AGAIN) {
-            return debug!(group = self.group.group, %error, reason, "Kafka");
-        }
-        shared.told_at = Some(Instant::now());
-        warn!(group = self.group.group, %error, reason, "trouble with Kafka; trying again");
-    }
-
     fn failed(&self, reason: String) -> ReadError {
         ReadError::Failed { topics: self.group.topics.join(", "), group: self.group.group.clone(), reason }
     }
@@ -408,7 +417,10 @@ fn poll_until_dropped(consumer: Arc<BaseConsumer<Context>>) {
         } else if let Err(error) = gather(&consumer, &context) {
             error!(group = context.group.group, %error, "reading ends");
             context.push(Err(error));
-            context.flush();
+            // The stage has to hear why, also if it is far behind: a fenced one must not start again.
+            while context.flush() == Stage::Listening && !context.shared().pending.is_empty() {
+                context.serve_for(&consumer, POLL);
+            }
             break;
         }
     }
@@ -453,44 +465,6 @@ impl Context {
         if let Some(epoch) = self.membership.epoch(&partition) {
             shared.pending.push_back(Ok(Event::Records { partition, epoch, records: vec![record] }));
         }
-    }
-
-    #[allow(clippy::wildcard_enum_match_arm, reason = "librdkafka's errors are many, and most of them mean: wait")]
-    fn trouble(&self, consumer: &BaseConsumer<Self>, error: &KafkaError) -> Result<(), ReadError> {
-        match error {
-            KafkaError::MessageConsumptionFatal(RDKafkaErrorCode::FencedInstanceId) => {
-                Err(ReadError::Fenced { name: self.group.instance.clone(), reason: error.to_string() })
-            }
-            KafkaError::MessageConsumptionFatal(_) => Err(self.failed(error.to_string())),
-            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => self.skip_the_lost(consumer),
-            KafkaError::MessageConsumption(RDKafkaErrorCode::UnknownTopicOrPartition) => {
-                self.tell(error, "a topic does not exist (yet): run `weir topics apply`");
-                Ok(())
-            }
-            error => {
-                self.tell(error, "while reading");
-                Ok(())
-            }
-        }
-    }
-
-    /// Retention has overtaken us: goes on at the first record that is left, and says which are gone.
-    fn skip_the_lost(&self, consumer: &BaseConsumer<Self>) -> Result<(), ReadError> {
-        let positions = self.insist("reading positions", || consumer.position())?;
-        for element in positions.elements() {
-            let partition = Partition { topic: element.topic().into(), number: element.partition() };
-            let (Offset::Offset(position), Some(epoch)) = (element.offset(), self.membership.epoch(&partition)) else {
-                continue;
-            };
-            let ask = || consumer.fetch_watermarks(&partition.topic, partition.number, ASK);
-            let (low, _) = self.insist("reading the first offset", ask)?;
-            if low > position {
-                let seek = || consumer.seek(&partition.topic, partition.number, Offset::Offset(low), ASK);
-                self.insist("going to the first offset", seek)?;
-                self.push(Ok(Event::Gone { partition, epoch, range: Range { start: position, end: low } }));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ use weir::kafka::{
 
 use weir::{platform::http::BODY_LIMIT, runtime::clock::Dice};
 
-use crate::stack::{Follower, address, eventually, kafka, outgoing, produce, topic, unique};
+use crate::stack::{DEADLINE, Follower, address, eventually, kafka, outgoing, produce, topic, unique};
 
 fn reader(group: &str, instance: &str, topic: &str) -> KafkaReader {
     let group = GroupConfig {
@@ -50,6 +50,15 @@ async fn records(reader: &mut KafkaReader, count: usize) -> Vec<(Partition, Epoc
 
 fn at(offset: i64, metadata: &str) -> Committed {
     Committed { offset, metadata: metadata.to_owned() }
+}
+
+/// Deletes what stands before `offset`, as retention does.
+async fn delete_before(topic: &str, offset: i64) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", address("WEIR_TEST_KAFKA")).create().unwrap();
+    let mut until = TopicPartitionList::new();
+    until.add_partition_offset(topic, 0, Offset::Offset(offset)).unwrap();
+    admin.delete_records(&until, &AdminOptions::new()).await.unwrap();
 }
 
 async fn committed(group: &str, topic: &str) -> Option<i64> {
@@ -216,11 +225,7 @@ async fn what_retention_deleted_before_it_was_read_is_named() {
         let (partition, epoch, _) = assigned(&mut first).await.remove(0);
         first.commit(vec![(partition, epoch, at(2, ""))]).await.unwrap();
     }
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", address("WEIR_TEST_KAFKA")).create().unwrap();
-    let mut until = TopicPartitionList::new();
-    until.add_partition_offset(&input, 0, Offset::Offset(6)).unwrap();
-    admin.delete_records(&until, &AdminOptions::new()).await.unwrap();
+    delete_before(&input, 6).await;
 
     let mut again = reader(&group, &group, &input);
     let gone = loop {
@@ -230,6 +235,77 @@ async fn what_retention_deleted_before_it_was_read_is_named() {
     };
     assert_eq!(gone, 2..6);
     assert_eq!(records(&mut again, 4).await[0].2, 6);
+}
+
+#[tokio::test]
+async fn retention_that_overtakes_a_running_reader_is_named_and_reading_goes_on() {
+    let (input, group) = (topic("in", 1).await, unique("group"));
+    produce(&input, (0..3).map(|n| n.to_string())).await;
+    let mut reader = reader(&group, &group, &input);
+    let (partition, ..) = assigned(&mut reader).await.remove(0);
+    records(&mut reader, 3).await;
+    reader.pause(&partition);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    produce(&input, (3..10).map(|n| n.to_string())).await;
+    delete_before(&input, 7).await;
+    reader.resume(&partition);
+
+    let gone = async {
+        loop {
+            if let Event::Gone { range, .. } = reader.next().await.unwrap() {
+                return range;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(DEADLINE, gone).await.expect("nothing is said to be gone"), 3..7);
+    let next = tokio::time::timeout(DEADLINE, records(&mut reader, 3)).await.expect("reading does not go on");
+    assert_eq!(next[0].2, 7);
+}
+
+#[tokio::test]
+async fn a_commit_beyond_the_end_of_the_log_ends_reading_and_says_so() {
+    let (input, group) = (topic("in", 1).await, unique("group"));
+    produce(&input, (0..3).map(|n| n.to_string())).await;
+    {
+        let mut first = reader(&group, &group, &input);
+        let (partition, epoch, _) = assigned(&mut first).await.remove(0);
+        // As after a topic was deleted and made anew.
+        first.commit(vec![(partition, epoch, at(1_000, ""))]).await.unwrap();
+    }
+    let mut again = reader(&group, &group, &input);
+    let end = async {
+        loop {
+            if let Err(error) = again.next().await {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(DEADLINE, end).await.expect("it waits for ever, and says nothing");
+    assert!(matches!(error, ReadError::Ledger { .. }), "{error:?}");
+    assert!(error.to_string().contains("1000"), "{error}");
+}
+
+#[tokio::test]
+async fn a_pause_of_an_earlier_assignment_does_not_stop_the_next() {
+    let (input, group) = (topic("in", 2).await, unique("group"));
+    let mut first = reader(&group, "one", &input);
+    assigned(&mut first).await;
+    let mut second = reader(&group, "two", &input);
+    let gone = loop {
+        if let Event::Revoked(partitions, _) = first.next().await.unwrap() {
+            break partitions.into_iter().next().unwrap();
+        }
+    };
+    assigned(&mut second).await;
+    drop(second);
+    // Long enough that the partition is assigned to the first again, though its stage has not read that yet.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    first.pause(&gone);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(assigned(&mut first).await[0].0, gone);
+    produce(&input, (0..20).map(|n| n.to_string())).await;
+    let all = tokio::time::timeout(Duration::from_secs(10), records(&mut first, 20)).await;
+    assert!(all.is_ok(), "the partition stays paused for ever");
 }
 
 #[tokio::test]
