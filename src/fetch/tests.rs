@@ -64,3 +64,21 @@ async fn bad_input_beyond_the_window_of_a_slow_request_is_neither_lost_nor_doubl
     let expected: BTreeSet<i64> = (0..count).filter(|offset| !visible.contains(offset)).collect();
     assert!(again == expected, "{} visible, {} of {count} to be done again", visible.len(), again.len());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_though_kafka_is_away() {
+    let log = Log::default();
+    log.world().is_away = true;
+    let (events, reader) = log.reader();
+    let quota = Arc::new(Memory::new(vec![], Pacing::default()));
+    let stop = CancellationToken::new();
+    let fetch = Fetch::new(reader, log.clone(), caller(), quota, Config::default()).run(stop.clone());
+    events.send(assigned()).unwrap();
+    events.send(records(0, [Bytes::from_static(b"")])).unwrap();
+    let stopped = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stop.cancel();
+    };
+    let end = tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(fetch, stopped) });
+    end.await.expect("it waits for the transaction for ever").0.unwrap();
+}
