@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     kafka::{
-        Partition, Reader, Record, Writer,
+        Outgoing, Partition, Reader, Record, Writer,
         intake::{Input, Intake, IntakeError},
         outbox::Position,
     },
@@ -53,6 +53,8 @@ pub struct Fetch<R, W> {
     config: Config,
     intake: Intake<R, W>,
     backlog: Backlog<Job>,
+    /// Records that ended without a call, and wait for the window or for room among the outcomes.
+    uncalled: Backlog<(Position, Vec<Outgoing>)>,
     quota: Arc<dyn Quota>,
     /// Slots leased and not yet used, in time order.
     slots: VecDeque<Slot>,
@@ -74,6 +76,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         Self {
             intake: Intake::new(reader, writer, config.commit_every),
             backlog: Backlog::default(),
+            uncalled: Backlog::default(),
             quota,
             slots: VecDeque::new(),
             caller: Arc::new(caller),
@@ -121,6 +124,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     for job in self.backlog.remove(partition) {
                         self.intake.give_up(&job.position);
                     }
+                    for (position, _) in self.uncalled.remove(partition) {
+                        self.intake.give_up(&position);
+                    }
                 }
             }
         }
@@ -131,20 +137,31 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         if self.stopping {
             return self.intake.give_up(&position);
         }
+        let partition = position.partition.clone();
         match self.caller.receive(position, record) {
-            Ok(job) => {
-                let partition = job.position.partition.clone();
-                self.backlog.push(&partition.clone(), job);
-                self.regulate(&partition);
-            }
-            Err((position, dead_letter)) => self.intake.complete(position, dead_letter),
+            Ok(job) => self.backlog.push(&partition, job),
+            Err(ended) => self.uncalled.push(&partition, ended),
+        }
+        self.regulate(&partition);
+    }
+
+    /// Completes what ended without a call. Not beyond the window: the commit could not say that it is done.
+    fn end_uncalled(&mut self) {
+        while self.has_room_for_outcomes() {
+            let intake = &self.intake;
+            let Some((position, records)) = self.uncalled.pop(|(position, _)| intake.may_start(position)) else {
+                return;
+            };
+            let partition = position.partition.clone();
+            self.intake.complete(position, records);
+            self.regulate(&partition);
         }
     }
 
     /// Stops a partition whose backlog is full, and lets it flow again when half of that is done.
     fn regulate(&mut self, partition: &Partition) {
         let full = (self.config.backlog / self.intake.partitions().max(1)).max(64);
-        let waiting = self.backlog.waiting_in(partition);
+        let waiting = self.backlog.waiting_in(partition) + self.uncalled.waiting_in(partition);
         if waiting >= full {
             self.intake.set_flowing(partition, false);
         } else if waiting <= full / 2 {
@@ -155,6 +172,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Makes every call whose time has come, and sets when to look again.
     async fn dispatch(&mut self) {
         self.wake_at = None;
+        self.end_uncalled();
         while self.has_room() && self.backlog.can_start(|job| self.intake.may_start(&job.position)) {
             let Some(slot) = self.next_slot().await else { return };
             if slot.at > Instant::now() {
@@ -175,8 +193,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     fn has_room(&self) -> bool {
-        self.calls.len() < self.config.calls_in_flight
-            && u64::try_from(self.intake.bytes()).unwrap_or(u64::MAX) < self.config.outcomes_limit.as_u64()
+        self.calls.len() < self.config.calls_in_flight && self.has_room_for_outcomes()
+    }
+
+    fn has_room_for_outcomes(&self) -> bool {
+        u64::try_from(self.intake.bytes()).unwrap_or(u64::MAX) < self.config.outcomes_limit.as_u64()
     }
 
     /// The next slot that is neither missed nor overtaken by a hold. Leases more if none is left.
@@ -279,6 +300,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         for job in waiting {
             self.intake.give_up(&job.position);
         }
+        for (position, _) in self.uncalled.clear() {
+            self.intake.give_up(&position);
+        }
         self.quota.give_back(self.slots.drain(..).collect()).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

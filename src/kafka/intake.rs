@@ -6,8 +6,8 @@
 
 use std::{collections::HashSet, ops::Range, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until, timeout_at};
-use tracing::{debug, error};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tracing::{debug, error, warn};
 
 use super::{
     Event, Handover, Outgoing, Partition, ReadError, Reader, Record, TransactError, Writer,
@@ -51,6 +51,9 @@ impl IntakeError {
         }
     }
 }
+
+/// How long an orderly stop waits for Kafka.
+const FLUSH_WITHIN: Duration = Duration::from_secs(10);
 
 type Transaction = Pin<Box<dyn Future<Output = Result<(), TransactError>> + Send>>;
 
@@ -152,11 +155,19 @@ impl<R: Reader, W: Writer> Intake<R, W> {
         }
     }
 
-    /// Commits all that is completed, for an orderly stop. Records that come meanwhile are given up.
+    /// Commits all that is completed, for an orderly stop, unless Kafka does not answer for long. Records that
+    /// come meanwhile are given up.
     ///
     /// # Errors
     /// [`IntakeError`]; what was not committed is done again after the next start.
     pub async fn flush(&mut self) -> Result<(), IntakeError> {
+        timeout(FLUSH_WITHIN, self.commit_all()).await.unwrap_or_else(|_| {
+            warn!("stopped before everything that was done is committed: Kafka does not answer; it will be done again");
+            Ok(())
+        })
+    }
+
+    async fn commit_all(&mut self) -> Result<(), IntakeError> {
         self.next_commit_at = Instant::now();
         while self.transaction.is_some() || self.outbox.has_waiting() {
             self.begin_when_due();

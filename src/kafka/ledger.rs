@@ -57,8 +57,6 @@ pub struct Ledger {
     next: i64,
     /// Bit `i` = offset `base + i` is done.
     done: Bits,
-    /// What the group has committed, as far as we know.
-    clean: Option<Committed>,
 }
 
 impl Ledger {
@@ -68,11 +66,11 @@ impl Ledger {
     /// [`LedgerError`] if the metadata is not ours to read.
     pub fn new(epoch: Epoch, committed: Option<&Committed>) -> Result<Self, LedgerError> {
         let Some(committed) = committed else {
-            return Ok(Self { epoch, base: None, next: 0, done: Bits::default(), clean: None });
+            return Ok(Self { epoch, base: None, next: 0, done: Bits::default() });
         };
         let done = Bits::after_base(&decode(&committed.metadata)?);
         let base = Some(committed.offset);
-        Ok(Self { epoch, base, next: committed.offset, done, clean: Some(committed.clone()) })
+        Ok(Self { epoch, base, next: committed.offset, done })
     }
 
     /// The assignment that this ledger belongs to.
@@ -133,17 +131,6 @@ impl Ledger {
         let bits = self.done.bytes_after_base();
         let limit = usize::try_from(WINDOW / 8).unwrap_or(0).min(bits.len());
         Some(Committed { offset: base, metadata: encode(&bits[..limit]) })
-    }
-
-    /// The snapshot, if it differs from what the group has committed.
-    #[must_use]
-    pub fn unsaved(&self) -> Option<Committed> {
-        self.snapshot().filter(|snapshot| self.clean.as_ref() != Some(snapshot))
-    }
-
-    /// The broker has taken this snapshot.
-    pub fn saved(&mut self, snapshot: Committed) {
-        self.clean = Some(snapshot);
     }
 
     fn advance(&mut self) {
@@ -400,12 +387,11 @@ mod tests {
                 self.ledger.complete(offset);
                 *self.visible.entry(offset).or_default() += 1;
             }
-            if let Some(snapshot) = self.ledger.unsaved() {
+            if let Some(snapshot) = self.ledger.snapshot() {
                 for record in self.records.iter().filter(|record| **record < snapshot.offset) {
                     assert!(self.visible.contains_key(record), "the commit passes {record}, which has no outcome");
                 }
                 assert!(snapshot.metadata.len() <= METADATA_LIMIT);
-                self.ledger.saved(snapshot.clone());
                 self.committed = Some(snapshot);
             }
         }

@@ -14,6 +14,8 @@ mod native;
 pub mod outbox;
 pub mod producer;
 mod reader;
+#[cfg(test)]
+pub(crate) mod scripted;
 mod writer;
 
 use std::{fmt, ops::Range, sync::Arc};

@@ -66,6 +66,10 @@ impl Outbox {
     /// The most outcomes that travel in one transaction.
     const BATCH_OUTCOMES: usize = 10_000;
 
+    /// The most bytes that travel in one transaction, unless one outcome has more: they must all be delivered
+    /// within the records' time-out, or the same transaction would be tried for ever.
+    const BATCH_BYTES: usize = 16 * 1024 * 1024;
+
     /// A partition has become ours.
     ///
     /// # Errors
@@ -151,7 +155,7 @@ impl Outbox {
         if self.under_way.is_some() {
             return None;
         }
-        let rest = self.waiting.split_off(self.waiting.len().min(Self::BATCH_OUTCOMES));
+        let rest = self.waiting.split_off(self.next_batch());
         let outcomes = std::mem::replace(&mut self.waiting, rest);
         self.under_way_bytes = self.waiting_bytes;
         self.waiting_bytes = self.waiting.iter().map(Outcome::size).sum();
@@ -161,7 +165,7 @@ impl Outbox {
                 owned.ledger.complete(outcome.position.offset);
             }
         }
-        let offsets = self.unsaved(&outcomes);
+        let offsets = self.offsets_of(&outcomes);
         if offsets.is_empty() {
             self.under_way_bytes = 0;
             return None;
@@ -171,28 +175,35 @@ impl Outbox {
         Some(Batch { records, offsets })
     }
 
-    /// What has to be committed with these outcomes: each partition whose state differs from what the group has.
+    /// How many of the waiting outcomes travel next.
+    fn next_batch(&self) -> usize {
+        let mut bytes = 0;
+        let fits = |outcome: &&Outcome| {
+            bytes += outcome.size();
+            bytes <= Self::BATCH_BYTES
+        };
+        let count = self.waiting.iter().take(Self::BATCH_OUTCOMES).take_while(fits).count();
+        count.max(1).min(self.waiting.len())
+    }
+
+    /// What has to be committed with these outcomes.
     ///
     /// Outcomes never travel without their offsets, since a transaction without offsets is not fenced by the
-    /// group; a partition that only passed over gaps is not worth a transaction.
-    fn unsaved(&self, outcomes: &[Outcome]) -> Offsets {
+    /// group: not even if they change nothing (the record has been deleted by retention meanwhile). A partition
+    /// that only passed over gaps is not worth a transaction.
+    fn offsets_of(&self, outcomes: &[Outcome]) -> Offsets {
         let touched: HashSet<&Partition> = outcomes.iter().map(|outcome| &outcome.position.partition).collect();
         let state = |partition: &Partition| -> Option<(Partition, Epoch, Committed)> {
             let owned = self.owned.get(partition)?;
-            Some((partition.clone(), owned.ledger.epoch(), owned.ledger.unsaved()?))
+            Some((partition.clone(), owned.ledger.epoch(), owned.ledger.snapshot()?))
         };
         touched.into_iter().filter_map(state).collect()
     }
 
     /// The transaction has been committed.
     pub fn committed(&mut self) {
-        let Some((_, offsets)) = self.under_way.take() else { return };
+        self.under_way = None;
         self.under_way_bytes = 0;
-        for (partition, epoch, committed) in offsets {
-            if let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.ledger.epoch() == epoch) {
-                owned.ledger.saved(committed);
-            }
-        }
     }
 
     /// The transaction has been rolled back: its outcomes travel again, but for partitions that have left.
@@ -405,6 +416,41 @@ mod tests {
         outbox.complete(position.clone(), outcome(&position));
         assert!(outbox.begin().is_none());
         assert!(!outbox.may_start(&position));
+    }
+
+    #[test]
+    fn an_outcome_of_a_record_that_retention_has_deleted_meanwhile_still_travels() {
+        let mut outbox = Outbox::default();
+        outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(1), committed: None }).unwrap();
+        let position = |offset| Position { partition: partition(0), epoch: Epoch(1), offset };
+        (0..2).for_each(|offset| assert_eq!(outbox.admit(&position(offset)), Admit::New));
+        outbox.gone(&partition(0), Epoch(1), 9);
+        for offset in 0..2 {
+            outbox.complete(position(offset), outcome(&position(offset)));
+            let batch = outbox.begin().expect("the outcome is dropped without a word");
+            assert_eq!((batch.records.len(), batch.offsets[0].2.offset), (1, 9));
+            outbox.committed();
+        }
+    }
+
+    #[test]
+    fn a_transaction_is_small_enough_to_be_sent_in_time() {
+        let mut outbox = Outbox::default();
+        outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(1), committed: None }).unwrap();
+        let value = Bytes::from(vec![b'x'; 900_000]);
+        for offset in 0..50 {
+            let position = Position { partition: partition(0), epoch: Epoch(1), offset };
+            outbox.admit(&position);
+            let record = Outgoing { topic: "results".into(), key: None, value: value.clone(), headers: vec![] };
+            outbox.complete(position, vec![record]);
+        }
+        let mut sent = 0;
+        while let Some(batch) = outbox.begin() {
+            assert!(batch.records.iter().map(Outgoing::size).sum::<usize>() <= Outbox::BATCH_BYTES);
+            sent += batch.records.len();
+            outbox.committed();
+        }
+        assert_eq!((sent, outbox.bytes()), (50, 0));
     }
 
     #[test]

@@ -48,7 +48,10 @@ const COMMIT_EVERY: Duration = Duration::from_millis(50);
 /// How long a request that the ledger's window does not let go yet waits before it is looked at again.
 const WINDOW_FULL: Duration = Duration::from_millis(100);
 
-/// A request that waits for its time.
+/// How many bytes of records may wait for their transaction before no more are released.
+const OUTCOMES_LIMIT: usize = 16 * 1024 * 1024;
+
+/// A record that waits for its time: a request, or a dead letter, whose time is now.
 struct Waiting {
     position: Position,
     record: Outgoing,
@@ -175,6 +178,11 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         let Encoded { headers, value } = codec::encode(&envelope, request);
         let key = Some(Bytes::copy_from_slice(request.item.as_str().as_bytes()));
         let record = Outgoing { topic: self.topics.requests(&failure.source).into(), key, value, headers };
+        self.hold(position, at, record);
+    }
+
+    /// Keeps a record until its time, and until the window and the memory let it go.
+    fn hold(&mut self, position: Position, at: Timestamp, record: Outgoing) {
         let partition = position.partition.clone();
         self.sequence += 1;
         self.waiting.insert((at, self.sequence), Waiting { position, record });
@@ -189,13 +197,14 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         let Encoded { headers, value } = codec::encode(&envelope, dead);
         let key = dead.request.as_ref().map(|request| Bytes::copy_from_slice(request.item.as_str().as_bytes()));
         let record = Outgoing { topic: Arc::clone(&self.dead_topic), key, value, headers };
-        self.intake.complete(position, vec![record]);
+        self.hold(position, dead.died_at, record);
     }
 
-    /// Sends back every request whose time has come, never one before.
+    /// Lets go every record whose time has come, never one before.
     fn release(&mut self) {
         let now = self.clock.now();
-        while let Some(first) = self.waiting.first_entry().filter(|first| first.key().0 <= now) {
+        while self.has_room() {
+            let Some(first) = self.waiting.first_entry().filter(|first| first.key().0 <= now) else { return };
             let ((_, sequence), waiting) = first.remove_entry();
             if !self.intake.may_start(&waiting.position) {
                 self.waiting.insert((now.after(WINDOW_FULL), sequence), waiting);
@@ -210,7 +219,15 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         }
     }
 
+    fn has_room(&self) -> bool {
+        self.intake.bytes() < OUTCOMES_LIMIT
+    }
+
+    /// When to look again; `None`: as soon as something changes.
     fn next_due(&self) -> Option<Instant> {
+        if !self.has_room() {
+            return None;
+        }
         let (due, _) = self.waiting.first_key_value()?.0;
         Some(Instant::now() + due.since(self.clock.now()))
     }
@@ -245,3 +262,6 @@ impl<R: Reader, W: Writer> Retry<R, W> {
 fn unknown_source() -> SourceName {
     SourceName::new("unknown").expect("a valid name")
 }
+
+#[cfg(test)]
+mod tests;

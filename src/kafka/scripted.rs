@@ -1,0 +1,102 @@
+//! For tests of the stages: a reader that says what it is told to, and a writer that keeps what it is given.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::{
+    Assignment, Committed, Epoch, Event, Membership, Offsets, Outgoing, Partition, ReadError, Reader, Record,
+    TransactError, WriteError, Writer,
+};
+use crate::runtime::clock::Timestamp;
+
+/// What has become visible, and how the world treats the stage.
+#[derive(Default)]
+pub(crate) struct World {
+    pub records: Vec<Outgoing>,
+    pub committed: HashMap<Partition, Committed>,
+    pub paused: Vec<Partition>,
+    /// Transactions do not end.
+    pub is_away: bool,
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<World>>);
+
+impl Log {
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap()
+    }
+
+    /// A reader on this log, and where its events come from.
+    pub fn reader(&self) -> (mpsc::UnboundedSender<Event>, Scripted) {
+        #[allow(clippy::disallowed_methods, reason = "a test's script is as long as the test")]
+        let (sender, events) = mpsc::unbounded_channel();
+        (sender, Scripted { events, log: self.clone() })
+    }
+}
+
+pub(crate) struct Scripted {
+    events: mpsc::UnboundedReceiver<Event>,
+    log: Log,
+}
+
+impl Reader for Scripted {
+    async fn next(&mut self) -> Result<Event, ReadError> {
+        match self.events.recv().await {
+            Some(event) => Ok(event),
+            None => std::future::pending().await,
+        }
+    }
+    fn pause(&self, partition: &Partition) {
+        self.log.world().paused.push(partition.clone());
+    }
+    fn resume(&self, partition: &Partition) {
+        self.log.world().paused.retain(|paused| paused != partition);
+    }
+    fn membership(&self) -> Membership {
+        Membership::new()
+    }
+    async fn commit(&self, _: Offsets) -> Result<(), WriteError> {
+        unreachable!("these stages commit by transactions")
+    }
+}
+
+impl Writer for Log {
+    async fn transact(&self, records: Vec<Outgoing>, _: Membership, offsets: Offsets) -> Result<(), TransactError> {
+        if self.world().is_away {
+            return std::future::pending().await;
+        }
+        let mut world = self.world();
+        world.records.extend(records);
+        world.committed.extend(offsets.into_iter().map(|(partition, _, committed)| (partition, committed)));
+        Ok(())
+    }
+}
+
+pub(crate) fn partition() -> Partition {
+    Partition { topic: "t".into(), number: 0 }
+}
+
+/// The partition is assigned from its beginning.
+pub(crate) fn assigned() -> Event {
+    let committed = Some(Committed { offset: 0, metadata: String::new() });
+    Event::Assigned(vec![Assignment { partition: partition(), epoch: Epoch(1), committed }])
+}
+
+/// Records of the partition, the first at `offset`.
+pub(crate) fn records(offset: i64, values: impl IntoIterator<Item = Bytes>) -> Event {
+    let record = |(offset, value)| Record {
+        offset,
+        time: Timestamp::from_millis(0),
+        key: None,
+        value: Some(value),
+        headers: vec![],
+    };
+    let records = (offset..).zip(values).map(record).collect();
+    Event::Records { partition: partition(), epoch: Epoch(1), records }
+}
