@@ -11,8 +11,8 @@ use crate::{
         ledger::{Admit, Ledger, WINDOW},
         scripted::{Log, assigned, partition, records},
     },
-    message::{AccountAlias, DeadLetter, ItemId, Request, RequestId, SourceName},
-    platform::{Account, Exchange, HttpReply, Reply, Vendor, http},
+    message::{AccountAlias, Columns, DeadLetter, ItemId, Request, RequestId, SourceName, Status},
+    platform::{Account, Answer, Exchange, HttpReply, Reply, Vendor, http},
     quota::{guard::Guard, memory::Memory, pace::Pacing},
     runtime::clock::{Clock, Dice, Timestamp},
     topics::{self, Topics},
@@ -131,4 +131,23 @@ async fn a_request_that_claims_the_most_calls_is_called_for_like_any_other() {
     let slot = Slot { account: 0, at: now, latest: now + Duration::from_secs(60) };
     let ended = Arc::new(caller()).call(slot, vec![job(u32::MAX)]).await;
     assert_eq!(ended.outcomes.len(), 1);
+}
+
+#[test]
+fn a_result_too_large_for_a_record_is_a_failure_that_says_so() {
+    let raw = serde_json::value::RawValue::from_string(format!("\"{}\"", "x".repeat(2_000_000))).unwrap();
+    let answer = Answer { status: Status::Found, columns: Columns::default(), raw: Some(raw) };
+    let facts = outcome::CallFacts {
+        account: AccountAlias::new("a").unwrap(),
+        ended_at: Timestamp::from_millis(0),
+        latency: Duration::ZERO,
+        http_status: Some(200),
+    };
+    let outcomes = outcome::Outcomes::new(SourceName::new("s").unwrap(), &Topics::new(topics::Config::default()));
+    let records = outcomes.result(&job(0), answer, &facts);
+    assert_eq!(&*records[0].topic, "weir.failures");
+    assert!(records[0].size() < RECORD_LIMIT);
+    let failure: crate::message::Failure = serde_json::from_slice(&records[0].value).unwrap();
+    assert_eq!(failure.attempt.class, crate::message::Class::Bug);
+    assert!(failure.attempt.message.contains("bytes"), "{failure:?}");
 }
