@@ -1,6 +1,10 @@
 //! One call, from signing to the records of its outcome.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tracing::{Instrument as _, info_span};
@@ -13,7 +17,7 @@ use crate::{
         codec::{self, Received},
         trace,
     },
-    platform::{Account, Answer, Refusal, Reply, Vendor, http},
+    platform::{Account, Answer, HttpReply, Refusal, RefusalKind, Reply, Vendor, http},
     quota::{Slot, guard::Guard},
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
@@ -108,7 +112,7 @@ impl Caller {
     pub(super) async fn call(self: Arc<Self>, slot: Slot, jobs: Vec<Job>) -> Ended {
         let account = slot.account;
         let first = &jobs[0];
-        let attempt = first.request.calls + 1;
+        let attempt = first.request.calls.saturating_add(1);
         let span = info_span!(
             "call",
             source = %self.source, item = %first.request.item, request = %first.id, attempt,
@@ -144,12 +148,29 @@ impl Caller {
         let reply = match result {
             Ok(reply) => {
                 facts.http_status = Some(reply.status);
-                self.parts.vendor.interpret(&requests, &reply)
+                self.understand(&requests, &reply)
             }
             Err(refusal) => Reply::Refused(refusal),
         };
         tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
         (reply, facts)
+    }
+
+    /// What the vendor's reply means: something for each request, whatever the vendor's code does.
+    pub(super) fn understand(&self, requests: &[&Request], reply: &HttpReply) -> Reply {
+        let refused = |kind, code: &str, message: &str| {
+            Reply::Refused(Refusal { kind, code: code.to_owned(), message: message.to_owned() })
+        };
+        // Pure code without anything shared: a panic leaves nothing half done. One reply that it cannot stand
+        // would else end the stage at every start.
+        let understood = AssertUnwindSafe(|| self.parts.vendor.interpret(requests, reply));
+        match catch_unwind(understood) {
+            Ok(Reply::Each(answers)) if answers.len() != requests.len() => {
+                refused(RefusalKind::Malformed, "reply.count", "the reply does not answer for each item of the call")
+            }
+            Ok(reply) => reply,
+            Err(_) => refused(RefusalKind::Bug, "reply.panic", "weir's code for this vendor failed at the reply"),
+        }
     }
 
     fn conclude(&self, account: usize, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::call::Job;
 use crate::{
-    kafka::Outgoing,
+    kafka::{Outgoing, RECORD_LIMIT},
     message::{
         AccountAlias, Attempt, DeadLetter, Failure, Observation, SourceName, Via,
         codec::{self, Encoded},
@@ -51,6 +51,7 @@ impl Outcomes {
 
     pub(super) fn result(&self, job: &Job, answer: Answer, facts: &CallFacts) -> Vec<Outgoing> {
         let request = &job.request;
+        let raw_bytes = answer.raw.as_ref().map_or(0, |raw| raw.get().len());
         let observation = Observation {
             request_id: job.id.clone(),
             source: self.source.clone(),
@@ -67,7 +68,19 @@ impl Outcomes {
             columns: answer.columns,
             raw: answer.raw,
         };
-        self.record(&self.results, Kind::Result, job, facts.ended_at, &observation)
+        let records = self.record(&self.results, Kind::Result, job, facts.ended_at, &observation);
+        if records.iter().all(|record| record.size() <= RECORD_LIMIT) {
+            records
+        } else {
+            self.too_large(job, raw_bytes, facts)
+        }
+    }
+
+    /// Calling again would bring the same.
+    fn too_large(&self, job: &Job, bytes: usize, facts: &CallFacts) -> Vec<Outgoing> {
+        let message = format!("the item's JSON has {bytes} bytes; a record on Kafka may have {RECORD_LIMIT} in all");
+        let refusal = Refusal { kind: RefusalKind::Bug, code: "reply.too_large".to_owned(), message };
+        self.failure(job, &refusal, facts)
     }
 
     pub(super) fn failure(&self, job: &Job, refusal: &Refusal, facts: &CallFacts) -> Vec<Outgoing> {

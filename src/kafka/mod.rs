@@ -98,6 +98,10 @@ impl Record {
     }
 }
 
+/// The largest [`Outgoing::size`] that is sure to be taken: librdkafka and the brokers allow a million bytes by
+/// default, with some for the frame. A larger one would fail its transaction each time that it is tried.
+pub const RECORD_LIMIT: usize = 950_000;
+
 /// A message to be written. Its partition follows from the key as in Java's client (murmur2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {

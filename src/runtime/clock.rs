@@ -72,10 +72,13 @@ impl<'de> Deserialize<'de> for Timestamp {
                 f.write_str("an RFC 3339 time or milliseconds since 1970")
             }
             fn visit_i64<E: de::Error>(self, millis: i64) -> Result<Timestamp, E> {
-                Ok(Timestamp(millis))
+                // Micro- and nanoseconds end up beyond the year 9999, where there is no text to write them as.
+                let in_range = jiff::Timestamp::from_millisecond(millis).map(|_| Timestamp(millis));
+                in_range
+                    .map_err(|error| E::custom(format!("{millis} is no number of milliseconds since 1970: {error}")))
             }
             fn visit_u64<E: de::Error>(self, millis: u64) -> Result<Timestamp, E> {
-                i64::try_from(millis).map(Timestamp).map_err(E::custom)
+                self.visit_i64(i64::try_from(millis).map_err(E::custom)?)
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
                 let at: jiff::Timestamp = text.parse().map_err(E::custom)?;
@@ -178,6 +181,20 @@ mod tests {
     fn a_timestamp_is_read_from_text_and_from_milliseconds() {
         for text in [r#""2023-11-14T22:13:20.123Z""#, r#""2023-11-15T06:13:20.123+08:00""#, "1700000000123"] {
             assert_eq!(serde_json::from_str::<Timestamp>(text).unwrap().as_millis(), 1_700_000_000_123, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_read_can_be_written_and_read_again() {
+        for number in ["1700000000123000", "1700000000123000000", "-9223372036854775808", "18446744073709551615"] {
+            // Otherwise no reader of the outcome could read it.
+            let error = serde_json::from_str::<Timestamp>(number).unwrap_err();
+            assert!(!error.to_string().is_empty());
+        }
+        for number in ["0", "-1", "253402207200000"] {
+            let at: Timestamp = serde_json::from_str(number).unwrap();
+            let text = serde_json::to_string(&at).unwrap();
+            assert_eq!(serde_json::from_str::<Timestamp>(&text).unwrap(), at, "{text}");
         }
     }
 
