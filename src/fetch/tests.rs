@@ -49,6 +49,8 @@ fn caller_of(answer: fn() -> Reply) -> Caller {
             app_secret: "secret".into(),
             access_token: None,
             limit: None,
+            limits: vec![],
+            calls_in_flight: None,
         }]),
         guard: Guard::new(&[], None),
         topics: Topics::new(topics::Config::default()),
@@ -135,7 +137,7 @@ async fn a_request_that_claims_the_most_calls_is_called_for_like_any_other() {
 
 #[test]
 fn a_result_too_large_for_a_record_is_a_failure_that_says_so() {
-    let raw = serde_json::value::RawValue::from_string(format!("\"{}\"", "x".repeat(2_000_000))).unwrap();
+    let raw = serde_json::value::RawValue::from_string(format!("\"{}\"", "x".repeat(RECORD_LIMIT + 1))).unwrap();
     let answer = Answer { status: Status::Found, columns: Columns::default(), raw: Some(raw) };
     let facts = outcome::CallFacts {
         account: AccountAlias::new("a").unwrap(),

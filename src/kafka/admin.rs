@@ -12,7 +12,7 @@ use rdkafka::{
     types::RDKafkaErrorCode,
 };
 
-use super::client::{Config, RECORD_LIMIT};
+use super::client::{Config, MESSAGE_LIMIT};
 use crate::topics::Topic;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,7 +115,7 @@ fn properties(topic: &Topic) -> [(&'static str, String); 4] {
         // Raw replies compress to about a fifth; whatever the producer uses, the broker stores it as it came.
         ("compression.type", "producer".to_owned()),
         // A record that the broker refuses could never be committed, and would hold up all others.
-        ("max.message.bytes", RECORD_LIMIT.to_string()),
+        ("max.message.bytes", MESSAGE_LIMIT.to_string()),
     ]
 }
 

@@ -98,9 +98,9 @@ impl Record {
     }
 }
 
-/// The largest [`Outgoing::size`] that is sure to be taken: librdkafka and the brokers allow a million bytes by
-/// default, with some for the frame. A larger one would fail its transaction each time that it is tried.
-pub const RECORD_LIMIT: usize = 950_000;
+/// The largest [`Outgoing::size`] that topics made by `weir topics apply` are sure to take, frame included. A
+/// larger one would fail its transaction each time that it is tried.
+pub const RECORD_LIMIT: usize = client::MESSAGE_LIMIT - 64 * 1024;
 
 /// A message to be written. Its partition follows from the key as in Java's client (murmur2).
 #[derive(Clone, Debug, PartialEq, Eq)]
