@@ -118,7 +118,12 @@ impl Follower {
             .set("enable.auto.commit", "false")
             .create()
             .unwrap();
-        let present = admin::describe(&kafka()).await.unwrap();
+        // A topic that has just been made is not in the metadata at once.
+        let present = eventually("the topics are known", async || {
+            let present = admin::describe(&kafka()).await.unwrap();
+            topics.iter().all(|topic| present.contains_key(topic)).then_some(present)
+        })
+        .await;
         let mut list = TopicPartitionList::new();
         for topic in topics {
             for partition in 0..present[topic] {
