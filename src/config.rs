@@ -21,7 +21,7 @@ use serde::Deserialize;
 pub use problem::{ConfigError, Problem};
 
 use crate::{
-    fetch, kafka,
+    changes, fetch, kafka,
     message::SourceName,
     platform::SourceConfig,
     quota, retry,
@@ -55,6 +55,8 @@ pub struct Config {
     pub quota: quota::Config,
     /// `[retry]`
     pub retry: retry::Config,
+    /// `[changes]`
+    pub changes: changes::Config,
     /// `[sink]`
     pub sink: sink::Config,
     /// `[http]`

@@ -115,7 +115,7 @@ fn uses(line: &str, name: &str) -> bool {
         })
 }
 
-const STAGES: [&str; 4] = ["enqueue", "fetch", "retry", "sink"];
+const STAGES: [&str; 5] = ["enqueue", "fetch", "retry", "changes", "sink"];
 
 fn stages_never_meet(source: &Source) -> Vec<Finding> {
     let Some(own) = STAGES.iter().find(|stage| source.is_under(&[&format!("src/{stage}"), &format!("src/{stage}.rs")]))

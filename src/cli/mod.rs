@@ -1,5 +1,6 @@
 //! One file per command that is not a stage; here the command line as a whole.
 
+mod changes;
 mod check;
 mod enqueue;
 pub mod exit;
@@ -36,7 +37,8 @@ const LONG_ABOUT: &str = "\
 Collects data from rate-limited vendor APIs: IDs on Kafka in, one row per ID in ClickHouse out.
 
 IDs wait on a topic per source; fetch calls the vendor at exactly the pace that each account is allowed; results and \
-failures go to Kafka in transactions; retry asks again when it is time; the sink writes every record to ClickHouse.";
+failures go to Kafka in transactions; retry asks again when it is time; changes publishes what is new of each item; \
+the sink writes every record to ClickHouse.";
 
 const EXAMPLES: &str = "\
 A first collection:
@@ -44,7 +46,7 @@ A first collection:
   weir topics apply && weir schema apply           create topics and tables; safe to repeat
   weir run                                         all roles in one process, until Ctrl-C
   weir enqueue ids.txt --source ali1688 --wait     ask for the IDs of a file, watch them come in
-  weir query \"SELECT * FROM items FINAL LIMIT 5\"   look at the rows
+  weir query \"SELECT * FROM items LIMIT 5\"   look at the rows
 
 Exit codes:
   0 done, 1 failed, 64 invalid configuration or usage, 69 a server cannot be reached,
@@ -78,7 +80,7 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the roles: fetch, retry and sink, together or some of them.
+    /// Run the roles: fetch, retry, changes and sink, together or some of them.
     #[command(long_about = run::LONG_ABOUT, after_long_help = run::EXAMPLES)]
     Run(run::Args),
     /// Call the vendors: requests → results and failures.
@@ -89,6 +91,10 @@ enum Command {
     ///
     /// The same as `weir run --role retry`.
     Retry,
+    /// Publish what has changed of each item since it was last seen.
+    ///
+    /// The same as `weir run --role changes`.
+    Changes,
     /// Write every record to ClickHouse.
     ///
     /// The same as `weir run --role sink`.
@@ -143,7 +149,12 @@ impl Cli {
     #[must_use]
     pub const fn audience(&self) -> Audience {
         match self.command {
-            Command::Run(_) | Command::Fetch | Command::Retry | Command::Sink | Command::Simulate(_) => Audience::Role,
+            Command::Run(_)
+            | Command::Fetch
+            | Command::Retry
+            | Command::Changes
+            | Command::Sink
+            | Command::Simulate(_) => Audience::Role,
             Command::Enqueue(_)
             | Command::Status(_)
             | Command::Query(_)
@@ -164,6 +175,7 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Run(args) => run::run(args, config, stop).await,
         Command::Fetch => run::run(role(Role::Fetch), config, stop).await,
         Command::Retry => run::run(role(Role::Retry), config, stop).await,
+        Command::Changes => run::run(role(Role::Changes), config, stop).await,
         Command::Sink => run::run(role(Role::Sink), config, stop).await,
         Command::Simulate(args) => simulate::run(args, Clock::System, stop).await.map(|()| Exit::Done.into()),
         Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),

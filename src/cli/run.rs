@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::exit::{Ended, Exit};
 use crate::{
+    changes::{Changes, ChangesParts},
     config::{self, Config},
     fetch::{Caller, CallerParts, Fetch, FetchError},
     kafka::{GroupConfig, KafkaReader, KafkaWriter, ReadError, admin, client::SESSION_TIMEOUT, intake::IntakeError},
@@ -36,7 +37,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const WELL_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) const LONG_ABOUT: &str = "\
-Run the roles: fetch, retry and sink, together or some of them.
+Run the roles: fetch, retry, changes and sink, together or some of them.
 
 Any number of processes may run the same role: they share the partitions among them. Each needs an [instance] name of \
 its own that stays the same over restarts. Ctrl-C or SIGTERM stops in good order: what is under way is finished and \
@@ -54,7 +55,7 @@ Examples:
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Which roles.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE", default_value = "fetch,retry,sink")]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE", default_value = "fetch,retry,changes,sink")]
     pub role: Vec<Role>,
 }
 
@@ -65,6 +66,8 @@ pub enum Role {
     Fetch,
     /// Asks again for what failed.
     Retry,
+    /// Publishes what has changed of each item.
+    Changes,
     /// Writes to ClickHouse.
     Sink,
 }
@@ -112,6 +115,7 @@ impl From<anyhow::Error> for RoleError {
 enum Task {
     Fetch(Box<Source>),
     Retry,
+    Changes,
     Sink,
 }
 
@@ -121,6 +125,7 @@ impl Task {
         match self {
             Self::Fetch(source) => format!("fetch/{}", source.name),
             Self::Retry => "retry".to_owned(),
+            Self::Changes => "changes".to_owned(),
             Self::Sink => "sink".to_owned(),
         }
     }
@@ -194,6 +199,9 @@ fn tasks(roles: &[Role], config: &Config) -> anyhow::Result<Vec<Task>> {
     if roles.contains(&Role::Retry) {
         tasks.push(Task::Retry);
     }
+    if roles.contains(&Role::Changes) {
+        tasks.push(Task::Changes);
+    }
     if roles.contains(&Role::Sink) {
         tasks.push(Task::Sink);
     }
@@ -235,6 +243,7 @@ impl Process {
         match task {
             Task::Fetch(source) => self.fetch(source, health).await,
             Task::Retry => self.retry(health).await,
+            Task::Changes => self.changes(health).await,
             Task::Sink => self.sink(health).await,
         }
     }
@@ -280,6 +289,20 @@ impl Process {
         Ok(retry.run(self.stop.clone()).await?)
     }
 
+    async fn changes(&self, health: &RoleHealth) -> Result<(), RoleError> {
+        let group = self.groups.changes();
+        if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
+            return Ok(());
+        }
+        let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
+        let reader = self.reader(group, vec![self.topics.results()])?;
+        let memory = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        health.ready();
+        let (topic, config) = (self.topics.changes().into(), self.config.changes.clone());
+        let parts = ChangesParts { reader, writer, memory, topic, config, dice: self.dice.clone() };
+        Ok(Changes::new(parts).run(self.stop.clone()).await?)
+    }
+
     async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
         let topics = self.topics.all(&self.config.source_names());
         if !self.topics_are_there(&topics, health).await {
@@ -305,6 +328,7 @@ impl Process {
         let group = match task {
             Task::Fetch(source) => self.groups.fetch(&source.name),
             Task::Retry => self.groups.retry(),
+            Task::Changes => self.groups.changes(),
             Task::Sink => self.groups.sink(),
         };
         let ours_is_over = SESSION_TIMEOUT + Duration::from_secs(3);

@@ -91,6 +91,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     fetch(&mut check, config);
     quota(&mut check, config);
     retry(&mut check, config);
+    changes(&mut check, config);
     sink(&mut check, config);
     if let Err(reason) = logging::check_filter(&config.log.filter) {
         let allowed = r#"a level (error, warn, info, debug, trace), or levels by target: "info,weir::fetch=debug""#;
@@ -201,6 +202,11 @@ fn retry(check: &mut Check, config: &Config) {
     }
     check.duration("retry.age_limit", retry.age_limit, SECOND..=365 * DAY);
     check.range("retry.waiting", retry.waiting, [1, 1_000_000]);
+}
+
+fn changes(check: &mut Check, config: &Config) {
+    check.range("changes.rows", config.changes.rows, [1, 100_000]);
+    check.duration("changes.age", config.changes.age, Duration::from_millis(10)..=MINUTE);
 }
 
 fn sink(check: &mut Check, config: &Config) {

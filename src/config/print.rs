@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Config, problem::is_secret};
-use crate::{fetch, kafka, platform::SourceConfig, quota, retry, runtime, sink, topics};
+use crate::{changes, fetch, kafka, platform::SourceConfig, quota, retry, runtime, sink, topics};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -24,6 +24,7 @@ struct Printed<'a> {
     fetch: &'a fetch::Config,
     quota: &'a quota::Config,
     retry: &'a retry::Config,
+    changes: &'a changes::Config,
     sink: &'a sink::Config,
     http: &'a runtime::health::Config,
     log: &'a runtime::logging::Config,
@@ -81,6 +82,7 @@ fn table(config: &Config) -> Table {
         fetch: &config.fetch,
         quota: &config.quota,
         retry: &config.retry,
+        changes: &config.changes,
         sink: &config.sink,
         http: &config.http,
         log: &config.log,

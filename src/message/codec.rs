@@ -10,7 +10,7 @@ use serde::{
 };
 
 use super::{
-    DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, Reason, Request, RequestId, SourceName,
+    Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, Reason, Request, RequestId, SourceName,
     envelope::{Envelope, Headers, Kind, header},
 };
 use crate::runtime::clock::Timestamp;
@@ -178,6 +178,14 @@ pub fn read_failure(raw: &Raw<'_>) -> Result<Failure, Unreadable> {
 /// [`Unreadable`] if it is not a dead letter of a version that this weir knows.
 pub fn read_dead_letter(raw: &Raw<'_>) -> Result<DeadLetter, Unreadable> {
     read(raw, Kind::DeadLetter)
+}
+
+/// Reads a change.
+///
+/// # Errors
+/// [`Unreadable`] if it is not a change of a version that this weir knows.
+pub fn read_change(raw: &Raw<'_>) -> Result<Change, Unreadable> {
+    read(raw, Kind::Change)
 }
 
 fn read<T: DeserializeOwned>(raw: &Raw<'_>, kind: Kind) -> Result<T, Unreadable> {

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::{
     block::Block,
     connection::{ClickHouseConfig, ConnectionError, Trouble, TroubleKind},
-    row::{self, DeadLetterRow, FailureRow, ObservationRow, Parsed, RequestRow, Route},
+    row::{self, ChangeRow, DeadLetterRow, FailureRow, ObservationRow, Parsed, RequestRow, Route},
 };
 use crate::message::codec::Raw;
 
@@ -122,6 +122,7 @@ struct Tables<'a> {
     observations: Table<ObservationRow<'static>>,
     failures: Table<FailureRow<'static>>,
     dead_letters: Table<DeadLetterRow>,
+    changes: Table<ChangeRow<'static>>,
     tally: Tally,
 }
 
@@ -134,6 +135,7 @@ impl<'a> Tables<'a> {
             observations: Table::new("observations"),
             failures: Table::new("failures"),
             dead_letters: Table::new("dead_letters"),
+            changes: Table::new("item_changes"),
             tally: Tally::default(),
         }
     }
@@ -146,13 +148,16 @@ impl<'a> Tables<'a> {
                 return Ok(());
             }
             Parsed::Invalid(_) => tally.invalid += 1,
-            Parsed::Request(_) | Parsed::Result(_) | Parsed::Failure(_) | Parsed::DeadLetter(_) => tally.rows += 1,
+            Parsed::Request(_) | Parsed::Result(_) | Parsed::Failure(_) | Parsed::DeadLetter(_) | Parsed::Change(_) => {
+                tally.rows += 1;
+            }
         }
         match parsed {
             Parsed::Request(request) => self.requests.write(store, token, &RequestRow::new(raw, request)).await,
             Parsed::Result(seen) => self.observations.write(store, token, &ObservationRow::new(raw, seen)).await,
             Parsed::Failure(failure) => self.failures.write(store, token, &FailureRow::new(raw, failure)).await,
             Parsed::DeadLetter(dead) => self.dead_letters.write(store, token, &DeadLetterRow::new(raw, dead)).await,
+            Parsed::Change(change) => self.changes.write(store, token, &ChangeRow::new(raw, change)).await,
             Parsed::Invalid(why) => {
                 tracing::debug!(record = %raw.position_id(), %why, "unreadable: stored as a dead letter");
                 self.dead_letters.write(store, token, &DeadLetterRow::unreadable(raw, why)).await
@@ -166,6 +171,7 @@ impl<'a> Tables<'a> {
         self.observations.end().await?;
         self.failures.end().await?;
         self.dead_letters.end().await?;
+        self.changes.end().await?;
         Ok(self.tally)
     }
 }

@@ -21,6 +21,7 @@ pub mod query;
 pub mod row;
 pub mod schema;
 mod stage;
+mod watched;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     message::{
-        BatchId, DeadLetter, Failure, Observation, Reason, Request, SourceName,
+        BatchId, Change, DeadLetter, Failure, Field, Observation, Reason, Request, SourceName,
         codec::{self, Raw, Received, Unreadable},
         envelope::Kind,
     },
@@ -44,6 +44,8 @@ pub enum Parsed {
     Failure(Box<Failure>),
     /// For table `dead_letters`.
     DeadLetter(Box<DeadLetter>),
+    /// For table `item_changes`.
+    Change(Box<Change>),
     /// Unreadable: it goes to `dead_letters` as it is.
     Invalid(Unreadable),
     /// An unreadable request: not ours to store, since fetch writes its dead letter.
@@ -62,6 +64,7 @@ pub fn parse(raw: &Raw<'_>, route: &Route) -> Parsed {
         (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result),
         (Kind::Failure, _) => read(codec::read_failure(raw), Parsed::Failure),
         (Kind::DeadLetter, _) => read(codec::read_dead_letter(raw), Parsed::DeadLetter),
+        (Kind::Change, _) => read(codec::read_change(raw), Parsed::Change),
     }
 }
 
@@ -361,6 +364,57 @@ impl DeadLetterRow {
             request: String::new(),
             original: Blob(raw.value.unwrap_or_default().to_owned()),
             traceparent: raw.traceparent().unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// A row of `item_changes`.
+#[derive(Debug, Row, Serialize)]
+pub struct ChangeRow<'a> {
+    topic: &'a str,
+    partition: i32,
+    offset: i64,
+    recorded_at: i64,
+    source: &'a str,
+    item: &'a str,
+    field: &'a str,
+    old: &'a str,
+    new: &'a str,
+    old_number: Option<i64>,
+    new_number: Option<i64>,
+    currency: &'a str,
+    old_at: i64,
+    new_at: i64,
+    batch: &'a str,
+    request_id: &'a str,
+    traceparent: &'a str,
+}
+
+impl<'a> ChangeRow<'a> {
+    /// The row of a change. A title is never a number, whatever it looks like.
+    #[must_use]
+    pub fn new(raw: &'a Raw<'a>, change: &'a Change) -> Self {
+        let (old, new) = (text(change.old.as_ref()), text(change.new.as_ref()));
+        let is_number = matches!(change.field, Field::Price | Field::Stock | Field::Rating);
+        let number = |text: &str| decimal(text.trim()).filter(|_| is_number);
+        Self {
+            topic: raw.topic,
+            partition: raw.partition,
+            offset: raw.offset,
+            recorded_at: storable(raw.time),
+            source: change.source.as_str(),
+            item: change.item.as_str(),
+            field: change.field.as_str(),
+            old,
+            new,
+            old_number: number(old),
+            new_number: number(new),
+            currency: text(change.currency.as_ref()),
+            old_at: storable(change.old_at),
+            new_at: storable(change.new_at),
+            batch: batch(change.batch.as_ref()),
+            request_id: change.request_id.as_str(),
+            traceparent: raw.traceparent().unwrap_or_default(),
         }
     }
 }

@@ -21,20 +21,20 @@ use weir::{
     sink::{
         ClickHouseConfig, Config, Insert, Route, Store, Tally, TroubleKind,
         block::{Block, Blocks, Limits},
-        query::{Format, Progress, QueryError, query, samples},
+        query::{Format, Progress, QueryError, query},
         run, schema,
     },
     topics::Topic,
 };
 
 /// 2026-11-20T00:00:00Z
-const NOVEMBER: i64 = 1_795_132_800_000;
+pub const NOVEMBER: i64 = 1_795_132_800_000;
 
 /// A database of this test's own.
-struct Database(ClickHouseConfig);
+pub struct Database(pub ClickHouseConfig);
 
 impl Database {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         #[allow(clippy::disallowed_methods, reason = "a test has no configuration file")]
         let url = std::env::var("WEIR_TEST_CLICKHOUSE")
@@ -47,23 +47,23 @@ impl Database {
         new
     }
 
-    fn store(&self) -> Store {
+    pub fn store(&self) -> Store {
         Store::connect(&self.0).unwrap()
     }
 
     /// The rows of an answer, each as a list of texts and numbers.
-    async fn rows(&self, sql: &str) -> Vec<Value> {
+    pub async fn rows(&self, sql: &str) -> Vec<Value> {
         let text = self.text(sql, "JSONCompactEachRow").await.unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    async fn text(&self, sql: &str, format: &str) -> Result<String, QueryError> {
+    pub async fn text(&self, sql: &str, format: &str) -> Result<String, QueryError> {
         let mut out = Vec::new();
         query(&self.0, sql, &Format::Named(format.to_owned()), &mut out).await?;
         Ok(String::from_utf8(out).unwrap())
     }
 
-    async fn drop(self) {
+    pub async fn drop(self) {
         self.text(&format!("DROP DATABASE {} SYNC", self.0.database), "TSV").await.unwrap();
     }
 }
@@ -84,11 +84,11 @@ fn block(topic: &str, values: impl IntoIterator<Item = String>) -> Block {
     blocks.take(Instant::now()).expect("at least one value")
 }
 
-fn route(kind: Kind) -> Route {
+pub fn route(kind: Kind) -> Route {
     Route { kind, source: (kind == Kind::Request).then(|| SourceName::new("ali1688").unwrap()) }
 }
 
-async fn insert(store: &Store, topic: &str, kind: Kind, values: impl IntoIterator<Item = Value>) -> Tally {
+pub async fn insert(store: &Store, topic: &str, kind: Kind, values: impl IntoIterator<Item = Value>) -> Tally {
     let values = values.into_iter().map(|value| value.to_string());
     store.insert(&block(topic, values), &route(kind)).await.unwrap()
 }
@@ -110,25 +110,25 @@ async fn insert_requests(store: &Store, topic: &str, requests: impl IntoIterator
     store.insert(&blocks.take(Instant::now()).unwrap(), &route(Kind::Request)).await.unwrap();
 }
 
-fn result(id: &str, batch: &str, status: &str) -> Value {
+pub fn result(id: &str, batch: &str, status: &str) -> Value {
     json!({"request_id": id, "source": "ali1688", "item": id, "batch": batch, "status": status, "via": "call",
         "calls": 1, "account": "a1", "requested_at": NOVEMBER, "fetched_at": NOVEMBER + 1_000, "latency_ms": 100})
 }
 
 /// `base` with the fields of `changes`.
-fn with(mut base: Value, changes: &Value) -> Value {
+pub fn with(mut base: Value, changes: &Value) -> Value {
     for (name, value) in changes.as_object().unwrap() {
         base[name] = value.clone();
     }
     base
 }
 
-fn failure(id: &str, batch: &str, class: &str, code: &str) -> Value {
+pub fn failure(id: &str, batch: &str, class: &str, code: &str) -> Value {
     json!({"request_id": id, "source": "ali1688", "request": request(id, batch, 0).1,
         "attempt": {"at": NOVEMBER + 2_000, "account": "a1", "class": class, "code": code, "message": "no", "latency_ms": 300}})
 }
 
-fn dead(id: &str, batch: &str, reason: &str) -> Value {
+pub fn dead(id: &str, batch: &str, reason: &str) -> Value {
     json!({"request_id": id, "source": "ali1688", "reason": reason, "message": "m", "died_at": NOVEMBER + 3_000,
         "origin": {"topic": "f", "partition": 0, "offset": 9}, "request": request(id, batch, 1).1})
 }
@@ -145,7 +145,10 @@ async fn the_schema_can_be_applied_again_and_by_several_at_once() {
     let all = futures::future::join_all((0..4).map(|_| schema::apply(&fresh))).await;
     assert!(all.iter().all(Result::is_ok), "{all:?}");
     let fresh = Database(fresh);
-    assert_eq!(fresh.rows("SELECT version FROM schema_migrations FINAL ORDER BY version").await.len(), 3);
+    assert_eq!(
+        fresh.rows("SELECT version FROM schema_migrations FINAL ORDER BY version").await.len(),
+        schema::MIGRATIONS.len()
+    );
     fresh.drop().await;
     database.drop().await;
 }
@@ -212,12 +215,12 @@ async fn a_block_that_is_inserted_again_is_there_once_also_in_items() {
     let database = Database::new().await;
     let store = database.store();
     // Without merging, a doubled row of items would stay visible.
-    database.text("SYSTEM STOP MERGES items", "TSV").await.unwrap();
+    database.text("SYSTEM STOP MERGES items_latest", "TSV").await.unwrap();
     let values = || (0..500).map(|id| result(&id.to_string(), "b", "found").to_string());
     for _ in 0..3 {
         store.insert(&block("r", values()), &route(Kind::Result)).await.unwrap();
     }
-    for table in ["observations", "items"] {
+    for table in ["observations", "items_latest"] {
         assert_eq!(database.rows(&format!("SELECT toUInt32(count()) FROM {table}")).await, [json!([500])], "{table}");
     }
     // The proof that it was the token: the same rows of another partition are others.
@@ -226,22 +229,8 @@ async fn a_block_that_is_inserted_again_is_there_once_also_in_items() {
     database.drop().await;
 }
 
-#[tokio::test]
-async fn items_hold_the_newest_observation_whatever_the_order() {
-    let database = Database::new().await;
-    let store = database.store();
-    let at = |minutes: i64, price: &str| {
-        let changes = json!({"fetched_at": NOVEMBER + minutes * 60_000, "columns": {"price": price}});
-        with(result("1", "b", "found"), &changes)
-    };
-    insert(&store, "r1", Kind::Result, [at(5, "5"), at(1, "1")]).await;
-    insert(&store, "r2", Kind::Result, [at(3, "3")]).await;
-    assert_eq!(database.rows("SELECT item, toString(price) FROM items FINAL").await, [json!(["1", "5"])]);
-    database.drop().await;
-}
-
 /// Ten requests of batch `b`: 4 found, 2 absent, 1 off the shelf, 1 dead, 2 under way; one was tried again.
-async fn known_batch(store: &Store) {
+pub async fn known_batch(store: &Store) {
     let id = |number: i32| number.to_string();
     insert_requests(store, "q1", (0..10).map(|number| request(&id(number), "b", 0))).await;
     insert_requests(store, "q2", [request("3", "b", 1), request("7", "b", 1), request("7", "b", 2)]).await;
@@ -297,69 +286,6 @@ async fn the_progress_of_a_large_batch_is_cheap() {
     }
     // A bound with room for a busy machine: alone it takes a few milliseconds each.
     assert!(started.elapsed() < Duration::from_secs(5), "{:?} for 5 polls", started.elapsed());
-    database.drop().await;
-}
-
-#[tokio::test]
-async fn changes_are_old_and_new_of_what_has_changed() {
-    let database = Database::new().await;
-    let store = database.store();
-    let at = |minutes: i64, status: &str, price: &str, stock: &str| {
-        let columns = if status == "found" { json!({"price": price, "stock": stock}) } else { json!({}) };
-        with(result("1", "b", status), &json!({"fetched_at": NOVEMBER + minutes * 60_000, "columns": columns}))
-    };
-    let seen = [
-        at(0, "found", "10.00", "5"),
-        at(1, "found", "10.0", "5"), // written differently: no change
-        at(2, "found", "9.50", "4"),
-        at(3, "off_shelf", "", ""),
-        at(4, "found", "8", "4"),
-    ];
-    insert(&store, "r", Kind::Result, seen).await;
-    let rows = database
-        .rows("SELECT field, old, new, toMinute(old_at), toMinute(new_at) FROM changes ORDER BY new_at, field")
-        .await;
-    let expected = [
-        json!(["price", "10", "9.5", 1, 2]),
-        json!(["stock", "5", "4", 1, 2]),
-        json!(["status", "found", "off_shelf", 2, 3]),
-        json!(["price", "9.5", "8", 2, 4]),
-        json!(["status", "off_shelf", "found", 3, 4]),
-    ];
-    assert_eq!(rows, expected);
-    database.drop().await;
-}
-
-#[tokio::test]
-async fn each_sample_query_gives_the_known_answer() {
-    let database = Database::new().await;
-    let store = database.store();
-    known_batch(&store).await;
-    let now = Clock::System.now().as_millis();
-    let priced = |id: &str, price: &str, latency: u32, age: i64| {
-        let columns = json!({"price": price, "currency": "CNY"});
-        let account = if latency > 400 { "slow" } else { "a2" };
-        let changes = json!({"columns": columns, "latency_ms": latency, "account": account, "fetched_at": now - age});
-        with(result(id, "c", "found"), &changes)
-    };
-    let seen = [priced("p1", "1.50", 500, 1_000), priced("p2", "2.5", 200, 7_200_000), priced("p3", "30", 200, 1_000)];
-    insert(&store, "r9", Kind::Result, seen).await;
-    let mut answers = Vec::new();
-    for sample in samples() {
-        let text = database.text(sample.sql, "TSV").await.unwrap_or_else(|e| panic!("{}: {e}", sample.title));
-        answers.push(text);
-    }
-    assert_eq!(
-        answers[0],
-        "ali1688\tfound\t7\t63.6\nali1688\tabsent\t2\t18.2\nali1688\tdead: exhausted\t1\t9.1\nali1688\toff_shelf\t1\t9.1\n"
-    );
-    assert_eq!(answers[1], "ali1688\tCNY\t3\t1.5\tp1\t2.5\t30\tp3\n");
-    let last = answers[2].lines().last().unwrap();
-    assert_eq!(last, "ali1688\t2026-11-20 00:00:00\t12\t4\t100\t300\t300");
-    assert_eq!(answers[3], "ali1688\toutage\tcode\t3\t2\tno\nali1688\tthrottled\tcode\t1\t1\tno\n");
-    assert_eq!(answers[4].lines().next().unwrap(), "ali1688\tslow\t1\t500\t500");
-    assert_eq!(answers[4].lines().nth(1).unwrap(), "ali1688\ta2\t2\t200\t200");
-    assert!(answers[5].starts_with("ali1688\t1: under 10 minutes\t2\nali1688\t3: under a day\t1\n"), "{}", answers[5]);
     database.drop().await;
 }
 
