@@ -4,6 +4,7 @@ mod changes;
 mod check;
 mod enqueue;
 pub mod exit;
+mod export;
 mod groups;
 mod query;
 pub mod run;
@@ -108,6 +109,9 @@ enum Command {
     /// Ask ClickHouse in SQL.
     #[command(long_about = query::LONG_ABOUT, after_long_help = query::EXAMPLES)]
     Query(query::Args),
+    /// Write the answer to a query into a file, CSV or Parquet.
+    #[command(long_about = export::LONG_ABOUT, after_long_help = export::EXAMPLES)]
+    Export(export::Args),
     /// Check the configuration and each connection; print what is in effect.
     #[command(long_about = check::LONG_ABOUT, after_long_help = check::EXAMPLES)]
     Check(check::Args),
@@ -158,6 +162,7 @@ impl Cli {
             Command::Enqueue(_)
             | Command::Status(_)
             | Command::Query(_)
+            | Command::Export(_)
             | Command::Check(_)
             | Command::Topics(_)
             | Command::Schema(_) => Audience::Command,
@@ -181,6 +186,7 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
+        Command::Export(args) => until(stop, export::run(args, &config)).await,
         Command::Check(args) => until(stop, check::run(&args, &config)).await,
         Command::Topics(command) => until(stop, topics::run(&command, &config)).await,
         Command::Schema(command) => until(stop, schema::run(&command, &config)).await,
