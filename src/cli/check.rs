@@ -117,7 +117,7 @@ fn sources(config: &Config) -> Vec<Finding> {
 fn open(source: &SourceConfig, folder: &Path) -> Result<String, String> {
     let opened = Source::open(source, folder, &config::variable).map_err(|error| error.problem.to_string())?;
     let accounts = opened.accounts.len();
-    let limit = opened.limit.as_ref().map_or_else(
+    let limit = opened.account_limit().map_or_else(
         || "no limit of the source's own".to_owned(),
         |limit| {
             let per = humantime::format_duration(limit.per);

@@ -4,6 +4,7 @@
 //! [`Quota`], and are handed to a task that makes the call; its outcomes go back to the intake, which
 //! commits them. Nothing here waits for one request to finish before it begins another.
 
+mod addresses;
 mod backlog;
 mod call;
 mod config;
@@ -17,14 +18,15 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use call::{Caller, CallerParts};
 pub use config::Config;
 
 use self::{
+    addresses::Addresses,
     backlog::Backlog,
-    call::{Ended, Job},
+    call::{Contact, Ended, Job},
     penalty::Penalties,
 };
 use crate::{
@@ -33,7 +35,7 @@ use crate::{
         intake::{Input, Intake, IntakeError},
         outbox::Position,
     },
-    platform::{Affected, Refusal, RefusalKind},
+    platform::{Affected, Refusal, RefusalKind, address::HealthConfig},
     quota::{Hold, Lease, Quota, Scope, Slot},
 };
 
@@ -61,6 +63,7 @@ pub struct Fetch<R, W> {
     caller: Arc<Caller>,
     calls: JoinSet<Ended>,
     penalties: Penalties,
+    addresses: Addresses,
     /// When to try to call again; `None`: as soon as something changes.
     wake_at: Option<Instant>,
     stopping: bool,
@@ -79,6 +82,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             uncalled: Backlog::default(),
             quota,
             slots: VecDeque::new(),
+            addresses: Addresses::new(HealthConfig::default(), caller.addresses()),
             caller: Arc::new(caller),
             calls: JoinSet::new(),
             penalties: Penalties::default(),
@@ -87,6 +91,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             nobody_told: false,
             config,
         }
+    }
+
+    /// The same with other rules for the addresses that calls leave from.
+    #[must_use]
+    pub fn with_address_health(mut self, config: HealthConfig) -> Self {
+        self.addresses = Addresses::new(config, self.caller.addresses());
+        self
     }
 
     /// Works until `stop`, then finishes the calls in flight, commits them and returns.
@@ -180,6 +191,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.slots.push_front(slot);
                 return;
             }
+            if let Some(wait) = self.addresses.probe(slot.address) {
+                self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait)).await;
+            }
             let jobs = self.take_jobs();
             for job in &jobs {
                 self.regulate(&job.position.partition.clone());
@@ -251,6 +265,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         while let Some(ended) = next {
             let ended = ended?;
             self.quota.ended(ended.account);
+            self.react_address(&ended).await;
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);
@@ -259,7 +274,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 }
             }
             match ended.refusal {
-                Some(refusal) => self.react(ended.account, &refusal).await,
+                Some(refusal) => self.react((ended.account, ended.address), &refusal).await,
                 None if ended.outcomes.is_empty() => {}
                 None => self.penalties.forgive(ended.account),
             }
@@ -272,7 +287,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// What a refusal means for the calls to come.
-    async fn react(&mut self, account: usize, refusal: &Refusal) {
+    async fn react(&mut self, (account, address): (usize, usize), refusal: &Refusal) {
         let source = &self.caller.source;
         let alias = self.caller.alias(account);
         match &refusal.kind {
@@ -281,6 +296,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 warn!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
                 let scope = match scope {
                     Affected::Account => Scope::Account(account),
+                    Affected::Address => Scope::Address(address),
                     Affected::Everyone => Scope::Source,
                 };
                 self.quota.hold(scope, Hold::Until(Instant::now() + wait)).await;
@@ -291,6 +307,34 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             }
             RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
         }
+    }
+
+    /// What the end of a call means for the others from the same address.
+    async fn react_address(&mut self, ended: &Ended) {
+        let (address, now) = (ended.address, Instant::now());
+        let kind = ended.refusal.as_ref().map(|refusal| &refusal.kind);
+        let (rest, why) = match &ended.contact {
+            Contact::None | Contact::Called(None) => return,
+            Contact::NoWay(why) => (self.addresses.failed(address, now), why.as_str()),
+            // Said without a code of the vendor's that would explain it.
+            Contact::Called(Some(403)) if matches!(kind, Some(RefusalKind::Outage | RefusalKind::Malformed)) => {
+                (self.addresses.forbidden(address, ended.account, now), "the vendor forbids its accounts (HTTP 403)")
+            }
+            Contact::Called(Some(_)) => {
+                if self.addresses.answered(address) {
+                    let (source, address) = (&self.caller.source, self.caller.address_name(address));
+                    info!(%source, address, "the address is used again");
+                }
+                return;
+            }
+        };
+        let (source, name) = (&self.caller.source, self.caller.address_name(address));
+        let Some(rest) = rest else {
+            debug!(%source, address = name, why, "no way to the vendor; the requests wait for another slot");
+            return;
+        };
+        warn!(%source, address = name, ?rest, why, "the address is taken out; its requests wait and spend no attempt");
+        self.quota.hold(Scope::Address(address), Hold::Until(now + rest)).await;
     }
 
     async fn begin_to_stop(&mut self) {

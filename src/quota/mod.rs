@@ -33,6 +33,8 @@ use crate::message::AccountAlias;
 pub struct Slot {
     /// Index of the account in the source's list.
     pub account: usize,
+    /// Index of the address that the call leaves from.
+    pub address: usize,
     /// When the call leaves.
     pub at: Instant,
     /// Until when it still may: a later one would arrive in the time of later slots.
@@ -69,6 +71,8 @@ pub enum Lease {
 pub enum Scope {
     /// One account, for all its calls.
     Account(usize),
+    /// One address that calls leave from, for all accounts that use it.
+    Address(usize),
     /// The source's API, for all accounts.
     Source,
 }
