@@ -9,7 +9,8 @@ use super::{exit::Exit, terminal::say, topics::verdict};
 use crate::{
     config::{self, Config},
     kafka::admin::{self, AdminError},
-    platform::{Source, SourceConfig},
+    platform::{Source, SourceConfig, address::Address, http::Route},
+    quota::Limit,
     sink::{Store, Trouble, TroubleKind, schema::MIGRATIONS},
     topics::Topics,
 };
@@ -27,6 +28,9 @@ Examples:
 
 Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid,
             69 a server cannot be reached";
+
+/// How many addresses of a source are named.
+const ADDRESSES_SHOWN: usize = 10;
 
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -117,6 +121,7 @@ fn sources(config: &Config) -> Vec<Finding> {
 fn open(source: &SourceConfig, folder: &Path) -> Result<String, String> {
     let opened = Source::open(source, folder, &config::variable).map_err(|error| error.problem.to_string())?;
     let accounts = opened.accounts.len();
+    let addresses = addresses(&opened);
     let limit = opened.account_limit().map_or_else(
         || "no limit of the source's own".to_owned(),
         |limit| {
@@ -124,7 +129,37 @@ fn open(source: &SourceConfig, folder: &Path) -> Result<String, String> {
             format!("{} calls per {per} each, {} at once", limit.calls, limit.burst)
         },
     );
-    Ok(format!("{} with {accounts} account{}, {limit}", source.url, if accounts == 1 { "" } else { "s" }))
+    let preset = source.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
+    let s = if accounts == 1 { "" } else { "s" };
+    Ok(format!("{} with {accounts} account{s}, {limit}{preset}{addresses}", source.url))
+}
+
+/// Which address has how many accounts, and what the vendor allows it; nothing if there is only the machine's own
+/// without a limit.
+fn addresses(source: &Source) -> String {
+    let quota = source.quota();
+    let limit = |index| match quota.of_address(index) {
+        [] => "no limit".to_owned(),
+        limits => {
+            let words = |limit: &Limit| format!("{} per {}", limit.calls, humantime::format_duration(limit.per));
+            limits.iter().map(words).collect::<Vec<_>>().join(" and ")
+        }
+    };
+    let counts = source.accounts_by_address();
+    let one = |(index, address): (usize, &Address)| {
+        let (name, count) = (&address.name, counts.get(index).copied().unwrap_or_default());
+        format!("{name} ({count} account{}, {})", if count == 1 { "" } else { "s" }, limit(index))
+    };
+    if let [only] = &*source.addresses
+        && quota.of_address(0).is_empty()
+        && matches!(only.route, Route::Direct)
+    {
+        return String::new();
+    }
+    let shown: Vec<_> = source.addresses.iter().enumerate().take(ADDRESSES_SHOWN).map(one).collect();
+    let more = source.addresses.len().saturating_sub(ADDRESSES_SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("; from {}{more}", shown.join(", "))
 }
 
 async fn kafka(config: &Config) -> Verdict {

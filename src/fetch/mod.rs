@@ -352,4 +352,6 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 }
 
 #[cfg(test)]
+mod address_tests;
+#[cfg(test)]
 mod tests;

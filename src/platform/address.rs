@@ -139,7 +139,9 @@ impl AddressConfig {
             return Err(AddressError::Key { name, key: "credentials", found, allowed: "user:password" });
         }
         let route = match (&self.url, self.local) {
-            (Some(url), _) => Route::Proxy { url: url.clone(), credentials: credentials.map(Credentials::read) },
+            (Some(url), _) => {
+                Route::Proxy { url: url.clone(), credentials: credentials.as_ref().map(Credentials::read) }
+            }
             (None, Some(local)) => Route::Local(local),
             (None, None) => Route::Direct,
         };
@@ -157,7 +159,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    fn read(text: SecretString) -> Self {
+    fn read(text: &SecretString) -> Self {
         let (user, password) = text.expose_secret().split_once(':').unwrap_or_default();
         Self { user: user.into(), password: password.into() }
     }

@@ -12,6 +12,8 @@ pub mod http;
 mod limits;
 pub mod pick;
 pub mod preset;
+#[cfg(test)]
+pub(crate) mod proxies;
 mod redact;
 pub mod secrets;
 
