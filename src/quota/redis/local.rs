@@ -1,6 +1,9 @@
 //! What a worker knows between two calls to Redis: slots that it may hand out, and holds. No I/O.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -55,6 +58,8 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Local {
     accounts: Vec<Known>,
+    /// Their indexes: a source may have 10,000.
+    by_name: HashMap<String, usize>,
     addresses: Vec<KnownAddress>,
     held_until: Option<Instant>,
     disabled: bool,
@@ -91,8 +96,10 @@ pub struct Local {
 impl Local {
     pub fn new(accounts: Vec<Known>, addresses: Vec<String>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
         let address = |name| KnownAddress { name, held_until: None, disabled: false };
+        let by_name = accounts.iter().enumerate().map(|(index, account)| (account.name.clone(), index)).collect();
         Self {
             accounts,
+            by_name,
             addresses: addresses.into_iter().map(address).collect(),
             held_until: None,
             disabled: false,
@@ -245,7 +252,7 @@ impl Local {
     }
 
     fn index(&self, name: &str) -> Option<usize> {
-        self.accounts.iter().position(|account| account.name == name)
+        self.by_name.get(name).copied()
     }
 
     fn address(&self, name: &str) -> Option<usize> {
