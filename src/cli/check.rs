@@ -10,7 +10,7 @@ use crate::{
     config::{self, Config},
     kafka::admin::{self, AdminError},
     platform::{Source, SourceConfig, address::Address, http::Route},
-    quota::Limit,
+    quota::{Counting, Limit, money::OnBudget},
     sink::{Store, Trouble, TroubleKind, schema::MIGRATIONS},
     topics::Topics,
 };
@@ -126,12 +126,31 @@ fn open(source: &SourceConfig, folder: &Path) -> Result<String, String> {
         || "no limit of the source's own".to_owned(),
         |limit| {
             let per = humantime::format_duration(limit.per);
-            format!("{} calls per {per} each, {} at once", limit.calls, limit.burst)
+            let burst = match limit.kind {
+                Counting::Bucket => format!(", {} at once", limit.burst),
+                Counting::Fixed | Counting::Sliding => String::new(),
+            };
+            format!("{} calls per {per} each{burst}", limit.calls)
         },
     );
     let preset = source.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
     let s = if accounts == 1 { "" } else { "s" };
-    Ok(format!("{} with {accounts} account{s}, {limit}{preset}{addresses}", source.url))
+    let money = money(source);
+    Ok(format!("{} with {accounts} account{s}, {limit}{preset}{addresses}{money}", source.url))
+}
+
+/// What a call costs and how many calls its budgets pay for.
+fn money(source: &SourceConfig) -> String {
+    let Some(budgets) = source.budgets() else { return String::new() };
+    let currency = source.currency.as_ref().map_or_else(String::new, |currency| format!(" {currency}"));
+    let of = |calls: Option<u64>, what: &str| calls.map(|calls| format!(", {calls} calls {what}")).unwrap_or_default();
+    let (day, batch) = (of(budgets.per_day, "a day"), of(budgets.per_batch, "a batch"));
+    let then = match budgets.on_budget {
+        _ if budgets.per_day.or(budgets.per_batch).is_none() => "",
+        OnBudget::Stop => ", then it stops",
+        OnBudget::Warn => ", then it warns",
+    };
+    format!("; {}{currency} a call{day}{batch}{then}", budgets.cost)
 }
 
 /// Which address has how many accounts, and what the vendor allows it; nothing if there is only the machine's own

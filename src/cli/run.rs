@@ -265,6 +265,7 @@ impl Process {
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
         Ok(Fetch::new(reader, writer, caller, quota, self.config.fetch.clone())
             .with_address_health(source.address_health)
+            .with_budgets(source.budgets)
             .run(self.stop.clone())
             .await?)
     }

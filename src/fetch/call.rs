@@ -11,9 +11,9 @@ use tracing::{Instrument as _, info_span};
 
 use super::outcome::{CallFacts, Outcomes};
 use crate::{
-    kafka::{Outgoing, Record, outbox::Position},
+    kafka::{Outgoing, Partition, Record, outbox::Position},
     message::{
-        AccountAlias, DeadLetter, Reason, Request, RequestId, SourceName,
+        AccountAlias, DeadLetter, Origin, Reason, Request, RequestId, SourceName,
         codec::{self, Received},
         trace,
     },
@@ -126,6 +126,27 @@ impl Caller {
         };
         let records = self.outcomes.dead_letter(&dead, &traceparent);
         Err((position, records))
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.parts.clock.now()
+    }
+
+    /// The end of a request whose batch has spent its money.
+    pub(super) fn over_budget(&self, job: Job) -> (Position, Vec<Outgoing>) {
+        let Partition { topic, number } = &job.position.partition;
+        let dead = DeadLetter {
+            request_id: job.id,
+            source: self.source.clone(),
+            reason: Reason::Budget,
+            message: "the budget of its batch is spent: raise budget.per_batch and replay it".to_owned(),
+            died_at: self.now(),
+            origin: Origin { topic: topic.to_string(), partition: *number, offset: job.position.offset },
+            request: Some(job.request),
+            original_base64: None,
+        };
+        let records = self.outcomes.dead_letter(&dead, &job.traceparent);
+        (job.position, records)
     }
 
     /// Makes one call for these requests in this slot. Always ends, at the latest with the client's time-out.

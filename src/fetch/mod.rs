@@ -10,6 +10,7 @@ mod call;
 mod config;
 mod outcome;
 mod penalty;
+mod spending;
 
 use std::{collections::VecDeque, pin::pin, sync::Arc};
 
@@ -28,6 +29,7 @@ use self::{
     backlog::Backlog,
     call::{Contact, Ended, Job},
     penalty::Penalties,
+    spending::{Spending, Spent},
 };
 use crate::{
     kafka::{
@@ -35,8 +37,9 @@ use crate::{
         intake::{Input, Intake, IntakeError},
         outbox::Position,
     },
+    message::BatchId,
     platform::{Affected, Refusal, RefusalKind, address::HealthConfig},
-    quota::{Hold, Lease, Quota, Scope, Slot},
+    quota::{Hold, Lease, Quota, Scope, Slot, money::Budgets},
 };
 
 /// Why fetch stopped.
@@ -64,6 +67,7 @@ pub struct Fetch<R, W> {
     calls: JoinSet<Ended>,
     penalties: Penalties,
     addresses: Addresses,
+    spending: Spending,
     /// When to try to call again; `None`: as soon as something changes.
     wake_at: Option<Instant>,
     stopping: bool,
@@ -86,6 +90,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             caller: Arc::new(caller),
             calls: JoinSet::new(),
             penalties: Penalties::default(),
+            spending: Spending::default(),
             wake_at: None,
             stopping: false,
             nobody_told: false,
@@ -97,6 +102,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     #[must_use]
     pub fn with_address_health(mut self, config: HealthConfig) -> Self {
         self.addresses = Addresses::new(config, self.caller.addresses());
+        self
+    }
+
+    /// The same with a budget for what its calls cost.
+    #[must_use]
+    pub fn with_budgets(mut self, budgets: Option<Budgets>) -> Self {
+        self.spending = Spending::new(budgets);
         self
     }
 
@@ -150,6 +162,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         let partition = position.partition.clone();
         match self.caller.receive(position, record) {
+            Ok(job) if !self.spending.may_call(job.request.batch.as_ref()) => {
+                self.uncalled.push(&partition, self.caller.over_budget(job));
+            }
             Ok(job) => self.backlog.push(&partition, job),
             Err(ended) => self.uncalled.push(&partition, ended),
         }
@@ -191,10 +206,17 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.slots.push_front(slot);
                 return;
             }
+            let jobs = self.take_jobs();
+            if jobs.is_empty() {
+                // The money of all that could start is spent.
+                self.slots.push_front(slot);
+                self.end_uncalled();
+                continue;
+            }
             if let Some(wait) = self.addresses.probe(slot.address) {
                 self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait)).await;
             }
-            let jobs = self.take_jobs();
+            self.spend(&jobs);
             for job in &jobs {
                 self.regulate(&job.position.partition.clone());
             }
@@ -252,11 +274,31 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             let goes_along =
                 |job: &Job| intake.may_start(&job.position) && jobs.first().is_none_or(|first| first.goes_with(job));
             match self.backlog.pop(goes_along) {
-                Some(job) => jobs.push(job),
+                Some(job) if self.spending.may_call(job.request.batch.as_ref()) => jobs.push(job),
+                Some(job) => {
+                    let partition = job.position.partition.clone();
+                    self.uncalled.push(&partition, self.caller.over_budget(job));
+                }
                 None => break,
             }
         }
         jobs
+    }
+
+    /// Counts what a call costs: the price of one call for each batch that it serves.
+    fn spend(&mut self, jobs: &[Job]) {
+        let now = self.caller.now();
+        for batch in batches(jobs) {
+            for spent in self.spending.charge(batch, now) {
+                let source = &self.caller.source;
+                match spent {
+                    Spent::Day(calls) => warn!(%source, calls, "the day's budget is spent; told to go on (on_budget)"),
+                    Spent::Batch(batch, calls) => {
+                        warn!(%source, %batch, calls, "the batch's budget is spent: with on_budget = \"stop\" the rest of it ends as dead letters with reason budget");
+                    }
+                }
+            }
+        }
     }
 
     /// Takes the outcomes of this call and of all others that have ended meanwhile.
@@ -266,6 +308,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             let ended = ended?;
             self.quota.ended(ended.account);
             self.react_address(&ended).await;
+            // What was not called for costs nothing.
+            batches(&ended.missed).into_iter().for_each(|batch| self.spending.refund(batch));
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);
@@ -351,7 +395,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 }
 
-#[cfg(test)]
-mod address_tests;
+/// The batches that a call serves, each once; `None` for requests of no batch.
+fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
+    let mut batches: Vec<_> = jobs.iter().map(|job| job.request.batch.as_ref()).collect();
+    batches.sort_unstable();
+    batches.dedup();
+    batches
+}
+
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vendor_tests;

@@ -22,7 +22,11 @@ use super::{
 };
 use crate::{
     message::SourceName,
-    quota::{Limit, plan::Limits},
+    quota::{
+        Limit,
+        money::{BudgetConfig, Budgets, Money, OnBudget},
+        plan::Limits,
+    },
 };
 
 /// Which protocol a source speaks.
@@ -86,6 +90,18 @@ pub struct SourceConfig {
     /// What the vendor allows each address that calls come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_limit: Option<Limit>,
+    /// What one call costs, in whatever the vendor bills.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_per_call: Option<Money>,
+    /// What that is in, for people: any text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+    /// How much may be spent.
+    #[serde(default)]
+    pub budget: BudgetConfig,
+    /// What happens when it is spent.
+    #[serde(default)]
+    pub on_budget: OnBudget,
     /// Addresses that calls leave from: proxies, or addresses of the machine. Without any: its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub address: Vec<AddressConfig>,
@@ -139,6 +155,8 @@ pub struct Source {
     pub address_health: HealthConfig,
     /// Of each account, the address that its calls leave from, and then those that replace it.
     homes: Vec<Vec<usize>>,
+    /// What calls cost and may cost, if they cost something.
+    pub budgets: Option<Budgets>,
     limits: SourceLimits,
 }
 
@@ -241,6 +259,7 @@ impl Source {
             addresses: addresses.into(),
             address_health: config.address_health,
             homes,
+            budgets: config.budgets(),
             limits: SourceLimits::of(config),
         })
     }
@@ -268,7 +287,24 @@ impl SourceConfig {
         }
     }
 
+    /// What calls cost and may cost, in calls.
+    #[must_use]
+    pub fn budgets(&self) -> Option<Budgets> {
+        self.cost_per_call.map(|cost| Budgets::new(cost, &self.budget, self.on_budget))
+    }
+
+    fn check_budget(&self) -> Result<(), Problem> {
+        let has_budget = self.budget.per_day.is_some() || self.budget.per_batch.is_some();
+        let Some(Budgets { cost, per_day, per_batch, .. }) = self.budgets() else {
+            return require("cost_per_call", "unset", !has_budget, "set: a budget is counted in calls of that cost");
+        };
+        let cost = format!("less than cost_per_call, which is {cost}");
+        require("budget.per_day", &cost, per_day != Some(0), "at least that")?;
+        require("budget.per_batch", &cost, per_batch != Some(0), "at least that")
+    }
+
     fn check(&self) -> Result<(), Problem> {
+        self.check_budget()?;
         require("url", &self.url, http::is_base_url(&self.url), "http:// or https://, a host and perhaps a path")?;
         let words: Vec<_> = self.api.split('/').collect();
         let is_api = words.len() == 2 && words.iter().all(|word| is_word(word));

@@ -25,7 +25,12 @@ impl SourceLimits {
         Self {
             account: config.limit.clone().or_else(|| preset?.account()),
             further: config.limits.clone(),
-            shared: config.shared_limits.clone(),
+            shared: config
+                .shared_limits
+                .iter()
+                .cloned()
+                .chain(config.budgets().and_then(|all| all.day_limit()))
+                .collect(),
             address: config.address_limit.clone().or_else(|| preset?.address()),
         }
     }

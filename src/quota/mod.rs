@@ -13,6 +13,7 @@ mod limit;
 pub mod memory;
 #[cfg(test)]
 mod model;
+pub mod money;
 pub mod pace;
 pub mod plan;
 pub mod redis;

@@ -1,4 +1,4 @@
-//! fetch through real proxies on the loopback, against the simulated gateway that judges by the address too.
+//! fetch against the simulated gateway over the loopback: through real proxies, and with a budget.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
@@ -80,7 +80,7 @@ impl Rig {
         let (events, reader) = log.reader();
         events.send(assigned()).unwrap();
         let fetch = Fetch::new(reader, log.clone(), caller, quota, Config::default());
-        let fetch = fetch.with_address_health(source.address_health).run(stop.clone());
+        let fetch = fetch.with_address_health(source.address_health).with_budgets(source.budgets).run(stop.clone());
         #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
         let stage = tokio::spawn(fetch);
         Self { simulator, log, events, stage, stop, requested: 0, homes }
@@ -90,6 +90,13 @@ impl Rig {
         let ids = simulate::sample(7).skip(self.requested).take(count);
         let offset = i64::try_from(self.requested).unwrap();
         self.events.send(records(offset, ids.map(|id| Bytes::from(id.to_string())))).unwrap();
+        self.requested += count;
+    }
+
+    fn request_as(&mut self, batch: &str, count: usize) {
+        let ids = simulate::sample(7).skip(self.requested).take(count);
+        let json = ids.map(|id| Bytes::from(format!(r#"{{"item":"{id}","batch":"{batch}"}}"#)));
+        self.events.send(records(i64::try_from(self.requested).unwrap(), json)).unwrap();
         self.requested += count;
     }
 
@@ -264,5 +271,34 @@ async fn an_address_from_which_the_vendor_forbids_several_accounts_is_taken_out(
     // 6 accounts × 10/s for three seconds would be about 180; some are under way when the second one is refused.
     assert!((2..=20).contains(&failed), "{failed} calls were forbidden");
     assert_eq!(rig.callers("127.0.0.1"), rig.homes["direct"]);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_stops_at_its_budget_and_the_rest_of_it_ends_as_dead_letters() {
+    let more = r#"cost_per_call = "0.02"
+                  budget = { per_batch = "0.50" }"#;
+    let mut rig = Rig::start(20, simulate::Quota::None, more).await;
+    rig.request_as("rich", 20);
+    rig.request_as("poor", 60);
+    rig.request_as("rich", 5);
+    until("all requests end", || rig.ended() >= rig.requested).await;
+    // Whoever comes later is told at once.
+    rig.request_as("poor", 10);
+    rig.request(10);
+    until("all requests end", || rig.ended() >= rig.requested).await;
+    let mut ends = BTreeMap::<(Option<String>, String), usize>::new();
+    for record in &rig.log.world().records {
+        let json: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+        let batch = json["batch"].as_str().or(json["request"]["batch"].as_str()).map(str::to_owned);
+        let end = json["status"].as_str().or(json["reason"].as_str()).unwrap().to_owned();
+        *ends.entry((batch, end)).or_default() += 1;
+    }
+    let count = |batch: Option<&str>, end: &str| {
+        ends.get(&(batch.map(str::to_owned), end.to_owned())).copied().unwrap_or_default()
+    };
+    assert_eq!((count(Some("poor"), "found"), count(Some("poor"), "budget")), (25, 45), "{ends:?}");
+    assert_eq!((count(Some("rich"), "found"), count(None, "found")), (25, 10), "{ends:?}");
+    assert_eq!(rig.simulator.stats().served, 60);
     rig.end().await;
 }
