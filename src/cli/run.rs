@@ -272,7 +272,11 @@ impl Process {
             .map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
-        Ok(Fetch::new(reader, writer, caller, quota, self.config.fetch.clone()).run(self.stop.clone()).await?)
+        Ok(Fetch::new(reader, writer, caller, quota, self.config.fetch.clone())
+            .with_address_health(source.address_health)
+            .with_budgets(source.budgets)
+            .run(self.stop.clone())
+            .await?)
     }
 
     async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {

@@ -4,11 +4,13 @@
 //! [`Quota`], and are handed to a task that makes the call; its outcomes go back to the intake, which
 //! commits them. Nothing here waits for one request to finish before it begins another.
 
+mod addresses;
 mod backlog;
 mod call;
 mod config;
 mod outcome;
 mod penalty;
+mod spending;
 
 use std::{collections::VecDeque, pin::pin, sync::Arc};
 
@@ -17,15 +19,17 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use call::{Caller, CallerParts};
 pub use config::Config;
 
 use self::{
+    addresses::Addresses,
     backlog::Backlog,
-    call::{Ended, Job},
+    call::{Contact, Ended, Job},
     penalty::Penalties,
+    spending::{Spending, Spent},
 };
 use crate::{
     kafka::{
@@ -33,8 +37,9 @@ use crate::{
         intake::{Input, Intake, IntakeError},
         outbox::Position,
     },
-    platform::{Affected, Refusal, RefusalKind},
-    quota::{Hold, Lease, Quota, Scope, Slot},
+    message::BatchId,
+    platform::{Affected, Refusal, RefusalKind, address::HealthConfig},
+    quota::{Hold, Lease, Quota, Scope, Slot, money::Budgets},
 };
 
 /// Why fetch stopped.
@@ -61,6 +66,8 @@ pub struct Fetch<R, W> {
     caller: Arc<Caller>,
     calls: JoinSet<Ended>,
     penalties: Penalties,
+    addresses: Addresses,
+    spending: Spending,
     /// When to try to call again; `None`: as soon as something changes.
     wake_at: Option<Instant>,
     stopping: bool,
@@ -79,14 +86,30 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             uncalled: Backlog::default(),
             quota,
             slots: VecDeque::new(),
+            addresses: Addresses::new(HealthConfig::default(), caller.addresses()),
             caller: Arc::new(caller),
             calls: JoinSet::new(),
             penalties: Penalties::default(),
+            spending: Spending::default(),
             wake_at: None,
             stopping: false,
             nobody_told: false,
             config,
         }
+    }
+
+    /// The same with other rules for the addresses that calls leave from.
+    #[must_use]
+    pub fn with_address_health(mut self, config: HealthConfig) -> Self {
+        self.addresses = Addresses::new(config, self.caller.addresses());
+        self
+    }
+
+    /// The same with a budget for what its calls cost.
+    #[must_use]
+    pub fn with_budgets(mut self, budgets: Option<Budgets>) -> Self {
+        self.spending = Spending::new(budgets);
+        self
     }
 
     /// Works until `stop`, then finishes the calls in flight, commits them and returns.
@@ -139,6 +162,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         let partition = position.partition.clone();
         match self.caller.receive(position, record) {
+            Ok(job) if !self.spending.may_call(job.request.batch.as_ref()) => {
+                self.uncalled.push(&partition, self.caller.over_budget(job));
+            }
             Ok(job) => self.backlog.push(&partition, job),
             Err(ended) => self.uncalled.push(&partition, ended),
         }
@@ -181,6 +207,16 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 return;
             }
             let jobs = self.take_jobs();
+            if jobs.is_empty() {
+                // The money of all that could start is spent.
+                self.slots.push_front(slot);
+                self.end_uncalled();
+                continue;
+            }
+            if let Some(wait) = self.addresses.probe(slot.address) {
+                self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait)).await;
+            }
+            self.spend(&jobs);
             for job in &jobs {
                 self.regulate(&job.position.partition.clone());
             }
@@ -238,11 +274,31 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             let goes_along =
                 |job: &Job| intake.may_start(&job.position) && jobs.first().is_none_or(|first| first.goes_with(job));
             match self.backlog.pop(goes_along) {
-                Some(job) => jobs.push(job),
+                Some(job) if self.spending.may_call(job.request.batch.as_ref()) => jobs.push(job),
+                Some(job) => {
+                    let partition = job.position.partition.clone();
+                    self.uncalled.push(&partition, self.caller.over_budget(job));
+                }
                 None => break,
             }
         }
         jobs
+    }
+
+    /// Counts what a call costs: the price of one call for each batch that it serves.
+    fn spend(&mut self, jobs: &[Job]) {
+        let now = self.caller.now();
+        for batch in batches(jobs) {
+            for spent in self.spending.charge(batch, now) {
+                let source = &self.caller.source;
+                match spent {
+                    Spent::Day(calls) => warn!(%source, calls, "the day's budget is spent; told to go on (on_budget)"),
+                    Spent::Batch(batch, calls) => {
+                        warn!(%source, %batch, calls, "the batch's budget is spent: with on_budget = \"stop\" the rest of it ends as dead letters with reason budget");
+                    }
+                }
+            }
+        }
     }
 
     /// Takes the outcomes of this call and of all others that have ended meanwhile.
@@ -251,6 +307,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         while let Some(ended) = next {
             let ended = ended?;
             self.quota.ended(ended.account);
+            self.react_address(&ended).await;
+            // What was not called for costs nothing.
+            batches(&ended.missed).into_iter().for_each(|batch| self.spending.refund(batch));
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);
@@ -259,7 +318,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 }
             }
             match ended.refusal {
-                Some(refusal) => self.react(ended.account, &refusal).await,
+                Some(refusal) => self.react((ended.account, ended.address), &refusal).await,
                 None if ended.outcomes.is_empty() => {}
                 None => self.penalties.forgive(ended.account),
             }
@@ -272,7 +331,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// What a refusal means for the calls to come.
-    async fn react(&mut self, account: usize, refusal: &Refusal) {
+    async fn react(&mut self, (account, address): (usize, usize), refusal: &Refusal) {
         let source = &self.caller.source;
         let alias = self.caller.alias(account);
         match &refusal.kind {
@@ -281,6 +340,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 warn!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
                 let scope = match scope {
                     Affected::Account => Scope::Account(account),
+                    Affected::Address => Scope::Address(address),
                     Affected::Everyone => Scope::Source,
                 };
                 self.quota.hold(scope, Hold::Until(Instant::now() + wait)).await;
@@ -291,6 +351,34 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             }
             RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
         }
+    }
+
+    /// What the end of a call means for the others from the same address.
+    async fn react_address(&mut self, ended: &Ended) {
+        let (address, now) = (ended.address, Instant::now());
+        let kind = ended.refusal.as_ref().map(|refusal| &refusal.kind);
+        let (rest, why) = match &ended.contact {
+            Contact::None | Contact::Called(None) => return,
+            Contact::NoWay(why) => (self.addresses.failed(address, now), why.as_str()),
+            // Said without a code of the vendor's that would explain it.
+            Contact::Called(Some(403)) if matches!(kind, Some(RefusalKind::Outage | RefusalKind::Malformed)) => {
+                (self.addresses.forbidden(address, ended.account, now), "the vendor forbids its accounts (HTTP 403)")
+            }
+            Contact::Called(Some(_)) => {
+                if self.addresses.answered(address) {
+                    let (source, address) = (&self.caller.source, self.caller.address_name(address));
+                    info!(%source, address, "the address is used again");
+                }
+                return;
+            }
+        };
+        let (source, name) = (&self.caller.source, self.caller.address_name(address));
+        let Some(rest) = rest else {
+            debug!(%source, address = name, why, "no way to the vendor; the requests wait for another slot");
+            return;
+        };
+        warn!(%source, address = name, ?rest, why, "the address is taken out; its requests wait and spend no attempt");
+        self.quota.hold(Scope::Address(address), Hold::Until(now + rest)).await;
     }
 
     async fn begin_to_stop(&mut self) {
@@ -307,5 +395,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 }
 
+/// The batches that a call serves, each once; `None` for requests of no batch.
+fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
+    let mut batches: Vec<_> = jobs.iter().map(|job| job.request.batch.as_ref()).collect();
+    batches.sort_unstable();
+    batches.dedup();
+    batches
+}
+
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vendor_tests;

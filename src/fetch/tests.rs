@@ -51,6 +51,7 @@ fn caller_of(answer: fn() -> Reply) -> Caller {
             limit: None,
             limits: vec![],
             calls_in_flight: None,
+            address: None,
         }]),
         guard: Guard::new(&[], None),
         topics: Topics::new(topics::Config::default()),
@@ -130,7 +131,7 @@ fn a_vendors_code_that_panics_or_answers_for_too_few_refuses_the_call() {
 #[tokio::test]
 async fn a_request_that_claims_the_most_calls_is_called_for_like_any_other() {
     let now = Instant::now();
-    let slot = Slot { account: 0, at: now, latest: now + Duration::from_secs(60) };
+    let slot = Slot { account: 0, address: 0, at: now, latest: now + Duration::from_secs(60) };
     let ended = Arc::new(caller()).call(slot, vec![job(u32::MAX)]).await;
     assert_eq!(ended.outcomes.len(), 1);
 }

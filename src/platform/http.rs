@@ -1,11 +1,15 @@
 //! The vendors' HTTP client: pooled connections, one call per exchange, nothing without a limit.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::{Response, Url, header};
+use reqwest::{Proxy, Response, Url, header};
+use secrecy::ExposeSecret;
 
-use super::{Exchange, HttpReply, Refusal, RefusalKind};
+use super::{
+    Exchange, HttpReply, Refusal, RefusalKind,
+    address::{Address, Credentials},
+};
 use crate::{
     message::codec::shorten,
     runtime::clock::{Clock, Timestamp},
@@ -17,6 +21,9 @@ pub const BODY_LIMIT: usize = 4 * 1024 * 1024;
 
 /// The longest time that `Retry-After` is believed.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A proxy's "who are you?".
+const PROXY_AUTHENTICATION: u16 = 407;
 
 /// How much of an error's text is kept, in bytes.
 const MESSAGE_LIMIT: usize = 300;
@@ -30,10 +37,44 @@ pub struct Timeouts {
     pub connect: Duration,
 }
 
-/// A pool of connections. Clones share it.
+/// How calls leave.
+#[derive(Clone, Debug)]
+pub enum Route {
+    /// From whichever address the system takes.
+    Direct,
+    /// From this address of the machine.
+    Local(IpAddr),
+    /// Through a proxy.
+    Proxy {
+        /// Without anything secret.
+        url: String,
+        /// If the proxy wants some.
+        credentials: Option<Credentials>,
+    },
+}
+
+/// A pool of connections for each address that calls leave from. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Client {
+    ways: Arc<[Way]>,
+}
+
+/// One address and its connections.
+#[derive(Clone, Debug)]
+struct Way {
+    name: String,
+    route: Route,
     http: reqwest::Client,
+}
+
+/// Why there is no reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoReply {
+    /// The vendor was not reached, and the address that the call should have left from is to blame: the proxy
+    /// does not answer, wants other credentials or cannot connect, or the machine does not have that address.
+    Address(String),
+    /// Anything else, as the vendor's.
+    Refused(Refusal),
 }
 
 /// The client cannot be made: TLS does not start.
@@ -52,34 +93,114 @@ impl Client {
     /// # Errors
     /// [`ClientError`] if the TLS library does not start.
     pub fn new(timeouts: Timeouts) -> Result<Self, ClientError> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
-            .timeout(timeouts.total)
-            .connect_timeout(timeouts.connect)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            .http2_adaptive_window(true)
-            // A redirect would send the secrets in the form to somebody else, and a call that is repeated
-            // behind our back would have no slot.
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .no_proxy()
-            .build();
-        http.map(|http| Self { http }).map_err(|error| ClientError(chain(&error)))
+        Self::from_addresses(timeouts, &[Address { name: "direct".to_owned(), route: Route::Direct, limit: None }])
     }
 
-    /// Makes one call: posts the form and reads the whole reply, whatever its status.
+    /// The same with these addresses, at least one; [`Self::exchange_from`] names them by their index.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; or a proxy's URL is none.
+    pub fn from_addresses(timeouts: Timeouts, addresses: &[Address]) -> Result<Self, ClientError> {
+        let way = |Address { name, route, .. }: &Address| {
+            let http = connections(timeouts, route).map_err(|error| ClientError(chain(&error.without_url())))?;
+            Ok(Way { name: name.clone(), route: route.clone(), http })
+        };
+        Ok(Self { ways: addresses.iter().map(way).collect::<Result<_, ClientError>>()? })
+    }
+
+    /// How many addresses there are.
+    #[must_use]
+    pub fn addresses(&self) -> usize {
+        self.ways.len()
+    }
+
+    /// What an address is called.
+    #[must_use]
+    pub fn address_name(&self, index: usize) -> &str {
+        self.ways.get(index).map_or("unknown", |way| way.name.as_str())
+    }
+
+    /// Makes one call from the first address: posts the form and reads the whole reply, whatever its status.
     ///
     /// # Errors
     /// A [`Refusal`] of kind [`RefusalKind::Outage`] if there is no whole reply, with one of the codes
-    /// `timeout`, `connect`, `dns`, `tls`, `closed` and `body`.
+    /// `address`, `timeout`, `connect`, `dns`, `tls`, `closed` and `body`.
+    ///
+    /// # Cancellation
+    /// As [`Self::exchange_from`].
+    pub async fn exchange(&self, exchange: &Exchange) -> Result<HttpReply, Refusal> {
+        self.exchange_from(0, exchange).await.map_err(|no_reply| match no_reply {
+            NoReply::Address(message) => Refusal { kind: RefusalKind::Outage, code: "address".to_owned(), message },
+            NoReply::Refused(refusal) => refusal,
+        })
+    }
+
+    /// Makes one call from the address of this index (beyond the last: from the first).
+    ///
+    /// # Errors
+    /// [`NoReply`]: who is to blame that there is no whole reply.
     ///
     /// # Cancellation
     /// Dropping the future closes the connection (HTTP/1.1) or resets the stream (HTTP/2); the vendor may
     /// have counted the call.
-    pub async fn exchange(&self, exchange: &Exchange) -> Result<HttpReply, Refusal> {
-        self.attempt(exchange).await.map_err(|broken| broken.refusal(&exchange.url))
+    pub async fn exchange_from(&self, address: usize, exchange: &Exchange) -> Result<HttpReply, NoReply> {
+        let Some(way) = self.ways.get(address).or_else(|| self.ways.first()) else {
+            return Err(NoReply::Address("the source has no address to call from".to_owned()));
+        };
+        let reply = way.attempt(exchange).await.map_err(|broken| way.blame(broken, &exchange.url))?;
+        if reply.status == PROXY_AUTHENTICATION && matches!(way.route, Route::Proxy { .. }) {
+            return Err(NoReply::Address("the proxy wants (other) credentials: HTTP 407".to_owned()));
+        }
+        Ok(reply)
+    }
+}
+
+/// The connections of one address.
+fn connections(timeouts: Timeouts, route: &Route) -> Result<reqwest::Client, reqwest::Error> {
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
+        .timeout(timeouts.total)
+        .connect_timeout(timeouts.connect)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Duration::from_secs(30))
+        .http2_adaptive_window(true)
+        // A redirect would send the secrets in the form to somebody else, and a call that is repeated
+        // behind our back would have no slot.
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .no_proxy();
+    match route {
+        Route::Direct => builder,
+        Route::Local(address) => builder.local_address(*address),
+        Route::Proxy { url, credentials } => {
+            let proxy = Proxy::all(url)?;
+            builder.proxy(match credentials {
+                Some(Credentials { user, password }) => {
+                    proxy.basic_auth(user.expose_secret(), password.expose_secret())
+                }
+                None => proxy,
+            })
+        }
+    }
+    .build()
+}
+
+impl Way {
+    /// Whether the address or the vendor is to blame.
+    ///
+    /// What goes wrong before a connection to the vendor is there is the proxy's, also if the proxy says that it
+    /// cannot reach it: the vendor has seen nothing of the call. TLS is between us and the vendor.
+    fn blame(&self, broken: Broken, url: &str) -> NoReply {
+        let is_address = match (&self.route, &broken) {
+            (Route::Proxy { .. }, Broken::Transport(error)) => {
+                error.is_connect() && code_of(error, &chain(error)) != "tls"
+            }
+            (Route::Local(_), Broken::Transport(error)) => is_not_ours(error),
+            (Route::Direct | Route::Local(_) | Route::Proxy { .. }, _) => false,
+        };
+        let refusal = broken.refusal(url);
+        if is_address { NoReply::Address(refusal.message) } else { NoReply::Refused(refusal) }
     }
 
     async fn attempt(&self, exchange: &Exchange) -> Result<HttpReply, Broken> {
@@ -133,6 +254,19 @@ impl Broken {
     }
 }
 
+/// Whether the machine does not have the address that a connection was to leave from.
+fn is_not_ours(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&dyn Error> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::AddrNotAvailable) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 fn code_of(error: &reqwest::Error, why: &str) -> &'static str {
     let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
     if error.is_connect() && says(&["dns error"]) {
@@ -172,6 +306,20 @@ pub(super) fn is_base_url(text: &str) -> bool {
     };
     let is_http = matches!(url.scheme(), "http" | "https") && url.has_host();
     is_http
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none()
+}
+
+/// Whether a text is a proxy's URL: scheme, host and perhaps a port, and nothing secret.
+pub(super) fn is_proxy_url(text: &str) -> bool {
+    let Ok(url) = text.parse::<Url>() else {
+        return false;
+    };
+    matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h")
+        && url.has_host()
+        && matches!(url.path(), "" | "/")
         && url.query().is_none()
         && url.fragment().is_none()
         && url.username().is_empty()

@@ -13,6 +13,7 @@ use futures::{StreamExt as _, stream};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
 
 use super::*;
+use crate::platform::proxies::Proxy;
 
 /// `{"ok":true}` as gzip, in hex.
 const GZIPPED: &str = "1f8b0800000000000203ab56cacf56b22a292a4dad0500905fd4a70b000000";
@@ -156,6 +157,64 @@ async fn a_refused_port_and_a_server_without_tls_are_told_apart() {
     assert_outage(call(&format!("http://{free}/")).await, "connect");
     let server = Server::start().await;
     assert_outage(call(&server.url.replace("http:", "https:")).await, "tls");
+}
+
+/// The outcome of a call to `url` from an address.
+async fn call_from(route: Route, url: &str) -> Result<HttpReply, NoReply> {
+    let timeouts = Timeouts { total: Duration::from_millis(800), connect: Duration::from_millis(400) };
+    let address = Address { name: "a".to_owned(), route, limit: None };
+    let client = Client::from_addresses(timeouts, &[address]).unwrap();
+    client.exchange_from(0, &Exchange { url: url.to_owned(), form: vec![] }).await
+}
+
+fn through(proxy: &str, password: Option<&str>) -> Route {
+    let credentials =
+        password.map(|password| Credentials { user: "user".into(), password: password.to_owned().into() });
+    Route::Proxy { url: proxy.to_owned(), credentials }
+}
+
+#[tokio::test]
+async fn what_fails_on_the_way_to_the_vendor_is_the_proxys() {
+    let server = Server::start().await;
+    let echo = format!("{}/echo", server.url);
+    let secured = echo.replace("http:", "https:");
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let http = Proxy::http([127, 0, 0, 1], Some("user:hunter22")).await;
+    let socks = Proxy::socks([127, 0, 0, 1], Some("user:hunter22")).await;
+    let table = [
+        ("no proxy there", through(&format!("http://{nobody}"), None), echo.clone()),
+        ("no SOCKS there", through(&format!("socks5://{nobody}"), None), echo.clone()),
+        ("407 to a call", through(&http.url, Some("wrong-one")), echo.clone()),
+        ("407 to CONNECT", through(&http.url, Some("wrong-one")), secured.clone()),
+        ("SOCKS's 407", through(&socks.url, Some("wrong-one")), echo.clone()),
+        ("SOCKS cannot connect", through(&socks.url, Some("hunter22")), format!("http://{nobody}/")),
+        ("CONNECT cannot connect", through(&http.url, Some("hunter22")), format!("https://{nobody}/")),
+        ("not our address", Route::Local([192, 0, 2, 1].into()), echo.clone()),
+    ];
+    for (what, route, url) in table {
+        let outcome = call_from(route, &url).await;
+        let Err(NoReply::Address(why)) = outcome else { panic!("{what}: {outcome:?}") };
+        assert!(!why.contains("hunter22") && !why.contains("wrong-one"), "{what}: {why}");
+    }
+}
+
+#[tokio::test]
+async fn through_a_proxy_that_works_everything_is_the_vendors() {
+    let server = Server::start().await;
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for proxy in [Proxy::http([127, 0, 0, 61], None).await, Proxy::socks([127, 0, 0, 62], None).await] {
+        let call = async |url: String| call_from(through(&proxy.url, None), &url).await;
+        assert_eq!(call(format!("{}/busy", server.url)).await.unwrap().status, 429);
+        let slow = call(format!("{}/never", server.url)).await;
+        assert!(matches!(&slow, Err(NoReply::Refused(refusal)) if refusal.code == "timeout"), "{slow:?}");
+        let tls = call(format!("{}/echo", server.url.replace("http:", "https:"))).await;
+        assert!(matches!(&tls, Err(NoReply::Refused(refusal)) if refusal.code == "tls"), "{tls:?}");
+    }
+    let bad_gateway = Proxy::http([127, 0, 0, 61], None).await;
+    let reply = call_from(through(&bad_gateway.url, None), &format!("http://{nobody}/")).await.unwrap();
+    assert_eq!(reply.status, 502);
+    let refused = call_from(Route::Local([127, 0, 0, 1].into()), &format!("http://{nobody}/")).await;
+    assert!(matches!(&refused, Err(NoReply::Refused(refusal)) if refusal.code == "connect"), "{refused:?}");
 }
 
 #[tokio::test]

@@ -5,10 +5,15 @@
 //! with a batch API says so in [`Vendor::batch_max`].
 
 pub mod accounts;
+pub mod address;
 pub mod ali1688;
 pub mod config;
 pub mod http;
+mod limits;
 pub mod pick;
+pub mod preset;
+#[cfg(test)]
+pub(crate) mod proxies;
 mod redact;
 pub mod secrets;
 
@@ -94,6 +99,8 @@ pub enum RefusalKind {
 pub enum Affected {
     /// The account that called.
     Account,
+    /// Every account that calls from the same address.
+    Address,
     /// Every account: switching does not help.
     Everyone,
 }

@@ -6,7 +6,7 @@
 -- ARGV[3]  its arguments, as JSON
 --
 -- :meta     what concerns the whole source (MessagePack)
--- :account  name -> MessagePack {gate, address, held, disabled}
+-- :account  name -> MessagePack {gate, address, home, fallbacks, held, disabled}
 -- :queue:A  names of the accounts of address A by the time at which they may call next; disabled ones at +inf
 -- :returned slots that came back, "time:number:name", by time
 --
@@ -15,6 +15,8 @@
 
 local floor, max, min = math.floor, math.max, math.min
 local INFINITE = 9e15
+-- What tells the name of an address from an account's, which cannot begin like this.
+local ADDRESS = '\n'
 local META, ACCOUNT, RETURNED = KEYS[1] .. ':meta', KEYS[1] .. ':account', KEYS[1] .. ':returned'
 local function queue(address) return KEYS[1] .. ':queue:' .. address end
 
@@ -182,6 +184,12 @@ local function save()
   redis.call('SET', META, cmsgpack.pack(meta))
 end
 
+local function address_named(list, name)
+  for number, address in ipairs(list) do
+    if address.name == name then return address, number end
+  end
+end
+
 local function doubt_all(since, known)
   local horizon = now + meta.lease
   gate_doubt(meta.source, horizon, 0, since, known)
@@ -273,6 +281,47 @@ local function recall_all(memory)
   return min(tonumber(memory.at), now)
 end
 
+local function refund_slot(name, at, address)
+  local state = account(name)
+  if not state then return end
+  gate_refund(state.gate, at)
+  if address then gate_refund(address, at) end
+  gate_refund(meta.source, at)
+  changed[name] = true
+end
+
+local function forget(member, name, at)
+  redis.call('ZREM', RETURNED, member)
+  local state = account(name)
+  if state then refund_slot(name, at, meta.addresses[state.address]) end
+end
+
+local function move_to(name, state, address)
+  for _, member in ipairs(redis.call('ZRANGE', RETURNED, 0, -1)) do
+    local at, other = string.match(member, '^(%d+):%d+:(.*)$')
+    if other == name then forget(member, name, tonumber(at)) end
+  end
+  redis.call('ZREM', queue(state.address), name)
+  state.address, changed[name] = address, true
+end
+
+-- Sends accounts away from addresses that are held, and home to those that are not any more.
+local function settle()
+  meta.home_at = nil
+  if not meta.hops then return end
+  for _, name in ipairs(meta.names) do
+    local state = account(name)
+    local wanted, held = state.home, meta.addresses[state.home].held
+    if held > now and #state.fallbacks > 0 then
+      meta.home_at = min(meta.home_at or INFINITE, held)
+      for _, other in ipairs(state.fallbacks) do
+        if meta.addresses[other].held <= now then wanted = other break end
+      end
+    end
+    if wanted ~= state.address then move_to(name, state, wanted) end
+  end
+end
+
 local function configure()
   local known = load()
   if not known then
@@ -287,16 +336,25 @@ local function configure()
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
     source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
   }
-  for number, rules in ipairs(plan.addresses) do meta.addresses[number] = gate_of(rules, old.addresses[number]) end
+  for number, rules in ipairs(plan.addresses) do
+    local before = address_named(old.addresses, rules.name)
+    local gate = gate_of(rules, before)
+    gate.name, gate.held = rules.name, before and before.held < INFINITE and before.held or 0
+    if known and not before then gate_doubt(gate, now + input.lease, 0, nil, false) end
+    meta.addresses[number] = gate
+  end
   for address = 1, max(#old.addresses, #plan.addresses) do redis.call('DEL', queue(address)) end
   local kept = {}
   for number, one in ipairs(plan.accounts) do
     local before = known and account(one.name) or nil
     accounts[one.name] = {
-      gate = gate_of(one.rules, before and before.gate), address = one.address + 1,
+      gate = gate_of(one.rules, before and before.gate), address = one.address + 1, home = one.address + 1,
+      fallbacks = {},
       held = before and before.held or 0, disabled = false,
       cap = one.cap > 0 and one.cap or nil, flying = before and before.flying or {},
     }
+    for place, other in ipairs(one.fallbacks) do accounts[one.name].fallbacks[place] = other + 1 end
+    meta.hops = meta.hops or #one.fallbacks > 0
     if one.cap > 0 then meta.capped[one.name] = true end
     if known and not before then gate_doubt(accounts[one.name].gate, now + meta.lease, 0, nil, false) end
     meta.names[number], kept[one.name], changed[one.name] = one.name, true, true
@@ -308,12 +366,14 @@ local function configure()
   if not known or (input.known and not old.informed) then
     doubt_all(input.memory and recall_all(input.memory) or nil, input.known)
   end
+  settle()
   save()
   return { 'configured', now, digits(meta.birth) }
 end
 
 local function free_at(state, at)
   local address = meta.addresses[state.address]
+  at = max(at, address.held)
   while true do
     local later = gate_free_at(meta.source, gate_free_at(address, gate_free_at(state.gate, at)))
     if later == at then return at end
@@ -360,24 +420,21 @@ end
 
 local function is_held(state, at)
   return not state or meta.disabled or state.disabled or at < state.held or at < meta.held
-end
-
-local function forget(member, name, at)
-  redis.call('ZREM', RETURNED, member)
-  local state = account(name)
-  if not state then return end
-  gate_refund(state.gate, at)
-  if meta.addresses[state.address] then gate_refund(meta.addresses[state.address], at) end
-  gate_refund(meta.source, at)
-  changed[name] = true
+    or at < meta.addresses[state.address].held
 end
 
 -- Takes slots back, and forgets those that nobody can use any more.
 local function take_back(earliest)
-  for i = 1, #input.returned, 2 do
-    meta.number = meta.number + 1
-    local at, name = input.returned[i], input.returned[i + 1]
-    redis.call('ZADD', RETURNED, digits(at), digits(at) .. ':' .. meta.number .. ':' .. name)
+  for i = 1, #input.returned, 3 do
+    local at, name, from = input.returned[i], input.returned[i + 1], input.returned[i + 2]
+    local state = account(name)
+    if state and meta.addresses[state.address].name == from then
+      meta.number = meta.number + 1
+      redis.call('ZADD', RETURNED, digits(at), digits(at) .. ':' .. meta.number .. ':' .. name)
+    else
+      -- The account's calls leave from elsewhere now.
+      refund_slot(name, at, (address_named(meta.addresses, from)))
+    end
     count_call(name, input.worker, -1)
   end
   for _, name in ipairs(input.ended) do count_call(name, input.worker, -1) end
@@ -402,10 +459,14 @@ end
 local function lease()
   if not load() then return { 'unknown', now } end
   if not meta.informed and input.birth ~= digits(meta.birth) then return { 'unknown', now } end
+  if meta.home_at and now >= meta.home_at then settle() end
   local earliest = max(now, meta.held)
   local til = now + min(input.ahead, meta.lease)
   take_back(earliest)
   local slots, next_at = {}, -1
+  local function grant(name, at)
+    slots[#slots + 1], slots[#slots + 2], slots[#slots + 3] = name, at, meta.addresses[account(name).address].name
+  end
   local found = input.count > 0 and not meta.disabled and load_candidates(input.count, earliest) or {}
   local left = meta.disabled and 0 or input.count
   while left > 0 do
@@ -418,7 +479,7 @@ local function lease()
       for _, other in ipairs(found) do
         if other.name == name then other.ready = max(other.ready, ready_at(account(name))) end
       end
-      slots[#slots + 1], slots[#slots + 2] = name, back_at
+      grant(name, back_at)
     else
       if not one then break end
       if at > til then next_at = at < INFINITE and at or -1 break end
@@ -429,7 +490,7 @@ local function lease()
       gate_take(meta.source, at)
       count_call(one.name, input.worker, 1)
       one.ready, one.idle, changed[one.name] = ready_at(state), false, true
-      slots[#slots + 1], slots[#slots + 2] = one.name, at
+      grant(one.name, at)
     end
     left = left - 1
   end
@@ -442,12 +503,19 @@ local function announce(scope, til)
   redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode({ scope, digits(til) }))
 end
 
--- Moves the shared time of the source (no name) or of an account, for everybody.
+-- Moves the shared time of the source (no name), of an address or of an account, for everybody.
 local function hold()
   if not load() then return { 'unknown', now } end
   for _, one in ipairs(input.holds) do
     local til = one.disabled and INFINITE or now + one.wait
-    if not one.name then
+    if one.address then
+      local address = address_named(meta.addresses, one.address)
+      if address then
+        address.held = max(address.held, til)
+        announce(ADDRESS .. one.address, til)
+        settle()
+      end
+    elseif not one.name then
       meta.held = one.disabled and meta.held or max(meta.held, til)
       meta.disabled = meta.disabled or one.disabled
       announce('', til)
@@ -467,6 +535,9 @@ end
 local function holds()
   if not load() then return { 'unknown', now } end
   local list = { '', meta.disabled and '+inf' or digits(meta.held) }
+  for _, address in ipairs(meta.addresses) do
+    if address.held > now then list[#list + 1], list[#list + 2] = ADDRESS .. address.name, digits(address.held) end
+  end
   for _, name in ipairs(meta.names) do
     local state = account(name)
     if state.disabled or state.held > now then

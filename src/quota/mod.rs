@@ -13,6 +13,7 @@ mod limit;
 pub mod memory;
 #[cfg(test)]
 mod model;
+pub mod money;
 pub mod pace;
 pub mod plan;
 pub mod redis;
@@ -33,6 +34,8 @@ use crate::message::AccountAlias;
 pub struct Slot {
     /// Index of the account in the source's list.
     pub account: usize,
+    /// Index of the address that the call leaves from.
+    pub address: usize,
     /// When the call leaves.
     pub at: Instant,
     /// Until when it still may: a later one would arrive in the time of later slots.
@@ -69,6 +72,8 @@ pub enum Lease {
 pub enum Scope {
     /// One account, for all its calls.
     Account(usize),
+    /// One address that calls leave from, for all accounts that use it.
+    Address(usize),
     /// The source's API, for all accounts.
     Source,
 }

@@ -16,8 +16,19 @@ pub struct Limits {
     pub accounts: Vec<AccountLimits>,
     /// All calls of the source.
     pub source: Vec<Limit>,
-    /// The calls that leave from each address.
+    /// The calls that leave from each address that has no limits of its own.
     pub address: Vec<Limit>,
+    /// The addresses by index, as far as there is something to say of them.
+    pub addresses: Vec<AddressLimits>,
+}
+
+/// What a vendor allows one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressLimits {
+    /// What the fleet calls it: whoever has another list of addresses shares those of the same name.
+    pub name: String,
+    /// What holds instead of [`Limits::address`]; `None` = that.
+    pub own: Option<Vec<Limit>>,
 }
 
 /// What a vendor allows an account.
@@ -25,8 +36,10 @@ pub struct Limits {
 pub struct AccountLimits {
     /// Limits that all hold together; none = as fast as it goes.
     pub limits: Vec<Limit>,
-    /// From which address its calls leave: any number, the same for accounts that share one.
+    /// Index of the address that its calls leave from: the same for accounts that share one.
     pub address: usize,
+    /// Where it goes, in this order, as long as that one is held; empty = it waits.
+    pub fallbacks: Vec<usize>,
     /// How many of its calls may be under way at once; `None` = any number.
     pub in_flight: Option<u32>,
 }
@@ -39,6 +52,20 @@ impl Limits {
             |limit: Option<Limit>| AccountLimits { limits: limit.into_iter().collect(), ..Default::default() };
         Self { accounts: limits.into_iter().map(account).collect(), ..Self::default() }
     }
+
+    /// How many addresses there are; at least one.
+    #[must_use]
+    pub fn address_count(&self) -> usize {
+        let used = self.accounts.iter().map(|account| account.address + 1).max();
+        used.unwrap_or_default().max(self.addresses.len()).max(1)
+    }
+
+    /// What the vendor allows the address of this index.
+    #[must_use]
+    pub fn of_address(&self, index: usize) -> &[Limit] {
+        let own = self.addresses.get(index).and_then(|address| address.own.as_deref());
+        own.unwrap_or(&self.address)
+    }
 }
 
 /// The same in the terms of the arithmetic.
@@ -48,6 +75,8 @@ pub struct Plan {
     pub accounts: Vec<AccountPlan>,
     /// By index; at least one.
     pub addresses: Vec<Rules>,
+    /// What the fleet calls them.
+    pub address_names: Vec<String>,
     /// For all calls together.
     pub source: Rules,
 }
@@ -59,6 +88,8 @@ pub struct AccountPlan {
     pub rules: Rules,
     /// Index of its address.
     pub address: usize,
+    /// Where it goes, in this order, as long as that one is held.
+    pub fallbacks: Vec<usize>,
     /// How many of its calls may be under way.
     pub in_flight: Option<u32>,
     /// How late a slot of it may be used, after all its limits.
@@ -78,19 +109,26 @@ impl Plan {
     /// The plan for these limits at this pacing.
     #[must_use]
     pub fn new(limits: &Limits, pacing: &Pacing) -> Self {
-        let shared = pacing.pace(&limits.source).lateness.min(pacing.pace(&limits.address).lateness);
-        let mut numbers: Vec<usize> = limits.accounts.iter().map(|account| account.address).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
+        let numbers = || 0..limits.address_count();
+        let lateness = |limits: &[Limit]| pacing.pace(limits).lateness;
+        // An account may move, so that every address counts for it.
+        let shared = numbers().map(|number| lateness(limits.of_address(number)));
+        let shared = shared.fold(lateness(&limits.source), Duration::min);
         let account = |account: &AccountLimits| AccountPlan {
             rules: Rules::new(&account.limits, pacing),
-            address: numbers.binary_search(&account.address).unwrap_or_default(),
+            address: account.address,
+            fallbacks: account.fallbacks.clone(),
             in_flight: account.in_flight,
-            lateness: pacing.pace(&account.limits).lateness.min(shared),
+            lateness: lateness(&account.limits).min(shared),
+        };
+        let name = |number: usize| {
+            let named = limits.addresses.get(number).map(|address| address.name.clone());
+            named.unwrap_or_else(|| number.to_string())
         };
         Self {
             accounts: limits.accounts.iter().map(account).collect(),
-            addresses: vec![Rules::new(&limits.address, pacing); numbers.len().max(1)],
+            addresses: numbers().map(|number| Rules::new(limits.of_address(number), pacing)).collect(),
+            address_names: numbers().map(name).collect(),
             source: Rules::new(&limits.source, pacing),
         }
     }

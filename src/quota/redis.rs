@@ -102,7 +102,7 @@ impl Redis {
         let accounts = names.iter().zip(&plan.accounts).map(known).collect();
         let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
         let shared = Arc::new(Shared {
-            local: Mutex::new(Local::new(accounts, block(&plan), ahead)),
+            local: Mutex::new(Local::new(accounts, plan.address_names.clone(), block(&plan), ahead)),
             wake: Notify::new(),
             counts: Mutex::default(),
         });

@@ -159,7 +159,8 @@ fn written() -> Vec<(Kind, Value)> {
         let failure = Failure { request_id: request_id(), source: source(), request: request(), attempt: attempt() };
         (Kind::Failure, record(&Failure { attempt: Attempt { class, ..attempt() }, ..failure }))
     });
-    let reasons = [Reason::Exhausted, Reason::Permanent, Reason::Expired].map(|reason| dead(reason, Some(request())));
+    let reasons = [Reason::Exhausted, Reason::Permanent, Reason::Expired, Reason::Budget];
+    let reasons = reasons.map(|reason| dead(reason, Some(request())));
     let statuses = [(Status::Found, Some(r#"{"price":10.00}"#)), (Status::Absent, None), (Status::OffShelf, None)];
     let mut all = vec![(Kind::Request, record(&request())), (Kind::Request, record(&bare))];
     all.extend(statuses.map(|(status, raw)| (Kind::Result, record(&observation(status, raw)))));

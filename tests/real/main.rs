@@ -10,6 +10,7 @@
     reason = "a test that fails says so by panicking"
 )]
 
+mod addresses;
 mod analytics;
 mod fetch;
 mod kafka;

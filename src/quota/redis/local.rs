@@ -1,12 +1,15 @@
 //! What a worker knows between two calls to Redis: slots that it may hand out, and holds. No I/O.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use super::{
     offset::Offset,
-    wire::{Ask, HoldAsk},
+    wire::{Ask, HoldAsk, Named},
 };
 use crate::quota::{Hold, Lease, Scope, Slot, limit::Micros, memory::HORIZON};
 
@@ -30,6 +33,14 @@ pub struct Known {
     pub is_capped: bool,
 }
 
+/// What is known of an address that calls leave from.
+#[derive(Clone, Debug)]
+pub struct KnownAddress {
+    pub name: String,
+    pub held_until: Option<Instant>,
+    pub disabled: bool,
+}
+
 /// What the driver does next.
 #[derive(Debug)]
 pub enum Step {
@@ -47,13 +58,17 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Local {
     accounts: Vec<Known>,
+    /// Their indexes: a source may have 10,000.
+    by_name: HashMap<String, usize>,
+    addresses: Vec<KnownAddress>,
     held_until: Option<Instant>,
     disabled: bool,
     /// Slots to hand out, by time, as Redis knows them.
     slots: VecDeque<(Slot, Micros)>,
     /// Slots handed out lately: they may come back.
     out: VecDeque<(Slot, Micros)>,
-    returned: Vec<(usize, Micros)>,
+    /// Account, time and address.
+    returned: Vec<(usize, Micros, usize)>,
     ended: Vec<usize>,
     /// When to tell Redis of what came back.
     return_at: Option<Instant>,
@@ -79,9 +94,13 @@ pub struct Local {
 }
 
 impl Local {
-    pub fn new(accounts: Vec<Known>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
+    pub fn new(accounts: Vec<Known>, addresses: Vec<String>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
+        let address = |name| KnownAddress { name, held_until: None, disabled: false };
+        let by_name = accounts.iter().enumerate().map(|(index, account)| (account.name.clone(), index)).collect();
         Self {
             accounts,
+            by_name,
+            addresses: addresses.into_iter().map(address).collect(),
             held_until: None,
             disabled: false,
             slots: VecDeque::new(),
@@ -130,10 +149,10 @@ impl Local {
         let (kept, gone): (VecDeque<_>, VecDeque<_>) = self
             .slots
             .drain(..)
-            .partition(|(slot, _)| !slot.is_late(now) && !held(&self.accounts, self.held_until, slot));
+            .partition(|(slot, _)| !slot.is_late(now) && !held(&self.accounts, &self.addresses, self.held_until, slot));
         self.slots = kept;
         self.return_at = self.return_at.or((!gone.is_empty()).then_some(now + RETURN_LATER));
-        self.returned.extend(gone.into_iter().map(|(slot, at)| (slot.account, at)));
+        self.returned.extend(gone.into_iter().map(|(slot, at)| (slot.account, at, slot.address)));
         while self.out.front().is_some_and(|(slot, _)| slot.at + Duration::from_secs(5) < now) {
             self.out.pop_front();
         }
@@ -151,7 +170,7 @@ impl Local {
             self.demand = 0;
             back.extend(self.slots.drain(..));
         }
-        self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at)));
+        self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at, slot.address)));
         let return_at = now + if self.demand == 0 { RETURN_SOON } else { RETURN_LATER };
         if !self.returned.is_empty() {
             self.return_at = Some(self.return_at.map_or(return_at, |at| at.min(return_at)));
@@ -176,6 +195,13 @@ impl Local {
         match (scope, hold) {
             (Scope::Source, Hold::Until(until)) => self.held_until = self.held_until.max(Some(until)),
             (Scope::Source, Hold::Disabled) => self.disabled = true,
+            (Scope::Address(index), hold) => {
+                let Some(address) = self.addresses.get_mut(index) else { return };
+                match hold {
+                    Hold::Until(until) => address.held_until = address.held_until.max(Some(until)),
+                    Hold::Disabled => address.disabled = true,
+                }
+            }
             (Scope::Account(index), hold) => {
                 let Some(account) = self.accounts.get_mut(index) else { return };
                 match hold {
@@ -187,12 +213,16 @@ impl Local {
     }
 
     pub fn is_held(&self, slot: &Slot) -> bool {
-        self.disabled || held(&self.accounts, self.held_until, slot)
+        self.disabled || held(&self.accounts, &self.addresses, self.held_until, slot)
     }
 
     /// A hold that another worker announced.
     pub fn announced(&mut self, name: &str, until: Micros, now: Instant) {
-        let scope = if name.is_empty() { Some(Scope::Source) } else { self.index(name).map(Scope::Account) };
+        let scope = match Named::of(name) {
+            Named::Source => Some(Scope::Source),
+            Named::Address(name) => self.address(name).map(Scope::Address),
+            Named::Account(name) => self.index(name).map(Scope::Account),
+        };
         let hold = if until == Micros::MAX {
             Some(Hold::Disabled)
         } else {
@@ -209,6 +239,9 @@ impl Local {
         for account in &mut self.accounts {
             account.disabled = false;
         }
+        for address in &mut self.addresses {
+            address.disabled = false;
+        }
         for (name, until) in holds {
             self.announced(name, *until, now);
         }
@@ -219,7 +252,11 @@ impl Local {
     }
 
     fn index(&self, name: &str) -> Option<usize> {
-        self.accounts.iter().position(|account| account.name == name)
+        self.by_name.get(name).copied()
+    }
+
+    fn address(&self, name: &str) -> Option<usize> {
+        self.addresses.iter().position(|address| address.name == name)
     }
 
     /// What to do next.
@@ -244,20 +281,25 @@ impl Local {
     fn hold_ask(&self, (scope, hold): (Scope, Hold), now: Instant) -> HoldAsk {
         let name = match scope {
             Scope::Account(index) => self.accounts.get(index).map(|account| account.name.clone()),
-            Scope::Source => None,
+            Scope::Source | Scope::Address(_) => None,
+        };
+        let address = match scope {
+            Scope::Address(index) => self.addresses.get(index).map(|address| address.name.clone()),
+            Scope::Source | Scope::Account(_) => None,
         };
         let (wait, disabled) = match hold {
             Hold::Until(until) => (until.saturating_duration_since(now), false),
             Hold::Disabled => (Duration::ZERO, true),
         };
-        HoldAsk { name, wait: crate::quota::limit::micros(wait), disabled }
+        HoldAsk { name, address, wait: crate::quota::limit::micros(wait), disabled }
     }
 
     fn ask(&mut self, count: usize) -> Ask {
         let mut returned = Vec::new();
-        for (account, at) in self.returned.drain(..) {
+        for (account, at, address) in self.returned.drain(..) {
             returned.push(at.into());
             returned.push(self.accounts[account].name.clone().into());
+            returned.push(self.addresses[address].name.clone().into());
         }
         self.return_at = None;
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
@@ -271,7 +313,7 @@ impl Local {
     }
 
     /// Slots have come.
-    pub fn receive(&mut self, slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64, now: Instant) {
+    pub fn receive(&mut self, slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64, now: Instant) {
         self.seq = seq;
         let Some(offset) = self.offset else { return };
         self.ask_at = if slots.is_empty() { now + ASK_AGAIN } else { now };
@@ -281,14 +323,15 @@ impl Local {
             // Everything that may be leased is leased: asking at once would bring one slot at a time.
             self.ask_at = ask_at.checked_sub(ahead).unwrap_or(now).max(now) + self.gap;
         }
-        for (name, micros) in slots {
-            let Some(account) = self.index(&name) else { continue };
+        for (name, micros, address) in slots {
+            // Of a newer configuration than ours: nobody here can use it.
+            let (Some(account), Some(address)) = (self.index(&name), self.address(&address)) else { continue };
             // Never early by any reckoning, and not late by any.
             let (first, at) = offset.instants(micros, now);
-            let slot = Slot { account, at, latest: first + self.accounts[account].lateness };
+            let slot = Slot { account, address, at, latest: first + self.accounts[account].lateness };
             if slot.latest < slot.at {
                 self.discarded += 1;
-                self.returned.push((account, micros));
+                self.returned.push((account, micros, address));
                 self.return_at = self.return_at.or(Some(now + RETURN_LATER));
                 continue;
             }
@@ -298,7 +341,9 @@ impl Local {
     }
 }
 
-fn held(accounts: &[Known], source: Option<Instant>, slot: &Slot) -> bool {
+fn held(accounts: &[Known], addresses: &[KnownAddress], source: Option<Instant>, slot: &Slot) -> bool {
     let before = |held: Option<Instant>| held.is_some_and(|held| slot.at < held);
-    before(source) || accounts.get(slot.account).is_none_or(|account| account.disabled || before(account.held_until))
+    before(source)
+        || addresses.get(slot.address).is_none_or(|address| address.disabled || before(address.held_until))
+        || accounts.get(slot.account).is_none_or(|account| account.disabled || before(account.held_until))
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::quota::{
     budget::Rule,
     limit::Micros,
-    plan::{Plan, Rules, interval},
+    plan::{AccountPlan, Plan, Rules, interval},
 };
 
 /// The arithmetic, as Redis does it.
@@ -32,8 +32,9 @@ pub enum What {
     Done,
     /// The plan is written into a state of this birth.
     Configured(String),
-    /// Slots by account name; when the next one comes, if that is known; how many holds there have been.
-    Slots { slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64 },
+    /// Slots by account name, each with the name of its address; when the next one comes, if that is known; how
+    /// many holds there have been.
+    Slots { slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64 },
     /// What is spent, as JSON that only the script understands.
     Memory(String),
     /// All holds that matter; no name = the source.
@@ -54,7 +55,7 @@ pub struct Ask {
     pub gone: Micros,
     /// The accounts whose calls have ended.
     pub ended: Vec<String>,
-    /// Times and names in turn.
+    /// Times, names of accounts and names of addresses in turn.
     pub returned: Vec<serde_json::Value>,
 }
 
@@ -63,6 +64,8 @@ pub struct Ask {
 pub struct HoldAsk {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// From now on, in microseconds.
     pub wait: Micros,
     pub disabled: bool,
@@ -151,7 +154,7 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
         "slots" => {
             let seq = from_redis_value(part())?;
             let next_at: i64 = from_redis_value(part())?;
-            let slots = from_redis_value::<Vec<(String, Micros)>>(part())?;
+            let slots = from_redis_value::<Vec<(String, Micros, String)>>(part())?;
             What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq }
         }
         "configured" => What::Configured(from_redis_value(part())?),
@@ -171,17 +174,46 @@ fn until_of(text: &str) -> Micros {
     text.parse().unwrap_or(Micros::MAX)
 }
 
-/// An announcement of a hold: the account's name (empty = the source) and until when.
+/// Whom a hold concerns, by the name that an announcement gives: empty for the source, behind a line's end for an
+/// address (no account's name has one).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named<'a> {
+    Source,
+    Address(&'a str),
+    Account(&'a str),
+}
+
+impl<'a> Named<'a> {
+    pub fn of(name: &'a str) -> Self {
+        match name.strip_prefix('\n') {
+            Some(address) => Self::Address(address),
+            None if name.is_empty() => Self::Source,
+            None => Self::Account(name),
+        }
+    }
+}
+
+/// An announcement of a hold: whom it concerns (see [`Named`]) and until when.
 pub fn announced(payload: &[u8]) -> Option<(String, Micros)> {
     let (name, until): (String, String) = serde_json::from_slice(payload).ok()?;
     Some((name, until_of(&until)))
 }
 
 fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
-    let account = |(account, name): (&crate::quota::plan::AccountPlan, &String)| serde_json::json!({ "name": name, "address": account.address, "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules) });
+    let account = |(account, name): (&AccountPlan, &String)| {
+        serde_json::json!({
+            "name": name, "address": account.address, "fallbacks": account.fallbacks,
+            "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules),
+        })
+    };
+    let address = |(rules, name): (&Rules, &String)| {
+        let mut address = rules_json(rules);
+        address["name"] = name.as_str().into();
+        address
+    };
     serde_json::json!({
         "accounts": plan.accounts.iter().zip(names).map(account).collect::<Vec<_>>(),
-        "addresses": plan.addresses.iter().map(rules_json).collect::<Vec<_>>(),
+        "addresses": plan.addresses.iter().zip(&plan.address_names).map(address).collect::<Vec<_>>(),
         "source": rules_json(&plan.source),
         "interval": interval(plan.accounts.iter().map(|account| account.rules.spacing)),
     })

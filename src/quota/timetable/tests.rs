@@ -338,3 +338,56 @@ fn an_unused_slot_of_a_budget_is_spent_by_somebody_else() {
     let Granted::Slots(slots) = table.lease(9, later, later + HORIZON) else { panic!("two are left") };
     assert_eq!(slots.len(), 2);
 }
+
+/// Two accounts, each at an address of its own with 10/s.
+fn at_two_addresses(fallbacks: bool) -> Timetable {
+    let account = |address: usize| AccountLimits {
+        limits: vec![bucket(100, 5)],
+        address,
+        fallbacks: if fallbacks { vec![1 - address] } else { vec![] },
+        in_flight: None,
+    };
+    let limits = Limits { accounts: vec![account(0), account(1)], address: vec![window(10, 1)], ..Limits::default() };
+    Timetable::new(&Plan::new(&limits, &Pacing::default()), START)
+}
+
+fn leased(table: &mut Timetable, from: Micros, span: Micros) -> Vec<(usize, Micros)> {
+    match table.lease(1_000, from, from + span) {
+        Granted::Slots(slots) => slots,
+        other @ (Granted::NotBefore(_) | Granted::Nobody) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn nobody_calls_from_an_address_that_is_held_and_the_other_one_goes_on() {
+    let mut table = at_two_addresses(false);
+    let (now, until) = (START + 2 * SECOND, START + 5 * SECOND);
+    let before = leased(&mut table, now, SECOND);
+    assert!(before.iter().any(|slot| slot.0 == 0) && before.iter().any(|slot| slot.0 == 1));
+    table.hold_address(0, until, now);
+    assert!(table.is_held(0, until - 1) && !table.is_held(0, until) && !table.is_held(1, now));
+    let after = leased(&mut table, now + SECOND, 3 * SECOND);
+    assert!(after.iter().all(|(account, at)| *account == 1 || *at >= until), "{after:?}");
+    assert!(after.iter().filter(|slot| slot.0 == 0).count() > 5);
+}
+
+#[test]
+fn who_goes_elsewhere_shares_the_limit_there_and_comes_home() {
+    let mut table = at_two_addresses(true);
+    let (now, until) = (START + 2 * SECOND, START + 6 * SECOND);
+    let stale = leased(&mut table, now, 100 * MILLI).into_iter().find(|slot| slot.0 == 0).unwrap();
+    table.hold_address(0, until, now);
+    assert_eq!((table.address_of(0), table.address_of(1)), (1, 1));
+    assert!(table.is_held_at(0, stale.1, 0), "a slot from before the hold is for the address that is held");
+    table.give_up(0, stale.1, 0);
+    let away = leased(&mut table, now + SECOND, SECOND);
+    let of = |account: usize| away.iter().filter(|slot| slot.0 == account).count();
+    assert!(of(0) >= 4 && of(1) >= 4 && away.len() <= 10, "both within 10/s: {away:?}");
+    // Wherever its own time stands: it is home as soon as somebody asks after the end of the hold.
+    let home = leased(&mut table, until, SECOND);
+    assert_eq!((table.address_of(0), table.address_of(1)), (0, 1));
+    assert!(home.len() > 15, "each has 10/s again: {home:?}");
+    table.hold_address(0, Micros::MAX, until);
+    table.hold_address(1, until + SECOND, until);
+    assert_eq!((table.address_of(0), table.address_of(1)), (0, 1), "with nowhere to go everybody stays");
+}
