@@ -296,11 +296,19 @@ impl SourceConfig {
     fn check_budget(&self) -> Result<(), Problem> {
         let has_budget = self.budget.per_day.is_some() || self.budget.per_batch.is_some();
         let Some(Budgets { cost, per_day, per_batch, .. }) = self.budgets() else {
-            return require("cost_per_call", "unset", !has_budget, "set: a budget is counted in calls of that cost");
+            let (found, allowed) = ("not set".to_owned(), "an amount such as \"0.02\", since there is a budget");
+            let problem = Problem::Key { key: "cost_per_call".to_owned(), found, allowed };
+            return if has_budget { Err(problem) } else { Ok(()) };
         };
-        let cost = format!("less than cost_per_call, which is {cost}");
-        require("budget.per_day", &cost, per_day != Some(0), "at least that")?;
-        require("budget.per_batch", &cost, per_batch != Some(0), "at least that")
+        let check = |key: &str, budget: Option<Money>, calls: Option<u64>| match (budget, calls) {
+            (Some(found), Some(0)) => {
+                let found = format!("{found}, less than one call at {cost}");
+                Err(Problem::Key { key: key.to_owned(), found, allowed: "at least cost_per_call" })
+            }
+            _ => Ok(()),
+        };
+        check("budget.per_day", self.budget.per_day, per_day)?;
+        check("budget.per_batch", self.budget.per_batch, per_batch)
     }
 
     fn check(&self) -> Result<(), Problem> {
@@ -416,6 +424,17 @@ mod tests {
             ),
             ("columns = { title = \"subject\" }", "columns: \"subject\" is not a JSON pointer"),
             ("colour = \"red\"", "unknown field `colour`"),
+            ("budget = { per_day = \"1\" }", "cost_per_call is not set; it must be an amount"),
+            ("cost_per_call = 0.1", "expected a string"),
+            (
+                "cost_per_call = \"2\"\nbudget = { per_batch = \"1.5\" }",
+                "budget.per_batch is 1.5, less than one call at 2; it must be at least cost_per_call",
+            ),
+            ("address_health = { failures = 0 }", "address_health.failures is \"0\"; it must be at least 1"),
+            (
+                "address_health = { rest = \"5m\", rest_max = \"1m\" }",
+                "address_health.rest_max is \"1m\"; it must be at",
+            ),
             ("accounts_file = \"none.toml\"", "source ali1688: accounts_file: cannot read /nowhere/none.toml"),
         ];
         for (line, expected) in table {
