@@ -116,7 +116,7 @@ fn job(calls: u32) -> Job {
 }
 
 fn replied() -> HttpReply {
-    HttpReply { status: 200, retry_after: None, body: Bytes::new() }
+    HttpReply { status: 200, retry_after: None, used_up: None, body: Bytes::new() }
 }
 
 #[test]
