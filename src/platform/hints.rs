@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn seconds(wait: Option<Duration>) -> Option<u64> {
-        wait.map(|wait| wait.as_millis().div_ceil(1_000) as u64)
+        wait.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
     }
 
     #[test]

@@ -51,6 +51,7 @@ impl SourceLimits {
                 address: home,
                 fallbacks,
                 in_flight: account.calls_in_flight,
+                is_guess: false,
             }
         };
         let address = |address: &Address| AddressLimits {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{
     Limit, Pacing,
+    adapt::Basis,
     budget::Rule,
     limit::{Micros, micros},
 };
@@ -42,6 +43,8 @@ pub struct AccountLimits {
     pub fallbacks: Vec<usize>,
     /// How many of its calls may be under way at once; `None` = any number.
     pub in_flight: Option<u32>,
+    /// Its limits are a guess, with which a search begins.
+    pub is_guess: bool,
 }
 
 impl Limits {
@@ -68,6 +71,16 @@ impl Limits {
     }
 }
 
+impl AccountLimits {
+    fn basis(&self) -> Basis {
+        match self.limits.iter().any(Limit::is_paced) {
+            true if self.is_guess => Basis::Guess,
+            true => Basis::Known,
+            false => Basis::Free,
+        }
+    }
+}
+
 /// The same in the terms of the arithmetic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -86,6 +99,8 @@ pub struct Plan {
 pub struct AccountPlan {
     /// What it keeps to.
     pub rules: Rules,
+    /// What its spacing is.
+    pub basis: Basis,
     /// Index of its address.
     pub address: usize,
     /// Where it goes, in this order, as long as that one is held.
@@ -116,6 +131,7 @@ impl Plan {
         let shared = shared.fold(lateness(&limits.source), Duration::min);
         let account = |account: &AccountLimits| AccountPlan {
             rules: Rules::new(&account.limits, pacing),
+            basis: account.basis(),
             address: account.address,
             fallbacks: account.fallbacks.clone(),
             in_flight: account.in_flight,

@@ -345,6 +345,7 @@ fn at_two_addresses(fallbacks: bool) -> Timetable {
         limits: vec![bucket(100, 5)],
         address,
         fallbacks: if fallbacks { vec![1 - address] } else { vec![] },
+        is_guess: false,
         in_flight: None,
     };
     let limits = Limits { accounts: vec![account(0), account(1)], address: vec![window(10, 1)], ..Limits::default() };
