@@ -59,6 +59,7 @@ impl SourceLimits {
             own: address.limit.clone().map(|limit| vec![limit]),
         };
         Limits {
+            unlimited: false,
             accounts: accounts.iter().zip(homes).map(account).collect(),
             source: self.shared.clone(),
             address: self.address.iter().cloned().collect(),

@@ -9,6 +9,7 @@
 
 pub mod adapt;
 pub mod budget;
+pub mod calendar;
 mod config;
 #[cfg(test)]
 mod feedback;
