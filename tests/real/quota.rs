@@ -411,6 +411,8 @@ async fn a_burst_of_refusals_slows_the_account_by_one_step_for_the_whole_fleet()
     let left_at = Instant::now();
     for quota in &fleet.quotas {
         quota.refused(scope, left_at).await;
+        let expected = quota.pace(scope).share;
+        assert!((expected - 1.0 / 1.05).abs() < 0.05, "known before Redis has answered: {expected}");
     }
     heard(&fleet, scope, 4, 1.0 / 1.05).await;
     // Each further round is another.
