@@ -9,8 +9,10 @@ use super::{exit::Exit, terminal::say, topics::verdict};
 use crate::{
     config::{self, Config},
     kafka::admin::{self, AdminError},
+    message::SourceName,
     platform::{Source, SourceConfig, address::Address, http::Route},
-    quota::{Counting, Limit, money::OnBudget},
+    quota::{self, Counting, Limit, calendar::Window, money::OnBudget},
+    runtime::clock::{Clock, Timestamp},
     sink::{Store, Trouble, TroubleKind, schema::MIGRATIONS},
     topics::Topics,
 };
@@ -73,7 +75,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
         findings.push(finding);
         Ok::<_, std::io::Error>(())
     };
-    for finding in sources(config) {
+    for finding in sources(config).into_iter().chain(calendar(config, Clock::System.now())) {
         add(finding)?;
     }
     if !args.offline {
@@ -110,7 +112,7 @@ fn sources(config: &Config) -> Vec<Finding> {
     let folder = config.folder();
     let finding = |source: &SourceConfig| Finding {
         what: format!("source {}", source.name),
-        verdict: match open(source, folder) {
+        verdict: match open(source, folder, &config.quota) {
             Ok(text) => Verdict::Fine(text),
             Err(text) => Verdict::Wrong(Exit::Usage, text),
         },
@@ -118,12 +120,32 @@ fn sources(config: &Config) -> Vec<Finding> {
     config.sources.iter().map(finding).collect()
 }
 
-fn open(source: &SourceConfig, folder: &Path) -> Result<String, String> {
+/// What is planned: each window, and when it is open.
+fn calendar(config: &Config, now: Timestamp) -> Vec<Finding> {
+    let finding = |window: &Window| {
+        let whom: Vec<_> = window.sources().iter().map(SourceName::as_str).collect();
+        let whom = if whom.is_empty() { "all sources".to_owned() } else { whom.join(", ") };
+        let when = match window.occurrence(now) {
+            Some((begin, end)) if begin <= now => format!("open now, until {}", window.local(end)),
+            Some((begin, end)) => format!("next {} to {}", window.local(begin), window.local(end)),
+            None => "over: it will not come again".to_owned(),
+        };
+        let text = format!("{whom} at {} of the pace; {when}", window.pace().get());
+        Finding { what: format!("calendar {}", window.name()), verdict: Verdict::Fine(text) }
+    };
+    config.calendar.iter().map(finding).collect()
+}
+
+fn open(source: &SourceConfig, folder: &Path, quota: &quota::Config) -> Result<String, String> {
     let opened = Source::open(source, folder, &config::variable).map_err(|error| error.problem.to_string())?;
     let accounts = opened.accounts.len();
     let addresses = addresses(&opened);
     let limit = opened.account_limit().map_or_else(
-        || "no limit of the source's own".to_owned(),
+        || {
+            let is_sought = opened.quota().or_unknown(&quota.unknown).accounts.iter().any(|account| account.is_guess);
+            let what = if is_sought { "an unknown limit, which is sought" } else { "no limit of the source's own" };
+            what.to_owned()
+        },
         |limit| {
             let per = humantime::format_duration(limit.per);
             let burst = match limit.kind {

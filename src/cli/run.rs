@@ -272,11 +272,14 @@ impl Process {
             .map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
-        Ok(Fetch::new(reader, writer, caller, quota, self.config.fetch.clone())
+        let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
+        let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
             .with_address_health(source.address_health)
-            .with_budgets(source.budgets)
-            .run(self.stop.clone())
-            .await?)
+            .with_budgets(source.budgets);
+        tokio::select! {
+            ended = fetch.run(self.stop.clone()) => Ok(ended?),
+            never = calendar => match never {},
+        }
     }
 
     async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {

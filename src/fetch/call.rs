@@ -51,6 +51,12 @@ pub(super) struct Ended {
     pub(super) address: usize,
     /// How far it came.
     pub(super) contact: Contact,
+    /// When its slot was.
+    pub(super) left_at: Instant,
+    /// How long the reply took, if there was one.
+    pub(super) latency: Option<Duration>,
+    /// What the reply's headers ask for.
+    pub(super) advice: Advice,
     /// The records of each request.
     pub(super) outcomes: Vec<(Position, Vec<Outgoing>)>,
     /// Requests that were not called for: the slot had passed by the time that the call could leave, or there was
@@ -69,6 +75,37 @@ pub(super) enum Contact {
     NoWay(String),
     /// It left; the HTTP status of the reply, if there was one.
     Called(Option<u16>),
+}
+
+impl Ended {
+    /// Nothing has come of it yet.
+    fn nothing(slot: &Slot, address: usize) -> Self {
+        let (account, left_at, contact) = (slot.account, slot.at, Contact::None);
+        let (latency, advice, outcomes, missed, refusal) = (None, Advice::default(), vec![], vec![], None);
+        Self { account, address, contact, left_at, latency, advice, outcomes, missed, refusal }
+    }
+}
+
+/// What a reply's headers ask for, whatever else it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Advice {
+    /// The service is not there for so long, for nobody: 503 with `Retry-After`.
+    pub(super) unavailable: Option<Duration>,
+    /// The account has nothing left for so long.
+    pub(super) used_up: Option<Duration>,
+}
+
+impl Advice {
+    /// Headers count in whole seconds, rounded who knows how: one second may be none, and windows as short as that are
+    /// what the pace is made for.
+    const RESOLUTION: Duration = Duration::from_secs(1);
+
+    pub(super) fn of(reply: &HttpReply) -> Self {
+        Self {
+            unavailable: reply.retry_after.filter(|_| reply.status == 503),
+            used_up: reply.used_up.filter(|wait| *wait > Self::RESOLUTION),
+        }
+    }
 }
 
 /// What a caller is made of.
@@ -164,14 +201,18 @@ impl Caller {
             // On a busy machine time has passed since the slot was taken: a late call is not made up for.
             if slot.is_late(Instant::now()) {
                 tracing::debug!("the slot was missed");
-                let contact = Contact::None;
-                return Ended { account, address, contact, outcomes: vec![], missed: jobs, refusal: None };
+                return Ended { missed: jobs, ..Ended::nothing(&slot, address) };
             }
             match self.exchange(account, address, &jobs).await {
-                Ok((reply, facts)) => self.conclude((account, address), jobs, reply, &facts),
+                Ok((reply, facts, advice)) => {
+                    let (outcomes, refusal) = self.conclude(account, jobs, reply, &facts);
+                    let latency = facts.http_status.map(|_| facts.latency);
+                    let contact = Contact::Called(facts.http_status);
+                    Ended { contact, latency, advice, outcomes, refusal, ..Ended::nothing(&slot, address) }
+                }
                 Err(why) => {
                     let contact = Contact::NoWay(why);
-                    Ended { account, address, contact, outcomes: vec![], missed: jobs, refusal: None }
+                    Ended { contact, missed: jobs, ..Ended::nothing(&slot, address) }
                 }
             }
         }
@@ -189,7 +230,12 @@ impl Caller {
     }
 
     /// The vendor's reply; or why the address let no call leave.
-    async fn exchange(&self, account: usize, address: usize, jobs: &[Job]) -> Result<(Reply, CallFacts), String> {
+    async fn exchange(
+        &self,
+        account: usize,
+        address: usize,
+        jobs: &[Job],
+    ) -> Result<(Reply, CallFacts, Advice), String> {
         let Account { alias, .. } = &self.parts.accounts[account];
         let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
         // Signed here and not earlier: signatures and timestamps go stale.
@@ -202,16 +248,18 @@ impl Caller {
             latency: started.elapsed(),
             http_status: None,
         };
+        let mut advice = Advice::default();
         let reply = match result {
             Ok(reply) => {
                 facts.http_status = Some(reply.status);
+                advice = Advice::of(&reply);
                 self.understand(&requests, &reply)
             }
             Err(NoReply::Refused(refusal)) => Reply::Refused(refusal),
             Err(NoReply::Address(why)) => return Err(redact(&self.parts.accounts[account], &why).into_owned()),
         };
         tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
-        Ok((reply, facts))
+        Ok((reply, facts, advice))
     }
 
     /// What the vendor's reply means: something for each request, whatever the vendor's code does.
@@ -231,7 +279,14 @@ impl Caller {
         }
     }
 
-    fn conclude(&self, (account, address): (usize, usize), jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {
+    /// The records of each request, and a refusal that concerns more than that.
+    fn conclude(
+        &self,
+        account: usize,
+        jobs: Vec<Job>,
+        reply: Reply,
+        facts: &CallFacts,
+    ) -> (Vec<(Position, Vec<Outgoing>)>, Option<Refusal>) {
         let caller = &self.parts.accounts[account];
         let mut worst = None;
         let mut conclude = |job: Job, answer: Result<Answer, Refusal>| {
@@ -250,8 +305,7 @@ impl Caller {
             Reply::Each(answers) => jobs.into_iter().zip(answers).map(|(job, answer)| conclude(job, answer)).collect(),
             Reply::Refused(refusal) => jobs.into_iter().map(|job| conclude(job, Err(refusal.clone()))).collect(),
         };
-        let contact = Contact::Called(facts.http_status);
-        Ended { account, address, contact, outcomes, missed: vec![], refusal: worst }
+        (outcomes, worst)
     }
 }
 

@@ -8,11 +8,13 @@ mod addresses;
 mod backlog;
 mod call;
 mod config;
+mod episode;
 mod outcome;
 mod penalty;
 mod spending;
+mod spread;
 
-use std::{collections::VecDeque, pin::pin, sync::Arc};
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::{JoinError, JoinSet},
@@ -27,9 +29,11 @@ pub use config::Config;
 use self::{
     addresses::Addresses,
     backlog::Backlog,
-    call::{Contact, Ended, Job},
+    call::{Advice, Contact, Ended, Job},
+    episode::Episodes,
     penalty::Penalties,
     spending::{Spending, Spent},
+    spread::Spread,
 };
 use crate::{
     kafka::{
@@ -68,6 +72,8 @@ pub struct Fetch<R, W> {
     penalties: Penalties,
     addresses: Addresses,
     spending: Spending,
+    episodes: Episodes,
+    spread: Spread,
     /// When to try to call again; `None`: as soon as something changes.
     wake_at: Option<Instant>,
     stopping: bool,
@@ -77,6 +83,9 @@ pub struct Fetch<R, W> {
 impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Slots leased at once, at most: the longest that a source's accounts are asked about in one step.
     const LEASE: usize = 64;
+
+    /// A vendor that names a longer wait has no more to give: a day's allowance, say.
+    const BUDGET_SPENT: Duration = Duration::from_secs(600);
 
     /// A stage that reads by `reader`, calls by `caller` at the times of `quota`, and writes by `writer`.
     pub fn new(reader: R, writer: W, caller: Caller, quota: Arc<dyn Quota>, config: Config) -> Self {
@@ -91,6 +100,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             calls: JoinSet::new(),
             penalties: Penalties::default(),
             spending: Spending::default(),
+            episodes: Episodes::default(),
+            spread: Spread::new(Instant::now()),
             wake_at: None,
             stopping: false,
             nobody_told: false,
@@ -319,10 +330,18 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     self.backlog.push_first(&job.position.partition.clone(), job);
                 }
             }
-            match ended.refusal {
-                Some(refusal) => self.react((ended.account, ended.address), &refusal).await,
+            if let Some(latency) = ended.latency {
+                self.spread.note(latency, Instant::now());
+            }
+            match &ended.refusal {
+                Some(refusal) => self.react((ended.account, ended.address), ended.left_at, refusal).await,
                 None if ended.outcomes.is_empty() => {}
-                None => self.penalties.forgive(ended.account),
+                None => self.penalties.forgive(ended.account, ended.left_at),
+            }
+            let is_throttled = matches!(&ended.refusal, Some(Refusal { kind: RefusalKind::Throttled { .. }, .. }));
+            // A throttle's own wait overrides the other headers.
+            if !is_throttled {
+                self.heed((ended.account, ended.address), ended.advice).await;
             }
             for (position, records) in ended.outcomes {
                 self.intake.complete(position, records);
@@ -332,20 +351,53 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         Ok(())
     }
 
+    /// What a reply's headers mean for the calls to come.
+    async fn heed(&mut self, (account, address): (usize, usize), Advice { unavailable, used_up }: Advice) {
+        let (source, now) = (&self.caller.source, Instant::now());
+        if let Some(wait) = unavailable {
+            info!(%source, ?wait, "the vendor's service is away, and says for how long: nobody calls until then");
+            self.quota.hold(Scope::Source, Hold::Until(now + wait)).await;
+        }
+        if let Some(wait) = used_up.filter(|_| self.config.heed_hints) {
+            // Those under way say the same.
+            if !self.quota.is_held(&Slot { account, address, at: now, latest: now }) {
+                let account = self.caller.alias(account);
+                info!(%source, %account, ?wait, "the vendor says that the account's quota is used up until then");
+            }
+            self.quota.hold(Scope::Account(account), Hold::Until(now + wait)).await;
+        }
+    }
+
+    /// The vendor says: too fast. The shared time moves first, then the pace gives way.
+    async fn slow_down(&mut self, scope: Scope, account: usize, left_at: Instant, wait: Option<Duration>) {
+        let now = Instant::now();
+        let until = wait.map_or_else(|| self.penalties.punish(account, left_at, now), |wait| now + wait);
+        self.quota.hold(scope, Hold::Until(until)).await;
+        // So long is a budget spent, and no sign of a wrong pace.
+        if wait.is_some_and(|wait| wait > Self::BUDGET_SPENT) {
+            return;
+        }
+        self.quota.refused(scope, left_at).await;
+        if let Some(refusals) = self.episodes.refused(scope, now) {
+            let (source, account) = (&self.caller.source, self.caller.alias(account));
+            let (rest, share, spread) = (until - now, self.quota.pace(scope).share, self.spread.width());
+            warn!(%source, %account, ?scope, refusals, ?rest, share, ?spread, "refused beyond the promise: the pace gives way, and is tried again slowly. Is the limit right, does somebody else use the account, is quota.jitter less than the way's?");
+        }
+    }
+
     /// What a refusal means for the calls to come.
-    async fn react(&mut self, (account, address): (usize, usize), refusal: &Refusal) {
+    async fn react(&mut self, (account, address): (usize, usize), left_at: Instant, refusal: &Refusal) {
         let source = &self.caller.source;
         let alias = self.caller.alias(account);
         match &refusal.kind {
             RefusalKind::Throttled { scope, wait } => {
-                let wait = wait.unwrap_or_else(|| self.penalties.punish(account));
-                warn!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
+                debug!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
                 let scope = match scope {
                     Affected::Account => Scope::Account(account),
                     Affected::Address => Scope::Address(address),
                     Affected::Everyone => Scope::Source,
                 };
-                self.quota.hold(scope, Hold::Until(Instant::now() + wait)).await;
+                self.slow_down(scope, account, left_at, *wait).await;
             }
             RefusalKind::Denied(denial) => {
                 error!(%source, account = %alias, code = refusal.code, message = refusal.message, ?denial, "the vendor refuses this account: it is disabled, the others carry its load");

@@ -78,7 +78,7 @@ pub struct SourceConfig {
     /// Limits that somebody has published, by name; the keys below go before them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<Preset>,
-    /// What the vendor allows each account that has no limit of its own; without one, as fast as it goes.
+    /// What the vendor allows each account that has no limit of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
     /// Further limits of each account that has none of its own, which hold together with that one.
@@ -90,6 +90,9 @@ pub struct SourceConfig {
     /// What the vendor allows each address that calls come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_limit: Option<Limit>,
+    /// Whether accounts without a limit go as fast as they can; else their limit is sought, beginning slowly.
+    #[serde(default)]
+    pub unlimited: bool,
     /// What one call costs, in whatever the vendor bills.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_per_call: Option<Money>,
@@ -149,6 +152,8 @@ pub struct Source {
     pub client: Client,
     /// Its accounts, at least one; slots name them by their index.
     pub accounts: Arc<[Account]>,
+    /// Accounts without a limit go as fast as they can.
+    pub unlimited: bool,
     /// The addresses that calls leave from, at least one; slots name them by their index.
     pub addresses: Arc<[Address]>,
     /// When an address is taken out.
@@ -215,7 +220,8 @@ impl Source {
     /// Everything that the vendor allows, as the quota reads it.
     #[must_use]
     pub fn quota(&self) -> Limits {
-        self.limits.quota(&self.accounts, &self.addresses, &self.homes, self.address_health.failover)
+        let limits = self.limits.quota(&self.accounts, &self.addresses, &self.homes, self.address_health.failover);
+        Limits { unlimited: self.unlimited, ..limits }
     }
 
     /// What the vendor allows each account that has no limit of its own, preset included.
@@ -256,6 +262,7 @@ impl Source {
             vendor,
             client: client.map_err(|error| Problem::Client(error.to_string()))?,
             accounts: accounts.into(),
+            unlimited: config.unlimited,
             addresses: addresses.into(),
             address_health: config.address_health,
             homes,

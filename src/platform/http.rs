@@ -3,24 +3,19 @@
 use std::{error::Error, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::{Proxy, Response, Url, header};
+use reqwest::{Proxy, Response, Url};
 use secrecy::ExposeSecret;
 
 use super::{
     Exchange, HttpReply, Refusal, RefusalKind,
     address::{Address, Credentials},
+    hints::{self, Hint},
 };
-use crate::{
-    message::codec::shorten,
-    runtime::clock::{Clock, Timestamp},
-};
+use crate::{message::codec::shorten, runtime::clock::Clock};
 
 /// The longest body that is read, in bytes: far more than any product has, and little enough that its record
 /// fits into a topic.
 pub const BODY_LIMIT: usize = 4 * 1024 * 1024;
-
-/// The longest time that `Retry-After` is believed.
-pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A proxy's "who are you?".
 const PROXY_AUTHENTICATION: u16 = 407;
@@ -207,8 +202,8 @@ impl Way {
         let sent = self.http.post(&exchange.url).form(&exchange.form).send().await;
         let response = sent.map_err(Broken::Transport)?;
         let status = response.status().as_u16();
-        let retry_after = retry_after_of(&response);
-        Ok(HttpReply { status, retry_after, body: body(response).await? })
+        let hint = hint_of(&response);
+        Ok(HttpReply { status, retry_after: hint.wait(), used_up: hint.used_up, body: body(response).await? })
     }
 }
 
@@ -326,37 +321,14 @@ pub(super) fn is_proxy_url(text: &str) -> bool {
         && url.password().is_none()
 }
 
-fn retry_after_of(response: &Response) -> Option<Duration> {
-    let text = |name| response.headers().get(name)?.to_str().ok();
-    let value = text(header::RETRY_AFTER)?;
-    // A date is meant on the sender's clock, which it sends along.
-    let now = text(header::DATE).and_then(http_date).unwrap_or_else(|| Clock::System.now());
-    retry_after(value, now)
-}
-
-/// The time from `now` that a `Retry-After` in either form asks for, at most [`RETRY_AFTER_MAX`].
-///
-/// Nothing if it is garbage, zero or in the past: the caller then backs off by its own rule.
-#[must_use]
-pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
-    let value = value.trim();
-    let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        value.parse().map_or(RETRY_AFTER_MAX, Duration::from_secs)
-    } else {
-        http_date(value)?.since(now)
+fn hint_of(response: &Response) -> Hint {
+    let header = |name: &str| {
+        let lines: Vec<&str> = response.headers().get_all(name).iter().filter_map(|line| line.to_str().ok()).collect();
+        (!lines.is_empty()).then(|| lines.join(", "))
     };
-    (!wait.is_zero()).then(|| wait.min(RETRY_AFTER_MAX))
-}
-
-/// A date in the form of today or in one of the two older ones that RFC 9110 has recipients accept.
-fn http_date(text: &str) -> Option<Timestamp> {
-    let older = || {
-        let formats = ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
-        let civil = formats.iter().find_map(|format| jiff::civil::DateTime::strptime(format, text).ok())?;
-        civil.to_zoned(jiff::tz::TimeZone::UTC).ok()
-    };
-    let at = jiff::fmt::rfc2822::parse(text).ok().or_else(older)?;
-    Some(Timestamp::from_millis(at.timestamp().as_millisecond()))
+    // Times are meant on the sender's clock, which it sends along.
+    let now = header("date").and_then(|value| hints::date(&value)).unwrap_or_else(|| Clock::System.now());
+    Hint::read(&header, now)
 }
 
 #[cfg(test)]

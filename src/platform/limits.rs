@@ -51,6 +51,7 @@ impl SourceLimits {
                 address: home,
                 fallbacks,
                 in_flight: account.calls_in_flight,
+                is_guess: false,
             }
         };
         let address = |address: &Address| AddressLimits {
@@ -58,6 +59,7 @@ impl SourceLimits {
             own: address.limit.clone().map(|limit| vec![limit]),
         };
         Limits {
+            unlimited: false,
             accounts: accounts.iter().zip(homes).map(account).collect(),
             source: self.shared.clone(),
             address: self.address.iter().cloned().collect(),

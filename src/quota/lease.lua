@@ -1,7 +1,7 @@
 -- The timetable of one source in Redis: the same steps as src/quota/timetable.rs, one call per lease.
 --
 -- KEYS[1]  weir:quota:{<source>}; all other keys begin with it, so that a cluster keeps them together
--- ARGV[1]  what to do: configure | lease | hold | holds | remember
+-- ARGV[1]  what to do: configure | lease | hold | holds | pace | remember
 -- ARGV[2]  the server's run id as this connection learned it: another one in the state = restart or failover
 -- ARGV[3]  its arguments, as JSON
 --
@@ -102,6 +102,45 @@ local function refund(budget, at)
   end
 end
 
+-- ---------------------------------------------------------------- paces (share.rs, adapt.rs)
+
+local SLOWER, PROBE_PER_MINUTE, STRETCH_MAX, STRETCH_MIN, DEAF, QUIET_MAX = 1.05, 0.001, 100, 0.001, 4, 10000000
+
+local function pace_new(basis)
+  return { basis = basis, operator = 1, calendar = 1, stretch = 1, deaf = 0, quiet = 0, refused = 0, learned = 0,
+    from = 0, slots = 0, before = 0 }
+end
+
+local function stretched(spacing, by) return by == 1 and spacing or math.ceil(spacing * by - 1e-6) end
+
+local function stretch_of(pace) return pace.stretch / (pace.operator * pace.calendar) end
+
+local function pace_slot(pace, at)
+  local quiet = pace.quiet == 0 and 0 or min(max(at - pace.quiet, 0), QUIET_MAX)
+  pace.quiet = max(pace.quiet, at)
+  if pace.basis == 'free' and pace.learned == 0 then
+    if at >= pace.from + 1000000 then
+      pace.before = at < pace.from + 2000000 and pace.slots or 0
+      pace.from, pace.slots = at, 0
+    end
+    pace.slots = pace.slots + 1
+    return
+  end
+  local minutes = quiet / 60000000
+  local shorter = 1 - PROBE_PER_MINUTE * minutes
+  if pace.basis == 'guess' and pace.refused == 0 then shorter = 2 ^ -minutes end
+  pace.stretch = max(pace.stretch * shorter, pace.basis == 'known' and 1 or STRETCH_MIN)
+end
+
+local function pace_refuse(pace, left, planned)
+  pace.refused = pace.refused + 1
+  if left < pace.deaf then return end
+  if planned == 0 and pace.learned == 0 then pace.learned = floor(1000000 / max(pace.slots, pace.before, 1)) end
+  pace.stretch = min(pace.stretch * SLOWER, STRETCH_MAX)
+  pace.deaf = max(now, left) + DEAF * stretched(planned > 0 and planned or pace.learned, pace.stretch)
+  pace.quiet = max(pace.quiet, now)
+end
+
 -- ---------------------------------------------------------------- gates
 
 local function gate_free_at(gate, at)
@@ -114,9 +153,9 @@ local function gate_free_at(gate, at)
   end
 end
 
-local function gate_take(gate, at)
+local function gate_take(gate, at, spacing)
   -- At least a microsecond, so that accounts without a limit take turns.
-  gate.next = at + max(gate.spacing, 1)
+  gate.next = at + max(spacing, 1)
   for _, budget in ipairs(gate.budgets) do charge(budget, at) end
 end
 
@@ -131,7 +170,8 @@ local function gate_doubt(gate, horizon, phase, since, known)
   for _, budget in ipairs(gate.budgets) do
     local calls = 0
     if since then
-      calls = gate.spacing > 0 and min(budget.calls, floor((horizon - since) / gate.spacing) + 1) or budget.calls
+      -- A guessed pace may have been exceeded.
+      calls = gate.spacing > 0 and not gate.guess and min(budget.calls, floor((horizon - since) / gate.spacing) + 1) or budget.calls
     elseif budget.learns or known then
       calls = budget.calls
     end
@@ -150,6 +190,8 @@ local function account(name)
   if accounts[name] == nil then
     local packed = redis.call('HGET', ACCOUNT, name)
     accounts[name] = packed and cmsgpack.unpack(packed) or false
+    -- A state of an earlier version.
+    if accounts[name] and not accounts[name].pace then accounts[name].pace = pace_new('known') end
   end
   return accounts[name]
 end
@@ -209,6 +251,8 @@ local function load()
   local packed = redis.call('GET', META)
   if not packed then return false end
   meta = cmsgpack.unpack(packed)
+  meta.pace = meta.pace or pace_new('known')
+  for _, gate in ipairs(meta.addresses) do gate.pace = gate.pace or pace_new('known') end
   -- Redis may have been told to evict keys when memory is short.
   local queued = 0
   for address = 1, #meta.addresses do queued = queued + redis.call('ZCARD', queue(address)) end
@@ -248,6 +292,15 @@ local function gate_of(rules, old)
     gate.budgets[number] = rule
   end
   return gate
+end
+
+-- What was learned of a limit is forgotten when that changes; what people asked for stays.
+local function pace_of(one, before)
+  local old = before and before.pace
+  if old and old.basis == one.basis and before.gate.spacing == one.rules.spacing then return old end
+  local pace = pace_new(one.basis)
+  if old then pace.operator, pace.calendar, pace.refused = old.operator, old.calendar, old.refused end
+  return pace
 end
 
 local function spent_of(gate)
@@ -334,12 +387,13 @@ local function configure()
   meta = {
     run = run, birth = old.birth, informed = old.informed or input.known, last = old.last, next_start = old.next_start, held = old.held, disabled = false,
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
-    source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
+    pace = old.pace or pace_new('known'), source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
   }
   for number, rules in ipairs(plan.addresses) do
     local before = address_named(old.addresses, rules.name)
     local gate = gate_of(rules, before)
     gate.name, gate.held = rules.name, before and before.held < INFINITE and before.held or 0
+    gate.pace = before and before.pace or pace_new('known')
     if known and not before then gate_doubt(gate, now + input.lease, 0, nil, false) end
     meta.addresses[number] = gate
   end
@@ -348,13 +402,14 @@ local function configure()
   for number, one in ipairs(plan.accounts) do
     local before = known and account(one.name) or nil
     accounts[one.name] = {
-      gate = gate_of(one.rules, before and before.gate), address = one.address + 1, home = one.address + 1,
+      pace = pace_of(one, before), gate = gate_of(one.rules, before and before.gate), address = one.address + 1, home = one.address + 1,
       fallbacks = {},
       held = before and before.held or 0, disabled = false,
       cap = one.cap > 0 and one.cap or nil, flying = before and before.flying or {},
     }
     for place, other in ipairs(one.fallbacks) do accounts[one.name].fallbacks[place] = other + 1 end
     meta.hops = meta.hops or #one.fallbacks > 0
+    accounts[one.name].gate.guess = one.basis == 'guess'
     if one.cap > 0 then meta.capped[one.name] = true end
     if known and not before then gate_doubt(accounts[one.name].gate, now + meta.lease, 0, nil, false) end
     meta.names[number], kept[one.name], changed[one.name] = one.name, true, true
@@ -484,10 +539,15 @@ local function lease()
       if not one then break end
       if at > til then next_at = at < INFINITE and at or -1 break end
       local state = account(one.name)
-      if one.idle then meta.next_start = at + meta.interval end
-      gate_take(state.gate, at)
-      gate_take(meta.addresses[state.address], at)
-      gate_take(meta.source, at)
+      local address, all = meta.addresses[state.address], stretch_of(meta.pace)
+      if one.idle then meta.next_start = at + stretched(meta.interval, all) end
+      pace_slot(state.pace, at)
+      pace_slot(meta.pace, at)
+      local planned = state.gate.spacing > 0 and state.gate.spacing or state.pace.learned
+      gate_take(state.gate, at, stretched(planned, all * stretch_of(state.pace)))
+      pace_slot(address.pace, at)
+      gate_take(address, at, stretched(address.spacing, all * stretch_of(address.pace)))
+      gate_take(meta.source, at, stretched(meta.source.spacing, all))
       count_call(one.name, input.worker, 1)
       one.ready, one.idle, changed[one.name] = ready_at(state), false, true
       grant(one.name, at)
@@ -547,5 +607,24 @@ local function holds()
   return { 'holds', now, meta.seq, list }
 end
 
-local steps = { configure = configure, lease = lease, hold = hold, holds = holds, remember = remember }
+-- Shares that somebody asks for, and refusals: of an account, of an address or else of the source, for everybody.
+local function pace()
+  if not load() then return { 'unknown', now } end
+  for _, one in ipairs(input.paces) do
+    local state, gate = one.name and account(one.name), one.address and address_named(meta.addresses, one.address)
+    local target, planned = meta.pace, max(meta.source.spacing, meta.interval)
+    if one.name then target, planned = state and state.pace, state and state.gate.spacing end
+    if one.address then target, planned = gate and gate.pace, gate and gate.spacing end
+    if target then
+      if one.age then pace_refuse(target, now - one.age, planned) else target[one.by] = one.share end
+      if one.name then changed[one.name] = true end
+      local told = { account = one.name or '', address = one.address or '', share = 1 / stretch_of(target), refused = target.refused }
+      redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode(told))
+    end
+  end
+  save()
+  return { 'done', now }
+end
+
+local steps = { configure = configure, lease = lease, hold = hold, holds = holds, pace = pace, remember = remember }
 return steps[ARGV[1]]()

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Hold, Lease, Limit, Pacing, Quota, Scope, Slot,
+    Hold, Lease, Limit, PaceBy, PaceState, Pacing, Quota, Scope, Share, Slot,
     limit::{Micros, micros},
     plan::{Limits, Plan},
     timetable::{Granted, Timetable},
@@ -142,6 +142,19 @@ impl Quota for Memory {
 
     fn is_held(&self, slot: &Slot) -> bool {
         self.table().is_held_at(slot.account, self.epoch.micros(slot.at), slot.address)
+    }
+
+    async fn set_pace(&self, scope: Scope, by: PaceBy, share: Share) {
+        self.table().set_pace(scope, by, share);
+    }
+
+    async fn refused(&self, scope: Scope, left_at: Instant) {
+        let now = self.epoch.micros(Instant::now());
+        self.table().refused(scope, self.epoch.micros(left_at), now);
+    }
+
+    fn pace(&self, scope: Scope) -> PaceState {
+        self.table().pace(scope)
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{
     Limit, Pacing,
+    adapt::Basis,
     budget::Rule,
     limit::{Micros, micros},
 };
@@ -20,6 +21,8 @@ pub struct Limits {
     pub address: Vec<Limit>,
     /// The addresses by index, as far as there is something to say of them.
     pub addresses: Vec<AddressLimits>,
+    /// Accounts without a limit go as fast as they can: somebody said so.
+    pub unlimited: bool,
 }
 
 /// What a vendor allows one address.
@@ -29,6 +32,29 @@ pub struct AddressLimits {
     pub name: String,
     /// What holds instead of [`Limits::address`]; `None` = that.
     pub own: Option<Vec<Limit>>,
+}
+
+impl Limits {
+    /// With `unknown` for every account that nothing paces, neither a limit of its own nor one that it shares.
+    ///
+    /// An API without any limit is rare, and one whose limit nobody has looked up is not: calling that one as fast as it
+    /// goes gets the account banned at its first backlog. So it begins slowly and is sought, as [`super::adapt`] has
+    /// it; as fast as it goes is for those who say so.
+    #[must_use]
+    pub fn or_unknown(&self, unknown: &Limit) -> Self {
+        let mut limits = self.clone();
+        let is_paced = |limits: &[Limit]| limits.iter().any(Limit::is_paced);
+        if self.unlimited || is_paced(&self.source) {
+            return limits;
+        }
+        let is_unknown =
+            |account: &&mut AccountLimits| !is_paced(&account.limits) && !is_paced(self.of_address(account.address));
+        for account in limits.accounts.iter_mut().filter(is_unknown) {
+            account.limits.push(unknown.clone());
+            account.is_guess = true;
+        }
+        limits
+    }
 }
 
 /// What a vendor allows an account.
@@ -42,6 +68,8 @@ pub struct AccountLimits {
     pub fallbacks: Vec<usize>,
     /// How many of its calls may be under way at once; `None` = any number.
     pub in_flight: Option<u32>,
+    /// Its limits are a guess, with which a search begins.
+    pub is_guess: bool,
 }
 
 impl Limits {
@@ -68,6 +96,16 @@ impl Limits {
     }
 }
 
+impl AccountLimits {
+    fn basis(&self) -> Basis {
+        match self.limits.iter().any(Limit::is_paced) {
+            true if self.is_guess => Basis::Guess,
+            true => Basis::Known,
+            false => Basis::Free,
+        }
+    }
+}
+
 /// The same in the terms of the arithmetic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -86,6 +124,8 @@ pub struct Plan {
 pub struct AccountPlan {
     /// What it keeps to.
     pub rules: Rules,
+    /// What its spacing is.
+    pub basis: Basis,
     /// Index of its address.
     pub address: usize,
     /// Where it goes, in this order, as long as that one is held.
@@ -116,6 +156,7 @@ impl Plan {
         let shared = shared.fold(lateness(&limits.source), Duration::min);
         let account = |account: &AccountLimits| AccountPlan {
             rules: Rules::new(&account.limits, pacing),
+            basis: account.basis(),
             address: account.address,
             fallbacks: account.fallbacks.clone(),
             in_flight: account.in_flight,
@@ -149,4 +190,32 @@ pub fn interval(spacings: impl Iterator<Item = Micros>) -> Micros {
     // Without accounts the sum is zero, with an unlimited one infinite: neither has an interval.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float is clamped, not cut")]
     if per_micro > 0.0 { (1.0 / per_micro) as Micros } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::Counting;
+
+    #[test]
+    fn only_an_account_that_nothing_paces_begins_with_a_guess() {
+        let second = Duration::from_secs(1);
+        let (unknown, limit) = (Limit::new(1, second, 1).unwrap(), Limit::new(10, second, 5).unwrap());
+        let day = Limit::window(5_000, second * 86_400, Counting::Sliding).unwrap();
+        let limits = Limits::of_accounts([None, Some(limit.clone()), Some(day.clone())]);
+        let guessed = limits.or_unknown(&unknown);
+        assert_eq!(guessed.accounts[0].limits, std::slice::from_ref(&unknown));
+        assert_eq!(guessed.accounts[1], limits.accounts[1]);
+        assert_eq!(guessed.accounts[2].limits, [day, unknown.clone()], "a budget holds on top");
+        let bases: Vec<_> =
+            Plan::new(&guessed, &Pacing::default()).accounts.iter().map(|account| account.basis).collect();
+        assert_eq!(bases, [Basis::Guess, Basis::Known, Basis::Guess]);
+        for paced in [
+            Limits { unlimited: true, ..limits.clone() },
+            Limits { source: vec![limit.clone()], ..limits.clone() },
+            Limits { address: vec![limit], ..limits },
+        ] {
+            assert_eq!(paced.or_unknown(&unknown), paced);
+        }
+    }
 }

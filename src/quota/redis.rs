@@ -20,10 +20,10 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
 use self::{
     driver::Driver,
-    local::{Known, Local},
+    local::{Heard, Known, Local},
 };
 use super::{
-    Aliases, Hold, Lease, Pacing, Quota, Scope, Slot,
+    Aliases, Hold, Lease, PaceBy, PaceState, Pacing, Quota, Scope, Share, Slot,
     limit::Micros,
     plan::{Limits, Plan},
 };
@@ -98,6 +98,7 @@ impl Redis {
             held_until: None,
             disabled: false,
             is_capped: account.in_flight.is_some(),
+            pace: Heard::default(),
         };
         let accounts = names.iter().zip(&plan.accounts).map(known).collect();
         let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
@@ -161,5 +162,18 @@ impl Quota for Redis {
 
     fn is_held(&self, slot: &Slot) -> bool {
         self.shared.local().is_held(slot)
+    }
+    async fn set_pace(&self, scope: Scope, by: PaceBy, share: Share) {
+        self.shared.local().set_pace(scope, by, share);
+        self.shared.wake.notify_one();
+    }
+
+    async fn refused(&self, scope: Scope, left_at: Instant) {
+        self.shared.local().refused(scope, left_at, Instant::now());
+        self.shared.wake.notify_one();
+    }
+
+    fn pace(&self, scope: Scope) -> PaceState {
+        self.shared.local().pace(scope)
     }
 }

@@ -11,6 +11,9 @@
 //! begin at the same instant: they begin one source interval apart (the interval at which the accounts together
 //! call), so that the calls of a source leave evenly after a start, a pause and a lull alike.
 //!
+//! A pace is a spacing, and shares and refusals stretch it: those of an account or address its own, those of the source every
+//! spacing there is, so that a source at half its pace makes half the calls whichever limit binds it.
+//!
 //! A slot that comes back is handed out again as it is, whoever asks: the vendor cannot tell the difference.
 //!
 //! While an address is held, accounts that may go elsewhere do (the first of their fallbacks that is not held),
@@ -19,9 +22,12 @@
 use std::collections::BTreeSet;
 
 use super::{
+    Scope,
+    adapt::{Adapt, Basis, stretched},
     budget::Budget,
     limit::Micros,
     plan::{AccountPlan, Plan, Rules, interval},
+    share::{PaceBy, PaceState, Share, Shares},
 };
 
 /// The longest silence at the start: see [`Timetable::new`].
@@ -68,13 +74,35 @@ impl Gate {
         }
     }
 
-    fn take(&mut self, at: Micros) {
-        self.next = at + self.spacing;
+    fn take(&mut self, at: Micros, spacing: Micros) {
+        self.next = at + spacing;
         self.budgets.iter_mut().for_each(|budget| budget.charge(at));
     }
 
     fn refund(&mut self, at: Micros) {
         self.budgets.iter_mut().for_each(|budget| budget.refund(at));
+    }
+}
+
+/// What stretches the spacings of an account, an address or the source.
+#[derive(Clone, Debug)]
+struct Pace {
+    shares: Shares,
+    adapt: Adapt,
+}
+
+impl Pace {
+    fn new(basis: Basis) -> Self {
+        Self { shares: Shares::default(), adapt: Adapt::new(basis) }
+    }
+
+    /// By how much, all together.
+    fn stretch(&self) -> f64 {
+        self.adapt.stretch() / self.shares.product()
+    }
+
+    fn state(&self) -> PaceState {
+        PaceState { share: 1.0 / self.stretch(), refused: self.adapt.refused() }
     }
 }
 
@@ -84,6 +112,7 @@ type Place = (Micros, u64, usize);
 #[derive(Clone, Debug)]
 struct Account {
     gate: Gate,
+    pace: Pace,
     /// Where its calls leave from now.
     address: usize,
     home: usize,
@@ -101,6 +130,7 @@ struct Account {
 #[derive(Clone, Debug)]
 struct Address {
     gate: Gate,
+    pace: Pace,
     queue: BTreeSet<Place>,
     /// Not before this time by a hold; `Micros::MAX` = until an operator acts.
     held_until: Micros,
@@ -112,6 +142,7 @@ pub struct Timetable {
     accounts: Vec<Account>,
     addresses: Vec<Address>,
     source: Gate,
+    pace: Pace,
     /// Between two slots if all accounts call evenly.
     interval: Micros,
     /// The next idle account starts no earlier.
@@ -138,11 +169,17 @@ impl Timetable {
     #[must_use]
     pub fn new(plan: &Plan, now: Micros) -> Self {
         let first = |rules: &Rules| Gate::new(rules, now + rules.spacing.min(FIRST_WAIT_MAX), now);
-        let address = |rules: &Rules| Address { gate: first(rules), queue: BTreeSet::new(), held_until: 0 };
+        let address = |rules: &Rules| Address {
+            gate: first(rules),
+            pace: Pace::new(Basis::Known),
+            queue: BTreeSet::new(),
+            held_until: 0,
+        };
         let mut table = Self {
             accounts: Vec::with_capacity(plan.accounts.len()),
             addresses: plan.addresses.iter().map(address).collect(),
             source: first(&plan.source),
+            pace: Pace::new(Basis::Known),
             interval: interval(plan.accounts.iter().map(|account| account.rules.spacing)),
             next_start: now,
             held_until: 0,
@@ -153,12 +190,13 @@ impl Timetable {
             home_at: Micros::MAX,
         };
         let count = plan.accounts.len() as u64;
-        for (index, AccountPlan { rules, address, fallbacks, in_flight, .. }) in (0u64..).zip(&plan.accounts) {
+        for (index, AccountPlan { rules, basis, address, fallbacks, in_flight, .. }) in (0u64..).zip(&plan.accounts) {
             let mut gate = first(rules);
             gate.next += rules.spacing * index / count;
             let in_flight_max = in_flight.unwrap_or(u32::MAX);
             table.accounts.push(Account {
                 gate,
+                pace: Pace::new(*basis),
                 address: *address,
                 home: *address,
                 fallbacks: fallbacks.clone(),
@@ -271,6 +309,42 @@ impl Timetable {
             self.enabled -= 1;
             let enabled = self.accounts.iter().filter(|account| !account.disabled);
             self.interval = interval(enabled.map(|account| account.gate.spacing));
+        }
+    }
+
+    /// Whoever is within `scope` goes at this share of the planned rate, as far as `by` is concerned.
+    pub fn set_pace(&mut self, scope: Scope, by: PaceBy, share: Share) {
+        if let Some((pace, _)) = self.pace_of(scope) {
+            pace.shares.set(by, share);
+        }
+    }
+
+    /// The vendor refused a call that had left at `left_at`, for the sake of `scope`. Whether that slows down.
+    pub fn refused(&mut self, scope: Scope, left_at: Micros, now: Micros) -> bool {
+        self.pace_of(scope).is_some_and(|(pace, planned)| pace.adapt.refuse(left_at, now, planned))
+    }
+
+    /// How fast calls go within `scope`.
+    #[must_use]
+    pub fn pace(&self, scope: Scope) -> PaceState {
+        let pace = match scope {
+            Scope::Source => Some(&self.pace),
+            Scope::Address(index) => self.addresses.get(index).map(|address| &address.pace),
+            Scope::Account(index) => self.accounts.get(index).map(|account| &account.pace),
+        };
+        pace.map(Pace::state).unwrap_or_default()
+    }
+
+    /// A pace, and the spacing that it stretches.
+    fn pace_of(&mut self, scope: Scope) -> Option<(&mut Pace, Micros)> {
+        match scope {
+            Scope::Source => Some((&mut self.pace, self.source.spacing.max(self.interval))),
+            Scope::Address(index) => {
+                self.addresses.get_mut(index).map(|address| (&mut address.pace, address.gate.spacing))
+            }
+            Scope::Account(index) => {
+                self.accounts.get_mut(index).map(|account| (&mut account.pace, account.gate.spacing))
+            }
         }
     }
 
@@ -394,12 +468,18 @@ impl Timetable {
     /// Gives the slot at `at` to the account.
     fn take(&mut self, index: usize, at: Micros, earliest: Micros) {
         let account = &mut self.accounts[index];
+        let all = self.pace.stretch();
         if account.place.is_some_and(|place| place.0 <= earliest) {
-            self.next_start = at + self.interval;
+            self.next_start = at + stretched(self.interval, all);
         }
-        account.gate.take(at);
-        self.addresses[account.address].gate.take(at);
-        self.source.take(at);
+        account.pace.adapt.slot(at);
+        self.pace.adapt.slot(at);
+        let own = account.pace.adapt.spacing(account.gate.spacing, all / account.pace.shares.product());
+        account.gate.take(at, own);
+        let address = &mut self.addresses[account.address];
+        address.pace.adapt.slot(at);
+        address.gate.take(at, stretched(address.gate.spacing, all * address.pace.stretch()));
+        self.source.take(at, stretched(self.source.spacing, all));
         self.enter(index);
         self.begin_call(index);
     }

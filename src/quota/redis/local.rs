@@ -9,9 +9,14 @@ use tokio::time::Instant;
 
 use super::{
     offset::Offset,
-    wire::{Ask, HoldAsk, Named},
+    wire::{Ask, HoldAsk, Named, PaceAsk, PaceChange, Paced},
 };
-use crate::quota::{Hold, Lease, Scope, Slot, limit::Micros, memory::HORIZON};
+use crate::quota::{
+    Hold, Lease, PaceBy, PaceState, Scope, Share, Slot,
+    adapt::SLOWER,
+    limit::{Micros, micros},
+    memory::HORIZON,
+};
 
 /// How long slots that came back may wait for the next call to Redis, if there will be one anyway …
 const RETURN_LATER: Duration = Duration::from_millis(500);
@@ -19,6 +24,8 @@ const RETURN_LATER: Duration = Duration::from_millis(500);
 const RETURN_SOON: Duration = Duration::from_millis(20);
 /// A worker that is not heard of for so long is gone, and its calls have ended: no time-out is longer.
 const GONE: Duration = Duration::from_secs(660);
+/// How many refusals may wait for Redis.
+const PACES: usize = 256;
 /// When to ask again if nobody can say.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -31,6 +38,32 @@ pub struct Known {
     pub disabled: bool,
     /// Calls under way are counted, since there may be only so many.
     pub is_capped: bool,
+    pub pace: Heard,
+}
+
+/// A pace as Redis announced it last; until it has answered, as this worker expects it.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    state: PaceState,
+    /// Calls that left before this slow nothing down any more.
+    slowed_at: Option<Instant>,
+}
+
+impl Heard {
+    fn refused(&mut self, left_at: Instant, now: Instant) {
+        self.state.refused += 1;
+        if self.slowed_at.is_none_or(|slowed_at| left_at >= slowed_at) {
+            self.state.share /= SLOWER;
+            self.slowed_at = Some(now);
+        }
+    }
+}
+
+/// A change of pace that Redis is to be told of.
+#[derive(Clone, Copy, Debug)]
+enum Told {
+    Asked(PaceBy, Share),
+    Refused(Instant),
 }
 
 /// What is known of an address that calls leave from.
@@ -39,6 +72,7 @@ pub struct KnownAddress {
     pub name: String,
     pub held_until: Option<Instant>,
     pub disabled: bool,
+    pub pace: Heard,
 }
 
 /// What the driver does next.
@@ -46,6 +80,8 @@ pub struct KnownAddress {
 pub enum Step {
     /// Tell Redis of these holds.
     Hold(Vec<HoldAsk>),
+    /// Tell Redis of these changes of pace.
+    Pace(Vec<PaceAsk>),
     /// Ask for all holds: some were missed.
     Holds,
     /// Ask for slots, or give some back.
@@ -82,6 +118,9 @@ pub struct Local {
     /// Not worth asking before.
     ask_at: Instant,
     outgoing: Vec<(Scope, Hold)>,
+    paces: VecDeque<(Scope, Told)>,
+    /// The source's.
+    pace: Heard,
     seq: u64,
     seq_known: u64,
     pub offset: Option<Offset>,
@@ -95,7 +134,7 @@ pub struct Local {
 
 impl Local {
     pub fn new(accounts: Vec<Known>, addresses: Vec<String>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
-        let address = |name| KnownAddress { name, held_until: None, disabled: false };
+        let address = |name| KnownAddress { name, held_until: None, disabled: false, pace: Heard::default() };
         let by_name = accounts.iter().enumerate().map(|(index, account)| (account.name.clone(), index)).collect();
         Self {
             accounts,
@@ -114,6 +153,8 @@ impl Local {
             gap: gap.min(Duration::from_micros(ahead) / 4).max(Duration::from_millis(10)),
             ask_at: Instant::now(),
             outgoing: Vec::new(),
+            paces: VecDeque::new(),
+            pace: Heard::default(),
             seq: 0,
             seq_known: 0,
             offset: None,
@@ -264,6 +305,9 @@ impl Local {
         if !self.outgoing.is_empty() {
             return Step::Hold(self.outgoing.iter().map(|hold| self.hold_ask(*hold, now)).collect());
         }
+        if !self.paces.is_empty() {
+            return Step::Pace(self.paces.iter().map(|pace| self.pace_ask(*pace, now)).collect());
+        }
         if self.seq != self.seq_known {
             return Step::Holds;
         }
@@ -291,7 +335,73 @@ impl Local {
             Hold::Until(until) => (until.saturating_duration_since(now), false),
             Hold::Disabled => (Duration::ZERO, true),
         };
-        HoldAsk { name, address, wait: crate::quota::limit::micros(wait), disabled }
+        HoldAsk { name, address, wait: micros(wait), disabled }
+    }
+
+    /// Somebody asks for a share.
+    pub fn set_pace(&mut self, scope: Scope, by: PaceBy, share: Share) {
+        self.tell(scope, Told::Asked(by, share));
+    }
+
+    /// The vendor refused a call.
+    pub fn refused(&mut self, scope: Scope, left_at: Instant, now: Instant) {
+        self.tell(scope, Told::Refused(left_at));
+        if let Some(pace) = self.heard(scope) {
+            pace.refused(left_at, now);
+        }
+    }
+
+    /// A slowdown takes a single refusal: what exceeds the queue while Redis is away is only not counted.
+    fn tell(&mut self, scope: Scope, told: Told) {
+        let is_known = self.heard(scope).is_some();
+        if is_known && (self.paces.len() < PACES || matches!(told, Told::Asked(..))) {
+            self.paces.push_back((scope, told));
+        }
+    }
+
+    /// How fast calls go, as far as this worker has heard.
+    pub fn pace(&mut self, scope: Scope) -> PaceState {
+        self.heard(scope).map(|heard| heard.state).unwrap_or_default()
+    }
+
+    /// A pace that a worker, this one perhaps, has changed.
+    pub fn paced(&mut self, paced: &Paced) {
+        let state = PaceState { share: paced.share, refused: paced.refused };
+        let scope = match (paced.account.as_str(), paced.address.as_str()) {
+            ("", "") => Some(Scope::Source),
+            ("", address) => self.address(address).map(Scope::Address),
+            (account, _) => self.index(account).map(Scope::Account),
+        };
+        if let Some(pace) = scope.and_then(|scope| self.heard(scope)) {
+            pace.state = state;
+        }
+    }
+
+    fn heard(&mut self, scope: Scope) -> Option<&mut Heard> {
+        match scope {
+            Scope::Source => Some(&mut self.pace),
+            Scope::Address(index) => self.addresses.get_mut(index).map(|address| &mut address.pace),
+            Scope::Account(index) => self.accounts.get_mut(index).map(|account| &mut account.pace),
+        }
+    }
+
+    /// So many changes of pace have been told.
+    pub fn told_paces(&mut self, count: usize) {
+        self.paces.drain(..count.min(self.paces.len()));
+    }
+
+    fn pace_ask(&self, (scope, told): (Scope, Told), now: Instant) -> PaceAsk {
+        let (mut name, mut address) = (None, None);
+        match scope {
+            Scope::Source => {}
+            Scope::Address(index) => address = self.addresses.get(index).map(|address| address.name.clone()),
+            Scope::Account(index) => name = self.accounts.get(index).map(|account| account.name.clone()),
+        }
+        let what = match told {
+            Told::Asked(by, share) => PaceChange::Asked { by, share },
+            Told::Refused(left_at) => PaceChange::Refused { age: micros(now.saturating_duration_since(left_at)) },
+        };
+        PaceAsk { name, address, what }
     }
 
     fn ask(&mut self, count: usize) -> Ask {
@@ -303,7 +413,7 @@ impl Local {
         }
         self.return_at = None;
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
-        let (worker, gone) = (self.worker.clone(), crate::quota::limit::micros(GONE));
+        let (worker, gone) = (self.worker.clone(), micros(GONE));
         Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned }
     }
 

@@ -1,10 +1,12 @@
 //! What is said to Redis: the script, its arguments and its replies.
 
 use ::redis::{RedisError, RedisResult, Script, Value, aio::MultiplexedConnection, from_redis_value};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::quota::{
+    PaceBy, Share,
+    adapt::Basis,
     budget::Rule,
     limit::Micros,
     plan::{AccountPlan, Plan, Rules, interval},
@@ -71,6 +73,38 @@ pub struct HoldAsk {
     pub disabled: bool,
 }
 
+/// A change of pace's arguments: a share that somebody asks for, or a refusal.
+#[derive(Clone, Debug, Serialize)]
+pub struct PaceAsk {
+    /// The account; without it and an address, the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    #[serde(flatten)]
+    pub what: PaceChange,
+}
+
+/// What happens to a pace.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum PaceChange {
+    /// Somebody asks for a share.
+    Asked { by: PaceBy, share: Share },
+    /// The vendor refused a call that left so long ago, in microseconds.
+    Refused { age: Micros },
+}
+
+/// An announcement of a pace.
+#[derive(Debug, Deserialize)]
+pub struct Paced {
+    /// This and the address empty = the source.
+    pub account: String,
+    pub address: String,
+    pub share: f64,
+    pub refused: u64,
+}
+
 /// One connection, which knows the server that it goes to.
 #[derive(Clone)]
 pub struct Server {
@@ -123,6 +157,11 @@ impl Server {
     /// Holds accounts or the source.
     pub async fn hold(&mut self, holds: &[HoldAsk]) -> RedisResult<Reply> {
         self.call("hold", &serde_json::json!({ "holds": holds })).await
+    }
+
+    /// Changes paces.
+    pub async fn pace(&mut self, paces: &[PaceAsk]) -> RedisResult<Reply> {
+        self.call("pace", &serde_json::json!({ "paces": paces })).await
     }
 
     /// Asks for all holds.
@@ -199,11 +238,17 @@ pub fn announced(payload: &[u8]) -> Option<(String, Micros)> {
     Some((name, until_of(&until)))
 }
 
+/// An announcement of a pace, if it is one.
+pub fn paced(payload: &[u8]) -> Option<Paced> {
+    serde_json::from_slice(payload).ok()
+}
+
 fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
     let account = |(account, name): (&AccountPlan, &String)| {
         serde_json::json!({
             "name": name, "address": account.address, "fallbacks": account.fallbacks,
             "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules),
+            "basis": basis_name(account.basis),
         })
     };
     let address = |(rules, name): (&Rules, &String)| {
@@ -217,6 +262,14 @@ fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
         "source": rules_json(&plan.source),
         "interval": interval(plan.accounts.iter().map(|account| account.rules.spacing)),
     })
+}
+
+const fn basis_name(basis: Basis) -> &'static str {
+    match basis {
+        Basis::Known => "known",
+        Basis::Guess => "guess",
+        Basis::Free => "free",
+    }
 }
 
 fn rules_json(rules: &Rules) -> serde_json::Value {
