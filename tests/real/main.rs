@@ -17,6 +17,8 @@ mod kafka;
 mod kill;
 mod outage;
 mod process;
+mod proxy;
 mod quota;
 mod sink;
 mod stack;
+mod torture;
