@@ -16,7 +16,7 @@ const KIND: &str = "B1:";
 /// Runs of records without a row in one block, at most.
 pub const RUNS_MAX: usize = 64;
 
-/// Blocks in one commit, at most: one under way, and the next.
+/// Blocks that are announced ahead: one under way, and the next. A block that is split becomes several, without runs.
 pub const AHEAD: usize = 2;
 
 /// Why a commit's metadata cannot be used.
@@ -97,11 +97,12 @@ impl Intent {
     }
 }
 
-/// As many of the blocks as one commit holds, by offset; without any an empty text.
+/// The text of the blocks, by offset, and how many of them a commit has room for: at least two of the largest, and
+/// forty without runs. Without any block it is empty.
 #[must_use]
 pub fn encode<'a>(intents: impl IntoIterator<Item = &'a Intent>) -> (String, usize) {
     let (mut text, mut count) = (String::new(), 0);
-    for intent in intents.into_iter().take(AHEAD) {
+    for intent in intents {
         let before = text.len();
         text.push_str(if count == 0 { KIND } else { ";" });
         // Writing to a text does not fail.
@@ -238,7 +239,18 @@ mod tests {
         let (first, second) = (block(i64::MAX / 4, &worst), block(i64::MAX / 2, &worst));
         assert_eq!((first.runs.len(), first.rowless), (RUNS_MAX, RUNS_MAX));
         let (text, count) = encode([&first, &second]);
-        assert_eq!(count, 2, "{} bytes", text.len());
+        assert_eq!(count, AHEAD, "{} bytes", text.len());
+        // A block of a million rows that is split down to one row leaves twenty others behind it.
+        let halves: Vec<_> = (0..20)
+            .map(|at| Intent {
+                first: i64::MAX / 2 + at,
+                next: i64::MAX / 2 + at + 1,
+                rows: 9_999_999,
+                ..Intent::default()
+            })
+            .collect();
+        let (text, count) = encode(halves.iter().chain([&second]));
+        assert_eq!(count, 21, "{} bytes", text.len());
     }
 
     proptest! {

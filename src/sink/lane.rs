@@ -49,6 +49,8 @@ struct Pending {
     sealed: Option<Sealed>,
     doubt: Doubt,
     letters: Vec<Outgoing>,
+    /// Its dead letters are written: whoever has the partition next must know, or would write them again.
+    is_written: bool,
     came_at: Instant,
     bytes: usize,
     /// When the commit that announces it was sent, at the latest, as uptime.
@@ -76,6 +78,7 @@ impl Pending {
             sealed: Some(sealed),
             doubt,
             letters,
+            is_written: false,
             came_at,
             announced_at: None,
             again_at: None,
@@ -89,9 +92,9 @@ impl Pending {
         self.sealed.is_none()
     }
 
-    /// Whether nothing of it can be in the table, so that it need not be in the commit.
+    /// Whether nothing of it can be anywhere, so that it need not be in the commit.
     fn is_untouched(&self) -> bool {
-        !self.is_in_flight() && self.doubt.is_untouched()
+        !self.is_in_flight() && !self.is_written && self.doubt.is_untouched()
     }
 }
 
@@ -173,14 +176,22 @@ impl Lane {
         self.pending.push_back(Pending::new(reading, doubt, came_at));
     }
 
+    /// How many blocks are announced: on leaving none of those at the end that nothing is known of anywhere. One in
+    /// the middle stays, or its records would be passed over.
+    fn kept(&self) -> usize {
+        if self.leaving.is_none() {
+            return self.pending.len();
+        }
+        self.pending.iter().rposition(|pending| !pending.is_untouched()).map_or(0, |last| last + 1)
+    }
+
     /// What the group should have; `None` as long as there is nothing to say. And how many blocks of ours it
     /// announces.
     pub fn wanted(&self) -> Option<(Committed, usize)> {
-        let kept = |pending: &&Pending| self.leaving.is_none() || !pending.is_untouched();
-        let pending: Vec<&Intent> = self.pending.iter().filter(kept).map(|pending| &pending.intent).collect();
-        let ours = pending.len();
-        let (metadata, count) = intent::encode(pending.iter().copied().chain(&self.inherited));
-        let first = pending.first().copied().or(self.inherited.front());
+        let ours = self.kept();
+        let pending = || self.pending.iter().take(ours).map(|pending| &pending.intent);
+        let (metadata, count) = intent::encode(pending().chain(&self.inherited));
+        let first = pending().next().or(self.inherited.front());
         let offset = first.map(|intent| intent.first).or(self.done)?;
         Some((Committed { offset, metadata }, count.min(ours)))
     }
@@ -200,7 +211,8 @@ impl Lane {
 
     /// Dead letters that must be written with the commit.
     pub fn letters(&self) -> impl Iterator<Item = &Outgoing> {
-        self.pending.iter().take(if self.leaving.is_some() { 0 } else { AHEAD }).flat_map(|pending| &pending.letters)
+        let announced = if self.leaving.is_some() { 0 } else { self.wanted().map_or(0, |(_, count)| count) };
+        self.pending.iter().take(announced).flat_map(|pending| &pending.letters)
     }
 
     /// The group has it; `sent_at`: the uptime before it was sent.
@@ -213,6 +225,7 @@ impl Lane {
         for (index, pending) in self.pending.iter_mut().enumerate() {
             if index < announced {
                 pending.announced_at = Some(sent_at);
+                pending.is_written |= !pending.letters.is_empty();
                 pending.letters.clear();
             } else {
                 pending.announced_at = None;

@@ -444,4 +444,6 @@ async fn overdue(stop: &CancellationToken) {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
