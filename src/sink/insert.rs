@@ -135,20 +135,15 @@ impl Store {
     async fn refill_views(&self, sealed: &Sealed) -> Result<(), Error> {
         let table = row::table(sealed.kind);
         let views: Vec<View> = self.client.query_raw(VIEWS).param("table", table).fetch_all().await?;
-        for View { view, select, is_replacing } in views {
-            if is_replacing == 0 {
-                tracing::warn!(
-                    view,
-                    "feeds a table that is no ReplacingMergeTree: after a crash rows can be missing there"
-                );
+        for View { view, select, target, columns, bears_it } in views {
+            if bears_it == 0 {
+                tracing::warn!(view, target, "after a broken insert rows may be missing there: it is no table that the same row can be added to twice");
                 continue;
             }
-            let range = quoted(&range_of(sealed));
-            let database = self.client.database().unwrap_or_default();
-            // Without deduplication: a token could be known for rows that are not there. A row that is there already
-            // is replaced by itself.
+            let (range, database) = (quoted(&range_of(sealed)), self.client.database().unwrap_or_default());
+            // Without deduplication: a token could be known for rows that are not there.
             let sql = format!(
-                "INSERT INTO {database}.`{view}` {select} SETTINGS insert_deduplicate = 0, async_insert = 0, \
+                "INSERT INTO {target} ({columns}) {select} SETTINGS insert_deduplicate = 0, async_insert = 0, \
                  additional_table_filters = {{'{database}.{table}': {range}}}"
             );
             self.client.query_raw(&sql).execute().await?;
@@ -157,19 +152,34 @@ impl Store {
     }
 }
 
-/// The materialized views that read a table.
-const VIEWS: &str = "SELECT v.name AS view, v.as_select AS select, \
-    toUInt8(t.engine LIKE '%Replacing%') AS is_replacing \
-    FROM (SELECT name, as_select, extract(create_table_query, ' TO ([^ (]+)') AS target \
-        FROM system.tables WHERE database = currentDatabase() AND engine = 'MaterializedView' AND name IN \
-        (SELECT arrayJoin(dependencies_table) FROM system.tables WHERE database = currentDatabase() AND name = {table: String}) \
-    ) AS v LEFT JOIN (SELECT concat(database, '.', name) AS full, engine FROM system.tables) AS t ON v.target = t.full";
+/// The materialized views that read a table, and whether the tables that they feed bear the same row twice: those that
+/// replace it, and those that only keep the least and the greatest.
+const VIEWS: &str = r"
+SELECT view, select, target, columns, toUInt8(engine LIKE '%Replacing%'
+    OR (engine LIKE '%AggregatingMergeTree' AND target NOT IN
+        (SELECT concat(database, '.', table) FROM system.columns WHERE type LIKE '%AggregateFunction(%'
+            AND NOT match(type, '^SimpleAggregateFunction\((min|max),')))) AS bears_it
+FROM
+(
+    SELECT name AS view, as_select AS select, extract(create_table_query, ' TO ([^ (]+)') AS target
+    FROM system.tables
+    WHERE database = currentDatabase() AND engine = 'MaterializedView' AND name IN
+        (SELECT arrayJoin(dependencies_table) FROM system.tables WHERE database = currentDatabase() AND name = {table: String})
+) AS views
+INNER JOIN
+(
+    SELECT table AS view, arrayStringConcat(groupArray(concat('`', name, '`')), ', ') AS columns
+    FROM (SELECT table, name FROM system.columns WHERE database = currentDatabase() ORDER BY position) GROUP BY table
+) AS columns USING (view)
+LEFT JOIN (SELECT concat(database, '.', name) AS target, engine FROM system.tables) AS tables USING (target)";
 
 #[derive(Row, Deserialize)]
 struct View {
     view: String,
     select: String,
-    is_replacing: u8,
+    target: String,
+    columns: String,
+    bears_it: u8,
 }
 
 impl Insert for Store {

@@ -73,6 +73,8 @@ pub async fn settle<I: Insert, F: Fn() -> bool + Send>(
                     Ok(found) => found,
                     Err(trouble) => return End::Refused(trouble),
                 };
+                let token = sealed.intent.token(&sealed.partition, 1);
+                tracing::info!(block = token, found, rows = sealed.intent.rows, "counted a block in doubt");
                 match (doubt.counted(found, sealed.intent.rows as u64), sealed.trouble) {
                     // The views' tables are written after the block's own, and may have been left without.
                     (Verdict::Stored, _) => match store.refill(sealed).await {

@@ -12,6 +12,7 @@
 
 mod addresses;
 mod analytics;
+mod doubt;
 mod fetch;
 mod kafka;
 mod kill;

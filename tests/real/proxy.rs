@@ -37,8 +37,20 @@ const LATENESS: Duration = Duration::from_millis(1_500);
 /// The proxy; it ends when dropped.
 pub struct Proxy {
     pub address: SocketAddr,
-    mood: Arc<AtomicUsize>,
+    state: Arc<State>,
     task: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct State {
+    mood: AtomicUsize,
+    late: AtomicUsize,
+}
+
+impl State {
+    fn mood(&self) -> Mood {
+        MOODS[self.mood.load(Ordering::Relaxed)]
+    }
 }
 
 impl Proxy {
@@ -46,19 +58,24 @@ impl Proxy {
     pub async fn start(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (mood, target) = (Arc::new(AtomicUsize::new(0)), target.to_owned());
-        let moods = Arc::clone(&mood);
+        let (state, target) = (Arc::<State>::default(), target.to_owned());
+        let shared = Arc::clone(&state);
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(carry(client, target.clone(), Arc::clone(&moods)));
+                connections.spawn(carry(client, target.clone(), Arc::clone(&shared)));
             }
         });
-        Self { address, mood, task }
+        Self { address, state, task }
     }
 
     pub fn set(&self, mood: Mood) {
-        self.mood.store(MOODS.iter().position(|known| *known == mood).unwrap(), Ordering::Relaxed);
+        self.state.mood.store(MOODS.iter().position(|known| *known == mood).unwrap(), Ordering::Relaxed);
+    }
+
+    /// How many requests have been delivered late, and answered.
+    pub fn late(&self) -> usize {
+        self.state.late.load(Ordering::Relaxed)
     }
 }
 
@@ -69,16 +86,15 @@ impl Drop for Proxy {
 }
 
 /// One connection, until either side closes it.
-async fn carry(mut client: TcpStream, target: String, moods: Arc<AtomicUsize>) {
+async fn carry(mut client: TcpStream, target: String, state: Arc<State>) {
     let Ok(mut server) = TcpStream::connect(&target).await else { return };
     let (mut request, mut answer) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     loop {
-        let mood = || MOODS[moods.load(Ordering::Relaxed)];
         tokio::select! {
             read = client.read(&mut request) => {
                 let Ok(count @ 1..) = read else { return };
-                if mood() == Mood::Late {
-                    return deliver_late(client, server, request[..count].to_vec()).await;
+                if state.mood() == Mood::Late {
+                    return deliver_late(client, server, request[..count].to_vec(), &state).await;
                 }
                 if server.write_all(&request[..count]).await.is_err() {
                     return;
@@ -86,7 +102,7 @@ async fn carry(mut client: TcpStream, target: String, moods: Arc<AtomicUsize>) {
             }
             read = server.read(&mut answer) => {
                 let Ok(count @ 1..) = read else { return };
-                match mood() {
+                match state.mood() {
                     Mood::Mute => {}
                     Mood::Cutting => return,
                     Mood::Fair | Mood::Late => {
@@ -101,12 +117,12 @@ async fn carry(mut client: TcpStream, target: String, moods: Arc<AtomicUsize>) {
 }
 
 /// Takes all that the client says until it gives up; then the server gets it.
-async fn deliver_late(mut client: TcpStream, mut server: TcpStream, mut held: Vec<u8>) {
+async fn deliver_late(mut client: TcpStream, mut server: TcpStream, mut held: Vec<u8>, state: &State) {
     let _ = client.read_to_end(&mut held).await;
     sleep(LATENESS).await;
     if server.write_all(&held).await.is_ok() {
-        // To the end of the answer: what was asked for is done.
-        let mut answer = Vec::new();
-        let _ = tokio::time::timeout(Duration::from_secs(10), server.read_to_end(&mut answer)).await;
+        // The answer: what was asked for is done.
+        let _ = tokio::time::timeout(Duration::from_secs(10), server.read(&mut [0; 1_024])).await;
+        state.late.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -80,7 +80,7 @@ fn limits() -> Limits {
 }
 
 /// One block of these values, from offset 0.
-fn block(topic: &str, values: impl IntoIterator<Item = String>) -> Block {
+pub fn block(topic: &str, values: impl IntoIterator<Item = String>) -> Block {
     let partition = Partition { topic: topic.into(), number: 3 };
     let mut blocks = Blocks::new(partition, limits(), Vec::new());
     for (offset, value) in (0..).zip(values) {
@@ -99,13 +99,13 @@ fn cut(blocks: &mut Blocks) -> Block {
 }
 
 /// The block as it is inserted.
-async fn seal(block: Block, kind: Kind) -> Sealed {
+pub async fn seal(block: Block, kind: Kind) -> Sealed {
     let grave = Grave { topic: "dead".into(), now: Timestamp::from_millis(NOVEMBER) };
     sealed::read(block, &route(kind), &grave).await.sealed
 }
 
 /// Inserts a block under its first token; the rows that it made.
-async fn store_block(store: &Store, block: Block, kind: Kind) -> Result<usize, Trouble> {
+pub async fn store_block(store: &Store, block: Block, kind: Kind) -> Result<usize, Trouble> {
     let sealed = seal(block, kind).await;
     store.insert(&sealed, &sealed.intent.token(&sealed.partition, 1)).await.map(|()| sealed.rows.len())
 }

@@ -276,7 +276,7 @@ impl Scene {
     /// Items that are missing, or are not the newest observation.
     async fn wrong_items(&self) -> Option<u64> {
         let sql = "SELECT count() FROM (SELECT item, max(fetched_at) AS newest FROM observations GROUP BY item) AS o \
-            FULL JOIN (SELECT item, fetched_at FROM items FINAL) AS i ON o.item = i.item \
+            FULL JOIN (SELECT item, fetched_at FROM items) AS i ON o.item = i.item \
             WHERE o.item != i.item OR newest != i.fetched_at";
         Some(self.numbers(sql).await?[0])
     }

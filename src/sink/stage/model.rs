@@ -390,7 +390,7 @@ impl Scene {
 #[tokio::test(start_paused = true)]
 async fn wherever_it_fails_each_record_ends_as_one_row_or_one_dead_letter() {
     let (mut doubts, mut second_tokens) = (0, 0);
-    for seed in 0..300 {
+    for seed in 0..100 {
         let mut scene = Scene::new(seed);
         let mut sleepers = Vec::new();
         for _ in 0..6 {
@@ -406,5 +406,5 @@ async fn wherever_it_fails_each_record_ends_as_one_row_or_one_dead_letter() {
         second_tokens += tables.second_tokens;
     }
     // Else the world was too kind to prove anything.
-    assert!(doubts > 3_000 && second_tokens > 100, "{doubts} counts, {second_tokens} second tokens");
+    assert!(doubts > 1_000 && second_tokens > 30, "{doubts} counts, {second_tokens} second tokens");
 }
