@@ -7,6 +7,9 @@
 -- non_replicated_deduplication_window: how many inserted blocks a table remembers by their token. 115 200 is
 -- 4 x (8 partitions x 1 block a second x 1 hour of retries).
 --
+-- The sink counts the rows of a range of offsets after every insert in doubt. So nothing else may add rows under a topic
+-- and partition of Kafka that are not its records, and a TTL should leave the last days alone.
+--
 -- request_key is what uniqExact would compute from request_id; stored, it makes counting a batch three times cheaper.
 --
 -- Nothing is deleted by default. To keep rows for a year, whole months being dropped at once:

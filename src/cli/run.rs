@@ -12,7 +12,10 @@ use crate::{
     changes::{Changes, ChangesParts},
     config::{self, Config},
     fetch::{Caller, CallerParts, Fetch, FetchError},
-    kafka::{GroupConfig, KafkaReader, KafkaWriter, ReadError, admin, client::SESSION_TIMEOUT, intake::IntakeError},
+    kafka::{
+        GroupConfig, KafkaReader, KafkaWriter, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
+        intake::IntakeError,
+    },
     platform::config::{Source, SourceConfig},
     quota::{self, guard::Guard},
     retry::Retry,
@@ -97,11 +100,11 @@ impl From<FetchError> for RoleError {
 
 impl From<sink::SinkError> for RoleError {
     fn from(error: sink::SinkError) -> Self {
-        if matches!(error, sink::SinkError::Read(ReadError::Fenced { .. })) {
-            Self::Fenced(error.into())
-        } else {
-            Self::Failed(error.into())
-        }
+        let is_fenced = matches!(
+            error,
+            sink::SinkError::Read(ReadError::Fenced { .. }) | sink::SinkError::Transact(TransactError::Fenced { .. })
+        );
+        if is_fenced { Self::Fenced(error.into()) } else { Self::Failed(error.into()) }
     }
 }
 
@@ -315,11 +318,21 @@ impl Process {
         if !self.topics_are_there(&topics, health).await {
             return Ok(());
         }
-        let names = topics.iter().map(|topic| topic.name.clone()).collect();
-        let reader = self.reader(self.groups.sink(), names)?;
+        let group = self.groups.sink();
         let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
+        let reader = self.reader(group, topics.iter().map(|topic| topic.name.clone()).collect())?;
         health.ready();
-        sink::run(reader, store, &topics, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
+        let parts = sink::Parts {
+            reader,
+            writer,
+            store,
+            topics,
+            dead_topic: self.topics.dead().into(),
+            clock: self.clock.clone(),
+            health: health.clone(),
+        };
+        sink::run(parts, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
     }
 
     fn reader(&self, group: String, topics: Vec<String>) -> Result<KafkaReader, RoleError> {

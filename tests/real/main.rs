@@ -12,11 +12,14 @@
 
 mod addresses;
 mod analytics;
+mod doubt;
 mod fetch;
 mod kafka;
 mod kill;
 mod outage;
 mod process;
+mod proxy;
 mod quota;
 mod sink;
 mod stack;
+mod torture;
