@@ -26,7 +26,7 @@ fn limits(failover: bool) -> Limits {
         limits: vec![Limit::new(20, Duration::from_secs(1), 5).unwrap()],
         address: index % ADDRESSES,
         fallbacks: if failover { (1..ADDRESSES).map(|by| (index + by) % ADDRESSES).collect() } else { vec![] },
-        in_flight: None,
+        ..AccountLimits::default()
     };
     let window = |calls| vec![Limit::window(calls, Duration::from_secs(1), Counting::Sliding).unwrap()];
     let named = |index: usize| AddressLimits {
@@ -37,7 +37,7 @@ fn limits(failover: bool) -> Limits {
         accounts: (0..9).map(account).collect(),
         address: window(30),
         addresses: (0..ADDRESSES).map(named).collect(),
-        source: vec![],
+        ..Limits::default()
     }
 }
 
