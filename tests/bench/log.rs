@@ -8,7 +8,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
-    message::BorrowedMessage,
+    message::{BorrowedHeaders, BorrowedMessage, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer},
 };
 use weir::kafka::{admin, client};
@@ -102,13 +102,13 @@ impl Follower {
 pub struct Copied {
     pub key: Vec<u8>,
     pub value: Vec<u8>,
-    pub headers: rdkafka::message::OwnedHeaders,
+    pub headers: OwnedHeaders,
 }
 
 impl Copied {
     pub fn of(message: &BorrowedMessage<'_>) -> Self {
         let bytes = |bytes: Option<&[u8]>| bytes.unwrap_or_default().to_vec();
-        let headers = message.headers().map_or_else(rdkafka::message::OwnedHeaders::new, |headers| headers.detach());
+        let headers = message.headers().map_or_else(OwnedHeaders::new, BorrowedHeaders::detach);
         Self { key: bytes(message.key()), value: bytes(message.payload()), headers }
     }
 }

@@ -1,7 +1,7 @@
 //! The processes under test: the simulator and fetch, each the release binary.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -38,22 +38,28 @@ impl Bench {
         })
     }
 
+    fn log(&self, of: &str) -> PathBuf {
+        self.folder.path().join(format!("{of}.log"))
+    }
+
     pub fn accounts_file(&self) -> PathBuf {
         self.folder.path().join("accounts.toml")
     }
 
     /// Starts `weir simulate` on a free port.
     pub fn simulator(&self, options: &str) -> Result<Simulator> {
+        let log = self.log("simulate");
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["simulate", "--listen", "127.0.0.1:0", "--write-accounts"])
             .arg(self.accounts_file())
             .args(options.split_whitespace())
             .stdout(Stdio::piped())
+            .stderr(File::create(&log)?)
             .spawn()
             .context("starting weir simulate")?;
         let mut line = String::new();
         let output = child.stdout.take().context("the simulator has no output")?;
-        let process = Process(child);
+        let process = Process { child, log };
         BufReader::new(output).read_line(&mut line)?;
         let url =
             line.split_whitespace().find(|word| word.starts_with("http://")).context("weir simulate did not start")?;
@@ -73,7 +79,7 @@ impl Bench {
         let (prefix, file) = (&topics.prefix, self.folder.path().join("weir.toml"));
         let text = format!(
             "[instance]\nname = \"bench\"\n[kafka]\nbrokers = {:?}\ngroup_prefix = {prefix:?}\n[topics]\nprefix = {prefix:?}\n\
-             [http]\nlisten = \"off\"\n[log]\nfilter = \"warn\"\n\
+             [http]\nlisten = \"off\"\n\
              [[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\nurl = {:?}\naccounts_file = \"accounts.toml\"\n{limit}\n",
             self.kafka.brokers, simulator.url,
         );
@@ -84,16 +90,21 @@ impl Bench {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR_")) {
             command.env_remove(name);
         }
-        Ok(Process(command.spawn().context("starting weir fetch")?))
+        let log = self.log("fetch");
+        let child = command.stderr(File::create(&log)?).spawn().context("starting weir fetch")?;
+        Ok(Process { child, log })
     }
 }
 
 /// A running weir; killed when dropped.
-pub struct Process(Child);
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
 
 impl Process {
     pub fn pid(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 
     pub fn cpu(&self) -> Result<Duration> {
@@ -102,8 +113,9 @@ impl Process {
 
     /// Fails if it has ended by itself.
     pub fn check(&mut self) -> Result<()> {
-        if let Some(status) = self.0.try_wait()? {
-            bail!("weir ended before its time: {status}");
+        if let Some(status) = self.child.try_wait()? {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            bail!("weir ended before its time: {status}\n{log}");
         }
         Ok(())
     }
@@ -112,8 +124,8 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -51,7 +51,7 @@ pub async fn measure(bench: &Bench, count: usize, table: &mut Table) -> Result<(
         },
     )?;
     let wall = first.map_or(Duration::ZERO, |first| first.elapsed());
-    let run = Run { wall, cpu: fetch.cpu()?, simulator_cpu: simulator.process.cpu()? - before, sample };
+    let run = Run { wall, cpu: fetch.cpu()?, simulator_cpu: simulator.process.cpu()?.saturating_sub(before), sample };
     drop((fetch, outcomes));
 
     println!("  the floor: bare reqwest, bare rdkafka …");
