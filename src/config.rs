@@ -1,7 +1,7 @@
 //! The only reader of the configuration file and the environment.
 //!
-//! [`load`] puts the layers on each other (defaults, file, environment: [`layers`]), turns them into each
-//! module's own `Config` and collects everything that is wrong ([`problem`], [`check`]) before it gives up.
+//! [`load`] puts the layers on each other (defaults, file, environment: `layers`), turns them into each
+//! module's own `Config` and collects everything that is wrong (`problem`, `check`) before it gives up.
 //! [`Config::redacted`] prints what is in effect, without secrets.
 
 mod check;

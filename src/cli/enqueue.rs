@@ -84,7 +84,8 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
     check_topic(config, &order.topic).await?;
     let producer = Producer::new(&config.kafka)?;
     let (chunks, inbox) = mpsc::channel(2);
-    let reading = read(input, order.clone(), clock, dice, chunks, stop.clone());
+    let name = if args.file.as_os_str() == "-" { "standard input".into() } else { args.file.to_string_lossy() };
+    let reading = read(input, &name, order.clone(), (clock, dice), chunks, stop.clone());
     let mut sender = Sender::new(producer, args.file.as_path());
     let sent = sender.drain(inbox, stop).await;
     sender.progress.clear();
@@ -92,15 +93,12 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
     if let Err(error) = sent {
         return Err(error).context(format!("{} requests of batch {batch} were sent before", grouped(records)));
     }
-    let summary = reading.await??;
     if stop.is_cancelled() {
-        say(&format!(
-            "Stopped: {} requests of batch {batch} were sent. They will be answered; to ask for the rest, run this \
-             again with --batch {batch}.",
-            grouped(records)
-        ))?;
+        // The reader may wait for a line that never comes: it ends with the process.
+        say(&stopped(records, batch))?;
         return Ok(Exit::Interrupted);
     }
+    let summary = reading.await??;
     report(&summary, &order, sender.started.elapsed())?;
     let exit = if summary.wrong.count == 0 { Exit::Done } else { Exit::Failed };
     if !args.wait || records == 0 {
@@ -167,12 +165,13 @@ impl Input {
 /// Reads on a thread of its own: files and standard input block.
 fn read(
     input: Input,
+    from: &str,
     order: Order,
-    clock: Clock,
-    dice: Dice,
+    (clock, dice): (Clock, Dice),
     chunks: mpsc::Sender<Chunk>,
     stop: CancellationToken,
 ) -> JoinHandle<anyhow::Result<Summary>> {
+    let from = from.to_owned();
     tokio::task::spawn_blocking(move || {
         let input = BufReader::with_capacity(1 << 18, input.0);
         let deliver = |chunk| {
@@ -182,7 +181,7 @@ fn read(
                 ControlFlow::Continue(())
             }
         };
-        feed(input, &order, &clock, &dice, deliver).context("reading the ids")
+        feed(input, &order, &clock, &dice, deliver).with_context(|| format!("reading the ids of {from}"))
     })
 }
 
@@ -238,11 +237,22 @@ impl Sender {
         let share = self.size.filter(|size| *size > 0).map(|size| read as f64 / size as f64);
         self.progress.show(share, || {
             let left = share.filter(|share| *share > 0.0).map(|share| sent as f64 * (1.0 / share - 1.0));
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let eta = left.map(|left| format!(", {} left", Rate::eta(rate, left as u64))).unwrap_or_default();
-            format!("{} sent, {rate:.0}/s{eta}", grouped(sent))
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate for people")]
+            let left = left.map(|left| left as u64);
+            format!("{} sent{}", grouped(sent), Rate::words(rate, left))
         });
     }
+}
+
+fn stopped(records: u64, batch: &BatchId) -> String {
+    if records == 0 {
+        return "Stopped before anything was sent".to_owned();
+    }
+    let records = grouped(records);
+    format!(
+        "Stopped: {records} requests of batch {batch} were sent and will be answered. To ask for all lines, run this \
+         again with --batch {batch}: what was sent is called for again, but counts once"
+    )
 }
 
 fn report(summary: &Summary, order: &Order, took: Duration) -> std::io::Result<()> {

@@ -10,7 +10,7 @@ use super::exit::{Ended, Exit};
 use crate::{
     config::{self, Config},
     fetch::{Caller, CallerParts, Fetch, FetchError},
-    kafka::{GroupConfig, KafkaReader, KafkaWriter, intake::IntakeError},
+    kafka::{GroupConfig, KafkaReader, KafkaWriter, admin, intake::IntakeError},
     platform::config::{Source, SourceConfig},
     quota::{Limit, guard::Guard, memory::Memory},
     retry::Retry,
@@ -19,7 +19,7 @@ use crate::{
         health::{self, Health, RoleHealth},
     },
     sink,
-    topics::{Groups, Topics},
+    topics::{Groups, Topic, Topics},
 };
 
 /// How long the first new start of a failed role waits.
@@ -27,6 +27,9 @@ const RESTART_FIRST: Duration = Duration::from_secs(1);
 
 /// How long a new start waits at most.
 const RESTART_MAX: Duration = Duration::from_secs(30);
+
+/// How long to wait before Kafka is asked for its topics again.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// A role that outlived this was well: its next failure counts as the first.
 const WELL_AFTER: Duration = Duration::from_secs(60);
@@ -221,6 +224,9 @@ impl Process {
 
     async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
         let group = self.groups.fetch(&source.name);
+        if !self.topics_are_there(&self.topics.all(std::slice::from_ref(&source.name)), health).await {
+            return Ok(());
+        }
         let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
         let reader = self.reader(group, vec![self.topics.requests(&source.name)])?;
         let limits: Vec<Option<Limit>> = source.accounts.iter().map(|account| source.limit_of(account)).collect();
@@ -242,6 +248,9 @@ impl Process {
 
     async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {
         let group = self.groups.retry();
+        if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
+            return Ok(());
+        }
         let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
         let reader = self.reader(group, vec![self.topics.failures()])?;
         health.ready();
@@ -253,6 +262,9 @@ impl Process {
 
     async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
         let topics = self.topics.all(&self.config.source_names());
+        if !self.topics_are_there(&topics, health).await {
+            return Ok(());
+        }
         let names = topics.iter().map(|topic| topic.name.clone()).collect();
         let reader = self.reader(self.groups.sink(), names)?;
         let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
@@ -269,9 +281,31 @@ impl Process {
             .map_err(|error| IntakeError::from(error).into())
     }
 
+    /// Waits until Kafka answers and has these topics; false if the process stops before that.
+    async fn topics_are_there(&self, topics: &[Topic], health: &RoleHealth) -> bool {
+        health.not_ready(format!("waiting for Kafka at {}", self.config.kafka.brokers));
+        loop {
+            let described = tokio::select! {
+                () = self.stop.cancelled() => return false,
+                described = admin::describe(&self.config.kafka) => described,
+            };
+            match described.map(|present| topics.iter().find(|topic| !present.contains_key(&topic.name))) {
+                Ok(None) => return true,
+                Ok(Some(missing)) => {
+                    health.not_ready(format!("there is no topic {}: run `weir topics apply`", missing.name));
+                }
+                Err(error) => health.not_ready(error.to_string()),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return false,
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+        }
+    }
+
     /// The transactional producer of a group's member; `None` if the process stops before a broker answers.
     async fn writer(&self, group: &str, health: &RoleHealth) -> Result<Option<KafkaWriter>, RoleError> {
-        health.not_ready(format!("waiting for Kafka at {}", self.config.kafka.brokers));
+        health.not_ready("waiting for Kafka to know this process as a producer");
         let name = self.member(group);
         tokio::select! {
             () = self.stop.cancelled() => Ok(None),

@@ -73,6 +73,7 @@ struct Line {
     stage: &'static str,
     group: String,
     topic: String,
+    partitions: usize,
     waiting: i64,
     written: i64,
     /// Whether the group has ever committed there.
@@ -122,6 +123,7 @@ fn sums(group: &Group, lags: &[Lag]) -> Vec<Line> {
             stage: group.stage,
             group: group.name.clone(),
             topic: topic.clone(),
+            partitions: lags.len(),
             waiting: lags.iter().map(|lag| lag.behind()).sum(),
             written: lags.iter().map(|lag| lag.end).sum(),
             seen: lags.iter().any(|lag| lag.committed.is_some()),
@@ -144,7 +146,10 @@ pub(super) async fn rows(config: &Config, sql: &str) -> anyhow::Result<Vec<Value
 fn print(report: &Report) -> std::io::Result<()> {
     if !report.lag.is_empty() {
         let rows: Vec<_> = report.lag.iter().map(lag_row).collect();
-        say(&format!("Waiting on Kafka\n{}\n", indent(&table(&["stage", "topic", "waiting", "written", ""], &rows))))?;
+        say(&format!(
+            "Waiting on Kafka\n{}\n",
+            indent(&table(&["stage", "topic", "waiting", "end offset", ""], &rows))
+        ))?;
     }
     section("Batches", BATCH_COLUMNS, &report.batches, "none yet: weir enqueue FILE --source NAME")?;
     section("Calls of the last ten minutes", OUTCOME_COLUMNS, &report.last_ten_minutes, "none")?;
@@ -156,7 +161,14 @@ fn print(report: &Report) -> std::io::Result<()> {
 
 fn lag_row(line: &Line) -> Vec<String> {
     let number = |number: i64| grouped(u64::try_from(number).unwrap_or(0));
-    let note = if line.seen || line.waiting == 0 { "" } else { "never read: is the role running?" };
+    // One mark can stand at the end of each partition for good.
+    let mark = usize::try_from(line.waiting).is_ok_and(|waiting| waiting <= line.partitions);
+    let note = match (line.waiting, line.seen) {
+        (0, _) => "",
+        (_, false) => "never read: is the role running?",
+        (_, true) if mark => "perhaps nothing: marks of transactions count too",
+        (_, true) => "",
+    };
     vec![line.stage.to_owned(), line.topic.clone(), number(line.waiting), number(line.written), note.to_owned()]
 }
 

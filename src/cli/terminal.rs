@@ -59,7 +59,7 @@ impl Progress {
             self.bar.set_message(message());
         } else if self.written.elapsed() >= EVERY {
             self.written = Instant::now();
-            let percent = share.map(|share| format!("{:>3.0}%  ", share * 100.0)).unwrap_or_default();
+            let percent = share.map(|share| format!("{:>3.0}%  ", (share * 100.0).floor())).unwrap_or_default();
             note(&format!("{percent}{}", message()));
         }
     }
@@ -133,6 +133,12 @@ pub fn spoken(duration: Duration) -> String {
     }
 }
 
+/// A rate as people read it.
+#[must_use]
+pub fn per_second(rate: f64) -> String {
+    if rate < 10.0 { format!("{rate:.1}/s") } else { format!("{rate:.0}/s") }
+}
+
 /// How fast something has gone lately, from samples of a counter.
 #[derive(Debug, Default)]
 pub struct Rate(std::collections::VecDeque<(Instant, u64)>);
@@ -152,11 +158,16 @@ impl Rate {
         if seconds > 0.0 { count.saturating_sub(before) as f64 / seconds } else { 0.0 }
     }
 
-    /// How long `left` more take at this rate.
+    /// A rate, and how long `left` more take at it: `980/s, 12 s left`; nothing if nothing moves.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
-    pub fn eta(rate: f64, left: u64) -> String {
-        if rate > 0.0 { spoken(Duration::from_secs_f64((left as f64 / rate).min(1e9))) } else { "?".to_owned() }
+    pub fn words(rate: f64, left: Option<u64>) -> String {
+        if rate <= 0.0 {
+            return String::new();
+        }
+        let left = left.map(|left| spoken(Duration::from_secs_f64((left as f64 / rate).min(1e9))));
+        let left = left.map(|left| format!(", {left} left")).unwrap_or_default();
+        format!(", {}{left}", per_second(rate))
     }
 }
 
@@ -185,6 +196,7 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert!(last.abs() < 1e-9, "{last}");
-        assert_eq!(Rate::eta(100.0, 12_000), "2 min 0 s");
+        assert_eq!(Rate::words(100.0, Some(12_000)), ", 100/s, 2 min 0 s left");
+        assert_eq!(Rate::words(0.0, Some(12_000)), "");
     }
 }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::Exit,
-    terminal::{Progress, Rate, grouped, say, spoken},
+    terminal::{Progress, Rate, grouped, per_second, say, spoken},
 };
 use crate::{
     config::Config,
@@ -110,8 +110,7 @@ impl Watch {
     fn words(&self) -> String {
         let left = self.expected.saturating_sub(self.counts.ended());
         let (done, all) = (grouped(self.counts.ended()), grouped(self.expected));
-        let eta = Rate::eta(self.per_second, left);
-        format!("{done} of {all}, {:.0}/s, {eta} left: {}", self.per_second, self.tally())
+        format!("{done} of {all}{}: {}", Rate::words(self.per_second, Some(left)), self.tally())
     }
 
     fn tally(&self) -> String {
@@ -131,7 +130,8 @@ impl Watch {
                 "\nWhy the dead ones died: weir query \"SELECT item, reason, message FROM dead_letters WHERE batch = '{batch}'\""
             ),
         };
-        format!("All {} have their end after {} ({rate:.0}/s): {}{dead}", grouped(all), spoken(took), self.tally())
+        let rate = per_second(rate);
+        format!("All {} have their end after {} ({rate}): {}{dead}", grouped(all), spoken(took), self.tally())
     }
 }
 

@@ -201,7 +201,7 @@ fn decode<T: DeserializeOwned>(
         }
         let key = path.join(".");
         problems.push(Problem { what: words(&key, &error.kind), place, key });
-        if matches!(error.kind, Kind::MissingField(_)) || !replace(&mut tree, &error.path, None) {
+        if !replace(&mut tree, &error.path, None) {
             return None;
         }
     }

@@ -84,6 +84,17 @@ fn all_problems_are_listed_at_once() {
 }
 
 #[test]
+fn a_source_is_named_by_its_name_and_all_that_is_wrong_with_it_is_listed() {
+    let text = "[[source]]\nname = \"a b\"\nkind = \"ebay\"\nlimit = { calls = 1 }\n[[source]]\nkind = \"ali1688\"\n";
+    let message = refusal(text, &[]);
+    for part in
+        ["source.a b.name", "source.a b.kind", "\"ebay\"", "source.a b.limit.per", "source.#2.name", "is missing"]
+    {
+        assert!(message.contains(part), "{message} should say {part}");
+    }
+}
+
+#[test]
 fn a_variable_overrides_the_file_and_is_named_when_it_is_wrong() {
     let config =
         with("[retry]\nattempts = 3\n", &[("WEIR_RETRY__ATTEMPTS", "7"), ("WEIR_RETRY__FACTOR", "1.5")]).unwrap();

@@ -12,7 +12,7 @@ use rdkafka::{
     types::RDKafkaErrorCode,
 };
 
-use super::client::Config;
+use super::client::{Config, RECORD_LIMIT};
 use crate::topics::Topic;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,12 +108,14 @@ pub async fn apply(config: &Config, topics: &[Topic], replication: i32) -> Resul
 }
 
 /// The properties of a topic that weir sets.
-fn properties(topic: &Topic) -> [(&'static str, String); 3] {
+fn properties(topic: &Topic) -> [(&'static str, String); 4] {
     [
         ("retention.ms", topic.keep.as_millis().to_string()),
         ("cleanup.policy", "delete".to_owned()),
         // Raw replies compress to about a fifth; whatever the producer uses, the broker stores it as it came.
         ("compression.type", "producer".to_owned()),
+        // A record that the broker refuses could never be committed, and would hold up all others.
+        ("max.message.bytes", RECORD_LIMIT.to_string()),
     ]
 }
 

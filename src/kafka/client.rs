@@ -30,6 +30,11 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 /// `read_committed` reader of its topics waits.
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The longest record, in bytes, for producers and topics alike: the longest reply of a vendor
+/// ([`crate::platform::http::BODY_LIMIT`]) byte for byte, its variants once more with every quote escaped, and
+/// room for the rest.
+pub const RECORD_LIMIT: usize = 16 * 1024 * 1024;
+
 impl Config {
     /// What all clients share. The user's `properties` win over ours, except where a role sets its own after.
     pub(super) fn base(&self) -> ClientConfig {
@@ -80,6 +85,7 @@ impl Config {
             .set("linger.ms", "5")
             // The same partition for a key as Java's client.
             .set("partitioner", "murmur2_random")
+            .set("message.max.bytes", RECORD_LIMIT.to_string())
             .set("queue.buffering.max.messages", "200000");
         config
     }

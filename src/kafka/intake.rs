@@ -60,6 +60,8 @@ pub struct Intake<R, W> {
     outbox: Outbox,
     commit_every: Duration,
     next_commit_at: Instant,
+    /// Transactions rolled back in a row: the next one waits longer each time.
+    rolled_back: u32,
     transaction: Option<Transaction>,
     /// Partitions that another member waits for.
     handover: Option<(Vec<Partition>, Handover)>,
@@ -76,6 +78,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             outbox: Outbox::default(),
             commit_every,
             next_commit_at: Instant::now(),
+            rolled_back: 0,
             transaction: None,
             handover: None,
             paused: HashSet::new(),
@@ -162,6 +165,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                     self.next_commit_at = Instant::now();
                     self.end_transaction(result)?;
                 }
+                () = sleep_until(self.next_commit_at), if self.transaction.is_none() => {}
                 event = self.reader.next() => if let Some(Input::Records(records)) = self.handle(event?)? {
                     for (position, _) in &records {
                         self.give_up(position);
@@ -189,10 +193,16 @@ impl<R: Reader, W: Writer> Intake<R, W> {
     fn end_transaction(&mut self, result: Result<(), TransactError>) -> Result<(), IntakeError> {
         self.transaction = None;
         match result {
-            Ok(()) => self.outbox.committed(),
+            Ok(()) => {
+                self.rolled_back = 0;
+                self.outbox.committed();
+            }
             Err(TransactError::Aborted(reason)) => {
                 debug!(reason, "the outcomes are sent again");
                 self.outbox.rolled_back();
+                // At first soon, since a rebalance is a common reason; later up to a few seconds apart.
+                self.next_commit_at = Instant::now() + self.commit_every * (1 << self.rolled_back.min(6));
+                self.rolled_back += 1;
             }
             Err(error @ (TransactError::Fenced { .. } | TransactError::Rebuild(_))) => return Err(error.into()),
         }

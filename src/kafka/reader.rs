@@ -40,6 +40,8 @@ const GATHER: usize = 500;
 const POLL: Duration = Duration::from_millis(5);
 /// How many events may wait for the stage. When it is full the thread polls no further.
 const EVENTS: usize = 64;
+/// How often trouble with the brokers is told, at most.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// How long one question to the broker may take before it is asked again.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -82,7 +84,7 @@ impl KafkaReader {
         let membership = Membership::new();
         let failed =
             |reason: String| ReadError::Failed { topics: group.topics.join(", "), group: group.group.clone(), reason };
-        let shared = Shared { pending: VecDeque::new(), orders, next_epoch: 0 };
+        let shared = Shared { told_at: None, pending: VecDeque::new(), orders, next_epoch: 0 };
         let context =
             Context { group: group.clone(), membership: membership.clone(), events, shared: Mutex::new(shared) };
         let consumer: BaseConsumer<Context> = config
@@ -142,6 +144,8 @@ impl Reader for KafkaReader {
 
 /// What the polling loop and the rebalance callback share; both run on the reader's thread.
 struct Shared {
+    /// When trouble with the brokers was last told.
+    told_at: Option<Instant>,
     /// Events on their way to the stage, in order.
     pending: VecDeque<Result<Event, ReadError>>,
     orders: Receiver<Command>,
@@ -169,7 +173,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        warn!(group = self.group.group, %error, reason, "Kafka connection; trying again");
+        self.tell(&error, reason);
     }
 }
 
@@ -376,6 +380,16 @@ impl Context {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Says what is wrong with the brokers, but not twenty times a second: librdkafka goes on trying by itself.
+    fn tell(&self, error: &KafkaError, reason: &str) {
+        let mut shared = self.shared();
+        if shared.told_at.is_some_and(|told_at| told_at.elapsed() < TELL_AGAIN) {
+            return debug!(group = self.group.group, %error, reason, "Kafka");
+        }
+        shared.told_at = Some(Instant::now());
+        warn!(group = self.group.group, %error, reason, "trouble with Kafka; trying again");
+    }
+
     fn failed(&self, reason: String) -> ReadError {
         ReadError::Failed { topics: self.group.topics.join(", "), group: self.group.group.clone(), reason }
     }
@@ -449,11 +463,11 @@ impl Context {
             KafkaError::MessageConsumptionFatal(_) => Err(self.failed(error.to_string())),
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => self.skip_the_lost(consumer),
             KafkaError::MessageConsumption(RDKafkaErrorCode::UnknownTopicOrPartition) => {
-                warn!(topics = ?self.group.topics, "a topic does not exist (yet): run `weir topics apply`");
+                self.tell(error, "a topic does not exist (yet): run `weir topics apply`");
                 Ok(())
             }
             error => {
-                warn!(group = self.group.group, %error, "reading; trying again");
+                self.tell(error, "while reading");
                 Ok(())
             }
         }

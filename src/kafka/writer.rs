@@ -5,7 +5,6 @@
 
 use std::{
     sync::{
-        Arc,
         atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
@@ -276,16 +275,4 @@ impl Transactions {
 fn is_fenced(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::FencedInstanceId)
-}
-
-/// Shared by roles that write from several tasks.
-impl<W: Writer> Writer for Arc<W> {
-    async fn transact(
-        &self,
-        records: Vec<Outgoing>,
-        membership: Membership,
-        offsets: Offsets,
-    ) -> Result<(), TransactError> {
-        self.as_ref().transact(records, membership, offsets).await
-    }
 }

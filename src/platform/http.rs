@@ -11,8 +11,9 @@ use crate::{
     runtime::clock::{Clock, Timestamp},
 };
 
-/// The longest body that is read, in bytes.
-pub const BODY_LIMIT: usize = 8 * 1024 * 1024;
+/// The longest body that is read, in bytes: far more than any product has, and little enough that its record
+/// fits into a topic.
+pub const BODY_LIMIT: usize = 4 * 1024 * 1024;
 
 /// The longest time that `Retry-After` is believed.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);

@@ -16,6 +16,8 @@ use weir::kafka::{
     ledger,
 };
 
+use weir::{platform::http::BODY_LIMIT, runtime::clock::Dice};
+
 use crate::stack::{Follower, address, eventually, kafka, outgoing, produce, topic, unique};
 
 fn reader(group: &str, instance: &str, topic: &str) -> KafkaReader {
@@ -91,10 +93,29 @@ async fn the_ledger_in_the_commit_comes_back_up_to_4096_bytes_and_a_longer_one_h
         let too_long = format!("{longest}x");
         assert!(matches!(write(&too_long).await, Err(TransactError::Aborted(_))));
         write(&longest).await.unwrap();
+        // The same for a commit without a transaction.
+        let commit = |metadata: &str| reader.commit(vec![(partition.clone(), epoch, at(0, metadata))]);
+        assert!(commit(&too_long).await.is_err());
+        commit(&longest).await.unwrap();
     }
     let mut again = reader(&group, &group, &input);
     let (_, _, committed) = assigned(&mut again).await.remove(0);
     assert_eq!(committed, Some(at(0, &longest)));
+}
+
+#[tokio::test]
+async fn a_record_with_the_longest_reply_twice_over_is_written() {
+    let (input, output, group) = (topic("in", 1).await, topic("out", 1).await, unique("group"));
+    let mut reader = reader(&group, &group, &input);
+    let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
+    let (partition, epoch, _) = assigned(&mut reader).await.remove(0);
+    // Hardly compressible, as a broker judges the compressed batch and a producer the plain one.
+    let dice = Dice::seeded(1);
+    let words: Vec<String> = (0..3 * BODY_LIMIT / 32).map(|_| format!("{:032x}", dice.bits())).collect();
+    let long = words.concat();
+    let record = outgoing(&output, "k", &long);
+    writer.transact(vec![record], reader.membership(), vec![(partition, epoch, at(0, ""))]).await.unwrap();
+    assert_eq!(Follower::of(&[output]).await.read_until(1).await[0].value.len(), long.len());
 }
 
 #[tokio::test]

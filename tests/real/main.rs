@@ -13,6 +13,7 @@
 mod fetch;
 mod kafka;
 mod kill;
+mod outage;
 mod process;
 mod sink;
 mod stack;

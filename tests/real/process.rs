@@ -21,6 +21,11 @@ pub struct Installation {
 impl Installation {
     /// `more` is TOML: further sections, and last the source's own keys.
     pub fn new(simulator: &Simulator, accounts: &Path, prefix: &str, group: &str, more: &str) -> Self {
+        Self::on(&address("WEIR_TEST_KAFKA"), simulator, accounts, prefix, group, more)
+    }
+
+    /// The same on brokers of one's own.
+    pub fn on(brokers: &str, simulator: &Simulator, accounts: &Path, prefix: &str, group: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("weir.toml");
         let text = format!(
@@ -43,12 +48,25 @@ kind = "ali1688"
 url = "{url}"
 accounts_file = "{accounts}"
 "#,
-            brokers = address("WEIR_TEST_KAFKA"),
             url = simulator.url(),
             accounts = accounts.display(),
         );
         std::fs::write(&config, text).unwrap();
         Self { folder, config }
+    }
+
+    /// Runs `weir <arguments>` to its end; its standard output.
+    pub async fn run(&self, arguments: &[&str]) -> String {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(arguments)
+            .arg("--config")
+            .arg(&self.config)
+            .output()
+            .await
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "weir {arguments:?} ended with {}: {errors}", output.status);
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Starts `weir <arguments>` as the instance `name`.

@@ -1,0 +1,125 @@
+//! Servers that die while everything runs: weir waits, resumes, and loses nothing.
+
+use std::{collections::HashMap, path::Path, time::Duration};
+
+use tempfile::TempDir;
+use tokio::process::Command;
+use weir::{
+    runtime::clock::Clock,
+    simulate::{self, Latency, Options, Quota, Shares, Simulator},
+};
+
+use crate::{
+    process::Installation,
+    stack::{DEADLINE, address, eventually, unique},
+};
+
+/// Kafka, ClickHouse and Redis for one test alone, deleted at the end.
+struct Servers {
+    name: String,
+    addresses: HashMap<String, String>,
+}
+
+impl Servers {
+    async fn start(what: &str) -> Self {
+        let name = unique(&format!("test-{what}"));
+        let mut servers = Self { name, addresses: HashMap::new() };
+        for server in ["kafka", "clickhouse"] {
+            servers.control("start", server).await;
+        }
+        let env = servers.control("env", "").await;
+        let pair = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        servers.addresses = env.lines().filter_map(pair).collect();
+        servers
+    }
+
+    async fn control(&self, action: &str, server: &str) -> String {
+        let mut command = Command::new(address("WEIR_TEST_CONTROL"));
+        command.arg(action).arg(&self.name).args((!server.is_empty()).then_some(server));
+        let output = command.output().await.unwrap();
+        assert!(output.status.success(), "{action} {server}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new(address("WEIR_TEST_CONTROL")).arg("remove").arg(&self.name).output();
+    }
+}
+
+async fn simulator(folder: &Path) -> Simulator {
+    let options = Options {
+        accounts: 20,
+        accounts_file: Some(folder.join("accounts.toml")),
+        quota: Quota::None,
+        latency: Latency { from: Duration::from_millis(100), to: Duration::from_millis(400) },
+        shares: Shares { absent: 0.05, failing: 0.05, ..Shares::NONE },
+        ..Options::default()
+    };
+    simulate::start(options, Clock::System).await.unwrap()
+}
+
+/// requested, ended, and rows of outcomes in all.
+async fn counts(weir: &Installation) -> Option<(u64, u64)> {
+    let sql = "SELECT sum(requested), sum(found + absent + off_shelf + dead) FROM batches";
+    let text = weir.run(&["query", sql, "--format", "TSV"]).await;
+    let mut numbers = text.split_whitespace().map(|number| number.parse().unwrap());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_go_and_come_back_and_every_id_ends_once() {
+    let servers = Servers::start("outage").await;
+    let folder: TempDir = tempfile::tempdir().unwrap();
+    let simulator = simulator(folder.path()).await;
+    let more = format!(
+        "[clickhouse]\nurl = \"{}\"\n[retry]\nbase = \"100ms\"\n[fetch]\ncalls_in_flight = 40",
+        servers.addresses["WEIR_CLICKHOUSE__URL"]
+    );
+    let accounts = folder.path().join("accounts.toml");
+    let brokers = &servers.addresses["WEIR_KAFKA__BROKERS"];
+    let weir = Installation::on(brokers, &simulator, &accounts, "weir", "weir", &more);
+    weir.run(&["topics", "apply"]).await;
+    weir.run(&["schema", "apply"]).await;
+    let ids = folder.path().join("ids.txt");
+    let lines: Vec<String> = simulate::sample(3).take(3_000).map(|id| id.to_string()).collect();
+    std::fs::write(&ids, lines.join("\n")).unwrap();
+    let ids = ids.to_str().unwrap();
+
+    let process = weir.start("only", &["run"]);
+    weir.run(&["enqueue", ids, "--source", "ali1688", "--batch", "b"]).await;
+    let some = async |count| {
+        eventually("more of them end", async || counts(&weir).await.filter(|(_, ended)| *ended > count)).await
+    };
+    let (_, ended) = some(0).await;
+    // In good order: killed in mid-insert it can lose what it has acknowledged, until the sink counts its blocks.
+    servers.control("stop", "clickhouse").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    servers.control("start", "clickhouse").await;
+    let (_, ended) = some(ended).await;
+    servers.control("kill", "kafka").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    servers.control("start", "kafka").await;
+    some(ended).await;
+
+    let all = async || counts(&weir).await.filter(|counts| *counts == (3_000, 3_000));
+    let since = std::time::Instant::now();
+    while all().await.is_none() {
+        assert!(since.elapsed() < 2 * DEADLINE, "{:?}\n{}", counts(&weir).await, process.log());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let doubled = "SELECT count() FROM (SELECT request_id, count() AS n FROM observations GROUP BY request_id, \
+                   topic, partition, offset HAVING n > 1)";
+    let doubled = weir.run(&["query", doubled, "--format", "TSV"]).await;
+    let outcomes = weir
+        .run(&[
+            "query",
+            "SELECT uniqExact(request_id) = uniqExact(topic, partition, offset) FROM observations",
+            "--format",
+            "TSV",
+        ])
+        .await;
+    assert_eq!((doubled.trim(), outcomes.trim()), ("0", "1"), "{}", process.log());
+    assert!(process.stop().await.success());
+}
