@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use rdkafka::Message as _;
 use weir::{fetch, simulate};
 
 use crate::{
@@ -22,6 +23,8 @@ const SAMPLE: usize = 1_000;
 struct Run {
     /// From the first outcome to the last.
     wall: Duration,
+    /// Outcomes that are no results: a machine that is too busy lets calls time out.
+    failures: u32,
     cpu: Duration,
     simulator_cpu: Duration,
     sample: Vec<Copied>,
@@ -39,19 +42,27 @@ pub async fn measure(bench: &Bench, count: usize, table: &mut Table) -> Result<(
     let outcomes = Follower::of(&bench.kafka, &[own.topics.results(), own.topics.failures()]).await?;
     let mut fetch = bench.fetch(&simulator, &own, "")?;
     let before = simulator.process.cpu()?;
-    let (mut first, mut sample) = (None, Vec::new());
+    let (mut first, mut sample, mut failures) = (None, Vec::new(), 0_u32);
+    let failed = own.topics.failures();
     outcomes.read(
         count,
         || fetch.check(),
         |message| {
             first.get_or_insert_with(Instant::now);
+            failures += u32::from(message.topic() == failed);
             if sample.len() < SAMPLE {
                 sample.push(Copied::of(message));
             }
         },
     )?;
     let wall = first.map_or(Duration::ZERO, |first| first.elapsed());
-    let run = Run { wall, cpu: fetch.cpu()?, simulator_cpu: simulator.process.cpu()?.saturating_sub(before), sample };
+    let run = Run {
+        failures,
+        wall,
+        cpu: fetch.cpu()?,
+        simulator_cpu: simulator.process.cpu()?.saturating_sub(before),
+        sample,
+    };
     drop((fetch, outcomes));
 
     println!("  the floor: bare reqwest, bare rdkafka …");
@@ -72,6 +83,13 @@ fn report(table: &mut Table, count: usize, run: &Run, http: floor::Cost, kafka: 
         goal: Goal::AtLeast(6_000.0),
         value: Some(rate(run.wall)),
         floor: Some(rate(http.wall + kafka.wall)),
+    });
+    table.add(Figure {
+        what: "  failures among them",
+        unit: "",
+        goal: Goal::AtMost(0.0),
+        value: Some(f64::from(run.failures)),
+        floor: None,
     });
     table.add(Figure {
         what: "CPU of fetch per ID",
