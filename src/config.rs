@@ -24,7 +24,7 @@ use crate::{
     fetch, kafka,
     message::SourceName,
     platform::SourceConfig,
-    retry,
+    quota, retry,
     runtime::{health, logging},
     sink, topics,
 };
@@ -52,7 +52,7 @@ pub struct Config {
     /// `[fetch]`
     pub fetch: fetch::Config,
     /// `[quota]`
-    pub quota: crate::quota::pace::Pacing,
+    pub quota: quota::Config,
     /// `[retry]`
     pub retry: retry::Config,
     /// `[sink]`

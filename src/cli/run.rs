@@ -2,6 +2,7 @@
 
 use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
+use secrecy::ExposeSecret;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -12,7 +13,7 @@ use crate::{
     fetch::{Caller, CallerParts, Fetch, FetchError},
     kafka::{GroupConfig, KafkaReader, KafkaWriter, admin, intake::IntakeError},
     platform::config::{Source, SourceConfig},
-    quota::{Limit, guard::Guard, memory::Memory},
+    quota::{self, guard::Guard},
     retry::Retry,
     runtime::{
         clock::{Clock, Dice},
@@ -229,18 +230,21 @@ impl Process {
         }
         let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
         let reader = self.reader(group, vec![self.topics.requests(&source.name)])?;
-        let limits: Vec<Option<Limit>> = source.accounts.iter().map(|account| source.limit_of(account)).collect();
+        let limits = source.quota();
         let caller = Caller::new(CallerParts {
             source: source.name.clone(),
             vendor: Arc::clone(&source.vendor),
             client: source.client.clone(),
             accounts: Arc::clone(&source.accounts),
-            guard: Guard::new(&limits, source.address_limit.as_ref()),
+            guard: Guard::of(&limits),
             topics: self.topics.clone(),
             clock: self.clock.clone(),
             dice: self.dice.clone(),
         });
-        let quota = Arc::new(Memory::new(limits, self.config.quota));
+        let aliases = source.accounts.iter().map(|account| account.alias.clone()).collect();
+        let redis = self.config.redis.url.as_ref().map(ExposeSecret::expose_secret);
+        let quota = quota::open(&self.config.quota, redis, &source.name, &aliases, &limits, &self.clock)
+            .map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
         Ok(Fetch::new(reader, writer, caller, quota, self.config.fetch.clone()).run(self.stop.clone()).await?)

@@ -6,7 +6,13 @@ use bytesize::ByteSize;
 use secrecy::ExposeSecret;
 
 use super::{Config, Problem, print::duration};
-use crate::{kafka::client::TRANSACTION_TIMEOUT, quota::pace::Pacing, runtime::logging, sink::Store, topics::Topics};
+use crate::{
+    kafka::client::TRANSACTION_TIMEOUT,
+    quota::{self, Pacing},
+    runtime::logging,
+    sink::Store,
+    topics::Topics,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -172,6 +178,13 @@ fn fetch(check: &mut Check, config: &Config) {
 }
 
 fn quota(check: &mut Check, config: &Config) {
+    if config.quota.store == quota::Store::Redis && config.redis.url.is_none() {
+        check.add(
+            "quota.store",
+            "found \"redis\" without redis.url: set WEIR_REDIS__URL, or use \"memory\" for one process",
+        );
+    }
+    check.name("quota.prefix", &config.quota.prefix, 100);
     check.range("quota.margin", config.quota.margin, [0.0, Pacing::MARGIN_MAX]);
     check.duration("quota.jitter", config.quota.jitter, Duration::ZERO..=Pacing::JITTER_MAX);
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Config, problem::is_secret};
-use crate::{fetch, kafka, platform::SourceConfig, quota::pace::Pacing, retry, runtime, sink, topics};
+use crate::{fetch, kafka, platform::SourceConfig, quota, retry, runtime, sink, topics};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -22,7 +22,7 @@ struct Printed<'a> {
     clickhouse: ClickHouse<'a>,
     redis: Redis,
     fetch: &'a fetch::Config,
-    quota: &'a Pacing,
+    quota: &'a quota::Config,
     retry: &'a retry::Config,
     sink: &'a sink::Config,
     http: &'a runtime::health::Config,

@@ -186,6 +186,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 if !slot.is_late(Instant::now()) && !self.quota.is_held(&slot) {
                     return Some(slot);
                 }
+                self.quota.give_back(vec![slot]).await;
             }
             let room = self.config.calls_in_flight - self.calls.len();
             match self.quota.lease(self.backlog.len().min(room).min(Self::LEASE)).await {
@@ -228,6 +229,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let mut next = Some(Ok(first));
         while let Some(ended) = next {
             let ended = ended?;
+            self.quota.ended(ended.account);
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);

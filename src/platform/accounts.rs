@@ -31,6 +31,10 @@ pub struct Account {
     pub access_token: Option<SecretString>,
     /// What the vendor allows it; without one, the source's limit for each account counts.
     pub limit: Option<Limit>,
+    /// Further limits, which hold together with that one.
+    pub limits: Vec<Limit>,
+    /// How many of its calls may be under way at once; `None` = any number.
+    pub calls_in_flight: Option<u32>,
 }
 
 /// `[[source.account]]`: an account whose secrets are elsewhere.
@@ -49,6 +53,12 @@ pub struct AccountConfig {
     /// What the vendor allows it, if it differs from the source's limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
+    /// Further limits, which hold together with that one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
+    /// How many of its calls may be under way at once; without one, any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls_in_flight: Option<u32>,
 }
 
 /// Why accounts cannot be used. No message has a secret in it.
@@ -128,6 +138,8 @@ impl AccountConfig {
             app_secret: secret("app_secret", &self.app_secret)?,
             access_token: self.access_token.as_ref().map(|token| secret("access_token", token)).transpose()?,
             limit: self.limit.clone(),
+            limits: self.limits.clone(),
+            calls_in_flight: self.calls_in_flight,
         })
     }
 }
@@ -167,6 +179,9 @@ struct InlineAccount {
     app_secret: Inline,
     access_token: Option<Inline>,
     limit: Option<Limit>,
+    #[serde(default)]
+    limits: Vec<Limit>,
+    calls_in_flight: Option<u32>,
 }
 
 impl From<InlineAccount> for Account {
@@ -177,6 +192,8 @@ impl From<InlineAccount> for Account {
             app_secret: inline.app_secret.0,
             access_token: inline.access_token.map(|token| token.0),
             limit: inline.limit,
+            limits: inline.limits,
+            calls_in_flight: inline.calls_in_flight,
         }
     }
 }
@@ -237,6 +254,8 @@ mod tests {
             app_secret: SecretRef::Env("APP_SECRET".to_owned()),
             access_token: None,
             limit: None,
+            limits: Vec::new(),
+            calls_in_flight: None,
         }
     }
 

@@ -17,7 +17,13 @@ use super::{
     pick::InvalidPointer,
     secrets::Surroundings,
 };
-use crate::{message::SourceName, quota::Limit};
+use crate::{
+    message::SourceName,
+    quota::{
+        Limit,
+        plan::{AccountLimits, Limits},
+    },
+};
 
 /// Which protocol a source speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +74,12 @@ pub struct SourceConfig {
     /// What the vendor allows each account that has no limit of its own; without one, as fast as it goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
+    /// Further limits of each account that has none of its own, which hold together with that one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
+    /// What the vendor allows all accounts together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_limits: Vec<Limit>,
     /// What the vendor allows each address that calls come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_limit: Option<Limit>,
@@ -114,6 +126,10 @@ pub struct Source {
     pub accounts: Arc<[Account]>,
     /// What the vendor allows each account that has no limit of its own.
     pub limit: Option<Limit>,
+    /// What holds together with it.
+    pub limits: Vec<Limit>,
+    /// What the vendor allows all accounts together.
+    pub shared_limits: Vec<Limit>,
     /// What the vendor allows each address that calls come from.
     pub address_limit: Option<Limit>,
 }
@@ -167,10 +183,21 @@ impl Source {
             .map_err(|problem| OpenError { source_name: config.name.clone(), problem })
     }
 
-    /// What the vendor allows the account: its own limit, else the source's.
+    /// Everything that the vendor allows, as the quota reads it.
     #[must_use]
-    pub fn limit_of(&self, account: &Account) -> Option<Limit> {
-        account.limit.clone().or_else(|| self.limit.clone())
+    pub fn quota(&self) -> Limits {
+        let account = |account: &Account| {
+            let own = account.limit.iter().chain(&account.limits);
+            let of_source = self.limit.iter().chain(&self.limits);
+            let has_own = account.limit.is_some() || !account.limits.is_empty();
+            let limits = if has_own { own.cloned().collect() } else { of_source.cloned().collect() };
+            AccountLimits { limits, address: 0, in_flight: account.calls_in_flight }
+        };
+        Limits {
+            accounts: self.accounts.iter().map(account).collect(),
+            source: self.shared_limits.clone(),
+            address: self.address_limit.iter().cloned().collect(),
+        }
     }
 
     fn build(config: &SourceConfig, at: Surroundings<'_>) -> Result<Self, Problem> {
@@ -181,7 +208,12 @@ impl Source {
             return Err(Problem::NoAccount);
         }
         for account in &accounts {
-            check_limit(&format!("the limit of account {}", account.alias), account.limit.as_ref())?;
+            for limit in account.limit.iter().chain(&account.limits) {
+                check_limit(&format!("a limit of account {}", account.alias), limit)?;
+            }
+            let cap = account.calls_in_flight;
+            let key = format!("calls_in_flight of account {}", account.alias);
+            require(&key, &format!("{:?}", cap.unwrap_or_default()), cap != Some(0), "at least 1")?;
         }
         let timeouts = Timeouts { total: config.timeout, connect: config.connect_timeout };
         Ok(Self {
@@ -190,6 +222,8 @@ impl Source {
             client: Client::new(timeouts).map_err(|error| Problem::Client(error.to_string()))?,
             accounts: accounts.into(),
             limit: config.limit.clone(),
+            limits: config.limits.clone(),
+            shared_limits: config.shared_limits.clone(),
             address_limit: config.address_limit.clone(),
         })
     }
@@ -226,8 +260,11 @@ impl SourceConfig {
         require("item_param", &self.item_param, is_word(&self.item_param), "ASCII letters, digits, - _ .")?;
         check_time("timeout", self.timeout)?;
         check_time("connect_timeout", self.connect_timeout)?;
-        check_limit("limit", self.limit.as_ref())?;
-        check_limit("address_limit", self.address_limit.as_ref())
+        let limits = self.limit.iter().map(|limit| ("limit", limit));
+        let limits = limits.chain(self.limits.iter().map(|limit| ("limits", limit)));
+        let limits = limits.chain(self.shared_limits.iter().map(|limit| ("shared_limits", limit)));
+        let mut limits = limits.chain(self.address_limit.iter().map(|limit| ("address_limit", limit)));
+        limits.try_for_each(|(key, limit)| check_limit(key, limit))
     }
 }
 
@@ -241,12 +278,10 @@ fn check_time(key: &str, time: Duration) -> Result<(), Problem> {
     if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found, allowed: "from 1ms to 10m" }) }
 }
 
-fn check_limit(key: &str, limit: Option<&Limit>) -> Result<(), Problem> {
-    let Some(limit) = limit.filter(|limit| limit.calls == 0 || limit.burst == 0 || limit.per.is_zero()) else {
-        return Ok(());
-    };
+fn check_limit(key: &str, limit: &Limit) -> Result<(), Problem> {
+    let Err(problem) = limit.validate() else { return Ok(()) };
     let per = humantime::format_duration(limit.per);
-    let found = format!("{} calls per {per}, burst {}", limit.calls, limit.burst);
+    let found = format!("{} calls per {per}, burst {} ({problem})", limit.calls, limit.burst);
     Err(Problem::Key { key: key.to_owned(), found, allowed: "at least 1 call, burst 1, in more than no time" })
 }
 
@@ -276,7 +311,7 @@ mod tests {
     fn a_source_needs_a_name_a_kind_and_an_account() {
         let source = open(MINIMAL).unwrap();
         assert_eq!(source.accounts.len(), 1);
-        assert_eq!(source.limit_of(&source.accounts[0]), source.limit);
+        assert_eq!(source.quota().accounts[0].limits, source.limit.iter().cloned().collect::<Vec<_>>());
         assert_eq!(source.vendor.batch_max(), 1);
     }
 
@@ -284,7 +319,23 @@ mod tests {
     fn the_limit_of_an_account_goes_before_that_of_the_source() {
         let text = MINIMAL.replace("{ env = \"S\" } }", "{ env = \"S\" }, limit = { calls = 3, per = \"1m\" } }");
         let source = open(&text).unwrap();
-        assert_eq!(source.limit_of(&source.accounts[0]).unwrap().calls, 3);
+        assert_eq!(source.quota().accounts[0].limits[0].calls, 3);
+    }
+
+    #[test]
+    fn several_limits_hold_together_and_some_for_all_accounts() {
+        let more = r#"limits = [{ calls = 300, per = "1m", kind = "sliding" }]
+                      shared_limits = [{ calls = 50, per = "1s", burst = 5 }]"#;
+        let source = open(&format!("{MINIMAL}\n{more}")).unwrap();
+        let quota = source.quota();
+        assert_eq!(quota.accounts[0].limits.iter().map(|limit| limit.calls).collect::<Vec<_>>(), [10, 300]);
+        assert_eq!(quota.source[0].calls, 50);
+        let own = MINIMAL.replace(
+            "{ env = \"S\" } }",
+            "{ env = \"S\" }, limits = [{ calls = 3, per = \"1m\" }], calls_in_flight = 2 }",
+        );
+        let account = &open(&format!("{own}\n{more}")).unwrap().quota().accounts[0];
+        assert_eq!((account.limits.len(), account.limits[0].calls, account.in_flight), (1, 3, Some(2)));
     }
 
     #[test]
@@ -299,6 +350,10 @@ mod tests {
             ("timeout = \"0s\"", "timeout is 0s; it must be from 1ms to 10m"),
             ("connect_timeout = \"1h\"", "connect_timeout is 1h"),
             ("address_limit = { calls = 0, per = \"1s\" }", "address_limit is 0 calls per 1s, burst 1"),
+            (
+                "limits = [{ calls = 9, per = \"1s\", spread = true }]",
+                "limits is 9 calls per 1s, burst 1 (spread is only",
+            ),
             ("columns = { title = \"subject\" }", "columns: \"subject\" is not a JSON pointer"),
             ("colour = \"red\"", "unknown field `colour`"),
             ("accounts_file = \"none.toml\"", "source ali1688: accounts_file: cannot read /nowhere/none.toml"),

@@ -55,8 +55,8 @@ fn router() -> Router {
         .route("/dated", post((StatusCode::SERVICE_UNAVAILABLE, dated, "")))
         .route("/gzip", post((gzip, hex::decode(GZIPPED).unwrap())))
         .route("/moved", post((StatusCode::TEMPORARY_REDIRECT, moved, "elsewhere")))
-        .route("/limit", post(megabytes(8)))
-        .route("/9MiB", post(megabytes(9)))
+        .route("/limit", post(megabytes(BODY_LIMIT >> 20)))
+        .route("/beyond", post(megabytes((BODY_LIMIT >> 20) + 1)))
         .route("/announced", post(async || vec![b' '; BODY_LIMIT + 1]))
         .route("/slow", post(async || Body::from_stream(stream::iter(chunks(1)).chain(stream::pending()))))
         .route("/never", post(async || std::future::pending::<()>().await))
@@ -129,7 +129,7 @@ async fn a_redirect_is_not_followed() {
 async fn a_body_is_read_up_to_the_limit_and_no_further() {
     let server = Server::start().await;
     assert_eq!(server.call("/limit").await.unwrap().body.len(), BODY_LIMIT);
-    assert_outage(server.call("/9MiB").await, "body");
+    assert_outage(server.call("/beyond").await, "body");
     assert_outage(server.call("/announced").await, "body");
 }
 

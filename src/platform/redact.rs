@@ -95,6 +95,8 @@ mod tests {
             app_secret: secret.into(),
             access_token: Some(token.into()),
             limit: None,
+            limits: Vec::new(),
+            calls_in_flight: None,
         }
     }
 

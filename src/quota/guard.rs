@@ -15,7 +15,7 @@ use governor::{
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::Limit;
+use super::{Counting, Limit, plan::Limits};
 
 /// An independent check of every call: per account, and for the address that the calls leave from.
 ///
@@ -23,8 +23,9 @@ use super::Limit;
 /// shares the account.
 #[derive(Debug)]
 pub struct Guard {
-    accounts: Vec<Option<Bucket>>,
-    address: Option<Bucket>,
+    accounts: Vec<Vec<Bucket>>,
+    /// For the source, and for the address that calls leave from.
+    shared: Vec<Bucket>,
     held: AtomicU64,
 }
 
@@ -46,9 +47,18 @@ impl Guard {
     /// A guard with the vendor's limits per account, by index, and for the outgoing address.
     #[must_use]
     pub fn new(accounts: &[Option<Limit>], address: Option<&Limit>) -> Self {
+        let mut limits = Limits::of_accounts(accounts.iter().cloned());
+        limits.address.extend(address.cloned());
+        Self::of(&limits)
+    }
+
+    /// A guard with everything that the vendor allows; all accounts leave from one address.
+    #[must_use]
+    pub fn of(limits: &Limits) -> Self {
+        let buckets = |limits: &[Limit]| limits.iter().filter_map(bucket).collect::<Vec<_>>();
         Self {
-            accounts: accounts.iter().map(|limit| limit.as_ref().and_then(bucket)).collect(),
-            address: address.and_then(bucket),
+            accounts: limits.accounts.iter().map(|account| buckets(&account.limits)).collect(),
+            shared: limits.source.iter().chain(&limits.address).filter_map(bucket).collect(),
             held: AtomicU64::new(0),
         }
     }
@@ -81,8 +91,8 @@ impl Guard {
     /// Asks all limits at one instant: a token taken before a wait would say nothing about the time after it.
     /// So the address may be charged again for a call that its account held.
     fn ask(&self, account: usize) -> Result<(), Duration> {
-        let account = self.accounts.get(account).and_then(Option::as_ref);
-        [self.address.as_ref(), account].into_iter().flatten().try_for_each(|bucket| {
+        let account = self.accounts.get(account).map_or(&[][..], Vec::as_slice);
+        self.shared.iter().chain(account).try_for_each(|bucket| {
             bucket.check().map_err(|refusal| refusal.wait_time_from(TokioClock.now()).max(Duration::from_nanos(1)))
         })
     }
@@ -99,7 +109,12 @@ impl Guard {
 
 /// `None` only for a limit that [`Limit::validate`] refuses.
 fn bucket(limit: &Limit) -> Option<Bucket> {
-    let quota = governor::Quota::with_period(limit.interval())?.allow_burst(limit.burst.try_into().ok()?);
+    // A window lets all its calls through at once.
+    let burst = match limit.kind {
+        Counting::Bucket => limit.burst,
+        Counting::Fixed | Counting::Sliding => limit.calls,
+    };
+    let quota = governor::Quota::with_period(limit.interval())?.allow_burst(burst.try_into().ok()?);
     Some(RateLimiter::direct_with_clock(quota, TokioClock))
 }
 
@@ -159,7 +174,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn our_pace_never_makes_it_wait_even_if_calls_leave_late() {
         for burst in [1, 5] {
-            let limits = vec![Some(limit(50, burst)); 4];
+            let limits = vec![Some(limit(10, burst)); 4];
             let guard = Guard::new(&limits, Some(&limit(200, 20)));
             let memory = Memory::new(limits, Pacing { margin: 0.0, jitter: Duration::ZERO });
             let dice = Dice::seeded(burst.into());
@@ -173,7 +188,7 @@ mod tests {
                     }
                     Lease::Nobody => panic!("nobody is disabled"),
                 };
-                left = left.max(slot.at + ms(4).mul_f64(dice.fraction()));
+                left = left.max(slot.at + ms(2).mul_f64(dice.fraction()));
                 tokio::time::sleep_until(left).await;
                 assert_eq!(guard.pass(slot.account).await, Duration::ZERO);
             }

@@ -4,8 +4,22 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// At most `calls` in `per`, `burst` of them at once: a token bucket that holds `burst` tokens and gains
-/// `calls` tokens in `per`.
+use crate::runtime::clock::Timestamp;
+
+/// How the vendor counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Counting {
+    /// A token bucket: `burst` tokens at most, `calls` new ones in `per`.
+    #[default]
+    Bucket,
+    /// At most `calls` in each window of `per`, which begin at fixed times.
+    Fixed,
+    /// At most `calls` in any stretch of `per`.
+    Sliding,
+}
+
+/// At most `calls` in `per`; several limits of one account all hold together.
 ///
 /// This is what the vendor grants, not how fast weir goes: see [`super::pace`] for that.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,9 +30,19 @@ pub struct Limit {
     /// The time in which they are granted, `"1s"`; above zero, at most [`Self::PER_MAX`].
     #[serde(with = "humantime_serde")]
     pub per: Duration,
-    /// How many calls may arrive at once; at least 1. If the vendor does not say, 1 is safe and costs speed.
+    /// How many calls may arrive at once in a bucket; at least 1. If the vendor does not say, 1 is safe and
+    /// costs speed. Windows have none.
     #[serde(default = "one")]
     pub burst: u32,
+    /// How the vendor counts.
+    #[serde(default)]
+    pub kind: Counting,
+    /// Any time at which a fixed window begins, such as the vendor's midnight; without it the phase is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts_at: Option<Timestamp>,
+    /// Spread a long window's calls evenly over it, instead of spending them as they are needed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spread: bool,
 }
 
 const fn one() -> u32 {
@@ -40,20 +64,52 @@ pub enum InvalidLimit {
         /// What was given.
         found: Duration,
     },
+    /// A window with a burst, or a bucket with the settings of a window.
+    #[error("{key} is only for kind = {wanted}; leave it out, or change the kind")]
+    Misplaced {
+        /// Which key.
+        key: &'static str,
+        /// What it belongs to.
+        wanted: &'static str,
+    },
 }
 
 impl Limit {
     /// The longest `per`: a year.
     pub const PER_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-    /// A checked limit.
+    /// The longest window that is paced. What is paced is one number, and lost state is learned in one
+    /// spacing; its calls leave evenly. A longer window would make single calls wait for long (5,000 a day:
+    /// 17 s), so it is a budget, which must be remembered, and of which losing the memory costs a window.
+    pub const PACED_MAX: Duration = Duration::from_secs(10);
+
+    /// A checked token bucket.
     ///
     /// # Errors
     /// [`InvalidLimit`] says which number makes no sense.
     pub fn new(calls: u32, per: Duration, burst: u32) -> Result<Self, InvalidLimit> {
-        let limit = Self { calls, per, burst };
+        let limit = Self { calls, per, burst, kind: Counting::Bucket, starts_at: None, spread: false };
         limit.validate()?;
         Ok(limit)
+    }
+
+    /// A checked window.
+    ///
+    /// # Errors
+    /// [`InvalidLimit`] says which number makes no sense.
+    pub fn window(calls: u32, per: Duration, kind: Counting) -> Result<Self, InvalidLimit> {
+        let limit = Self { calls, per, burst: 1, kind, starts_at: None, spread: false };
+        limit.validate()?;
+        Ok(limit)
+    }
+
+    /// Whether calls keep a distance for its sake; else it is a budget.
+    #[must_use]
+    pub fn is_paced(&self) -> bool {
+        match self.kind {
+            Counting::Bucket => true,
+            Counting::Fixed | Counting::Sliding => self.spread || self.per <= Self::PACED_MAX,
+        }
     }
 
     /// Checks a limit that was read from a file.
@@ -70,7 +126,13 @@ impl Limit {
         if self.per.is_zero() || self.per > Self::PER_MAX {
             return Err(InvalidLimit::Per { found: self.per });
         }
-        Ok(())
+        let misplaced = |key, wanted| Err(InvalidLimit::Misplaced { key, wanted });
+        match self.kind {
+            Counting::Bucket if self.spread => misplaced("spread", "\"fixed\" or \"sliding\""),
+            Counting::Bucket | Counting::Sliding if self.starts_at.is_some() => misplaced("starts_at", "\"fixed\""),
+            Counting::Fixed | Counting::Sliding if self.burst > 1 => misplaced("burst", "\"bucket\""),
+            Counting::Bucket | Counting::Fixed | Counting::Sliding => Ok(()),
+        }
     }
 
     /// The time in which one token is gained, rounded up to nanoseconds, so that a pace made from it is never
@@ -80,6 +142,14 @@ impl Limit {
         // An unchecked zero counts as one: the slowest pace, not a crash.
         div_ceil(self.per, self.calls)
     }
+}
+
+/// Microseconds: what the arithmetic counts in here and in Redis, whose numbers hold them exactly until 2255.
+pub type Micros = u64;
+
+/// Rounded up: later is always lawful.
+pub(super) fn micros(time: Duration) -> Micros {
+    u64::try_from(time.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX)
 }
 
 /// `time / by`, rounded up to nanoseconds; `by` = 0 counts as 1.
@@ -113,6 +183,31 @@ mod tests {
             let message = Limit::new(calls, per, burst).unwrap_err().to_string();
             assert!(message.contains(expected), "{message:?} should say {expected:?}");
         }
+    }
+
+    #[test]
+    fn windows_are_limits_too_and_what_belongs_to_another_kind_is_refused() {
+        let read = |text: &str| serde_json::from_str::<Limit>(text).unwrap();
+        let day = read(r#"{"calls": 5000, "per": "1day", "kind": "fixed", "starts_at": "2026-01-01T00:00:00+08:00"}"#);
+        assert_eq!(day.validate(), Ok(()));
+        assert!(!day.is_paced());
+        let table = [
+            (r#"{"calls": 9, "per": "1s", "kind": "sliding", "burst": 2}"#, "burst"),
+            (r#"{"calls": 9, "per": "1s", "spread": true}"#, "spread"),
+            (r#"{"calls": 9, "per": "1m", "kind": "sliding", "starts_at": 0}"#, "starts_at"),
+        ];
+        for (text, key) in table {
+            let message = read(text).validate().unwrap_err().to_string();
+            assert!(message.starts_with(key), "{message:?} should name {key}");
+        }
+    }
+
+    #[test]
+    fn short_windows_are_paced_and_long_ones_are_budgets_unless_spread() {
+        let window = |secs| Limit::window(100, Duration::from_secs(secs), Counting::Sliding).unwrap();
+        assert!(window(1).is_paced() && window(10).is_paced() && !window(60).is_paced());
+        assert!(Limit { spread: true, ..window(60) }.is_paced());
+        assert!(Limit::new(60, Duration::from_secs(60), 1).unwrap().is_paced(), "a bucket always is");
     }
 
     #[test]

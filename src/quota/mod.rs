@@ -1,21 +1,29 @@
 //! When may who call: slots are times, handed out so that the vendor's own limiter never says no.
 //!
 //! A [`Quota`] leases several [`Slot`]s of a source ahead, in time order over its accounts; each is permission
-//! for one call at one instant. A slot that is missed is dropped, never caught up. [`memory`] does the
-//! arithmetic in this process with the spacing that [`pace`] derives from the vendor's [`Limit`]; [`guard`]
-//! stands at the last door with that limit itself.
+//! for one call at one instant. A slot that is missed is dropped, never caught up. [`plan`] says what the
+//! vendor's [`Limit`]s come down to: the spacing that [`pace`] derives, and [`budget`]s. [`timetable`] is the
+//! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet. [`guard`] stands at the last door with
+//! the limit itself.
 
+pub mod budget;
+mod config;
 pub mod guard;
 mod limit;
 pub mod memory;
 #[cfg(test)]
 mod model;
 pub mod pace;
+pub mod plan;
+pub mod redis;
+pub mod timetable;
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-pub use limit::{InvalidLimit, Limit};
+pub use config::{Config, OnRedisLoss, OpenError, Store, open};
+pub use limit::{Counting, InvalidLimit, Limit, Micros};
+pub use pace::Pacing;
 use tokio::time::Instant;
 
 use crate::message::AccountAlias;
@@ -32,8 +40,11 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// How late a call may always leave: the pace counts with it. A larger burst allows more.
+    /// How late a call may leave at a pace that counts with it; a larger burst allows more, and a limit that
+    /// would lose too much of its rate allows less, see [`pace::Pacing::guard`].
     pub const GUARD: Duration = Duration::from_millis(5);
+    /// How late a call may always leave.
+    pub const GUARD_MIN: Duration = Duration::from_millis(1);
 
     /// Whether it has been missed: drop it, never catch up.
     #[must_use]
@@ -79,6 +90,12 @@ pub trait Quota: Send + Sync {
 
     /// Returns slots that will not be used; the arithmetic takes them back where it still can.
     async fn give_back(&self, slots: Vec<Slot>);
+
+    /// A call whose slot was not given back has ended: of accounts whose calls under way are limited, each slot
+    /// must come to one or the other, or they run out.
+    fn ended(&self, account: usize) {
+        let _ = account;
+    }
 
     /// Moves the shared time: nobody calls within `scope` before the hold ends. Slots already leased are
     /// checked again by [`Quota::is_held`].

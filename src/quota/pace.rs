@@ -11,16 +11,24 @@
 //! (`engine.md` section 5; the reasoning of GCRA, the ATM Forum's Generic Cell Rate Algorithm, where J is the
 //! cell delay variation and (B − 1)/r the tolerance). A burst of 1 + rJ therefore gives the full rate, and a
 //! burst of 1 pays for every millisecond of jitter.
+//!
+//! A window of W that grants C calls asks that call n + C arrives at least W after call n, wherever the window
+//! begins: C·T ≥ W + J, so T = (W + J)/C. Both are one inequality: *n calls apart by T cover a base time and
+//! the jitter*, with n = B and base = 1/r for a bucket, n = C and base = W for a window. Of several limits the
+//! largest T satisfies all.
+//!
+//! Our own lateness, between a slot and the moment its call leaves, is jitter too. What we allow ourselves is
+//! part of T where nothing else covers it, but never more than costs a thirtieth of the rate ([`Pacing::guard`]).
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use super::{
+    Limit, Slot,
+    limit::{Counting, div_ceil},
+};
 
-use super::{Limit, Slot, limit::div_ceil};
-
-/// `[quota]`: how far weir stays away from a vendor's limit.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// How far weir stays away from a vendor's limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pacing {
     /// The share of the allowed rate that is left unused, since the vendor's clock and ours drift apart: NTP
     /// slews a clock by up to 0.0005, and even 0.00005 eats a burst of 5 within minutes. 0 to 0.5.
@@ -28,7 +36,6 @@ pub struct Pacing {
     /// How much the one-way delay to the vendor varies at most. The way through a home router or to another
     /// continent takes 50 ms and more; within a region over warm connections 10 ms are ample, which costs
     /// 10 calls/s with a burst of 2 or more nothing, and with a burst of 1 a tenth.
-    #[serde(with = "humantime_serde")]
     pub jitter: Duration,
 }
 
@@ -78,32 +85,68 @@ impl Pacing {
         Ok(())
     }
 
-    /// The spacing of the slots of one account under `limit`, in nanoseconds and rounded up.
+    /// The spacing of the slots under one limit, in nanoseconds and rounded up.
     ///
-    /// [`Slot::GUARD`] counts as jitter too: whether a call left late or travelled slowly is all the same to
+    /// [`Self::guard`] counts as jitter too: whether a call left late or travelled slowly is all the same to
     /// the vendor. The margin stretches the whole spacing, jitter included, since it is time that drifts.
     #[must_use]
     pub fn spacing(&self, limit: &Limit) -> Duration {
-        stretch(self.tightest(limit), self.margin)
+        self.pace(std::slice::from_ref(limit)).spacing
     }
 
-    /// How late a slot of one account under `limit` may be used without a refusal.
-    ///
-    /// By the same inequality, solved for what is left over: B·T − 1/r − J. A quarter of that is ours, the rest
-    /// stays with the network, whose delays nobody can foresee while our own lateness can be measured. With a
-    /// burst of 1 it is [`Slot::GUARD`]; with 10 calls/s and a burst of 5 about 100 ms, so that a busy machine
-    /// loses hardly a slot. T is the spacing before the margin: what is kept back for drifting clocks is not spent.
+    /// How late a slot under one limit may be used without a refusal.
     #[must_use]
     pub fn lateness(&self, limit: &Limit) -> Duration {
-        let covered = self.tightest(limit).saturating_mul(limit.burst);
-        let spare = covered.saturating_sub(limit.interval() + self.jitter);
-        (spare / 4).max(Slot::GUARD.min(spare)).min(Self::LATENESS_MAX)
+        self.pace(std::slice::from_ref(limit)).lateness
+    }
+
+    /// The pace that satisfies all these limits together; those that are budgets do not matter here.
+    ///
+    /// Lateness is what is left over of the inequality: n·T − base − J. A quarter of that is ours, the rest
+    /// stays with the network, whose delays nobody can foresee while our own lateness can be measured; and at
+    /// least the guard. With 10 calls/s and a burst of 5 it is about 100 ms, so that a busy machine loses
+    /// hardly a slot. T is the spacing before the margin: what is kept back for drifting clocks is not spent.
+    #[must_use]
+    pub fn pace(&self, limits: &[Limit]) -> Pace {
+        let paced = || limits.iter().filter(|limit| limit.is_paced());
+        let tightest = paced().map(|limit| self.tightest(limit)).max().unwrap_or_default();
+        let lateness = paced().map(|limit| {
+            let (calls, base) = covered(limit);
+            let spare = tightest.saturating_mul(calls).saturating_sub(base + self.jitter);
+            (spare / 4).max(self.guard(limit).min(spare))
+        });
+        let lateness = lateness.min().unwrap_or(Self::LATENESS_MAX).min(Self::LATENESS_MAX);
+        Pace { spacing: stretch(tightest, self.margin), lateness }
+    }
+
+    /// How late a call may leave at least: a thirtieth of what the spacing has to cover anyway, so that it
+    /// costs no more of the rate, but from [`Slot::GUARD_MIN`], below which no timer is, to [`Slot::GUARD`].
+    #[must_use]
+    pub fn guard(&self, limit: &Limit) -> Duration {
+        ((covered(limit).1 + self.jitter) / 30).clamp(Slot::GUARD_MIN, Slot::GUARD)
     }
 
     /// The spacing if clocks did not drift.
     fn tightest(&self, limit: &Limit) -> Duration {
-        let interval = limit.interval();
-        interval.max(div_ceil(interval + self.jitter + Slot::GUARD, limit.burst))
+        let (calls, base) = covered(limit);
+        limit.interval().max(div_ceil(base + self.jitter + self.guard(limit), calls))
+    }
+}
+
+/// How fast the slots of an account, an address or a source may follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Between two slots; zero without a limit.
+    pub spacing: Duration,
+    /// How late a slot may be used.
+    pub lateness: Duration,
+}
+
+/// So many spacings must cover so much time, and the jitter.
+fn covered(limit: &Limit) -> (u32, Duration) {
+    match limit.kind {
+        Counting::Bucket => (limit.burst, limit.interval()),
+        Counting::Fixed | Counting::Sliding => (limit.calls, limit.per),
     }
 }
 
@@ -127,6 +170,10 @@ mod tests {
         Limit::new(calls, Duration::from_millis(per_ms), burst).unwrap()
     }
 
+    fn window(calls: u32, per_ms: u64) -> Limit {
+        Limit::window(calls, Duration::from_millis(per_ms), Counting::Sliding).unwrap()
+    }
+
     fn pacing(margin: f64, jitter_ms: u64) -> Pacing {
         Pacing { margin, jitter: Duration::from_millis(jitter_ms) }
     }
@@ -146,11 +193,13 @@ mod tests {
 
     #[test]
     fn the_spacing_is_the_formula_of_the_design() {
-        // The guard of 5 ms counts as jitter.
+        // The guard counts as jitter: a thirtieth, from 1 to 5 ms.
         let table = [
-            (limit(100, 1_000, 5), pacing(0.0, 45), Duration::from_millis(12)),
+            (limit(100, 1_000, 5), pacing(0.0, 50), Duration::from_micros(12_400)),
+            (limit(100, 1_000, 1), pacing(0.0, 50), Duration::from_millis(62)),
             (limit(100, 1_000, 5), pacing(0.0, 10), Duration::from_millis(10)),
-            (limit(10, 1_000, 1), pacing(0.0, 10), Duration::from_millis(115)),
+            (limit(10, 1_000, 1), pacing(0.0, 20), Duration::from_millis(124)),
+            (window(100, 1_000), pacing(0.0, 50), Duration::from_micros(10_550)),
             (limit(10, 1_000, 2), pacing(0.0, 45), Duration::from_millis(100)),
             (limit(60, 60_000, 1), pacing(0.0, 0), Duration::from_millis(1_005)),
             (limit(10, 1_000, 5), pacing(0.001, 10), Duration::from_nanos(100_100_101)),
@@ -158,6 +207,18 @@ mod tests {
         for (limit, pacing, expected) in table {
             assert_eq!(pacing.spacing(&limit), expected, "{limit:?} {pacing:?}");
         }
+    }
+
+    #[test]
+    fn of_several_limits_the_slowest_sets_the_pace_and_budgets_do_not() {
+        let pacing = pacing(0.0, 20);
+        let day = window(1, 86_400_000);
+        let pace = pacing.pace(&[limit(10, 1_000, 5), window(8, 1_000), day.clone()]);
+        assert_eq!(pace.spacing, Duration::from_micros(128_125));
+        // The window covers it barely, the bucket would cover more.
+        assert_eq!(pace.lateness, Slot::GUARD);
+        let free = Pace { spacing: Duration::ZERO, lateness: Pacing::LATENESS_MAX };
+        assert_eq!(pacing.pace(&[day]), free);
     }
 
     #[test]
@@ -174,7 +235,7 @@ mod tests {
         // A test of the tests: the formula leaves nothing to spare, and the judge notices.
         for (limit, jitter) in [(limit(10, 1_000, 1), 20), (limit(100, 1_000, 5), 50), (limit(100, 1_000, 3), 5)] {
             let pacing = pacing(0.0, jitter);
-            let spread = pacing.jitter + Slot::GUARD;
+            let spread = pacing.jitter + pacing.guard(&limit);
             let right = pacing.spacing(&limit);
             assert_eq!(refused(&limit, right, worst_delays(right, spread)), 0, "{limit:?}");
             let fast = right.mul_f64(0.99);
@@ -189,7 +250,7 @@ mod tests {
             margin in 0.0f64..0.01, shares in prop::collection::vec(0.0f64..=1.0, 300),
         ) {
             let (limit, pacing) = (limit(calls, per_ms, burst), pacing(margin, jitter_ms));
-            let spread = pacing.jitter + Slot::GUARD;
+            let spread = pacing.jitter + pacing.guard(&limit);
             let spacing = pacing.spacing(&limit);
             prop_assert_eq!(refused(&limit, spacing, shares.iter().map(|share| spread.mul_f64(*share))), 0);
             let extremes = shares.iter().map(|share| if *share < 0.5 { Duration::ZERO } else { spread });
@@ -203,7 +264,7 @@ mod tests {
         ) {
             let (limit, pacing) = (limit(calls, 1_000, burst), pacing(0.001, jitter_ms));
             let seen = pacing.spacing(&limit).mul_f64(1.0 - drift);
-            let spread = pacing.jitter + Slot::GUARD;
+            let spread = pacing.jitter + pacing.guard(&limit);
             prop_assert_eq!(refused(&limit, seen, worst_delays(seen, spread)), 0);
         }
 

@@ -35,6 +35,8 @@ fn account(seed: u64, index: u64) -> Result<Account, InvalidId> {
         app_secret: SecretString::from(letters(&mut bits, 12)),
         access_token: Some(SecretString::from(uuid::Uuid::from_u128(token).to_string())),
         limit: None,
+        limits: Vec::new(),
+        calls_in_flight: None,
     })
 }
 

@@ -15,5 +15,6 @@ mod kafka;
 mod kill;
 mod outage;
 mod process;
+mod quota;
 mod sink;
 mod stack;

@@ -78,6 +78,8 @@ mod tests {
             app_secret: "test123".into(),
             access_token: token.map(Into::into),
             limit: None,
+            limits: Vec::new(),
+            calls_in_flight: None,
         }
     }
 

@@ -1,0 +1,103 @@
+//! `[quota]`: where slots are counted, and how far weir stays away from a vendor's limit.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Aliases, Pacing, Quota,
+    memory::Memory,
+    plan::Limits,
+    redis::{self, Redis},
+};
+use crate::{message::SourceName, runtime::clock::Clock};
+
+/// `[quota]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where slots are counted.
+    pub store: Store,
+    /// What Redis' keys begin with.
+    pub prefix: String,
+    /// What a worker does when Redis is lost and its lease is used up.
+    pub on_redis_loss: OnRedisLoss,
+    /// As [`Pacing::margin`].
+    pub margin: f64,
+    /// As [`Pacing::jitter`].
+    #[serde(with = "humantime_serde")]
+    pub jitter: Duration,
+}
+
+/// Why there is no quota.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// `store = "redis"` alone.
+    #[error("quota.store is \"redis\" but redis.url is not set: set it, or use \"memory\" for one process")]
+    NoUrl,
+    /// Redis' address is none.
+    #[error(transparent)]
+    Url(#[from] redis::InvalidUrl),
+}
+
+/// The quota of a source as it is configured; needs a tokio runtime.
+///
+/// # Errors
+/// [`OpenError`]: Redis' address is missing or none. Connects in the background.
+pub fn open(
+    config: &Config,
+    redis_url: Option<&str>,
+    source: &SourceName,
+    aliases: &Aliases,
+    limits: &Limits,
+    clock: &Clock,
+) -> Result<Arc<dyn Quota>, OpenError> {
+    match config.store {
+        Store::Memory => Ok(Arc::new(Memory::with_limits(limits, &config.pacing(), clock))),
+        Store::Redis => {
+            let url = redis_url.ok_or(OpenError::NoUrl)?;
+            Ok(Arc::new(Redis::new(url, &config.prefix, source, aliases, limits, &config.pacing())?))
+        }
+    }
+}
+
+/// Where slots are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Store {
+    /// In this process: the only one that calls.
+    #[default]
+    Memory,
+    /// In Redis, at `redis.url`, for all processes together.
+    Redis,
+}
+
+/// What a worker does without Redis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRedisLoss {
+    /// It waits until Redis is back.
+    #[default]
+    Stop,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let Pacing { margin, jitter } = Pacing::default();
+        Self {
+            store: Store::default(),
+            prefix: "weir".to_owned(),
+            on_redis_loss: OnRedisLoss::default(),
+            margin,
+            jitter,
+        }
+    }
+}
+
+impl Config {
+    /// The pace.
+    #[must_use]
+    pub const fn pacing(&self) -> Pacing {
+        Pacing { margin: self.margin, jitter: self.jitter }
+    }
+}

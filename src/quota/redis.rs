@@ -1,0 +1,165 @@
+//! The quota of a fleet: the timetable in Redis, a lease ahead in this process.
+//!
+//! `lease.lua` is the arithmetic. A driver task keeps the connection: it fetches slots before they are wanted,
+//! in blocks sized by demand, tells of holds and hears of those of others, so that [`Quota::lease`] answers at
+//! once and Redis is asked about once for ten calls. Without Redis a worker uses up what it has leased and then
+//! stops until Redis is back: nobody else can know what it would do on its own.
+
+mod driver;
+mod local;
+mod offset;
+mod wire;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{sync::Notify, task::JoinHandle, time::Instant};
+
+use self::{
+    driver::Driver,
+    local::{Known, Local},
+};
+use super::{
+    Aliases, Hold, Lease, Pacing, Quota, Scope, Slot,
+    limit::Micros,
+    plan::{Limits, Plan},
+};
+use crate::message::SourceName;
+
+/// How far ahead a slot may be leased: 16 workers that share 100/s lease blocks of a dozen in turn. After a loss of
+/// state nobody calls for so long.
+pub const AHEAD: Duration = Duration::from_secs(4);
+
+/// Why there is no quota from Redis.
+#[derive(Debug, thiserror::Error)]
+#[error("redis.url cannot be used: {0}")]
+pub struct InvalidUrl(#[from] ::redis::RedisError);
+
+/// Slots of one source, shared by all processes that use the same Redis.
+pub struct Redis {
+    shared: Arc<Shared>,
+    driver: JoinHandle<()>,
+}
+
+/// What the driver and its users share.
+pub(super) struct Shared {
+    local: Mutex<Local>,
+    wake: Notify,
+    counts: Mutex<Counts>,
+}
+
+/// What was asked of Redis so far.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Calls to Redis.
+    pub operations: u64,
+    /// How long the last leases took, at most 4,096 of them.
+    pub leases: std::collections::VecDeque<Duration>,
+    /// Slots that their reply brought too late.
+    pub discarded: u64,
+}
+
+impl Shared {
+    fn local(&self) -> MutexGuard<'_, Local> {
+        // Every step leaves it whole, so a panic elsewhere under the lock has broken nothing.
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Redis {
+    /// The quota of a source in the Redis at `url`, under keys that begin with `prefix`; needs a tokio runtime.
+    ///
+    /// Connects in the background. Accounts are shared by their aliases: whoever started last decides on their
+    /// limits.
+    ///
+    /// # Errors
+    /// [`InvalidUrl`].
+    pub fn new(
+        url: &str,
+        prefix: &str,
+        source: &SourceName,
+        aliases: &Aliases,
+        limits: &Limits,
+        pacing: &Pacing,
+    ) -> Result<Self, InvalidUrl> {
+        let client = driver::client(url)?;
+        let plan = Plan::new(limits, pacing);
+        let names: Vec<String> = aliases.iter().map(|alias| alias.as_str().to_owned()).collect();
+        let known = |(name, account): (&String, &super::plan::AccountPlan)| Known {
+            name: name.clone(),
+            lateness: account.lateness,
+            held_until: None,
+            disabled: false,
+            is_capped: account.in_flight.is_some(),
+        };
+        let accounts = names.iter().zip(&plan.accounts).map(known).collect();
+        let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
+        let shared = Arc::new(Shared {
+            local: Mutex::new(Local::new(accounts, block(&plan), ahead)),
+            wake: Notify::new(),
+            counts: Mutex::default(),
+        });
+        let driver =
+            Driver::new(Arc::clone(&shared), client, format!("{prefix}:quota:{{{source}}}"), plan, names, ahead);
+        #[allow(clippy::disallowed_methods, reason = "the handle is kept, and dropping the quota ends the task")]
+        let driver = tokio::spawn(driver.run());
+        Ok(Self { shared, driver })
+    }
+
+    /// What was asked of Redis so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let discarded = self.shared.local().discarded;
+        Counts { discarded, ..self.shared.counts().clone() }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// How many slots to keep ahead, and how long it takes for half of them to come: what 240 ms ask for, so that a
+/// refill of half of it is more than ten calls.
+fn block(plan: &Plan) -> (usize, Duration) {
+    let interval = super::plan::interval(plan.accounts.iter().map(|account| account.rules.spacing));
+    let interval = interval.max(plan.source.spacing).max(1);
+    let depth = (240_000 / interval).clamp(24, 128);
+    (usize::try_from(depth).unwrap_or(usize::MAX), Duration::from_micros(interval.saturating_mul(depth / 2)))
+}
+
+#[async_trait]
+impl Quota for Redis {
+    async fn lease(&self, wanted: usize) -> Lease {
+        let lease = self.shared.local().lease(wanted, Instant::now());
+        self.shared.wake.notify_one();
+        lease
+    }
+
+    async fn give_back(&self, slots: Vec<Slot>) {
+        self.shared.local().give_back(&slots, Instant::now());
+        self.shared.wake.notify_one();
+    }
+
+    fn ended(&self, account: usize) {
+        self.shared.local().end(account, Instant::now());
+        self.shared.wake.notify_one();
+    }
+
+    async fn hold(&self, scope: Scope, hold: Hold) {
+        self.shared.local().hold(scope, hold);
+        self.shared.wake.notify_one();
+    }
+
+    fn is_held(&self, slot: &Slot) -> bool {
+        self.shared.local().is_held(slot)
+    }
+}

@@ -1,0 +1,223 @@
+//! The task that talks to Redis.
+
+use std::{sync::Arc, time::Duration};
+
+use ::redis::{
+    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisResult, Value,
+};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::{
+    InvalidUrl, Shared,
+    local::Step,
+    offset::Offset,
+    wire::{self, Reply, Server, What},
+};
+use crate::quota::{limit::Micros, plan::Plan};
+
+/// A reply that takes longer is not waited for: its slots count as used.
+const REPLY_WITHIN: Duration = Duration::from_secs(1);
+/// Between two attempts to connect, growing up to the second.
+const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// How often what is spent of long budgets is remembered, at most.
+const REMEMBER: Duration = Duration::from_secs(2);
+/// How many leases are timed.
+const TIMED: usize = 4_096;
+
+/// A client that speaks RESP3, in which announcements come over the same connection.
+pub fn client(url: &str) -> Result<Client, InvalidUrl> {
+    let info = url.into_connection_info()?;
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    Ok(Client::open(info.set_redis_settings(settings))?)
+}
+
+pub struct Driver {
+    shared: Arc<Shared>,
+    client: Client,
+    key: String,
+    plan: Plan,
+    names: Vec<String>,
+    ahead: Micros,
+    /// This process has told Redis its plan.
+    is_configured: bool,
+    /// This process has had slots: whatever state is missing was lost.
+    has_called: bool,
+    /// What is spent of long budgets, as Redis said lately.
+    memory: Option<String>,
+    /// When to ask for it again; `None` = there is no such budget.
+    remember_at: Option<Instant>,
+    remember_every: Duration,
+}
+
+impl Driver {
+    pub fn new(
+        shared: Arc<Shared>,
+        client: Client,
+        key: String,
+        plan: Plan,
+        names: Vec<String>,
+        ahead: Micros,
+    ) -> Self {
+        // A few megabytes with 10,000 accounts.
+        let accounts = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        let remember_every = REMEMBER.max(Duration::from_millis(5).saturating_mul(accounts));
+        let remember_at = has_long_budgets(&plan).then(|| Instant::now() + remember_every);
+        let (is_configured, has_called, memory) = (false, false, None);
+        Self { shared, client, key, plan, names, ahead, is_configured, has_called, memory, remember_at, remember_every }
+    }
+
+    /// Works until it is aborted.
+    pub async fn run(mut self) {
+        let mut pause = RETRY[0];
+        loop {
+            let lost = match timeout(REPLY_WITHIN * 3, self.connect()).await {
+                Ok(Ok(mut server)) => {
+                    info!(key = self.key, "connected to Redis");
+                    pause = RETRY[0];
+                    self.serve(&mut server).await
+                }
+                Ok(Err(error)) => error,
+                Err(_) => ::redis::RedisError::from((::redis::ErrorKind::Io, "no answer in time")),
+            };
+            warn!(key = self.key, error = %lost, "Redis is lost: this worker uses up its lease and waits for Redis");
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY[1]);
+        }
+    }
+
+    async fn connect(&mut self) -> RedisResult<Server> {
+        let shared = Arc::clone(&self.shared);
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(REPLY_WITHIN))
+            .set_response_timeout(Some(REPLY_WITHIN))
+            .set_push_sender(move |push: PushInfo| -> Result<(), std::convert::Infallible> {
+                hear(&shared, &push);
+                Ok(())
+            });
+        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut server = Server::new(connection, self.key.clone()).await?;
+        server.subscribe().await?;
+        // Perhaps another machine, with another clock.
+        self.shared.local().offset = None;
+        self.shared.local().worker = uuid::Uuid::now_v7().to_string();
+        if !self.is_configured {
+            self.configure(&mut server).await?;
+        }
+        Ok(server)
+    }
+
+    async fn configure(&mut self, server: &mut Server) -> RedisResult<()> {
+        let plan = (&self.plan, self.names.as_slice());
+        let reply = server.configure(plan, self.ahead, self.has_called, self.memory.as_deref()).await?;
+        self.is_configured = true;
+        self.learn(&reply);
+        if let What::Configured(birth) = reply.what {
+            self.shared.local().birth = birth;
+        }
+        Ok(())
+    }
+
+    /// Does what there is to do, until the connection fails.
+    async fn serve(&mut self, server: &mut Server) -> ::redis::RedisError {
+        loop {
+            if self.has_called && self.remember_at.is_some_and(|at| at <= Instant::now()) {
+                self.remember_at = Some(Instant::now() + self.remember_every);
+                let done = match server.remember().await {
+                    Ok(reply) => self.take(server, reply).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = done {
+                    return error;
+                }
+            }
+            let step = self.shared.local().step(Instant::now());
+            let done = match step {
+                Step::Wait(until) => {
+                    self.wait(until).await;
+                    continue;
+                }
+                Step::Hold(holds) => {
+                    let reply = server.hold(&holds).await;
+                    reply.inspect(|reply| {
+                        if !matches!(reply.what, What::Unknown) {
+                            self.shared.local().told(holds.len());
+                        }
+                    })
+                }
+                Step::Holds => server.holds().await,
+                Step::Lease(ask) => server.lease(&ask).await.inspect(|reply| self.time(reply)),
+            };
+            let done = match done {
+                Ok(reply) => self.take(server, reply).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = done {
+                return error;
+            }
+        }
+    }
+
+    async fn wait(&self, until: Option<Instant>) {
+        tokio::select! {
+            () = self.shared.wake.notified() => {}
+            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
+            () = sleep_until(self.remember_at.unwrap_or_else(Instant::now)), if self.has_called && self.remember_at.is_some() => {}
+        }
+    }
+
+    async fn take(&mut self, server: &mut Server, reply: Reply) -> RedisResult<()> {
+        self.learn(&reply);
+        match reply.what {
+            What::Unknown => {
+                warn!(key = self.key, "the quota's state is lost or incomplete: nobody calls until it is learned anew");
+                self.configure(server).await?;
+            }
+            What::Slots { slots, next_at, seq } => {
+                self.has_called |= !slots.is_empty();
+                self.shared.local().receive(slots, next_at, seq, reply.received);
+            }
+            What::Holds { holds, seq } => self.shared.local().replace_holds(&holds, seq, reply.received),
+            What::Memory(memory) => self.memory = Some(memory),
+            What::Configured(_) | What::Done => {}
+        }
+        Ok(())
+    }
+
+    /// What a reply says about the clocks.
+    fn learn(&self, reply: &Reply) {
+        self.shared.counts().operations += 1;
+        let mut local = self.shared.local();
+        match &mut local.offset {
+            Some(offset) => offset.learn(reply.sent, reply.received, reply.shown),
+            None => local.offset = Some(Offset::new(reply.sent, reply.received, reply.shown)),
+        }
+    }
+
+    fn time(&self, reply: &Reply) {
+        let mut counts = self.shared.counts();
+        if counts.leases.len() == TIMED {
+            counts.leases.pop_front();
+        }
+        counts.leases.push_back(reply.received - reply.sent);
+    }
+}
+
+/// Whether there are budgets that a worker cannot wait out if they are forgotten.
+fn has_long_budgets(plan: &Plan) -> bool {
+    let accounts = plan.accounts.iter().map(|account| &account.rules);
+    let mut rules = accounts.chain(&plan.addresses).chain([&plan.source]);
+    rules.any(|rules| rules.budgets.iter().any(|budget| !budget.learns))
+}
+
+/// Takes an announcement of a hold.
+fn hear(shared: &Shared, push: &PushInfo) {
+    if push.kind != PushKind::Message {
+        return;
+    }
+    if let Some(Value::BulkString(payload)) = push.data.last()
+        && let Some((name, until)) = wire::announced(payload)
+    {
+        shared.local().announced(&name, until, Instant::now());
+    }
+}

@@ -1,0 +1,304 @@
+//! What a worker knows between two calls to Redis: slots that it may hand out, and holds. No I/O.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    offset::Offset,
+    wire::{Ask, HoldAsk},
+};
+use crate::quota::{Hold, Lease, Scope, Slot, limit::Micros, memory::HORIZON};
+
+/// How long slots that came back may wait for the next call to Redis, if there will be one anyway …
+const RETURN_LATER: Duration = Duration::from_millis(500);
+/// … and if somebody else may want them.
+const RETURN_SOON: Duration = Duration::from_millis(20);
+/// A worker that is not heard of for so long is gone, and its calls have ended: no time-out is longer.
+const GONE: Duration = Duration::from_secs(660);
+/// When to ask again if nobody can say.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What is known of an account.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub name: String,
+    pub lateness: Duration,
+    pub held_until: Option<Instant>,
+    pub disabled: bool,
+    /// Calls under way are counted, since there may be only so many.
+    pub is_capped: bool,
+}
+
+/// What the driver does next.
+#[derive(Debug)]
+pub enum Step {
+    /// Tell Redis of these holds.
+    Hold(Vec<HoldAsk>),
+    /// Ask for all holds: some were missed.
+    Holds,
+    /// Ask for slots, or give some back.
+    Lease(Ask),
+    /// Nothing before this time.
+    Wait(Option<Instant>),
+}
+
+/// A worker's side of a source's quota.
+#[derive(Debug)]
+pub struct Local {
+    accounts: Vec<Known>,
+    held_until: Option<Instant>,
+    disabled: bool,
+    /// Slots to hand out, by time, as Redis knows them.
+    slots: VecDeque<(Slot, Micros)>,
+    /// Slots handed out lately: they may come back.
+    out: VecDeque<(Slot, Micros)>,
+    returned: Vec<(usize, Micros)>,
+    ended: Vec<usize>,
+    /// When to tell Redis of what came back.
+    return_at: Option<Instant>,
+    /// How many slots there is work for, beyond those handed out.
+    demand: usize,
+    /// As many are kept ahead at most.
+    depth: usize,
+    ahead: Micros,
+    /// In so much time a lease's worth of slots comes free.
+    gap: Duration,
+    /// Not worth asking before.
+    ask_at: Instant,
+    outgoing: Vec<(Scope, Hold)>,
+    seq: u64,
+    seq_known: u64,
+    pub offset: Option<Offset>,
+    /// When the state in Redis was made that this worker knows.
+    pub birth: String,
+    /// What this worker is called while its connection lasts: leases of an earlier one may never have arrived.
+    pub worker: String,
+    /// Slots that came too late to be used, as their reply took too long.
+    pub discarded: u64,
+}
+
+impl Local {
+    pub fn new(accounts: Vec<Known>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
+        Self {
+            accounts,
+            held_until: None,
+            disabled: false,
+            slots: VecDeque::new(),
+            out: VecDeque::new(),
+            returned: Vec::new(),
+            ended: Vec::new(),
+            return_at: None,
+            demand: 0,
+            depth,
+            ahead,
+            gap: gap.min(Duration::from_micros(ahead) / 4).max(Duration::from_millis(10)),
+            ask_at: Instant::now(),
+            outgoing: Vec::new(),
+            seq: 0,
+            seq_known: 0,
+            offset: None,
+            birth: String::new(),
+            worker: String::new(),
+            discarded: 0,
+        }
+    }
+
+    /// Hands out what is at hand.
+    pub fn lease(&mut self, wanted: usize, now: Instant) -> Lease {
+        if self.disabled || self.accounts.iter().all(|account| account.disabled) {
+            return Lease::Nobody;
+        }
+        self.drop_missed(now);
+        let wanted = wanted.max(1);
+        let mut leased = Vec::new();
+        while leased.len() < wanted && self.slots.front().is_some_and(|(slot, _)| slot.at <= now + HORIZON) {
+            let Some(slot) = self.slots.pop_front() else { break };
+            leased.push(slot.0.clone());
+            self.out.push_back(slot);
+        }
+        self.demand = wanted - leased.len();
+        if leased.is_empty() {
+            let next = self.slots.front().map(|(slot, _)| slot.at - HORIZON);
+            return Lease::NotBefore(next.unwrap_or(self.ask_at).max(now + Duration::from_millis(2)));
+        }
+        Lease::Slots(leased)
+    }
+
+    /// Slots that nobody can use any more go back, since a budget may be charged with them.
+    fn drop_missed(&mut self, now: Instant) {
+        let (kept, gone): (VecDeque<_>, VecDeque<_>) = self
+            .slots
+            .drain(..)
+            .partition(|(slot, _)| !slot.is_late(now) && !held(&self.accounts, self.held_until, slot));
+        self.slots = kept;
+        self.return_at = self.return_at.or((!gone.is_empty()).then_some(now + RETURN_LATER));
+        self.returned.extend(gone.into_iter().map(|(slot, at)| (slot.account, at)));
+        while self.out.front().is_some_and(|(slot, _)| slot.at + Duration::from_secs(5) < now) {
+            self.out.pop_front();
+        }
+    }
+
+    /// Takes back what will not be used. Who gives back has nothing more to do: the rest goes back too.
+    pub fn give_back(&mut self, slots: &[Slot], now: Instant) {
+        let mut back = Vec::new();
+        for slot in slots {
+            if let Some(found) = self.out.iter().position(|(out, _)| out == slot) {
+                back.extend(self.out.remove(found));
+            }
+        }
+        if slots.iter().any(|slot| !slot.is_late(now)) {
+            self.demand = 0;
+            back.extend(self.slots.drain(..));
+        }
+        self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at)));
+        let return_at = now + if self.demand == 0 { RETURN_SOON } else { RETURN_LATER };
+        if !self.returned.is_empty() {
+            self.return_at = Some(self.return_at.map_or(return_at, |at| at.min(return_at)));
+        }
+    }
+
+    /// A call has ended.
+    pub fn end(&mut self, account: usize, now: Instant) {
+        if self.accounts.get(account).is_some_and(|account| account.is_capped) {
+            self.ended.push(account);
+            // Somebody may be waiting for it.
+            self.return_at = Some(self.return_at.unwrap_or(now + RETURN_SOON).min(now + RETURN_SOON));
+        }
+    }
+
+    pub fn hold(&mut self, scope: Scope, hold: Hold) {
+        self.apply(scope, hold);
+        self.outgoing.push((scope, hold));
+    }
+
+    fn apply(&mut self, scope: Scope, hold: Hold) {
+        match (scope, hold) {
+            (Scope::Source, Hold::Until(until)) => self.held_until = self.held_until.max(Some(until)),
+            (Scope::Source, Hold::Disabled) => self.disabled = true,
+            (Scope::Account(index), hold) => {
+                let Some(account) = self.accounts.get_mut(index) else { return };
+                match hold {
+                    Hold::Until(until) => account.held_until = account.held_until.max(Some(until)),
+                    Hold::Disabled => account.disabled = true,
+                }
+            }
+        }
+    }
+
+    pub fn is_held(&self, slot: &Slot) -> bool {
+        self.disabled || held(&self.accounts, self.held_until, slot)
+    }
+
+    /// A hold that another worker announced.
+    pub fn announced(&mut self, name: &str, until: Micros, now: Instant) {
+        let scope = if name.is_empty() { Some(Scope::Source) } else { self.index(name).map(Scope::Account) };
+        let hold = if until == Micros::MAX {
+            Some(Hold::Disabled)
+        } else {
+            self.offset.map(|offset| Hold::Until(offset.instants(until, now).1))
+        };
+        if let (Some(scope), Some(hold)) = (scope, hold) {
+            self.apply(scope, hold);
+        }
+    }
+
+    /// All holds, as Redis knows them.
+    pub fn replace_holds(&mut self, holds: &[(String, Micros)], seq: u64, now: Instant) {
+        self.disabled = false;
+        for account in &mut self.accounts {
+            account.disabled = false;
+        }
+        for (name, until) in holds {
+            self.announced(name, *until, now);
+        }
+        for (scope, hold) in self.outgoing.clone() {
+            self.apply(scope, hold);
+        }
+        (self.seq, self.seq_known) = (seq, seq);
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
+        self.accounts.iter().position(|account| account.name == name)
+    }
+
+    /// What to do next.
+    pub fn step(&mut self, now: Instant) -> Step {
+        if !self.outgoing.is_empty() {
+            return Step::Hold(self.outgoing.iter().map(|hold| self.hold_ask(*hold, now)).collect());
+        }
+        if self.seq != self.seq_known {
+            return Step::Holds;
+        }
+        let wanted = self.demand.min(self.depth);
+        let missing = wanted.saturating_sub(self.slots.len());
+        let is_short = missing > 0 && missing * 2 >= wanted && !self.disabled;
+        let return_at = self.return_at;
+        if (is_short && now >= self.ask_at) || return_at.is_some_and(|at| now >= at) {
+            return Step::Lease(self.ask(if is_short && now >= self.ask_at { missing } else { 0 }));
+        }
+        let ask_at = is_short.then_some(self.ask_at);
+        Step::Wait([ask_at, return_at].into_iter().flatten().min())
+    }
+
+    fn hold_ask(&self, (scope, hold): (Scope, Hold), now: Instant) -> HoldAsk {
+        let name = match scope {
+            Scope::Account(index) => self.accounts.get(index).map(|account| account.name.clone()),
+            Scope::Source => None,
+        };
+        let (wait, disabled) = match hold {
+            Hold::Until(until) => (until.saturating_duration_since(now), false),
+            Hold::Disabled => (Duration::ZERO, true),
+        };
+        HoldAsk { name, wait: crate::quota::limit::micros(wait), disabled }
+    }
+
+    fn ask(&mut self, count: usize) -> Ask {
+        let mut returned = Vec::new();
+        for (account, at) in self.returned.drain(..) {
+            returned.push(at.into());
+            returned.push(self.accounts[account].name.clone().into());
+        }
+        self.return_at = None;
+        let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
+        let (worker, gone) = (self.worker.clone(), crate::quota::limit::micros(GONE));
+        Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned }
+    }
+
+    /// So many holds have been told.
+    pub fn told(&mut self, count: usize) {
+        self.outgoing.drain(..count.min(self.outgoing.len()));
+    }
+
+    /// Slots have come.
+    pub fn receive(&mut self, slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64, now: Instant) {
+        self.seq = seq;
+        let Some(offset) = self.offset else { return };
+        self.ask_at = if slots.is_empty() { now + ASK_AGAIN } else { now };
+        if let Some(next_at) = next_at {
+            let ahead = Duration::from_micros(self.ahead);
+            let ask_at = offset.instants(next_at, now).0;
+            // Everything that may be leased is leased: asking at once would bring one slot at a time.
+            self.ask_at = ask_at.checked_sub(ahead).unwrap_or(now).max(now) + self.gap;
+        }
+        for (name, micros) in slots {
+            let Some(account) = self.index(&name) else { continue };
+            // Never early by any reckoning, and not late by any.
+            let (first, at) = offset.instants(micros, now);
+            let slot = Slot { account, at, latest: first + self.accounts[account].lateness };
+            if slot.latest < slot.at {
+                self.discarded += 1;
+                self.returned.push((account, micros));
+                self.return_at = self.return_at.or(Some(now + RETURN_LATER));
+                continue;
+            }
+            let place = self.slots.partition_point(|(other, _)| other.at <= at);
+            self.slots.insert(place, (slot, micros));
+        }
+    }
+}
+
+fn held(accounts: &[Known], source: Option<Instant>, slot: &Slot) -> bool {
+    let before = |held: Option<Instant>| held.is_some_and(|held| slot.at < held);
+    before(source) || accounts.get(slot.account).is_none_or(|account| account.disabled || before(account.held_until))
+}

@@ -1,0 +1,198 @@
+//! What is said to Redis: the script, its arguments and its replies.
+
+use ::redis::{RedisError, RedisResult, Script, Value, aio::MultiplexedConnection, from_redis_value};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::quota::{
+    budget::Rule,
+    limit::Micros,
+    plan::{Plan, Rules, interval},
+};
+
+/// The arithmetic, as Redis does it.
+const SCRIPT: &str = include_str!("../lease.lua");
+
+/// A reply, and when it was asked for and given.
+#[derive(Debug)]
+pub struct Reply {
+    pub sent: Instant,
+    pub received: Instant,
+    /// What Redis' clock showed.
+    pub shown: Micros,
+    pub what: What,
+}
+
+/// What a reply says.
+#[derive(Debug)]
+pub enum What {
+    /// There is no state, or not all of it: configure.
+    Unknown,
+    /// Done.
+    Done,
+    /// The plan is written into a state of this birth.
+    Configured(String),
+    /// Slots by account name; when the next one comes, if that is known; how many holds there have been.
+    Slots { slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64 },
+    /// What is spent, as JSON that only the script understands.
+    Memory(String),
+    /// All holds that matter; no name = the source.
+    Holds { holds: Vec<(String, Micros)>, seq: u64 },
+}
+
+/// A lease's arguments.
+#[derive(Debug, Serialize)]
+pub struct Ask {
+    pub count: usize,
+    /// How far ahead slots may be, in microseconds.
+    pub ahead: Micros,
+    /// When the state was made that this worker knows.
+    pub birth: String,
+    /// This worker, as long as its connection lasts.
+    pub worker: String,
+    /// After how long without a word a worker's calls have surely ended, in microseconds.
+    pub gone: Micros,
+    /// The accounts whose calls have ended.
+    pub ended: Vec<String>,
+    /// Times and names in turn.
+    pub returned: Vec<serde_json::Value>,
+}
+
+/// A hold's arguments.
+#[derive(Clone, Debug, Serialize)]
+pub struct HoldAsk {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// From now on, in microseconds.
+    pub wait: Micros,
+    pub disabled: bool,
+}
+
+/// One connection, which knows the server that it goes to.
+#[derive(Clone)]
+pub struct Server {
+    connection: MultiplexedConnection,
+    script: Script,
+    key: String,
+    run_id: String,
+}
+
+impl Server {
+    /// Learns which run of a server this connection goes to.
+    pub async fn new(mut connection: MultiplexedConnection, key: String) -> RedisResult<Self> {
+        let info: String = ::redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
+        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default().trim().to_owned();
+        Ok(Self { connection, script: Script::new(SCRIPT), key, run_id })
+    }
+
+    /// Asks to be told of holds.
+    pub async fn subscribe(&mut self) -> RedisResult<()> {
+        let channel = format!("{}:hold", self.key);
+        self.connection.subscribe(channel).await
+    }
+
+    /// Writes the plan. `is_known`: a fleet has called before, so nothing may be taken for unspent, except what
+    /// `memory` says.
+    pub async fn configure(
+        &mut self,
+        (plan, names): (&Plan, &[String]),
+        lease: Micros,
+        is_known: bool,
+        memory: Option<&str>,
+    ) -> RedisResult<Reply> {
+        let mut input = serde_json::json!({ "plan": plan_json(plan, names), "lease": lease, "known": is_known });
+        if let Some(memory) = memory.and_then(|memory| serde_json::from_str(memory).ok()) {
+            input["memory"] = memory;
+        }
+        self.call("configure", &input).await
+    }
+
+    /// Asks what is spent.
+    pub async fn remember(&mut self) -> RedisResult<Reply> {
+        self.call("remember", &serde_json::json!({})).await
+    }
+
+    /// Leases slots, and gives some back.
+    pub async fn lease(&mut self, ask: &Ask) -> RedisResult<Reply> {
+        self.call("lease", ask).await
+    }
+
+    /// Holds accounts or the source.
+    pub async fn hold(&mut self, holds: &[HoldAsk]) -> RedisResult<Reply> {
+        self.call("hold", &serde_json::json!({ "holds": holds })).await
+    }
+
+    /// Asks for all holds.
+    pub async fn holds(&mut self) -> RedisResult<Reply> {
+        self.call("holds", &serde_json::json!({})).await
+    }
+
+    async fn call(&mut self, step: &str, input: &impl Serialize) -> RedisResult<Reply> {
+        let input = serde_json::to_string(input).unwrap_or_default();
+        let mut invocation = self.script.prepare_invoke();
+        invocation.key(&self.key).arg(step).arg(&self.run_id).arg(input);
+        let sent = Instant::now();
+        let value: Vec<Value> = invocation.invoke_async(&mut self.connection).await?;
+        let received = Instant::now();
+        let (shown, what) = parse(value).map_err(|_| {
+            RedisError::from((::redis::ErrorKind::UnexpectedReturnType, "the quota's script gave an unknown reply"))
+        })?;
+        Ok(Reply { sent, received, shown, what })
+    }
+}
+
+fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
+    let mut parts = reply.into_iter();
+    let mut part = || parts.next().unwrap_or(Value::Nil);
+    let kind: String = from_redis_value(part())?;
+    let shown = from_redis_value(part())?;
+    let what = match kind.as_str() {
+        "unknown" => What::Unknown,
+        "slots" => {
+            let seq = from_redis_value(part())?;
+            let next_at: i64 = from_redis_value(part())?;
+            let slots = from_redis_value::<Vec<(String, Micros)>>(part())?;
+            What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq }
+        }
+        "configured" => What::Configured(from_redis_value(part())?),
+        "memory" => What::Memory(from_redis_value(part())?),
+        "holds" => {
+            let seq = from_redis_value(part())?;
+            let holds = from_redis_value::<Vec<(String, String)>>(part())?;
+            What::Holds { seq, holds: holds.into_iter().map(|(name, until)| (name, until_of(&until))).collect() }
+        }
+        _ => What::Done,
+    };
+    Ok((shown, what))
+}
+
+/// The time of a hold; what is none, like `+inf`, is for ever.
+fn until_of(text: &str) -> Micros {
+    text.parse().unwrap_or(Micros::MAX)
+}
+
+/// An announcement of a hold: the account's name (empty = the source) and until when.
+pub fn announced(payload: &[u8]) -> Option<(String, Micros)> {
+    let (name, until): (String, String) = serde_json::from_slice(payload).ok()?;
+    Some((name, until_of(&until)))
+}
+
+fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
+    let account = |(account, name): (&crate::quota::plan::AccountPlan, &String)| serde_json::json!({ "name": name, "address": account.address, "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules) });
+    serde_json::json!({
+        "accounts": plan.accounts.iter().zip(names).map(account).collect::<Vec<_>>(),
+        "addresses": plan.addresses.iter().map(rules_json).collect::<Vec<_>>(),
+        "source": rules_json(&plan.source),
+        "interval": interval(plan.accounts.iter().map(|account| account.rules.spacing)),
+    })
+}
+
+fn rules_json(rules: &Rules) -> serde_json::Value {
+    let budget = |rule: &Rule| {
+        serde_json::json!({
+            "calls": rule.calls, "width": rule.width, "shift": rule.shift, "span": rule.span,
+            "before": rule.before, "after": rule.after, "learns": rule.learns,
+        })
+    };
+    serde_json::json!({ "spacing": rules.spacing, "budgets": rules.budgets.iter().map(budget).collect::<Vec<_>>() })
+}

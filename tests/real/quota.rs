@@ -1,0 +1,366 @@
+//! The quota of a fleet on a real Redis that is restarted, flushed and stopped: no call is ever refused.
+
+#![allow(clippy::print_stdout, reason = "the numbers are part of what the test is for")]
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{task::JoinSet, time::Instant};
+use weir::{
+    message::{AccountAlias, SourceName},
+    quota::{
+        Counting, Hold, Lease, Limit, Pacing, Quota, Scope,
+        plan::{AccountLimits, Limits},
+        redis::Redis,
+    },
+    runtime::clock::Dice,
+    simulate::limiter::{self, Limiter},
+};
+
+use crate::stack::{address, unique};
+
+const JITTER: Duration = Duration::from_millis(10);
+
+/// A Redis of its own, which a test may treat as it likes.
+struct Server {
+    folder: tempfile::TempDir,
+    port: u16,
+    process: Child,
+}
+
+impl Server {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let process = Self::spawn(folder.path(), port);
+        Self { folder, port, process }
+    }
+
+    fn spawn(folder: &std::path::Path, port: u16) -> Child {
+        Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
+            .arg("--dir")
+            .arg(folder)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server must be installed")
+    }
+
+    fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    async fn restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        self.process = Self::spawn(self.folder.path(), self.port);
+    }
+
+    async fn flush(&self) {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// Workers with an endless backlog that share a source's quota.
+struct Fleet {
+    url: String,
+    prefix: String,
+    limits: Limits,
+    /// Calls by account and arrival.
+    calls: Arc<Mutex<Vec<(usize, Instant)>>>,
+    workers: JoinSet<()>,
+    quotas: Vec<Arc<Redis>>,
+    started: Instant,
+}
+
+impl Fleet {
+    /// 10 accounts of 20/s, and 100/s for all.
+    fn limits() -> Limits {
+        let account = AccountLimits {
+            limits: vec![Limit::new(20, Duration::from_secs(1), 5).unwrap()],
+            ..AccountLimits::default()
+        };
+        let source = vec![Limit::new(100, Duration::from_secs(1), 5).unwrap()];
+        Limits { accounts: vec![account; 10], source, ..Limits::default() }
+    }
+
+    fn start(url: &str, limits: Limits, workers: usize) -> Self {
+        let mut fleet = Self {
+            url: url.to_owned(),
+            prefix: unique("test"),
+            limits,
+            calls: Arc::default(),
+            workers: JoinSet::new(),
+            quotas: Vec::new(),
+            started: Instant::now(),
+        };
+        for _ in 0..workers {
+            fleet.join();
+        }
+        fleet
+    }
+
+    fn quota(&self) -> Arc<Redis> {
+        let pacing = Pacing { jitter: JITTER, ..Pacing::default() };
+        let aliases: Vec<AccountAlias> =
+            (0..self.limits.accounts.len()).map(|n| AccountAlias::new(format!("a{n}")).unwrap()).collect();
+        let source = SourceName::new("ali1688").unwrap();
+        Arc::new(Redis::new(&self.url, &self.prefix, &source, &aliases.into(), &self.limits, &pacing).unwrap())
+    }
+
+    /// One more worker.
+    fn join(&mut self) -> tokio::task::AbortHandle {
+        let quota = self.quota();
+        self.quotas.push(Arc::clone(&quota));
+        let calls = Arc::clone(&self.calls);
+        self.workers.spawn(work(quota, calls))
+    }
+
+    fn made(&self) -> usize {
+        self.calls.lock().unwrap().len()
+    }
+
+    fn calls_of(&self, account: usize) -> usize {
+        self.calls.lock().unwrap().iter().filter(|call| call.0 == account).count()
+    }
+
+    /// Waits until calls are made (again), for at most `seconds`.
+    async fn flows(&self, seconds: u64) {
+        let (before, deadline) = (self.made(), Instant::now() + Duration::from_secs(seconds));
+        while self.made() < before + 50 {
+            assert!(Instant::now() < deadline, "no calls within {seconds} s");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends the run and lets the vendor judge it.
+    async fn judge(mut self, what: &str) -> usize {
+        self.workers.shutdown().await;
+        let mut calls = std::mem::take(&mut *self.calls.lock().unwrap());
+        calls.sort_by_key(|call| call.1);
+        let refused = |limits: &[Limit], account: Option<usize>| -> usize {
+            let of_limit = |limit: &Limit| {
+                let mut vendor = vendor(limit);
+                let calls = calls.iter().filter(|call| account.is_none_or(|account| call.0 == account));
+                calls.filter(|call| !vendor.admit(call.1 - self.started)).count()
+            };
+            limits.iter().map(of_limit).sum()
+        };
+        let accounts = self.limits.accounts.iter().enumerate();
+        let refused = accounts.map(|(index, account)| refused(&account.limits, Some(index))).sum::<usize>()
+            + refused(&self.limits.source, None);
+        let (mut operations, mut discarded, mut leases) = (0, 0, Vec::new());
+        for quota in &self.quotas {
+            let counts = quota.counts();
+            (operations, discarded) = (operations + counts.operations, discarded + counts.discarded);
+            leases.extend(counts.leases);
+        }
+        leases.sort_unstable();
+        let p99 = leases.get(leases.len() * 99 / 100);
+        println!(
+            "{what}: {} calls in {:.1?}, {refused} refused; {operations} operations, {discarded} slots discarded, reserve p50 {:?} p99 {p99:?}",
+            calls.len(),
+            self.started.elapsed(),
+            leases.get(leases.len() / 2),
+        );
+        assert_eq!(refused, 0, "{what}");
+        calls.len()
+    }
+}
+
+fn vendor(limit: &Limit) -> Limiter {
+    let quota = match limit.kind {
+        Counting::Bucket => {
+            limiter::Quota::Bucket { rate: f64::from(limit.calls) / limit.per.as_secs_f64(), burst: limit.burst }
+        }
+        Counting::Fixed => limiter::Quota::Fixed { calls: limit.calls, window: limit.per },
+        Counting::Sliding => limiter::Quota::Sliding { calls: limit.calls, window: limit.per },
+    };
+    Limiter::new(quota, Duration::ZERO)
+}
+
+async fn work(quota: Arc<Redis>, calls: Arc<Mutex<Vec<(usize, Instant)>>>) {
+    let dice = Dice::random();
+    loop {
+        let slots = match quota.lease(64).await {
+            Lease::Slots(slots) => slots,
+            Lease::NotBefore(at) => {
+                tokio::time::sleep_until(at).await;
+                continue;
+            }
+            Lease::Nobody => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        for slot in slots {
+            tokio::time::sleep_until(slot.at).await;
+            let now = Instant::now();
+            if slot.is_late(now) || quota.is_held(&slot) {
+                quota.give_back(vec![slot]).await;
+                continue;
+            }
+            calls.lock().unwrap().push((slot.account, now + JITTER.mul_f64(dice.fraction())));
+        }
+    }
+}
+
+async fn share(workers: usize) {
+    let fleet = Fleet::start(&address("WEIR_TEST_REDIS"), Fleet::limits(), workers);
+    fleet.flows(20).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let operations = |fleet: &Fleet| fleet.quotas.iter().map(|quota| quota.counts().operations).sum::<u64>();
+    let (made, asked, since) = (fleet.made(), operations(&fleet), Instant::now());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (made, asked) = (fleet.made() - made, operations(&fleet) - asked);
+    println!("100/s, {workers} workers: {made} calls in {:.1?}, {asked} operations", since.elapsed());
+    assert!(asked * 10 <= made as u64, "{asked} operations for {made} calls");
+    fleet.judge(&format!("{workers} workers")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_workers_share_a_quota_and_ask_redis_once_for_ten_calls() {
+    share(4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixteen_workers_share_a_quota_and_ask_redis_once_for_ten_calls() {
+    share(16).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_killed_and_started_again_costs_no_violation() {
+    let mut server = Server::start();
+    let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);
+    fleet.flows(20).await;
+    for _ in 0..2 {
+        server.restart().await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        fleet.flows(20).await;
+    }
+    fleet.judge("restarted").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flushed_redis_costs_no_violation_of_a_second_or_a_day() {
+    let server = Server::start();
+    let mut limits = Fleet::limits();
+    limits.accounts[0].limits.push(Limit::window(30, Duration::from_secs(86_400), Counting::Sliding).unwrap());
+    limits.accounts[1].limits.push(Limit::window(300, Duration::from_secs(86_400), Counting::Sliding).unwrap());
+    let fleet = Fleet::start(&server.url(), limits, 4);
+    fleet.flows(20).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    server.flush().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = fleet.calls_of(1);
+    fleet.flows(20).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(fleet.calls_of(1) > before, "what was left of the day's budget is remembered");
+    fleet.judge("flushed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_stands_still_for_two_seconds_costs_no_violation() {
+    let server = Server::start();
+    let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);
+    fleet.flows(20).await;
+    for _ in 0..2 {
+        server.signal("-STOP");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        server.signal("-CONT");
+        fleet.flows(20).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    fleet.judge("stopped").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_are_killed_and_join_cost_no_violation() {
+    let server = Server::start();
+    let mut fleet = Fleet::start(&server.url(), Fleet::limits(), 3);
+    for _ in 0..3 {
+        let worker = fleet.join();
+        fleet.flows(20).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        worker.abort();
+        // Without its driver too, as if the process were gone.
+        fleet.quotas.pop();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    fleet.judge("killed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_account_with_a_cap_no_more_calls_are_under_way_in_the_whole_fleet() {
+    let server = Server::start();
+    let mut limits = Fleet::limits();
+    limits.accounts.truncate(2);
+    limits.accounts[0].in_flight = Some(3);
+    let fleet = Fleet::start(&server.url(), limits, 0);
+    let quotas = [fleet.quota(), fleet.quota()];
+    let mut leased = Vec::new();
+    for _ in 0..100 {
+        for (worker, quota) in quotas.iter().enumerate() {
+            if let Lease::Slots(slots) = quota.lease(8).await {
+                leased.extend(slots.into_iter().filter(|slot| slot.account == 0).map(|slot| (worker, slot)));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    // Slots that are kept ahead and missed come back, so that only those handed out count.
+    assert!((1..=3).contains(&leased.len()), "{leased:?}");
+    let before = leased.len();
+    for (worker, _) in &leased {
+        quotas[*worker].ended(0);
+    }
+    for _ in 0..50 {
+        for quota in &quotas {
+            if let Lease::Slots(slots) = quota.lease(8).await {
+                leased.extend(slots.into_iter().filter(|slot| slot.account == 0).map(|slot| (9, slot)));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    assert!((before + 1..=before + 3).contains(&leased.len()), "{leased:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_reaches_all_workers_at_once() {
+    let server = Server::start();
+    let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);
+    fleet.flows(20).await;
+    let held_at = Instant::now();
+    let until = held_at + Duration::from_secs(4);
+    fleet.quotas[0].hold(Scope::Source, Hold::Until(until)).await;
+    fleet.quotas[1].hold(Scope::Account(3), Hold::Disabled).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let calls = Arc::clone(&fleet.calls);
+    let made = fleet.made();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(fleet.made(), made, "everybody holds");
+    let last = calls.lock().unwrap().iter().map(|call| call.1).max().unwrap();
+    println!("the last call arrived {:?} after the hold", last.saturating_duration_since(held_at));
+    fleet.flows(20).await;
+    let after: Vec<_> = calls.lock().unwrap()[made..].to_vec();
+    assert!(after.iter().all(|(account, at)| *account != 3 && *at >= until), "{after:?}");
+    fleet.judge("held").await;
+}
