@@ -78,7 +78,11 @@ fn opens_with_a_sentence(source: &Source) -> Vec<Finding> {
 
 /// Crates that only some places may use: crate path, those places, why. For reqwest also the tests in `src/`.
 const CONFINED: &[(&str, &[&str], &str)] = &[
-    ("rdkafka::", &["src/kafka", "tests/real"], "Kafka is behind kafka::{Reader, Writer}, in src/kafka/"),
+    (
+        "rdkafka::",
+        &["src/kafka", "tests/real", "tests/bench"],
+        "Kafka is behind kafka::{Reader, Writer}, in src/kafka/",
+    ),
     ("reqwest::", &["src/platform/http.rs", "tests"], "vendors are called through src/platform/http.rs alone"),
     ("clickhouse::", &["src/sink", "tests/real"], "ClickHouse is written and queried in src/sink/ alone"),
     (
