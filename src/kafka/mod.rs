@@ -16,6 +16,8 @@ pub mod producer;
 mod reader;
 #[cfg(test)]
 pub(crate) mod scripted;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod writer;
 
 use std::{fmt, ops::Range, sync::Arc};

@@ -18,5 +18,7 @@ mod kill;
 mod outage;
 mod process;
 mod quota;
+mod retry;
 mod sink;
 mod stack;
+mod wheel;

@@ -110,6 +110,7 @@ fn start(config: Config) -> Sink {
         source: Some(SourceName::new("s").unwrap()),
         partitions: 8,
         keep: Duration::ZERO,
+        delay: None,
     }];
     let (reader, store) = (Scripted { events: received, world: world.clone() }, Fake(world.clone()));
     let stop = CancellationToken::new();
