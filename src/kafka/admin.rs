@@ -12,7 +12,10 @@ use rdkafka::{
     types::RDKafkaErrorCode,
 };
 
-use super::client::{Config, MESSAGE_LIMIT};
+use super::{
+    Partition,
+    client::{Config, MESSAGE_LIMIT},
+};
 use crate::topics::{KEPT_DELAYS, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -263,6 +266,26 @@ pub async fn has_member(config: &Config, group: &str, instance: &str) -> Result<
         Ok(members.any(|member| member.id().starts_with(&prefix)))
     })
     .await
+}
+
+/// Deletes the records of these partitions before these offsets, for good.
+///
+/// # Errors
+/// [`AdminError`], naming the first partition that was refused; others may have been cleared.
+pub async fn delete_before(config: &Config, offsets: &[(Partition, i64)]) -> Result<(), AdminError> {
+    let attempt = "deleting records";
+    let admin: AdminClient<DefaultClientContext> = config.base().create().map_err(|e| refused(attempt, &e))?;
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in offsets {
+        list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset))
+            .map_err(|e| refused(attempt, &e))?;
+    }
+    let result = admin.delete_records(&list, &options()).await.map_err(|e| refused(attempt, &e))?;
+    for element in result.elements() {
+        let attempt = format!("{attempt} of {}/{}", element.topic(), element.partition());
+        element.error().map_err(|e| refused(&attempt, &e))?;
+    }
+    Ok(())
 }
 
 /// Runs a question that librdkafka answers by blocking, away from the async threads.

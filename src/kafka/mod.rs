@@ -14,6 +14,7 @@ mod native;
 pub mod outbox;
 pub mod producer;
 mod reader;
+pub mod scan;
 #[cfg(test)]
 pub(crate) mod scripted;
 #[cfg(test)]

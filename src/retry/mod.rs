@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use config::{Config, Jitter, Policy, Preset, Rule};
+pub use waiting::due_at;
 
 use self::{
     policy::{Decision, decide},

@@ -25,6 +25,16 @@ const SOURCE: &str = "x-source";
 /// What nobody needs to go on, but who looks at a topic wants to know; carried along as it came.
 const REMARKS: [&str; 4] = ["x-attempt", "x-error-class", "x-first-failed-at", "x-origin"];
 
+/// When a record of a delay topic is due.
+#[must_use]
+pub fn due_at(raw: &Raw<'_>) -> Option<Timestamp> {
+    millis(raw, DUE_AT)
+}
+
+fn millis(raw: &Raw<'_>, name: &str) -> Option<Timestamp> {
+    header(raw.headers, name)?.parse().ok().map(Timestamp::from_millis)
+}
+
 /// A request that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
@@ -74,12 +84,11 @@ impl Waiting {
             let found = header(raw.headers, name).unwrap_or_default().chars().take(100).collect();
             Unreadable::Header { name, found, expected }
         };
-        let millis = |name| header(raw.headers, name).and_then(|text| text.parse().ok()).map(Timestamp::from_millis);
         let source = text(SOURCE).and_then(|name| SourceName::new(&name).ok());
         Ok(Self {
             id: text("ce_id").ok_or_else(|| missing("ce_id", "the request's id"))?,
             source: source.ok_or_else(|| missing(SOURCE, "the name of a source"))?,
-            due_at: millis(DUE_AT).ok_or_else(|| missing(DUE_AT, "a number of milliseconds since 1970"))?,
+            due_at: due_at(raw).ok_or_else(|| missing(DUE_AT, "a number of milliseconds since 1970"))?,
             traceparent: text("traceparent"),
             remarks: REMARKS.map(text),
             key: record.key.clone(),
@@ -90,7 +99,7 @@ impl Waiting {
     /// When it was put on its topic, if its record says so.
     #[must_use]
     pub fn hopped_at(raw: &Raw<'_>) -> Option<Timestamp> {
-        header(raw.headers, HOPPED_AT)?.parse().ok().map(Timestamp::from_millis)
+        millis(raw, HOPPED_AT)
     }
 
     /// About how many bytes it takes in memory.
