@@ -132,6 +132,12 @@ impl Topics {
         format!("{}.retry.{seconds}s", self.config.prefix)
     }
 
+    /// How people are told of all delay topics together.
+    #[must_use]
+    pub fn every_delay(&self) -> String {
+        format!("{}.retry.*", self.config.prefix)
+    }
+
     /// The delay topics, the shortest first. The sink does not store them: what is on them is on others too.
     #[must_use]
     pub fn delays(&self) -> Vec<Topic> {

@@ -21,7 +21,7 @@ use crate::{
     },
     message::{Attempt, BatchId, Class, DeadLetter, Reason, SourceName, codec},
     runtime::clock::{Clock, Timestamp},
-    topics::Topics,
+    topics::{Groups, Topics},
 };
 
 pub(super) const LIST_EXAMPLES: &str = "\
@@ -321,32 +321,30 @@ pub(super) fn tried(attempt: &Attempt) -> String {
 async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> {
     let topics = Topics::new(config.topics.clone());
     let filter = Filter { until: Some(until.to_owned()), ..Filter::default() };
-    let mut spans = spans(config, &filter).await?;
-    let mut held = 0;
-    let sink = crate::topics::Groups::new(&config.kafka.group_prefix).sink();
-    let stored: BTreeMap<(String, i32), i64> = admin::lag(&config.kafka, &sink, &[topics.dead()])
-        .await?
+    let spans = spans(config, &filter).await?;
+    // What the sink has not stored has no row yet: it would be lost for good.
+    let sink = Groups::new(&config.kafka.group_prefix).sink();
+    let committed = scan::committed(&config.kafka, &sink, &[topics.dead()]).await?;
+    let stored: BTreeMap<_, _> = committed
         .into_iter()
-        .filter_map(|lag| Some(((lag.topic, lag.partition), lag.committed?)))
+        .map(|(partition, commit)| (partition, commit.map_or(0, |commit| commit.offset)))
         .collect();
-    for span in &mut spans {
-        // What the sink has not stored has no row yet: it would be lost for good.
-        let stored = stored.get(&(span.partition.topic.to_string(), span.partition.number)).copied();
-        let end = span.range.end.min(stored.unwrap_or(span.range.start)).max(span.range.start);
-        held += span.range.end - end;
-        span.range.end = end;
-    }
-    if held > 0 {
-        note(&format!("{held} offsets stay: the sink has not stored them yet"));
-    }
-    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let is_stored = |partition: &Partition, offset| stored.get(partition).is_some_and(|committed| offset < *committed);
+    let (mut held, mut counts) = (0, BTreeMap::<&str, u64>::new());
     let mut scan = Scan::open(&config.kafka, spans.clone())?;
     while let Some(piece) = scan.next().await? {
         let Piece::Records { partition, records } = piece else { continue };
         for record in &records {
-            let reason = codec::read_dead_letter(&record.raw(&partition)).map_or("unreadable", |l| l.reason.as_str());
-            *counts.entry(reason).or_default() += 1;
+            if !is_stored(&partition, record.offset) {
+                held += 1;
+                continue;
+            }
+            let letter = codec::read_dead_letter(&record.raw(&partition));
+            *counts.entry(letter.map_or("unreadable", |letter| letter.reason.as_str())).or_default() += 1;
         }
+    }
+    if held > 0 {
+        note(&format!("{} dead letters stay: the sink has not stored them yet", grouped(held)));
     }
     let total: u64 = counts.values().sum();
     if total == 0 {
@@ -361,7 +359,11 @@ async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> 
         note("nothing has been deleted");
         return Ok(Exit::Failed);
     }
-    let offsets: Vec<_> = spans.into_iter().map(|span| (span.partition, span.range.end)).collect();
+    let until = |span: Span| {
+        let stored = stored.get(&span.partition).copied().unwrap_or(0);
+        (span.range.end.min(stored).max(span.range.start), span.partition)
+    };
+    let offsets: Vec<_> = spans.into_iter().map(until).map(|(offset, partition)| (partition, offset)).collect();
     tokio::time::timeout(Duration::from_secs(60), admin::delete_before(&config.kafka, &offsets)).await??;
     say(&format!("{} dead letters deleted", grouped(total)))?;
     Ok(Exit::Done)

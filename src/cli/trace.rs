@@ -1,6 +1,9 @@
 //! `weir trace`: everything that happened to an item, from ClickHouse and from what is still on its way on Kafka.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -42,6 +45,9 @@ Examples:
 
 /// The most rows that are shown of each table.
 const ROWS: usize = 1_000;
+
+/// How many bytes of the vendor's words are shown on a line; `--json` has all.
+const DETAILS: usize = 100;
 
 /// `weir trace`
 #[derive(Debug, clap::Args)]
@@ -91,7 +97,9 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     } else if !events.is_empty() {
         say(&table(&["at", "", "what", "", "record"], &lines(&events)))?;
     }
-    problems.iter().for_each(|problem| note(&format!("! {problem}")));
+    for problem in &problems {
+        note(&format!("! {problem}"));
+    }
     if events.is_empty() && problems.is_empty() {
         return Err(Ended::failed(format!("nothing is known of {:?} at {}", args.id, args.source)).into());
     }
@@ -103,12 +111,18 @@ fn lines(events: &Events) -> Vec<Vec<String>> {
     let mut before: Option<Timestamp> = None;
     let line = |event: &Event| {
         let at = parsed(&event.at);
-        let passed = before.zip(at).map_or_else(String::new, |(before, at)| format!("+{}", spoken(at.since(before))));
+        let passed = before.zip(at).map_or_else(String::new, |(before, at)| passed(at.since(before)));
         before = at;
         let stored = if event.stored { "" } else { " (not stored)" };
-        vec![event.at.clone(), passed, event.what.clone(), event.details.clone(), format!("{}{stored}", event.record)]
+        let details = codec::shorten(&event.details, DETAILS).into_owned();
+        vec![event.at.clone(), passed, event.what.clone(), details, format!("{}{stored}", event.record)]
     };
     events.values().map(line).collect()
+}
+
+/// How long between two events, to the tenth of a second as long as that says anything.
+fn passed(time: Duration) -> String {
+    if time < Duration::from_secs(60) { format!("+{:.1} s", time.as_secs_f64()) } else { format!("+{}", spoken(time)) }
 }
 
 fn parsed(text: &str) -> Option<Timestamp> {
@@ -152,7 +166,7 @@ fn told_of_row(table: &str, row: &Value) -> (String, String) {
     let text = |column: &str| match &row[column] {
         Value::String(text) => one_line(text),
         Value::Null => String::new(),
-        other => other.to_string(),
+        other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => other.to_string(),
     };
     let calls = row["calls"].as_u64().unwrap_or(0);
     let after = |word: &str, value: String| if value.is_empty() { String::new() } else { format!(" {word} {value}") };
@@ -186,7 +200,11 @@ fn told_of_row(table: &str, row: &Value) -> (String, String) {
 
 /// What a request asks for, by how many calls there were.
 fn asked(calls: u64) -> String {
-    if calls == 0 { "asked for".to_owned() } else { format!("asked for again after {} calls", grouped(calls)) }
+    match calls {
+        0 => "asked for".to_owned(),
+        1 => "asked for again, after 1 call".to_owned(),
+        _ => format!("asked for again, after {} calls", grouped(calls)),
+    }
 }
 
 /// What the sink and retry have not come to yet.
@@ -280,7 +298,8 @@ fn waits(args: &Args, record: &Record, raw: &Raw<'_>) -> Option<(Timestamp, Stri
     let received = codec::read_request(raw, &args.source).ok()?;
     is_about(args, received.id.as_str(), Some(&received.request))?;
     let due_at = retry::due_at(raw)?;
-    let details = format!("{} calls so far", grouped(received.request.calls.into()));
+    let details =
+        received.request.history.last().map_or_else(String::new, |last| format!("after {}", last.class.as_str()));
     Some((record.time, received.id.to_string(), format!("waits until {due_at}"), details))
 }
 
