@@ -8,6 +8,13 @@ use crate::message::{SourceName, envelope::Kind};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How long records wait on each of the delay topics, in seconds. A longer delay passes over several of them; with
+/// steps of four that is five on average and eighteen at most for anything from 5 s to 6 h.
+const DELAYS: [u64; 9] = [1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536];
+
+/// A delay topic has to keep its records for at least so many times their delay: retry may be away for a while.
+pub const KEPT_DELAYS: u32 = 4;
+
 /// `[topics]`: how topics are named, split and kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +26,8 @@ pub struct Config {
     /// Partitions of results, failures and dead letters. The sink makes one block per partition, so more
     /// partitions mean smaller blocks: stay at or below 12.
     pub outcome_partitions: i32,
+    /// Partitions of each topic on which failed requests wait.
+    pub delay_partitions: i32,
     /// Copies of each partition; 3 on a real cluster, 1 on one broker.
     pub replication: i32,
     /// How long requests are kept.
@@ -27,7 +36,8 @@ pub struct Config {
     /// How long results are kept: as far back as `weir replay` can go.
     #[serde(with = "humantime_serde")]
     pub keep_results: Duration,
-    /// How long failures are kept; far above the longest delay of a retry.
+    /// How long failures are kept, and at least how long the requests that wait to be tried again: for as long may
+    /// retry be away.
     #[serde(with = "humantime_serde")]
     pub keep_failures: Duration,
     /// How long changes are kept.
@@ -44,6 +54,7 @@ impl Default for Config {
             prefix: "weir".to_owned(),
             request_partitions: 8,
             outcome_partitions: 8,
+            delay_partitions: 4,
             replication: 1,
             keep_requests: 7 * DAY,
             keep_results: 30 * DAY,
@@ -67,6 +78,9 @@ pub struct Topic {
     pub partitions: i32,
     /// How long records are kept.
     pub keep: Duration,
+    /// On a delay topic, how long records wait there: from the time at which the broker took them, which it writes
+    /// into them (`message.timestamp.type=LogAppendTime`). On others `None`.
+    pub delay: Option<Duration>,
 }
 
 /// The names of all topics.
@@ -113,17 +127,61 @@ impl Topics {
         format!("{}.changes", self.config.prefix)
     }
 
-    /// Every topic for these sources, as `topics apply` creates them.
+    /// Written and read by retry: requests that wait for the time in their header `x-due-at`. Key: item id.
+    #[must_use]
+    pub fn delay(&self, seconds: u64) -> String {
+        format!("{}.retry.{seconds}s", self.config.prefix)
+    }
+
+    /// How people are told of all delay topics together.
+    #[must_use]
+    pub fn every_delay(&self) -> String {
+        format!("{}.retry.*", self.config.prefix)
+    }
+
+    /// The delay topics, the shortest first. The sink does not store them: what is on them is on others too.
+    #[must_use]
+    pub fn delays(&self) -> Vec<Topic> {
+        let config = &self.config;
+        let topic = |seconds: u64| {
+            let delay = Duration::from_secs(seconds);
+            Topic {
+                name: self.delay(seconds),
+                kind: Kind::Request,
+                source: None,
+                partitions: config.delay_partitions,
+                keep: config.keep_failures.max(delay * KEPT_DELAYS),
+                delay: Some(delay),
+            }
+        };
+        DELAYS.into_iter().map(topic).collect()
+    }
+
+    /// The names of what retry reads: the failures, and what waits on the delay topics.
+    #[must_use]
+    pub fn retried(&self) -> Vec<String> {
+        [self.failures()].into_iter().chain(self.delays().into_iter().map(|topic| topic.name)).collect()
+    }
+
+    /// Every topic that the sink stores, for these sources; with [`Self::delays`] all that `topics apply` creates.
     #[must_use]
     pub fn all(&self, sources: &[SourceName]) -> Vec<Topic> {
         let config = &self.config;
-        let shared = |name, kind, keep| Topic { name, kind, source: None, partitions: config.outcome_partitions, keep };
+        let shared = |name, kind, keep| Topic {
+            name,
+            kind,
+            source: None,
+            partitions: config.outcome_partitions,
+            keep,
+            delay: None,
+        };
         let requests = |source: &SourceName| Topic {
             name: self.requests(source),
             kind: Kind::Request,
             source: Some(source.clone()),
             partitions: config.request_partitions,
             keep: config.keep_requests,
+            delay: None,
         };
         let mut topics: Vec<_> = sources.iter().map(requests).collect();
         topics.push(shared(self.results(), Kind::Result, config.keep_results));
@@ -159,7 +217,7 @@ impl Groups {
         format!("{}.fetch.{source}", self.prefix)
     }
 
-    /// Reads the failures.
+    /// Reads the failures and what waits on the delay topics.
     #[must_use]
     pub fn retry(&self) -> String {
         format!("{}.retry", self.prefix)

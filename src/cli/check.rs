@@ -214,13 +214,18 @@ async fn kafka(config: &Config) -> Verdict {
             return Verdict::Wrong(Exit::Unavailable, text);
         }
     };
-    let wanted = Topics::new(config.topics.clone()).all(&config.source_names());
+    let topics = Topics::new(config.topics.clone());
+    let wanted = [topics.all(&config.source_names()), topics.delays()].concat();
     let wrong: Vec<_> = wanted
         .iter()
         .filter_map(|topic| verdict(topic, &present).map(|verdict| format!("{}: {verdict}", topic.name)))
         .collect();
     if wrong.is_empty() {
-        return Verdict::Fine(format!("{} with all {} topics", config.kafka.brokers, wanted.len()));
+        return match admin::unfit_delays(&config.kafka, &topics.delays()).await {
+            Ok(None) => Verdict::Fine(format!("{} with all {} topics", config.kafka.brokers, wanted.len())),
+            Ok(Some(what)) => Verdict::Wrong(Exit::Failed, what),
+            Err(error) => Verdict::Wrong(Exit::Failed, error.to_string()),
+        };
     }
     Verdict::Wrong(Exit::Failed, format!("{}. Run `weir topics apply`", wrong.join("; ")))
 }

@@ -2,6 +2,7 @@
 
 mod changes;
 mod check;
+mod dead;
 mod enqueue;
 pub mod exit;
 mod export;
@@ -12,6 +13,7 @@ mod schema;
 mod status;
 pub mod terminal;
 mod topics;
+mod trace;
 mod watch;
 
 use std::{
@@ -106,6 +108,12 @@ enum Command {
     /// What waits, what is under way, what came last.
     #[command(long_about = status::LONG_ABOUT, after_long_help = status::EXAMPLES)]
     Status(status::Args),
+    /// What was given up, why, and everything that was tried before.
+    #[command(subcommand)]
+    Dead(dead::Command),
+    /// Everything that happened to an item, in order.
+    #[command(long_about = trace::LONG_ABOUT, after_long_help = trace::EXAMPLES)]
+    Trace(trace::Args),
     /// Ask ClickHouse in SQL.
     #[command(long_about = query::LONG_ABOUT, after_long_help = query::EXAMPLES)]
     Query(query::Args),
@@ -161,6 +169,8 @@ impl Cli {
             | Command::Simulate(_) => Audience::Role,
             Command::Enqueue(_)
             | Command::Status(_)
+            | Command::Dead(_)
+            | Command::Trace(_)
             | Command::Query(_)
             | Command::Export(_)
             | Command::Check(_)
@@ -185,6 +195,8 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Simulate(args) => simulate::run(args, Clock::System, stop).await.map(|()| Exit::Done.into()),
         Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
+        Command::Dead(command) => until(stop, dead::run(&command, &config)).await,
+        Command::Trace(args) => until(stop, trace::run(&args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
         Command::Export(args) => until(stop, export::run(args, &config)).await,
         Command::Check(args) => until(stop, check::run(&args, &config)).await,

@@ -13,12 +13,12 @@ use crate::{
     config::{self, Config},
     fetch::{Caller, CallerParts, Fetch, FetchError},
     kafka::{
-        GroupConfig, KafkaReader, KafkaWriter, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
+        self, GroupConfig, KafkaReader, KafkaWriter, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
         intake::IntakeError,
     },
     platform::config::{Source, SourceConfig},
     quota::{self, guard::Guard},
-    retry::Retry,
+    retry::{self, Retry},
     runtime::{
         clock::{Clock, Dice},
         health::{self, Health, RoleHealth},
@@ -287,11 +287,12 @@ impl Process {
 
     async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {
         let group = self.groups.retry();
-        if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
+        let topics = [self.topics.all(&self.config.source_names()), self.topics.delays()].concat();
+        if !self.topics_are_there(&topics, health).await || !self.delays_are_fit(health).await {
             return Ok(());
         }
         let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
-        let reader = self.reader(group, vec![self.topics.failures()])?;
+        let reader = self.reader_of(&retry::reads_little(&self.config.kafka), group, self.topics.retried())?;
         health.ready();
         let (sources, topics) = (self.config.source_names(), self.topics.clone());
         let (clock, dice) = (self.clock.clone(), self.dice.clone());
@@ -336,9 +337,18 @@ impl Process {
     }
 
     fn reader(&self, group: String, topics: Vec<String>) -> Result<KafkaReader, RoleError> {
+        self.reader_of(&self.config.kafka, group, topics)
+    }
+
+    fn reader_of(
+        &self,
+        kafka: &kafka::client::Config,
+        group: String,
+        topics: Vec<String>,
+    ) -> Result<KafkaReader, RoleError> {
         let instance = self.member(&group);
         let drain = self.config.fetch.drain;
-        KafkaReader::open(&self.config.kafka, GroupConfig { group, instance, topics, drain })
+        KafkaReader::open(kafka, GroupConfig { group, instance, topics, drain })
             .map_err(|error| IntakeError::from(error).into())
     }
 
@@ -376,6 +386,25 @@ impl Process {
                 Ok(None) => return true,
                 Ok(Some(missing)) => {
                     health.not_ready(format!("there is no topic {}: run `weir topics apply`", missing.name));
+                }
+                Err(error) => health.not_ready(error.to_string()),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return false,
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+        }
+    }
+
+    /// Waits until nothing that waits on the delay topics can be lost by their settings; false if the process stops
+    /// before that.
+    async fn delays_are_fit(&self, health: &RoleHealth) -> bool {
+        loop {
+            match admin::unfit_delays(&self.config.kafka, &self.topics.delays()).await {
+                Ok(None) => return true,
+                Ok(Some(what)) => {
+                    warn!(what, "retry does not start");
+                    health.not_ready(what);
                 }
                 Err(error) => health.not_ready(error.to_string()),
             }

@@ -17,6 +17,7 @@ use crate::{
     kafka::admin::{self, Lag},
     runtime::health::{self, Condition},
     sink::query::{Format, query},
+    topics::Topics,
 };
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -73,7 +74,7 @@ struct Report {
     problems: Vec<String>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Line {
     stage: &'static str,
     group: String,
@@ -83,6 +84,8 @@ struct Line {
     written: i64,
     /// Whether the group has ever committed there.
     seen: bool,
+    /// Whether these wait for their time, and so should.
+    delayed: bool,
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
@@ -121,7 +124,7 @@ async fn lag(config: &Config) -> anyhow::Result<Vec<Line>> {
             let lags = admin::lag(&config.kafka, &group.name, &group.topics).await?;
             lines.extend(sums(&group, &lags));
         }
-        anyhow::Ok(lines)
+        anyhow::Ok(with_delays_as_one(lines, &Topics::new(config.topics.clone())))
     };
     timeout(PATIENCE, ask).await.context("Kafka did not answer within 10 s")?
 }
@@ -138,9 +141,30 @@ fn sums(group: &Group, lags: &[Lag]) -> Vec<Line> {
             waiting: lags.iter().map(|lag| lag.behind()).sum(),
             written: lags.iter().map(|lag| lag.end).sum(),
             seen: lags.iter().any(|lag| lag.committed.is_some()),
+            delayed: false,
         })
     };
     group.topics.iter().filter_map(of).collect()
+}
+
+/// The delay topics as one line: on which of them a request waits says little.
+fn with_delays_as_one(lines: Vec<Line>, topics: &Topics) -> Vec<Line> {
+    let delays: Vec<_> = topics.delays().into_iter().map(|topic| topic.name).collect();
+    let (delayed, mut lines): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| delays.contains(&line.topic));
+    let Some(first) = delayed.first() else { return lines };
+    let one = Line {
+        stage: first.stage,
+        group: first.group.clone(),
+        topic: topics.every_delay(),
+        partitions: delayed.iter().map(|line| line.partitions).sum(),
+        waiting: delayed.iter().map(|line| line.waiting).sum(),
+        written: delayed.iter().map(|line| line.written).sum(),
+        seen: delayed.iter().any(|line| line.seen),
+        delayed: true,
+    };
+    let after = lines.iter().rposition(|line| line.group == one.group).map_or(lines.len(), |last| last + 1);
+    lines.insert(after, one);
+    lines
 }
 
 /// Asks ClickHouse for rows as JSON objects.
@@ -183,6 +207,7 @@ fn lag_row(line: &Line) -> Vec<String> {
         (0, _) => "",
         (_, false) => "never read: is the role running?",
         (_, true) if mark => "perhaps nothing: marks of transactions count too",
+        (_, true) if line.delayed => "failed, and wait to be tried again",
         (_, true) => "",
     };
     vec![line.stage.to_owned(), line.topic.clone(), number(line.waiting), number(line.written), note.to_owned()]
@@ -209,6 +234,23 @@ fn indent(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topics;
+
+    #[test]
+    fn what_waits_on_the_delay_topics_is_one_line_behind_the_failures() {
+        let topics = Topics::new(topics::Config::default());
+        let lag = |topic: String| Lag { topic, partition: 0, committed: Some(3), low: 0, end: 10 };
+        let group = |stage, topics| Group { stage, name: format!("weir.{stage}"), topics };
+        let (retry, sink) = (group("retry", topics.retried()), group("sink", vec![topics.failures()]));
+        let lines = [
+            sums(&retry, &topics.retried().into_iter().map(lag).collect::<Vec<_>>()),
+            sums(&sink, &[lag(topics.failures())]),
+        ];
+        let lines = with_delays_as_one(lines.concat(), &topics);
+        let found: Vec<_> = lines.iter().map(|line| (line.stage, line.topic.as_str(), line.waiting)).collect();
+        let expected = [("retry", "weir.failures", 7), ("retry", "weir.retry.*", 63), ("sink", "weir.failures", 7)];
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn partitions_are_added_up_by_topic_and_missing_topics_left_out() {

@@ -31,7 +31,7 @@ which partition a key is in. Number, copies and retention are set in [topics].")
 
 pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Exit> {
     let topics = Topics::new(config.topics.clone());
-    let wanted = topics.all(&config.source_names());
+    let wanted = [topics.all(&config.source_names()), topics.delays()].concat();
     if config.sources.is_empty() {
         note("no [[source]] is configured: there is no topic for requests");
     }

@@ -8,7 +8,9 @@ use secrecy::ExposeSecret;
 use super::{Config, Problem, print::duration};
 use crate::{
     kafka::client::TRANSACTION_TIMEOUT,
+    message::Class,
     quota::{self, Pacing},
+    retry::Policy,
     runtime::logging,
     sink::Store,
     topics::Topics,
@@ -132,6 +134,7 @@ fn topics(check: &mut Check, config: &Config) {
     check.name("topics.prefix", &topics.prefix, 100);
     check.range("topics.request_partitions", topics.request_partitions, [1, 1_000]);
     check.range("topics.outcome_partitions", topics.outcome_partitions, [1, 100]);
+    check.range("topics.delay_partitions", topics.delay_partitions, [1, 100]);
     check.range("topics.replication", topics.replication, [1, 15]);
     let keeps = [
         ("topics.keep_requests", topics.keep_requests),
@@ -141,12 +144,6 @@ fn topics(check: &mut Check, config: &Config) {
     ];
     for (key, keep) in keeps {
         check.duration(key, keep, MINUTE..=3_650 * DAY);
-    }
-    // A failure waits on its topic; deleted before it is due, its request would have no end.
-    if topics.keep_failures < config.retry.cap * 2 {
-        let (found, cap) = (topics.keep_failures, config.retry.cap);
-        let (found, cap) = (duration(found), duration(cap));
-        check.add("topics.keep_failures", format!("found {found}, allowed: at least twice retry.cap, which is {cap}"));
     }
 }
 
@@ -198,17 +195,30 @@ fn quota(check: &mut Check, config: &Config) {
 }
 
 fn retry(check: &mut Check, config: &Config) {
-    let retry = &config.retry;
-    check.range("retry.attempts", retry.attempts, [1, 1_000]);
-    check.duration("retry.base", retry.base, Duration::from_millis(1)..=DAY);
-    check.range("retry.factor", retry.factor, [1.0, 100.0]);
-    check.duration("retry.cap", retry.cap, Duration::from_millis(1)..=7 * DAY);
-    if retry.cap < retry.base {
-        let (base, cap) = (duration(retry.base), duration(retry.cap));
-        check.add("retry.cap", format!("found {cap}, allowed: at least retry.base, which is {base}"));
+    policy(check, "retry", &config.retry.policy);
+    for (index, (rule, effect)) in config.retry.rules().enumerate() {
+        let key = format!("retry.rule.#{}", index + 1);
+        policy(check, &key, &effect);
+        if let Some(source) = rule.source.as_ref().filter(|name| config.source(name.as_str()).is_none()) {
+            check.add(&format!("{key}.source"), format!("found {source:?}, which is none of the sources"));
+        }
+        if rule.classes.contains(&Class::Bug) {
+            check.add(&format!("{key}.class"), "found bug, whose requests are wrong: they are never tried again");
+        }
     }
-    check.duration("retry.age_limit", retry.age_limit, SECOND..=365 * DAY);
-    check.range("retry.waiting", retry.waiting, [1, 1_000_000]);
+    check.range("retry.memory", config.retry.memory, [ByteSize::mib(1), ByteSize::gib(4)]);
+}
+
+fn policy(check: &mut Check, key: &str, policy: &Policy) {
+    check.range(&format!("{key}.attempts"), policy.attempts, [1, 1_000]);
+    check.duration(&format!("{key}.base"), policy.base, Duration::from_millis(1)..=DAY);
+    check.range(&format!("{key}.factor"), policy.factor, [1.0, 100.0]);
+    check.duration(&format!("{key}.cap"), policy.cap, Duration::from_millis(1)..=7 * DAY);
+    if policy.cap < policy.base {
+        let (base, cap) = (duration(policy.base), duration(policy.cap));
+        check.add(&format!("{key}.cap"), format!("found {cap}, allowed: at least {key}.base, which is {base}"));
+    }
+    check.duration(&format!("{key}.age_limit"), policy.age_limit, SECOND..=365 * DAY);
 }
 
 fn changes(check: &mut Check, config: &Config) {

@@ -45,7 +45,10 @@ fn a_refusal_names_the_key_the_place_and_what_is_allowed() {
         ("[fetch]\ncommit_every = \"1m\"", &["fetch.commit_every", "1m", "1ms to 1s"]),
         ("[topics]\nprefix = \"we ir\"", &["topics.prefix", "\"we ir\"", "a-z"]),
         ("[topics]\noutcome_partitions = 0", &["topics.outcome_partitions", "found 0", "1 to"]),
-        ("[topics]\nkeep_failures = \"15m\"", &["topics.keep_failures", "15m", "retry.cap"]),
+        ("[retry]\npreset = \"002\"", &["retry.preset", "\"002\"", "\"standard\", \"000\", \"001\""]),
+        ("[retry]\njitter = \"some\"", &["retry.jitter", "\"some\"", "full", "none"]),
+        ("[[retry.rule]]\nclass = [\"outage\"]\nattempts = 0", &["retry.rule.#1.attempts", "found 0"]),
+        ("[[retry.rule]]\nsource = \"nobody\"", &["retry.rule.#1.source", "nobody"]),
         ("[kafka]\nbrokers = \"localhost\"", &["kafka.brokers", "\"localhost\"", "host:port"]),
         ("[kafka.properties]\n\"group.id\" = \"mine\"", &["kafka.properties.group.id", "group_prefix"]),
         ("[kafka.properties]\nsasl.password = \"hunter2\"", &["kafka.properties.sasl.password", "must not stand"]),
@@ -98,7 +101,7 @@ fn a_source_is_named_by_its_name_and_all_that_is_wrong_with_it_is_listed() {
 fn a_variable_overrides_the_file_and_is_named_when_it_is_wrong() {
     let config =
         with("[retry]\nattempts = 3\n", &[("WEIR_RETRY__ATTEMPTS", "7"), ("WEIR_RETRY__FACTOR", "1.5")]).unwrap();
-    assert_eq!((config.retry.attempts, config.retry.factor), (7, 1.5));
+    assert_eq!((config.retry.policy.attempts, config.retry.policy.factor), (7, 1.5));
     for (name, value, expected) in [
         ("WEIR_RETRY__ATTEMPTS", "many", ["retry.attempts", "variable WEIR_RETRY__ATTEMPTS", "\"many\""]),
         ("WEIR_RETRY__BASES", "1s", ["retry.bases", "variable WEIR_RETRY__BASES", "attempts, base"]),

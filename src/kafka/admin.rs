@@ -12,8 +12,11 @@ use rdkafka::{
     types::RDKafkaErrorCode,
 };
 
-use super::client::{Config, MESSAGE_LIMIT};
-use crate::topics::Topic;
+use super::{
+    Partition,
+    client::{Config, MESSAGE_LIMIT},
+};
+use crate::topics::{KEPT_DELAYS, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -89,6 +92,12 @@ impl Lag {
     }
 }
 
+/// The property that says whose time stands in a record.
+const TIME: &str = "message.timestamp.type";
+
+/// The time at which the broker took it: then the records of a partition are in the order of their times.
+const BROKERS_TIME: &str = "LogAppendTime";
+
 /// Creates what is missing, adds partitions, sets retention. Safe to repeat.
 ///
 /// # Errors
@@ -108,15 +117,19 @@ pub async fn apply(config: &Config, topics: &[Topic], replication: i32) -> Resul
 }
 
 /// The properties of a topic that weir sets.
-fn properties(topic: &Topic) -> [(&'static str, String); 4] {
-    [
+fn properties(topic: &Topic) -> Vec<(&'static str, String)> {
+    let mut properties = vec![
         ("retention.ms", topic.keep.as_millis().to_string()),
         ("cleanup.policy", "delete".to_owned()),
         // Raw replies compress to about a fifth; whatever the producer uses, the broker stores it as it came.
         ("compression.type", "producer".to_owned()),
         // A record that the broker refuses could never be committed, and would hold up all others.
         ("max.message.bytes", MESSAGE_LIMIT.to_string()),
-    ]
+    ];
+    if topic.delay.is_some() {
+        properties.push((TIME, BROKERS_TIME.to_owned()));
+    }
+    properties
 }
 
 async fn create(
@@ -157,6 +170,45 @@ async fn keep(admin: &AdminClient<DefaultClientContext>, topic: &Topic, partitio
         result.map_err(|(_, code)| AdminError::Refused { attempt: attempt.clone(), reason: code.to_string() })?;
     }
     Ok(Change::Grown { topic: topic.name.clone(), from: partitions, to: topic.partitions })
+}
+
+/// What is wrong with the settings of these delay topics, so that records on them could be lost or held up; `None` if
+/// nothing is. They are asked for at each start, since anybody may have changed them.
+///
+/// # Errors
+/// [`AdminError`].
+pub async fn unfit_delays(config: &Config, topics: &[Topic]) -> Result<Option<String>, AdminError> {
+    let attempt = "reading the settings of the delay topics";
+    let admin: AdminClient<DefaultClientContext> = config.base().create().map_err(|e| refused(attempt, &e))?;
+    let wanted: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(&topic.name)).collect();
+    let answers = admin.describe_configs(&wanted, &options()).await.map_err(|e| refused(attempt, &e))?;
+    for (topic, answer) in topics.iter().zip(answers) {
+        let settings = answer.map_err(|code| AdminError::Refused {
+            attempt: format!("reading the settings of topic {}", topic.name),
+            reason: code.to_string(),
+        })?;
+        let settings: HashMap<_, _> =
+            settings.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect();
+        if let Some(what) = unfit(topic, &settings) {
+            return Ok(Some(format!("topic {}: {what}. Run `weir topics apply`", topic.name)));
+        }
+    }
+    Ok(None)
+}
+
+/// What is wrong with a delay topic's settings, if anything.
+fn unfit(topic: &Topic, settings: &HashMap<String, String>) -> Option<String> {
+    let is = |name: &str| settings.get(name).map_or("", String::as_str);
+    let least = topic.delay.unwrap_or_default() * KEPT_DELAYS;
+    let kept = is("retention.ms").parse::<i64>().unwrap_or(0);
+    let kept = u64::try_from(kept).map_or(Duration::MAX, Duration::from_millis);
+    if kept < least {
+        let (kept, least) = (kept.as_millis(), least.as_millis());
+        return Some(format!("retention.ms is {kept}, at least {least} is needed, else what waits there is deleted"));
+    }
+    let needed = [(TIME, BROKERS_TIME), ("cleanup.policy", "delete"), ("retention.bytes", "-1")];
+    let wrong = needed.iter().find(|(name, value)| is(name) != *value)?;
+    Some(format!("{} is {:?}, {:?} is needed", wrong.0, is(wrong.0), wrong.1))
 }
 
 /// Every topic of the cluster with its number of partitions.
@@ -216,6 +268,26 @@ pub async fn has_member(config: &Config, group: &str, instance: &str) -> Result<
     .await
 }
 
+/// Deletes the records of these partitions before these offsets, for good.
+///
+/// # Errors
+/// [`AdminError`], naming the first partition that was refused; others may have been cleared.
+pub async fn delete_before(config: &Config, offsets: &[(Partition, i64)]) -> Result<(), AdminError> {
+    let attempt = "deleting records";
+    let admin: AdminClient<DefaultClientContext> = config.base().create().map_err(|e| refused(attempt, &e))?;
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in offsets {
+        list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset))
+            .map_err(|e| refused(attempt, &e))?;
+    }
+    let result = admin.delete_records(&list, &options()).await.map_err(|e| refused(attempt, &e))?;
+    for element in result.elements() {
+        let attempt = format!("{attempt} of {}/{}", element.topic(), element.partition());
+        element.error().map_err(|e| refused(&attempt, &e))?;
+    }
+    Ok(())
+}
+
 /// Runs a question that librdkafka answers by blocking, away from the async threads.
 async fn blocking<T: Send + 'static>(
     config: &Config,
@@ -238,4 +310,35 @@ fn options() -> AdminOptions {
 
 fn refused(attempt: &str, error: &KafkaError) -> AdminError {
     AdminError::Refused { attempt: attempt.to_owned(), reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topics::{self, Topics};
+
+    #[test]
+    fn a_delay_topic_that_could_lose_or_hold_up_what_waits_is_unfit() {
+        let topic = Topics::new(topics::Config::default()).delays().remove(1);
+        let with = |name: &str, value: &str| {
+            let mut settings: HashMap<_, _> =
+                properties(&topic).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            settings.insert("retention.bytes".to_owned(), "-1".to_owned());
+            settings.insert(name.to_owned(), value.to_owned());
+            unfit(&topic, &settings)
+        };
+        for (name, value) in [("retention.ms", "-1"), ("retention.ms", "16000")] {
+            assert_eq!(with(name, value), None, "{name}={value}");
+        }
+        let wrong = [
+            ("retention.ms", "15999"),
+            ("retention.bytes", "1000000"),
+            ("cleanup.policy", "compact,delete"),
+            (TIME, "CreateTime"),
+        ];
+        for (name, value) in wrong {
+            let found = with(name, value).unwrap_or_default();
+            assert!(found.contains(name) && found.contains(value), "{name}={value}: {found}");
+        }
+    }
 }

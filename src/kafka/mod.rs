@@ -14,8 +14,11 @@ mod native;
 pub mod outbox;
 pub mod producer;
 mod reader;
+pub mod scan;
 #[cfg(test)]
 pub(crate) mod scripted;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod writer;
 
 use std::{fmt, ops::Range, sync::Arc};

@@ -58,6 +58,16 @@ pub enum Unreadable {
         /// What the topic should hold.
         expected: &'static str,
     },
+    /// A header that the record cannot do without.
+    #[error("the header {name} is {found:?}, it should be {expected}")]
+    Header {
+        /// Its name.
+        name: &'static str,
+        /// Its value, shortened; empty if it is missing.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
+    },
     /// A request for another source than its topic's.
     #[error("the request is for source {found:?}, but the topic belongs to {expected:?}")]
     WrongSource {
@@ -199,7 +209,11 @@ fn read<T: DeserializeOwned>(raw: &Raw<'_>, kind: Kind) -> Result<T, Unreadable>
     }
 }
 
-fn expect_type(raw: &Raw<'_>, kind: Kind) -> Result<(), Unreadable> {
+/// Whether a record is what its topic should hold, as far as it says so.
+///
+/// # Errors
+/// [`Unreadable::Version`].
+pub fn expect_type(raw: &Raw<'_>, kind: Kind) -> Result<(), Unreadable> {
     match header(raw.headers, "ce_type") {
         Some(found) if found != kind.ce_type() => {
             Err(Unreadable::Version { found: found.chars().take(100).collect(), expected: kind.ce_type() })
@@ -242,11 +256,17 @@ pub struct Encoded {
 /// Writes a record with its envelope.
 #[must_use]
 pub fn encode<T: Serialize>(envelope: &Envelope<'_>, record: &T) -> Encoded {
+    Encoded { headers: envelope.headers(), value: json_of(record) }
+}
+
+/// A record as JSON.
+#[must_use]
+pub fn json_of<T: Serialize>(record: &T) -> Bytes {
     // serde_json refuses maps with keys that are no text, and failing `Serialize`s: the records have neither.
     let mut value = Vec::with_capacity(ROOM);
     let Ok(()) = serde_json::to_writer(&mut value, record) else { unreachable!("records are plain JSON") };
     // Cut to its length: outcomes wait in memory for their transaction, by the thousand.
-    Encoded { headers: envelope.headers(), value: value.into_boxed_slice().into() }
+    value.into_boxed_slice().into()
 }
 
 /// At most `limit` bytes of a text that somebody else wrote, cut between characters.

@@ -72,6 +72,24 @@ pub struct Attempt {
     pub not_before: Option<Timestamp>,
 }
 
+impl Attempt {
+    /// What the code begins with if weir itself held the request back (breaker open, account paused, quota out of
+    /// reach): there was no call.
+    pub const HELD_BACK: &str = "weir.held.";
+
+    /// Whether the request was held back before there was a call.
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        self.code.starts_with(Self::HELD_BACK)
+    }
+
+    /// Whether it uses up one of the request's attempts.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.class.spends_an_attempt() && !self.is_held_back()
+    }
+}
+
 /// A failed attempt together with the request that it was for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "weir failure v1")]

@@ -59,7 +59,7 @@ impl Request {
     /// How many attempts have been spent; a throttle and a refused account spend none.
     #[must_use]
     pub fn attempts_spent(&self) -> u32 {
-        let spent = self.history.iter().filter(|attempt| attempt.class.spends_an_attempt()).count();
+        let spent = self.history.iter().filter(|attempt| attempt.is_spent()).count();
         u32::try_from(spent).unwrap_or(u32::MAX)
     }
 }

@@ -2,12 +2,30 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+
+use crate::message::{Attempt, Class, SourceName};
 
 /// `[retry]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(from = "Written")]
 pub struct Config {
+    /// Where the keys that are not written come from.
+    pub preset: Preset,
+    /// How failures are dealt with that no rule is about.
+    #[serde(flatten)]
+    pub policy: Policy,
+    /// How much of what waits may be in memory; the rest waits on Kafka.
+    pub memory: ByteSize,
+    /// `[[retry.rule]]`: other policies for some sources and classes of failures; the first that fits counts.
+    #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+}
+
+/// What is done about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Policy {
     /// How many attempts a request has in all. Throttles and refused accounts spend none.
     pub attempts: u32,
     /// The delay before the second attempt.
@@ -18,22 +36,185 @@ pub struct Config {
     /// The longest delay.
     #[serde(with = "humantime_serde")]
     pub cap: Duration,
+    /// How much of it is left to chance.
+    pub jitter: Jitter,
     /// A request older than this ends, whatever is wrong.
     #[serde(with = "humantime_serde")]
     pub age_limit: Duration,
-    /// How many failures may wait in memory.
-    pub waiting: usize,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
+/// How much of a delay is left to chance, so that requests that failed together spread out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Jitter {
+    /// Anything from nothing to all of it.
+    Full,
+    /// At least half of it.
+    Half,
+    /// Nothing: exactly the delay.
+    None,
+}
+
+/// A policy by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// 5 attempts, 5 s doubling to 10 min, all of it left to chance, a day.
+    #[default]
+    Standard,
+    /// As the 1688 article tries again (`retry_count = 3`, `retry_delay = 2`, times 2ⁿ): 3 attempts, after 2 s and
+    /// 4 s to the point.
+    #[serde(rename = "000")]
+    Article000,
+    /// As the Celery article tries again (`countdown=5`): 3 attempts, 5 s each time, to the point.
+    #[serde(rename = "001")]
+    Article001,
+}
+
+impl Preset {
+    /// What it stands for.
+    #[must_use]
+    pub const fn policy(self) -> Policy {
+        let standard = Policy {
             attempts: 5,
             base: Duration::from_secs(5),
             factor: 2.0,
             cap: Duration::from_secs(600),
+            jitter: Jitter::Full,
             age_limit: Duration::from_secs(24 * 60 * 60),
-            waiting: 20_000,
+        };
+        match self {
+            Self::Standard => standard,
+            Self::Article000 => Policy { attempts: 3, base: Duration::from_secs(2), jitter: Jitter::None, ..standard },
+            Self::Article001 => Policy { attempts: 3, factor: 1.0, jitter: Jitter::None, ..standard },
         }
+    }
+}
+
+/// A throttle or a refused account that comes without a time. The quota holds the account itself for as long as it
+/// must; this only keeps the request from running in circles.
+const HELD_BACK: Policy = Policy {
+    attempts: u32::MAX,
+    base: Duration::from_secs(1),
+    factor: 2.0,
+    cap: Duration::from_secs(60),
+    // Here waiting is the point, not spreading.
+    jitter: Jitter::Half,
+    age_limit: Duration::MAX,
+};
+
+/// `[[retry.rule]]`: what is written here counts for the failures that it is about.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rule {
+    /// The source; without it all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceName>,
+    /// The classes of failures; without them those that spend an attempt.
+    #[serde(rename = "class", skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<Class>,
+    /// Where the keys that are not written come from; without it from `[retry]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
+    /// As [`Policy::attempts`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// As [`Policy::base`].
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub base: Option<Duration>,
+    /// As [`Policy::factor`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub factor: Option<f64>,
+    /// As [`Policy::cap`].
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub cap: Option<Duration>,
+    /// As [`Policy::jitter`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<Jitter>,
+    /// As [`Policy::age_limit`].
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub age_limit: Option<Duration>,
+}
+
+impl Rule {
+    fn is_about(&self, source: &SourceName, class: Class) -> bool {
+        let classes = &self.classes;
+        let of_class = if classes.is_empty() { class.spends_an_attempt() } else { classes.contains(&class) };
+        of_class && self.source.as_ref().is_none_or(|own| own == source)
+    }
+
+    /// `policy` with what is written here in its place.
+    fn over(&self, policy: Policy) -> Policy {
+        let policy = self.preset.map_or(policy, Preset::policy);
+        Policy {
+            attempts: self.attempts.unwrap_or(policy.attempts),
+            base: self.base.unwrap_or(policy.base),
+            factor: self.factor.unwrap_or(policy.factor),
+            cap: self.cap.unwrap_or(policy.cap),
+            jitter: self.jitter.unwrap_or(policy.jitter),
+            age_limit: self.age_limit.unwrap_or(policy.age_limit),
+        }
+    }
+}
+
+impl Config {
+    /// What is done about a request of this source that has failed like this.
+    #[must_use]
+    pub fn policy(&self, source: &SourceName, attempt: &Attempt) -> Policy {
+        let held_back = Policy { age_limit: self.policy.age_limit, ..HELD_BACK };
+        // Where no call was made the class says why, but there is no failure to have a policy for.
+        if attempt.is_held_back() {
+            return held_back;
+        }
+        let general = if attempt.class.spends_an_attempt() { self.policy } else { held_back };
+        let rule = self.rules.iter().find(|rule| rule.is_about(source, attempt.class));
+        rule.map_or(general, |rule| rule.over(general))
+    }
+
+    /// Each rule's policy, as far as its numbers can be judged without a failure.
+    pub fn rules(&self) -> impl Iterator<Item = (&Rule, Policy)> {
+        self.rules.iter().map(|rule| {
+            let held_back = !rule.classes.is_empty() && rule.classes.iter().all(|class| !class.spends_an_attempt());
+            let general = if held_back {
+                // How many attempts there are does not matter: none is spent.
+                Policy { age_limit: self.policy.age_limit, attempts: self.policy.attempts, ..HELD_BACK }
+            } else {
+                self.policy
+            };
+            (rule, rule.over(general))
+        })
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Written::default().into()
+    }
+}
+
+/// `[retry]` as it stands in a file: what is not written comes from the preset.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Written {
+    preset: Preset,
+    attempts: Option<u32>,
+    #[serde(with = "humantime_serde")]
+    base: Option<Duration>,
+    factor: Option<f64>,
+    #[serde(with = "humantime_serde")]
+    cap: Option<Duration>,
+    jitter: Option<Jitter>,
+    #[serde(with = "humantime_serde")]
+    age_limit: Option<Duration>,
+    memory: Option<ByteSize>,
+    #[serde(rename = "rule")]
+    rules: Vec<Rule>,
+}
+
+impl From<Written> for Config {
+    fn from(written: Written) -> Self {
+        let Written { preset, attempts, base, factor, cap, jitter, age_limit, memory, rules } = written;
+        let own = Rule { attempts, base, factor, cap, jitter, age_limit, ..Rule::default() };
+        Self { preset, policy: own.over(preset.policy()), memory: memory.unwrap_or(ByteSize::mib(16)), rules }
     }
 }

@@ -1,15 +1,19 @@
 //! retry: failures → requests again when it is time, or a dead letter.
 //!
-//! What to do with a failure is decided by the pure [`policy`]. Requests that wait are held in memory, in the
-//! order of their due times, and stay open in the ledger until they are released: a restart reads them again
-//! and waits for the rest of their time. Memory is bounded: when `waiting` are held, a partition is read no
-//! further.
+//! What to do with a failure is decided by the pure [`policy`]. A request that has to wait leaves the failures topic
+//! at once, for the largest delay topic not longer than its time; from there it hops to shorter ones, and for the
+//! last second it is held in memory ([`wheel`]), still open in the ledger. Each step is in a transaction with the
+//! offset that it ends, so a restart goes on where it was; nobody waits behind somebody who has to wait longer, and
+//! memory does not grow with what waits.
 
 mod config;
+mod history;
 pub mod policy;
+mod waiting;
+mod wheel;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -20,18 +24,23 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use config::Config;
+pub use config::{Config, Jitter, Policy, Preset, Rule};
+pub use waiting::due_at;
 
-use self::policy::{Decision, decide};
+use self::{
+    policy::{Decision, decide},
+    waiting::Waiting,
+    wheel::{Held, Item, Wheel},
+};
 use crate::{
     kafka::{
-        Outgoing, Partition, Reader, Record, Writer,
+        Outgoing, Reader, Record, Writer, client,
         intake::{Input, Intake, IntakeError},
         outbox::Position,
     },
     message::{
-        DeadLetter, Failure, Reason, Request, SourceName,
-        codec::{self, Encoded},
+        DeadLetter, Failure, Reason, SourceName,
+        codec::{self, Encoded, Raw},
         envelope::{Envelope, Kind},
         trace,
     },
@@ -49,31 +58,36 @@ const COMMIT_EVERY: Duration = Duration::from_millis(50);
 const WINDOW_FULL: Duration = Duration::from_millis(100);
 
 /// How many bytes of records may wait for their transaction before no more are released.
-const OUTCOMES_LIMIT: usize = 16 * 1024 * 1024;
+const OUTCOMES_LIMIT: usize = 4 * 1024 * 1024;
 
-/// A record that waits for its time: a request, or a dead letter, whose time is now.
-struct Waiting {
-    position: Position,
-    record: Outgoing,
-}
+/// How long to sleep at most while something waits: the machine's clock may be set meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How many requests are released before the log is looked after again.
+const RELEASE_MAX: usize = 1_000;
 
 /// The retry stage.
 pub struct Retry<R, W> {
     config: Config,
     intake: Intake<R, W>,
-    /// By due time; the second part keeps those of one millisecond apart.
-    waiting: BTreeMap<(Timestamp, u64), Waiting>,
-    waiting_in: HashMap<Partition, usize>,
-    sequence: u64,
+    wheel: Wheel,
     sources: HashSet<SourceName>,
     topics: Topics,
+    failures_topic: Arc<str>,
     dead_topic: Arc<str>,
+    /// Ascending.
+    delays: Vec<Duration>,
+    /// In the order of `delays`.
+    delay_topics: Vec<Arc<str>>,
+    /// Which topic has which of the delays.
+    tiers: HashMap<Arc<str>, usize>,
     clock: Clock,
     dice: Dice,
 }
 
 impl<R: Reader, W: Writer> Retry<R, W> {
-    /// A stage that sends failed requests of `sources` back to their topics.
+    /// A stage that sends failed requests of `sources` back to their topics. The reader has to read the failures and
+    /// all delay topics.
     pub fn new(
         reader: R,
         writer: W,
@@ -83,13 +97,17 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         clock: Clock,
         dice: Dice,
     ) -> Self {
+        let delays = topics.delays();
+        let delay_topics: Vec<Arc<str>> = delays.iter().map(|topic| topic.name.as_str().into()).collect();
         Self {
             intake: Intake::new(reader, writer, COMMIT_EVERY),
-            waiting: BTreeMap::new(),
-            waiting_in: HashMap::new(),
-            sequence: 0,
+            wheel: Wheel::new(usize::try_from(config.memory.as_u64()).unwrap_or(usize::MAX)),
             sources: sources.into_iter().collect(),
+            failures_topic: topics.failures().into(),
             dead_topic: topics.dead().into(),
+            delays: delays.iter().filter_map(|topic| topic.delay).collect(),
+            tiers: delay_topics.iter().cloned().zip(0..).collect(),
+            delay_topics,
             topics,
             config,
             clock,
@@ -97,7 +115,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         }
     }
 
-    /// Works until `stop`, then commits what has been released and returns. What still waits is read again
+    /// Works until `stop`, then commits what has been released and returns. What is held in memory is read again
     /// after the next start.
     ///
     /// # Errors
@@ -106,6 +124,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         let mut stopped = pin!(stop.cancelled_owned());
         loop {
             self.release();
+            self.regulate();
             let wake_at = self.next_due();
             tokio::select! {
                 biased;
@@ -114,7 +133,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
             }
         }
-        info!(waiting = self.waiting.len(), "stopping: what waits is read again after the next start");
+        info!(held = self.wheel.len(), "stopping: what is held in memory is read again after the next start");
         self.intake.flush().await
     }
 
@@ -127,31 +146,46 @@ impl<R: Reader, W: Writer> Retry<R, W> {
             }
             // Whoever waited for room is looked at again after each input.
             Input::Settled => {}
-            Input::Leaving(partitions) | Input::Left(partitions) => self.forget(&partitions),
+            Input::Leaving(partitions) | Input::Left(partitions) => {
+                for position in self.wheel.forget(&partitions) {
+                    self.intake.give_up(&position);
+                }
+            }
         }
     }
 
-    /// Decides about a failure: it waits, or it ends.
     fn receive(&mut self, position: Position, record: &Record) {
+        let partition = position.partition.clone();
+        let raw = record.raw(&partition);
         let now = self.clock.now();
-        let raw = record.raw(&position.partition);
+        let (at, held) = if partition.topic == self.failures_topic {
+            (now, self.judged(&raw, now))
+        } else {
+            self.on_the_way(record, &raw, now)
+        };
+        self.wheel.hold(at, Item { position, held });
+    }
+
+    /// What becomes of a failure: it waits, or it ends.
+    fn judged(&self, raw: &Raw<'_>, now: Timestamp) -> Held {
         let traceparent = trace::continued(raw.traceparent(), &self.dice);
-        let failure = match codec::read_failure(&raw) {
+        let failure = match codec::read_failure(raw) {
             Ok(failure) => failure,
-            Err(why) => {
-                // Its source is part of what could not be read.
-                let dead = codec::dead_letter(&raw, &unknown_source(), &why, now);
-                return self.end(position, &dead, &traceparent);
-            }
+            Err(why) => return self.unreadable(raw, &why, now),
         };
         let decision = if self.sources.contains(&failure.source) {
             decide(&failure, &self.config, now, self.dice.fraction())
         } else {
-            let message = format!("source {} is not in this retry's configuration", failure.source);
-            Decision::Dead { reason: Reason::Invalid, message, request: failure.request.clone() }
+            Decision::Dead {
+                reason: Reason::Invalid,
+                message: not_ours(&failure.source),
+                request: failure.request.clone(),
+            }
         };
         match decision {
-            Decision::Again { at, request } => self.wait(position, at, &failure, &request, &traceparent),
+            Decision::Again { at, request } => {
+                Held::Waiting(Box::new(Waiting::new(&failure, &request, at, raw, traceparent)))
+            }
             Decision::Dead { reason, message, request } => {
                 let Failure { request_id, source, .. } = failure;
                 let origin = raw.origin();
@@ -167,56 +201,89 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                     original_base64: None,
                 };
                 warn!(request = %dead.request_id, reason = dead.reason.as_str(), message = dead.message, "given up");
-                self.end(position, &dead, &traceparent);
+                Held::Ended(self.letter(&dead, &traceparent))
             }
         }
     }
 
-    fn wait(&mut self, position: Position, at: Timestamp, failure: &Failure, request: &Request, traceparent: &str) {
-        let id = failure.request_id.as_str();
-        let envelope = Envelope { kind: Kind::Request, id, writer: WRITER, time: at, traceparent: Some(traceparent) };
-        let Encoded { headers, value } = codec::encode(&envelope, request);
-        let key = Some(Bytes::copy_from_slice(request.item.as_str().as_bytes()));
-        let record = Outgoing { topic: self.topics.requests(&failure.source).into(), key, value, headers };
-        self.hold(position, at, record);
+    /// A record of a delay topic, and when it goes on.
+    fn on_the_way(&self, record: &Record, raw: &Raw<'_>, now: Timestamp) -> (Timestamp, Held) {
+        let waiting = match Waiting::read(record, raw) {
+            Ok(waiting) => waiting,
+            Err(why) => return (now, self.unreadable(raw, &why, now)),
+        };
+        if !self.sources.contains(&waiting.source) {
+            return (now, self.homeless(raw, &waiting.source, now));
+        }
+        let delay = self.tiers.get(raw.topic).map_or(Duration::ZERO, |&tier| self.delays[tier]);
+        let at = wheel::goes_on_at(waiting.due_at, delay, record.time, Waiting::hopped_at(raw), now);
+        (at, Held::Waiting(Box::new(waiting)))
     }
 
-    /// Keeps a record until its time, and until the window and the memory let it go.
-    fn hold(&mut self, position: Position, at: Timestamp, record: Outgoing) {
-        let partition = position.partition.clone();
-        self.sequence += 1;
-        self.waiting.insert((at, self.sequence), Waiting { position, record });
-        *self.waiting_in.entry(partition.clone()).or_default() += 1;
-        self.regulate(&partition);
+    /// The end of a request whose source has been taken out of the configuration while it waited.
+    fn homeless(&self, raw: &Raw<'_>, source: &SourceName, now: Timestamp) -> Held {
+        let received = match codec::read_request(raw, source) {
+            Ok(received) => received,
+            Err(why) => return self.unreadable(raw, &why, now),
+        };
+        let dead = DeadLetter {
+            request_id: received.id,
+            source: source.clone(),
+            reason: Reason::Invalid,
+            message: not_ours(source),
+            died_at: now,
+            origin: raw.origin(),
+            request: Some(received.request),
+            original_base64: None,
+        };
+        Held::Ended(self.letter(&dead, &trace::continued(raw.traceparent(), &self.dice)))
     }
 
-    fn end(&mut self, position: Position, dead: &DeadLetter, traceparent: &str) {
+    fn unreadable(&self, raw: &Raw<'_>, why: &codec::Unreadable, now: Timestamp) -> Held {
+        // Its source is part of what could not be read.
+        let dead = codec::dead_letter(raw, &unknown_source(), why, now);
+        Held::Ended(self.letter(&dead, &trace::continued(raw.traceparent(), &self.dice)))
+    }
+
+    fn letter(&self, dead: &DeadLetter, traceparent: &str) -> Outgoing {
         let id = dead.request_id.as_str();
         let envelope =
             Envelope { kind: Kind::DeadLetter, id, writer: WRITER, time: dead.died_at, traceparent: Some(traceparent) };
         let Encoded { headers, value } = codec::encode(&envelope, dead);
         let key = dead.request.as_ref().map(|request| Bytes::copy_from_slice(request.item.as_str().as_bytes()));
-        let record = Outgoing { topic: Arc::clone(&self.dead_topic), key, value, headers };
-        self.hold(position, dead.died_at, record);
+        Outgoing { topic: Arc::clone(&self.dead_topic), key, value, headers }
     }
 
-    /// Lets go every record whose time has come, never one before.
+    /// Moves on everything whose time has come; a request never before it is due.
     fn release(&mut self) {
         let now = self.clock.now();
-        while self.has_room() {
-            let Some(first) = self.waiting.first_entry().filter(|first| first.key().0 <= now) else { return };
-            let ((_, sequence), waiting) = first.remove_entry();
-            if !self.intake.may_start(&waiting.position) {
-                self.waiting.insert((now.after(WINDOW_FULL), sequence), waiting);
-                continue;
+        for _ in 0..RELEASE_MAX {
+            if !self.has_room() {
+                return;
             }
-            let partition = waiting.position.partition.clone();
-            self.intake.complete(waiting.position, vec![waiting.record]);
-            if let Some(count) = self.waiting_in.get_mut(&partition) {
-                *count = count.saturating_sub(1);
+            let Some(item) = self.wheel.take(now) else { return };
+            if self.intake.may_start(&item.position) {
+                self.move_on(item, now);
+            } else {
+                self.wheel.hold(now.after(WINDOW_FULL), item);
             }
-            self.regulate(&partition);
         }
+    }
+
+    fn move_on(&mut self, item: Item, now: Timestamp) {
+        let Item { position, held } = item;
+        let record = match held {
+            Held::Ended(record) => record,
+            Held::Waiting(waiting) if waiting.due_at <= now => {
+                let topic = self.topics.requests(&waiting.source).into();
+                waiting.into_request(topic)
+            }
+            Held::Waiting(waiting) => match wheel::tier(&self.delays, waiting.due_at.since(now)) {
+                Some(tier) => waiting.into_hop(Arc::clone(&self.delay_topics[tier]), now),
+                None => return self.wheel.hold(waiting.due_at, Item { position, held: Held::Waiting(waiting) }),
+            },
+        };
+        self.intake.complete(position, vec![record]);
     }
 
     fn has_room(&self) -> bool {
@@ -225,37 +292,32 @@ impl<R: Reader, W: Writer> Retry<R, W> {
 
     /// When to look again; `None`: as soon as something changes.
     fn next_due(&self) -> Option<Instant> {
-        if !self.has_room() {
-            return None;
-        }
-        let (due, _) = self.waiting.first_key_value()?.0;
-        Some(Instant::now() + due.since(self.clock.now()))
+        let due = self.wheel.next()?;
+        let wait = due.since(self.clock.now()).min(LOOK_AGAIN);
+        // Without room the end of a transaction wakes; only the flow of the partitions has to be looked at.
+        Some(Instant::now() + if self.has_room() { wait } else { LOOK_AGAIN })
     }
 
-    /// Stops a partition of which too many wait, and lets it flow again when half of them have gone.
-    fn regulate(&mut self, partition: &Partition) {
-        let full = (self.config.waiting / self.intake.partitions().max(1)).max(1);
-        let waiting = self.waiting_in.get(partition).copied().unwrap_or(0);
-        if waiting >= full {
-            self.intake.set_flowing(partition, false);
-        } else if waiting <= full / 2 {
-            self.intake.set_flowing(partition, true);
+    fn regulate(&mut self) {
+        for (partition, flows) in self.wheel.regulate(self.clock.now()) {
+            self.intake.set_flowing(&partition, flows);
         }
     }
+}
 
-    fn forget(&mut self, partitions: &[Partition]) {
-        let intake = &mut self.intake;
-        self.waiting.retain(|_, waiting| {
-            let leaves = partitions.contains(&waiting.position.partition);
-            if leaves {
-                intake.give_up(&waiting.position);
-            }
-            !leaves
-        });
-        for partition in partitions {
-            self.waiting_in.remove(partition);
-        }
+/// The settings of a reader that takes in little at a time: what waits is to wait on the brokers. By default one
+/// fetch may bring 50 MB.
+#[must_use]
+pub fn reads_little(kafka: &client::Config) -> client::Config {
+    let mut kafka = kafka.clone();
+    for (property, value) in [("fetch.message.max.bytes", "131072"), ("fetch.max.bytes", "2097152")] {
+        kafka.properties.entry(property.to_owned()).or_insert_with(|| value.to_owned());
     }
+    kafka
+}
+
+fn not_ours(source: &SourceName) -> String {
+    format!("source {source} is not in this retry's configuration")
 }
 
 #[allow(clippy::expect_used, reason = "a constant that is a valid name")]

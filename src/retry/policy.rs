@@ -2,28 +2,14 @@
 
 use std::time::Duration;
 
-use super::Config;
+use super::{
+    config::{Config, Jitter, Policy},
+    history,
+};
 use crate::{
-    message::{Attempt, Class, Failure, Reason, Request},
+    message::{Attempt, Class, Failure, Reason, Request, codec::REQUEST_LIMIT},
     runtime::clock::Timestamp,
 };
-
-/// How many attempts a request carries. Those that spent one are all kept, however many `attempts` allows,
-/// since they are what is counted; of the others the middle is left out.
-pub const HISTORY_LIMIT: usize = 50;
-
-/// How many attempts that spent nothing are kept in any case: enough to see how many came in a row.
-const SPARE_MIN: usize = 12;
-
-/// How many of the oldest attempts are kept when some are left out: they show how it began.
-const HISTORY_HEAD: usize = 5;
-
-/// The delay after a throttle or a refused account that comes without a time. The quota holds the account
-/// itself for as long as it must; this only keeps the request from running in circles.
-const WAIT_FIRST: Duration = Duration::from_secs(1);
-
-/// The longest such delay.
-const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// What is to be done with a failed request. Either way it carries the failed attempt in its history.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,11 +32,12 @@ pub enum Decision {
     },
 }
 
-/// Decides about `failure` at `now`; `jitter` is a random number from 0 to 1.
+/// Decides about `failure` at `now`; `chance` is a random number from 0 to 1.
 #[must_use]
-pub fn decide(failure: &Failure, config: &Config, now: Timestamp, jitter: f64) -> Decision {
-    let request = extended(&failure.request, &failure.attempt);
-    match verdict(&request, &failure.attempt, config, now, jitter) {
+pub fn decide(failure: &Failure, config: &Config, now: Timestamp, chance: f64) -> Decision {
+    let policy = config.policy(&failure.source, &failure.attempt);
+    let request = history::extended(&failure.request, &failure.attempt);
+    match verdict(&request, &failure.attempt, &policy, now, chance) {
         Ok(at) => Decision::Again { at, request },
         Err((reason, message)) => Decision::Dead { reason, message, request },
     }
@@ -60,20 +47,27 @@ pub fn decide(failure: &Failure, config: &Config, now: Timestamp, jitter: f64) -
 fn verdict(
     request: &Request,
     attempt: &Attempt,
-    config: &Config,
+    policy: &Policy,
     now: Timestamp,
-    jitter: f64,
+    chance: f64,
 ) -> Result<Timestamp, (Reason, String)> {
     let last = format!("{} {}: {}", attempt.class.as_str(), attempt.code, attempt.message);
     if attempt.class == Class::Bug {
         return Err((Reason::Permanent, format!("the vendor says that the request is wrong; {last}")));
     }
     let spent = request.attempts_spent();
-    if spent >= config.attempts {
+    if spent >= policy.attempts {
         return Err((Reason::Exhausted, format!("all {spent} attempts are spent; the last: {last}")));
     }
-    let at = due(request, attempt, config, now, jitter);
-    match end_of_life(request, attempt, config) {
+    if let Some(length) = history::too_long(request) {
+        let message = format!(
+            "with only the outlines of its attempts the request has {length} bytes, more than the {REQUEST_LIMIT} that \
+             a topic of requests takes; the last: {last}"
+        );
+        return Err((Reason::Invalid, message));
+    }
+    let at = due(request, attempt, policy, now, chance);
+    match end_of_life(request, attempt, policy) {
         (end, why) if at > end => {
             Err((Reason::Expired, format!("due again at {at}, but {why} is over at {end}; the last: {last}")))
         }
@@ -82,10 +76,10 @@ fn verdict(
 }
 
 /// After which time the request is of no use, and why.
-fn end_of_life(request: &Request, attempt: &Attempt, config: &Config) -> (Timestamp, &'static str) {
+fn end_of_life(request: &Request, attempt: &Attempt, policy: &Policy) -> (Timestamp, &'static str) {
     // fetch always fills requested_at in; a failure from elsewhere may lack it.
     let asked = request.requested_at.or(request.history.first().map(|first| first.at)).unwrap_or(attempt.at);
-    let too_old = asked.after(config.age_limit);
+    let too_old = asked.after(policy.age_limit);
     match request.expires_at {
         Some(expires) if expires <= too_old => (expires, "its time (expires_at)"),
         _ => (too_old, "the age limit"),
@@ -93,59 +87,41 @@ fn end_of_life(request: &Request, attempt: &Attempt, config: &Config) -> (Timest
 }
 
 /// When the request is due: never before the vendor's own time, if it gave one.
-fn due(request: &Request, attempt: &Attempt, config: &Config, now: Timestamp, jitter: f64) -> Timestamp {
+fn due(request: &Request, attempt: &Attempt, policy: &Policy, now: Timestamp, chance: f64) -> Timestamp {
     // From the failure, not from now: a restart of this stage makes nobody wait again. The other machine's
     // clock may be ahead.
     let failed = attempt.at.min(now);
     let told = attempt.not_before.filter(|told| *told > failed);
-    let at = if attempt.class.spends_an_attempt() {
-        let waited = failed.after(share(backoff(config, request.attempts_spent()), jitter));
+    let after = |times| failed.after(left_to_chance(backoff(policy, times), policy.jitter, chance));
+    let at = if attempt.is_spent() {
+        let waited = after(request.attempts_spent());
         told.map_or(waited, |told| told.max(waited))
     } else {
-        // At least half of it: here waiting is the point, not spreading.
-        let half = patience(&request.history) / 2;
-        told.unwrap_or_else(|| failed.after(half + share(half, jitter)))
+        told.unwrap_or_else(|| after(held_back_in_a_row(&request.history)))
     };
     at.max(now)
 }
 
-/// The longest delay after `spent` attempts: `base · factor^(spent − 1)`, at most `cap`.
-///
-/// The delay itself is anything from nothing to this ("full jitter"): requests that failed together spread out.
-fn backoff(config: &Config, spent: u32) -> Duration {
-    let exponent = i32::try_from(spent.saturating_sub(1)).unwrap_or(i32::MAX);
-    let seconds = config.base.as_secs_f64() * config.factor.max(1.0).powi(exponent);
-    Duration::try_from_secs_f64(seconds).unwrap_or(config.cap).min(config.cap)
+/// The longest delay after `times` failures: `base · factor^(times − 1)`, at most `cap`.
+fn backoff(policy: &Policy, times: u32) -> Duration {
+    let exponent = i32::try_from(times.saturating_sub(1)).unwrap_or(i32::MAX);
+    let seconds = policy.base.as_secs_f64() * policy.factor.max(1.0).powi(exponent);
+    Duration::try_from_secs_f64(seconds).unwrap_or(policy.cap).min(policy.cap)
 }
 
-/// The longest delay after a throttle or refused account, doubled with each one in a row.
-fn patience(history: &[Attempt]) -> Duration {
-    let in_a_row = history.iter().rev().take_while(|attempt| !attempt.class.spends_an_attempt()).count();
-    let doublings = u32::try_from(in_a_row.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
-    WAIT_FIRST.saturating_mul(1 << doublings).min(WAIT_MAX)
+/// How many throttles and the like came last, without an attempt that was spent.
+fn held_back_in_a_row(history: &[Attempt]) -> u32 {
+    u32::try_from(history.iter().rev().take_while(|attempt| !attempt.is_spent()).count()).unwrap_or(u32::MAX)
 }
 
-/// A share of a time; a number that is no share counts as all of it.
-fn share(of: Duration, jitter: f64) -> Duration {
-    if (0.0..=1.0).contains(&jitter) { of.mul_f64(jitter) } else { of }
-}
-
-/// The request with `attempt` at the end of its history, which stays bounded.
-fn extended(request: &Request, attempt: &Attempt) -> Request {
-    let mut request = request.clone();
-    request.calls = request.calls.saturating_add(1);
-    request.history.push(attempt.clone());
-    let total = request.history.len();
-    let spent = request.history.iter().filter(|attempt| attempt.class.spends_an_attempt()).count();
-    let mut surplus = (total - spent).saturating_sub(HISTORY_LIMIT.saturating_sub(spent).max(SPARE_MIN));
-    let mut index = 0;
-    request.history.retain(|attempt| {
-        let left_out = surplus > 0 && index >= HISTORY_HEAD && !attempt.class.spends_an_attempt();
-        surplus -= usize::from(left_out);
-        index += 1;
-        !left_out
-    });
-    request
+/// A delay of which some is left to chance; a number that is no share counts as all of it.
+fn left_to_chance(delay: Duration, jitter: Jitter, chance: f64) -> Duration {
+    let share = |of: Duration| if (0.0..=1.0).contains(&chance) { of.mul_f64(chance) } else { of };
+    match jitter {
+        Jitter::Full => share(delay),
+        Jitter::Half => delay / 2 + share(delay / 2),
+        Jitter::None => delay,
+    }
 }
 
 #[cfg(test)]
@@ -186,6 +162,13 @@ mod tests {
             request,
             attempt: attempt(*last, NOW),
         }
+    }
+
+    /// The standard policy, but for what `change` does to it.
+    fn with(change: impl FnOnce(&mut Policy)) -> Config {
+        let mut config = Config::default();
+        change(&mut config.policy);
+        config
     }
 
     fn due_in(failure: &Failure, jitter: f64) -> Duration {
@@ -259,7 +242,7 @@ mod tests {
         let config = Config::default();
         assert_eq!(reason(&failure(&[Bug]), &config, NOW), Reason::Permanent);
         assert_eq!(reason(&failure(&[Outage; 5]), &config, NOW), Reason::Exhausted);
-        assert_eq!(reason(&failure(&[Outage]), &Config { attempts: 1, ..config.clone() }, NOW), Reason::Exhausted);
+        assert_eq!(reason(&failure(&[Outage]), &with(|policy| policy.attempts = 1), NOW), Reason::Exhausted);
         let mut five = vec![Throttled; 30];
         five.extend([Outage; 5]);
         assert_eq!(reason(&failure(&five), &config, NOW), Reason::Exhausted);
@@ -291,14 +274,17 @@ mod tests {
 
     #[test]
     fn a_long_history_loses_its_middle_but_no_spent_attempt() {
-        let config = Config { attempts: 100, ..Config::default() };
+        let config = with(|policy| policy.attempts = 100);
         let mut failure = failure(&[Throttled]);
         for round in 0u32..400 {
             failure.attempt.latency_ms = round;
             failure.attempt.class = if round % 5 == 4 { Outage } else { Throttled };
             let Decision::Again { request, .. } = decide(&failure, &config, NOW, 0.5) else { break };
             assert_eq!(request.attempts_spent(), (round + 1) / 5, "round {round}");
-            assert!(request.history.len() <= HISTORY_LIMIT.max((round as usize + 1) / 5 + SPARE_MIN), "round {round}");
+            assert!(
+                request.history.len() <= history::LIMIT.max((round as usize + 1) / 5 + history::SPARE_MIN),
+                "round {round}"
+            );
             assert_eq!(request.history.last(), Some(&failure.attempt));
             if round < 200 {
                 let first: Vec<u32> = request.history.iter().take(5).map(|attempt| attempt.latency_ms).collect();
@@ -319,22 +305,24 @@ mod tests {
             classes in prop::collection::vec(class(), 1..70), jitter in -0.5f64..1.5,
             told in prop::option::of(-100i64..100_000), base_ms in 0u64..100_000, factor in 0.0f64..10.0,
         ) {
-            let config = Config { base: Duration::from_millis(base_ms), factor, attempts: 60, ..Config::default() };
+            let config = with(|policy| {
+                *policy = Policy { base: Duration::from_millis(base_ms), factor, attempts: 60, ..*policy };
+            });
             let mut failure = failure(&classes);
             failure.attempt.not_before = told.map(|told| Timestamp::from_millis(NOW.as_millis() + told));
             if let Decision::Again { at, request } = decide(&failure, &config, NOW, jitter) {
                 let earliest = failure.attempt.not_before.unwrap_or(NOW).max(NOW);
                 prop_assert!(at >= earliest);
-                prop_assert!(at <= earliest.max(NOW.after(config.cap.max(WAIT_MAX))));
-                prop_assert!(request.attempts_spent() < config.attempts);
+                prop_assert!(at <= earliest.max(NOW.after(config.policy.cap.max(Duration::from_secs(60)))));
+                prop_assert!(!failure.attempt.is_spent() || request.attempts_spent() < config.policy.attempts);
             }
         }
 
         #[test]
         fn the_bound_never_shrinks(spent in 1u32..2_000, factor in 0.0f64..1e9, base_ms in 0u64..10_000_000) {
-            let config = Config { factor, base: Duration::from_millis(base_ms), ..Config::default() };
-            prop_assert!(backoff(&config, spent) <= backoff(&config, spent + 1));
-            prop_assert!(backoff(&config, spent) <= config.cap);
+            let policy = Policy { factor, base: Duration::from_millis(base_ms), ..Config::default().policy };
+            prop_assert!(backoff(&policy, spent) <= backoff(&policy, spent + 1));
+            prop_assert!(backoff(&policy, spent) <= policy.cap);
         }
 
         #[test]
@@ -346,8 +334,8 @@ mod tests {
                 prop_assert!(round <= 3_000, "still alive at {now}");
                 failure.attempt = attempt(classes[round % classes.len()], now);
                 let Decision::Again { at, request } = decide(&failure, &config, now, jitter) else { break };
-                prop_assert!(at <= NOW.after(config.age_limit));
-                prop_assert!(request.history.len() <= HISTORY_LIMIT);
+                prop_assert!(at <= NOW.after(config.policy.age_limit));
+                prop_assert!(request.history.len() <= history::LIMIT);
                 (failure.request, now) = (request, at);
             }
         }

@@ -1,66 +1,367 @@
-//! retry against a scripted log.
+//! retry in virtual time, on brokers in memory.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::{
     kafka::{
-        Epoch,
-        ledger::{Admit, Ledger, WINDOW},
-        scripted::{Log, assigned, partition, records},
+        Membership, Offsets, TransactError,
+        simulated::{Brokers, SimulatedWriter},
     },
-    message::{Attempt, Class, ItemId, RequestId},
+    message::{Attempt, Class, ItemId, Request, RequestId, envelope::header},
     topics,
 };
 
-const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
-fn failure() -> Bytes {
-    let mut request = Request::new(ItemId::new("1").unwrap());
-    request.requested_at = Some(NOW);
+fn source() -> SourceName {
+    SourceName::new("s").unwrap()
+}
+
+/// A failure of which the vendor says that it may come again after `delay`.
+fn failure(id: &str, now: Timestamp, delay: Duration) -> Failure {
+    let mut request = Request::new(ItemId::new(id).unwrap());
+    request.source = Some(source());
+    request.requested_at = Some(now);
     let attempt = Attempt {
-        at: NOW,
+        at: now,
         account: None,
-        class: Class::Outage,
-        code: "timeout".to_owned(),
+        class: Class::Throttled,
+        code: "busy".to_owned(),
         message: String::new(),
         http_status: None,
         latency_ms: 5,
-        not_before: Some(NOW.after(Duration::from_secs(3_600))),
+        not_before: Some(now.after(delay)),
     };
-    let source = SourceName::new("s").unwrap();
-    let failure = Failure { request_id: RequestId::new("r").unwrap(), source, request, attempt };
-    serde_json::to_vec(&failure).unwrap().into()
+    Failure { request_id: RequestId::new(id).unwrap(), source: source(), request, attempt }
+}
+
+fn names() -> Topics {
+    Topics::new(topics::Config::default())
+}
+
+fn record(failure: &Failure) -> Outgoing {
+    let envelope = Envelope {
+        kind: Kind::Failure,
+        id: failure.request_id.as_str(),
+        writer: "test",
+        time: failure.attempt.at,
+        traceparent: None,
+    };
+    let Encoded { headers, value } = codec::encode(&envelope, failure);
+    let key = Some(Bytes::copy_from_slice(failure.request.item.as_str().as_bytes()));
+    Outgoing { topic: names().failures().into(), key, value, headers }
+}
+
+/// A machine's clock, which somebody sets.
+#[derive(Clone)]
+struct Wrong {
+    /// What it is ahead, in milliseconds.
+    ahead: Arc<AtomicI64>,
+    /// The most that it was ahead a moment ago: what has been released then may not be on its topic yet.
+    lately: Arc<AtomicI64>,
+    right: Clock,
+}
+
+impl Wrong {
+    fn new(right: &Clock) -> Self {
+        Self { ahead: Arc::default(), lately: Arc::default(), right: right.clone() }
+    }
+
+    fn clock(&self) -> Clock {
+        Clock::Set(Box::new(self.right.clone()), Arc::clone(&self.ahead))
+    }
+
+    fn set(&self, ahead: i64) {
+        let before = self.ahead.swap(ahead, Ordering::Relaxed);
+        self.lately.store(before.max(ahead), Ordering::Relaxed);
+    }
+
+    fn settle(&self) {
+        self.lately.store(self.ahead.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// A writer that sees what is sent too early by the clock of its machine.
+struct Watched {
+    writer: SimulatedWriter,
+    clock: Wrong,
+    requests: String,
+    early: Arc<Mutex<Vec<String>>>,
+}
+
+impl Writer for Watched {
+    async fn transact(&self, records: Vec<Outgoing>, m: Membership, offsets: Offsets) -> Result<(), TransactError> {
+        let now = self.clock.right.now().as_millis() + self.clock.lately.load(Ordering::Relaxed);
+        for record in records.iter().filter(|record| *record.topic == *self.requests) {
+            let due: jiff::Timestamp = header(&record.headers, "ce_time").unwrap().parse().unwrap();
+            if due.as_millisecond() > now {
+                let id = header(&record.headers, "ce_id").unwrap();
+                self.early.lock().unwrap().push(format!("{id}: {} ms", due.as_millisecond() - now));
+            }
+        }
+        self.writer.transact(records, m, offsets).await
+    }
+}
+
+/// A machine with a clock of its own, on which retry runs until it is killed.
+struct Machine {
+    number: u32,
+    clock: Wrong,
+    role: JoinHandle<Result<(), IntakeError>>,
+    stop: CancellationToken,
+}
+
+struct Scene {
+    brokers: Brokers,
+    clock: Clock,
+    dice: Dice,
+    config: Config,
+    machines: Vec<Machine>,
+    next: u32,
+    due: HashMap<String, Timestamp>,
+    early: Arc<Mutex<Vec<String>>>,
+}
+
+impl Scene {
+    /// The brokers' clock is ahead by so many milliseconds.
+    fn new(seed: u64, ahead_ms: i64) -> Self {
+        let clock = Clock::simulated(START);
+        let dice = Dice::seeded(seed);
+        let topics = [names().all(&[source()]), names().delays()].concat();
+        let topics = topics.into_iter().map(|topic| (topic.name, topic.partitions));
+        let brokers_clock = Clock::Set(Box::new(clock.clone()), Arc::new(AtomicI64::new(ahead_ms)));
+        let brokers = Brokers::new(topics, brokers_clock, dice.clone());
+        let config = Config::default();
+        Self { brokers, clock, dice, config, machines: vec![], next: 0, due: HashMap::new(), early: Arc::default() }
+    }
+
+    async fn start(&mut self) {
+        self.next += 1;
+        let (reader, writer) = self.brokers.join(self.next);
+        let clock = Wrong::new(&self.clock);
+        let (requests, early) = (names().requests(&source()), Arc::clone(&self.early));
+        let writer = Watched { writer, clock: clock.clone(), requests, early };
+        let stop = CancellationToken::new();
+        let (config, dice) = (self.config.clone(), self.dice.clone());
+        let retry = Retry::new(reader, writer, [source()], names(), config, clock.clock(), dice);
+        #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
+        let role = tokio::spawn(retry.run(stop.clone()));
+        self.machines.push(Machine { number: self.next, clock, role, stop });
+        self.brokers.rebalance(&names().retried()).await;
+    }
+
+    /// kill -9, in the middle of anything.
+    async fn kill(&mut self, index: usize) {
+        let machine = self.machines.swap_remove(index);
+        machine.role.abort();
+        let _ = machine.role.await;
+        self.brokers.bury(machine.number);
+    }
+
+    async fn stop(&mut self, index: usize) {
+        let machine = self.machines.swap_remove(index);
+        machine.stop.cancel();
+        machine.role.await.unwrap().unwrap();
+        self.brokers.bury(machine.number);
+    }
+
+    /// So many requests fail now, to be tried again after these delays, in turn.
+    fn fail(&mut self, count: usize, delays: &[Duration]) {
+        let now = self.clock.now();
+        for _ in 0..count {
+            let delay = delays[self.due.len() % delays.len()];
+            let failure = failure(&self.due.len().to_string(), now, delay);
+            self.due.insert(failure.request_id.to_string(), now.after(delay));
+            self.brokers.produce([record(&failure)]);
+        }
+    }
+
+    /// How late each request was sent; panics if one was sent twice, too early or not at all.
+    fn lateness(&self) -> HashMap<String, i64> {
+        assert_eq!(*self.early.lock().unwrap(), Vec::<String>::new(), "too early by the clock of who sent it");
+        let mut late = HashMap::new();
+        for record in self.brokers.records(&names().requests(&source())) {
+            let id = header(&record.headers, "ce_id").unwrap().to_owned();
+            let by = record.time.as_millis() - self.due[&id].as_millis();
+            assert!(late.insert(id.clone(), by).is_none(), "{id} was sent twice");
+        }
+        let missing: Vec<_> = self.due.keys().filter(|id| !late.contains_key(*id)).collect();
+        assert!(missing.is_empty(), "{} of {} are lost: {missing:?}", missing.len(), self.due.len());
+        late
+    }
+}
+
+fn seconds(seconds: &[u64]) -> Vec<Duration> {
+    seconds.iter().copied().map(Duration::from_secs).collect()
+}
+
+/// The share of 99 in 100 is at most this.
+fn p99(late: impl Iterator<Item = i64>) -> i64 {
+    let mut late: Vec<_> = late.collect();
+    late.sort_unstable();
+    late[(late.len() - 1) * 99 / 100]
 }
 
 #[tokio::test(start_paused = true)]
-async fn dead_letters_beyond_the_window_of_one_that_waits_are_neither_lost_nor_doubled() {
-    let log = Log::default();
-    let (events, reader) = log.reader();
-    let stop = CancellationToken::new();
-    let topics = Topics::new(topics::Config::default());
-    let source = [SourceName::new("s").unwrap()];
-    let (clock, dice) = (Clock::simulated(NOW), Dice::seeded(1));
-    let retry = Retry::new(reader, log.clone(), source, topics, Config::default(), clock, dice).run(stop.clone());
-    let count = WINDOW + 21_000;
-    events.send(assigned()).unwrap();
-    events.send(records(0, [failure()])).unwrap();
-    for offset in (1..count).step_by(100) {
-        events.send(records(offset, (offset..count.min(offset + 100)).map(|_| Bytes::from_static(b"?")))).unwrap();
+async fn delays_from_a_second_to_six_hours_are_kept_to_the_moment_and_none_holds_back_another() {
+    let mut scene = Scene::new(1, 0);
+    let delays = seconds(&[1, 5, 5, 30, 100, 3_600, 3_600, 4 * 3_600, 6 * 3_600]);
+    scene.start().await;
+    for _ in 0..60 {
+        scene.fail(300, &delays);
+        tokio::time::sleep(Duration::from_secs(20)).await;
     }
-    let (ended, ()) = tokio::join!(retry, async {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(log.world().paused, [partition()], "what waits is bounded");
-        stop.cancel();
-    });
-    ended.unwrap();
+    tokio::time::sleep(Duration::from_secs(6 * 3_600 + 60)).await;
 
-    let world = log.world();
-    let offset = |record: &Outgoing| serde_json::from_slice::<DeadLetter>(&record.value).unwrap().origin.offset;
-    let visible: BTreeSet<i64> = world.records.iter().map(offset).collect();
-    assert_eq!(visible.len(), world.records.len());
-    let mut ledger = Ledger::new(Epoch(2), world.committed.get(&partition())).unwrap();
-    let again: BTreeSet<i64> = (0..count).filter(|offset| ledger.admit(*offset) == Admit::New).collect();
-    let expected: BTreeSet<i64> = (0..count).filter(|offset| !visible.contains(offset)).collect();
-    assert!(again == expected, "{} visible, {} of {count} to be done again", visible.len(), again.len());
+    let late = scene.lateness();
+    let delay_of = &|id: &str| delays[id.parse::<usize>().unwrap() % delays.len()];
+    let of_delay = |delay| late.iter().filter(move |(id, _)| delay_of(id) == delay).map(|(_, by)| *by);
+    assert!(p99(of_delay(Duration::from_secs(5))) <= 250);
+    assert!(p99(of_delay(Duration::from_secs(3_600))) <= 1_000);
+    let worst = late.values().max().unwrap();
+    assert!(*worst <= 1_000, "somebody was held back for {worst} ms");
+    let paused = scene.brokers.world().pauses.len();
+    assert!(paused > 0, "more waits than is read ahead, or this test shows nothing");
+    scene.stop(0).await;
+}
+
+/// Whatever can happen to three machines, at random: killed, stopped and started again, clocks set, partitions added.
+async fn anything(scene: &mut Scene, dice: &Dice) {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small")]
+    let below = |count: usize| (dice.fraction() * count as f64) as usize;
+    let index = below(scene.machines.len());
+    match below(6) {
+        0 => {
+            scene.kill(index).await;
+            tokio::time::sleep(Duration::from_secs(6).mul_f64(dice.fraction())).await;
+            scene.start().await;
+        }
+        1 => {
+            scene.stop(index).await;
+            scene.brokers.rebalance(&names().retried()).await;
+            tokio::time::sleep(Duration::from_secs(3).mul_f64(dice.fraction())).await;
+            scene.start().await;
+        }
+        2 => scene.brokers.rebalance(&names().retried()).await,
+        3 | 4 => {
+            let ahead = [0, 0, -30_000, 30_000, -3_600_000, 3_600_000, 700, -700][below(8)];
+            scene.machines[index].clock.set(ahead);
+        }
+        _ => {
+            let topics = names().retried();
+            scene.brokers.grow(&topics[below(topics.len())], 12);
+            scene.brokers.rebalance(&topics).await;
+        }
+    }
+}
+
+/// Half an hour of everything going wrong; then all clocks are right, and everything has to come to its end.
+async fn half_an_hour_of_trouble(seed: u64) {
+    let brokers_ahead = [0, 5_000, -5_000, 120_000, -120_000];
+    let mut scene = Scene::new(seed, brokers_ahead[usize::try_from(seed).unwrap() % brokers_ahead.len()]);
+    scene.brokers.world().rolled_back = 0.05;
+    let dice = Dice::seeded(seed + 1_000);
+    let delays = seconds(&[1, 2, 3, 5, 8, 20, 60, 90, 300, 600, 1_200]);
+    for _ in 0..3 {
+        scene.start().await;
+    }
+    for _ in 0..60 {
+        scene.fail(60, &delays);
+        anything(&mut scene, &dice).await;
+        tokio::time::sleep(Duration::from_secs(30).mul_f64(dice.fraction() + 0.7)).await;
+        scene.machines.iter().for_each(|machine| machine.clock.settle());
+    }
+    for machine in &scene.machines {
+        machine.clock.set(0);
+    }
+    // A clock that was an hour behind has made some wait for longer.
+    tokio::time::sleep(Duration::from_secs(3_600 + 1_300)).await;
+    scene.lateness();
+    while !scene.machines.is_empty() {
+        scene.stop(0).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn crashes_rebalances_rollbacks_and_set_clocks_lose_nothing_double_nothing_and_send_nothing_early() {
+    let seeds = option_env!("WEIR_WHEEL_SEEDS").and_then(|count| count.parse().ok()).unwrap_or(3);
+    for seed in 0..seeds {
+        half_an_hour_of_trouble(seed).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_or_has_no_home_any_more_ends_as_a_dead_letter() {
+    let mut scene = Scene::new(7, 0);
+    scene.start().await;
+    let good = failure("good", scene.clock.now(), Duration::from_secs(3));
+    scene.due.insert("good".to_owned(), good.attempt.not_before.unwrap());
+    let newer = |record: &mut Outgoing| {
+        for (name, value) in record.headers.iter_mut().filter(|(name, _)| name == "ce_type") {
+            *value = Bytes::from(value.iter().copied().chain(*b"9").collect::<Vec<_>>());
+            assert_eq!(name, "ce_type");
+        }
+    };
+    let mut from_the_future = record(&failure("future", scene.clock.now(), Duration::ZERO));
+    newer(&mut from_the_future);
+    let hop = |name: &str, change: &dyn Fn(&mut Outgoing)| {
+        let failure = failure(name, START, Duration::from_secs(9));
+        let raw = Raw { topic: "f", partition: 0, offset: 0, time: START, headers: &[], value: None };
+        let waiting =
+            Waiting::new(&failure, &failure.request, START.after(Duration::from_secs(9)), &raw, String::new());
+        let mut record = waiting.into_hop(names().delay(4).into(), START);
+        change(&mut record);
+        record
+    };
+    let without = |header: &'static str| move |record: &mut Outgoing| record.headers.retain(|(name, _)| name != header);
+    let moved = |record: &mut Outgoing| {
+        for (_, value) in record.headers.iter_mut().filter(|(name, _)| name == "x-source") {
+            *value = Bytes::from_static(b"gone");
+        }
+        let text = String::from_utf8(record.value.to_vec()).unwrap();
+        record.value = text.replace("\"source\":\"s\"", "\"source\":\"gone\"").into();
+    };
+    scene.brokers.produce([
+        record(&good),
+        from_the_future,
+        hop("newer", &newer),
+        hop("undated", &without("x-due-at")),
+        hop("nameless", &without("ce_id")),
+        hop("homeless", &moved),
+    ]);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+
+    scene.lateness();
+    let letters = scene.brokers.records(&names().dead());
+    let letters: Vec<DeadLetter> =
+        letters.iter().map(|record| serde_json::from_slice(record.value.as_ref().unwrap()).unwrap()).collect();
+    for part in ["weir.failure.v19", "weir.request.v19", "x-due-at", "ce_id", "source gone is not"] {
+        assert!(letters.iter().any(|letter| letter.message.contains(part)), "{part}: {letters:?}");
+    }
+    assert_eq!(letters.len(), 5, "{letters:?}");
+    let homeless = letters.iter().find(|letter| letter.request.is_some()).unwrap();
+    assert_eq!((homeless.request_id.as_str(), homeless.source.as_str()), ("homeless", "gone"));
+    scene.stop(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_that_does_not_fit_into_memory_comes_through_all_the_same() {
+    let mut scene = Scene::new(3, 0);
+    scene.config.memory = bytesize::ByteSize::mib(1);
+    // All of them are due within the same second, which is more than may be in memory.
+    scene.fail(20_000, &seconds(&[70]));
+    scene.start().await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let late = scene.lateness();
+    assert!(late.values().all(|by| *by < 10_000), "{:?}", late.values().max());
+    scene.stop(0).await;
 }

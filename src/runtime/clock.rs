@@ -113,6 +113,9 @@ pub enum Clock {
         /// Tokio's time when the clock was made.
         since: tokio::time::Instant,
     },
+    /// Like the simulated one, and somebody sets it: these milliseconds are added.
+    #[cfg(test)]
+    Set(Box<Self>, Arc<std::sync::atomic::AtomicI64>),
 }
 
 impl Clock {
@@ -137,6 +140,9 @@ impl Clock {
                 Duration::try_from(clock_gettime(clock)).unwrap_or_default()
             }
             Self::Simulated { since, .. } => since.elapsed(),
+            // Who sets the time of day does not change how much has passed.
+            #[cfg(test)]
+            Self::Set(clock, _) => clock.uptime(),
         }
     }
 
@@ -150,6 +156,8 @@ impl Clock {
                 Timestamp(since_1970.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
             }
             Self::Simulated { start, since } => start.after(since.elapsed()),
+            #[cfg(test)]
+            Self::Set(clock, by) => Timestamp(clock.now().0 + by.load(std::sync::atomic::Ordering::Relaxed)),
         }
     }
 }

@@ -56,7 +56,7 @@ impl Rig {
     async fn fetch_as(&self, accounts: Vec<Account>, config: fetch::Config) -> JoinHandle<Result<(), FetchError>> {
         let group = self.groups.fetch(&self.source);
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
-        let reader = reader(group, self.topics.requests(&self.source));
+        let reader = reader(group, vec![self.topics.requests(&self.source)]);
         let limits = vec![self.limit.clone(); accounts.len()];
         let source = serde_json::json!({"name": "ali1688", "kind": "ali1688", "url": self.simulator.url()});
         let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
@@ -77,7 +77,7 @@ impl Rig {
     async fn retry(&self, config: retry::Config) -> JoinHandle<Result<(), IntakeError>> {
         let group = self.groups.retry();
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
-        let reader = reader(group, self.topics.failures());
+        let reader = reader(group, self.topics.retried());
         let (sources, topics) = ([self.source.clone()], self.topics.clone());
         let retry = Retry::new(reader, writer, sources, topics, config, Clock::System, Dice::random());
         tokio::spawn(retry.run(self.stop.clone()))
@@ -98,9 +98,9 @@ impl Rig {
     }
 }
 
-fn reader(group: String, topic: String) -> KafkaReader {
+fn reader(group: String, topics: Vec<String>) -> KafkaReader {
     let instance = format!("{group}.one");
-    let group = GroupConfig { group, instance, topics: vec![topic], drain: Duration::from_secs(5) };
+    let group = GroupConfig { group, instance, topics, drain: Duration::from_secs(5) };
     KafkaReader::open(&kafka(), group).unwrap()
 }
 
@@ -115,7 +115,9 @@ fn troubled() -> Options {
 }
 
 fn quick_retries() -> retry::Config {
-    retry::Config { base: Duration::from_millis(100), cap: Duration::from_secs(1), ..retry::Config::default() }
+    let mut config = retry::Config::default();
+    (config.policy.base, config.policy.cap) = (Duration::from_millis(100), Duration::from_secs(1));
+    config
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,8 @@ mod outage;
 mod process;
 mod proxy;
 mod quota;
+mod retry;
 mod sink;
 mod stack;
 mod torture;
+mod wheel;

@@ -110,6 +110,11 @@ impl Process {
         self.child.wait().unwrap();
     }
 
+    #[allow(dead_code, reason = "for deploy/local/torture")]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status().unwrap();
         assert!(status.success());

@@ -416,6 +416,7 @@ async fn the_sink_waits_for_the_schema_and_then_stores_and_commits_everything() 
         source: None,
         partitions: 8,
         keep: Duration::ZERO,
+        delay: None,
     }];
     let (store, stop) = (Store::connect(&late).unwrap(), CancellationToken::new());
     let config = Config { rows: 10, age: Duration::from_millis(50), ..Config::default() };

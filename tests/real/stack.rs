@@ -53,8 +53,8 @@ pub fn kafka() -> client::Config {
 /// One topic of `partitions`, named uniquely.
 pub async fn topic(what: &str, partitions: i32) -> String {
     let name = unique(what);
-    let topic =
-        Topic { name: name.clone(), kind: Kind::Request, source: None, partitions, keep: Duration::from_secs(3_600) };
+    let keep = Duration::from_secs(3_600);
+    let topic = Topic { name: name.clone(), kind: Kind::Request, source: None, partitions, keep, delay: None };
     admin::apply(&kafka(), &[topic], 1).await.unwrap();
     name
 }
@@ -65,10 +65,12 @@ pub async fn topics(what: &str, source: &SourceName, partitions: i32) -> Topics 
         prefix: unique(what),
         request_partitions: partitions,
         outcome_partitions: 2,
+        delay_partitions: 2,
         ..topics::Config::default()
     };
     let topics = Topics::new(config);
-    admin::apply(&kafka(), &topics.all(std::slice::from_ref(source)), 1).await.unwrap();
+    let all = [topics.all(std::slice::from_ref(source)), topics.delays()].concat();
+    admin::apply(&kafka(), &all, 1).await.unwrap();
     topics
 }
 
@@ -87,6 +89,8 @@ pub async fn produce(topic: &str, values: impl IntoIterator<Item = String>) {
 pub struct Seen {
     pub value: Vec<u8>,
     pub headers: HashMap<String, String>,
+    /// The record's time, in milliseconds since 1970.
+    pub at: i64,
 }
 
 impl Seen {
@@ -99,7 +103,8 @@ impl Seen {
         let headers = message.headers().map_or_else(HashMap::new, |headers| {
             headers.iter().map(|header| (header.key.to_owned(), text(header.value))).collect()
         });
-        Self { value: message.payload().unwrap_or_default().to_vec(), headers }
+        let at = message.timestamp().to_millis().unwrap_or(0);
+        Self { value: message.payload().unwrap_or_default().to_vec(), headers, at }
     }
 }
 

@@ -279,6 +279,7 @@ impl Scene {
                 source: None,
                 partitions: PARTITIONS,
                 keep: Duration::ZERO,
+                delay: None,
             }],
             dead_topic: "d".into(),
             clock: self.clock.clone(),

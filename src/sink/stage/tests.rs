@@ -108,6 +108,7 @@ fn start(config: Config) -> Sink {
         source: Some(SourceName::new("s").unwrap()),
         partitions: 8,
         keep: Duration::ZERO,
+        delay: None,
     };
     let parts = Parts {
         reader,
