@@ -8,12 +8,15 @@
 pub mod admin;
 pub mod client;
 pub mod intake;
+pub mod job;
 pub mod ledger;
 mod membership;
 mod native;
 pub mod outbox;
+pub mod page;
 pub mod producer;
 mod reader;
+pub mod scan;
 #[cfg(test)]
 pub(crate) mod scripted;
 mod writer;
@@ -23,9 +26,11 @@ use std::{fmt, ops::Range, sync::Arc};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+pub use job::Job;
 pub use membership::Membership;
 pub use producer::Producer;
 pub use reader::{GroupConfig, KafkaReader};
+pub use scan::{Scan, ScanError};
 pub use writer::KafkaWriter;
 
 use crate::{

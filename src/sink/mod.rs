@@ -17,6 +17,7 @@ pub mod block;
 pub mod connection;
 pub mod insert;
 mod patience;
+pub mod present;
 pub mod query;
 pub mod row;
 pub mod schema;

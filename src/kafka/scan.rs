@@ -1,0 +1,363 @@
+//! Reads bounded pieces of partitions, one after the other: for jobs that end, outside of every consumer group.
+
+use std::{ops::Range, time::Duration};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, KafkaResult},
+    types::RDKafkaErrorCode,
+};
+use tokio::{sync::mpsc, time::Instant};
+use tracing::debug;
+
+use super::{Committed, Partition, Record, admin::AdminError, client::Config, native::record};
+use crate::runtime::clock::Timestamp;
+
+/// How long one question to the brokers may take.
+const ASK: Duration = Duration::from_secs(10);
+/// How long a poll waits for the first record.
+const POLL: Duration = Duration::from_millis(100);
+/// Records that are handed over together, at most, and their bytes.
+const GATHER: usize = 500;
+const GATHER_BYTES: usize = 1024 * 1024;
+/// Pieces that may wait: with the bytes of a piece, the bound of what a slow reader keeps in memory.
+const PIECES: usize = 4;
+/// How long the brokers may bring nothing before the job is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an open transaction may hold back the records that stand before the end: beyond its time-out the
+/// brokers roll it back.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// Why a piece could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// The brokers bring nothing, or refuse.
+    #[error("reading {partition} from offset {offset}: {reason}")]
+    Failed {
+        /// Which partition.
+        partition: Partition,
+        /// How far it was read.
+        offset: i64,
+        /// What Kafka said.
+        reason: String,
+    },
+    /// Retention has deleted records that were to be read.
+    #[error("{partition}: records from offset {offset} on have been deleted by retention meanwhile; run this again")]
+    Gone {
+        /// Which partition.
+        partition: Partition,
+        /// How far it was read.
+        offset: i64,
+    },
+}
+
+/// A piece of a partition: `range.start` is the first offset, `range.end` the one after the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Of which partition.
+    pub partition: Partition,
+    /// Which offsets.
+    pub range: Range<i64>,
+}
+
+/// What a scan brings.
+#[derive(Debug)]
+pub enum Piece {
+    /// Records of one span, by offset; at least one.
+    Records {
+        /// The partition.
+        partition: Partition,
+        /// The records, all within the span.
+        records: Vec<Record>,
+    },
+    /// Everything of this span has been brought.
+    End(Partition),
+}
+
+/// Reads spans in order as a `read_committed` reader, in constant memory.
+#[derive(Debug)]
+pub struct Scan {
+    pieces: mpsc::Receiver<Result<Piece, ScanError>>,
+}
+
+impl Scan {
+    /// Begins to read. The end of no span may lie beyond what [`bounds`] has said.
+    ///
+    /// # Errors
+    /// [`AdminError`] if `[kafka.properties]` cannot be used.
+    pub fn open(config: &Config, spans: Vec<Span>) -> Result<Self, AdminError> {
+        let attempt = "reading topics".to_owned();
+        let consumer =
+            consumer(config, true).map_err(|error| AdminError::Refused { attempt, reason: error.to_string() })?;
+        let (sender, pieces) = mpsc::channel(PIECES);
+        // Ends by itself: after the last span, or when the receiver has gone.
+        drop(tokio::task::spawn_blocking(move || read_all(&consumer, spans, &sender)));
+        Ok(Self { pieces })
+    }
+
+    /// The next piece; `None` after the end of the last span.
+    ///
+    /// # Cancellation
+    /// Safe.
+    ///
+    /// # Errors
+    /// [`ScanError`]; nothing comes after it.
+    pub async fn next(&mut self) -> Result<Option<Piece>, ScanError> {
+        self.pieces.recv().await.transpose()
+    }
+}
+
+fn read_all(consumer: &BaseConsumer, spans: Vec<Span>, sender: &mpsc::Sender<Result<Piece, ScanError>>) {
+    for span in spans {
+        let partition = span.partition.clone();
+        let end = match read(consumer, span, sender) {
+            Ok(true) => Ok(Piece::End(partition)),
+            Ok(false) => return,
+            Err(error) => Err(error),
+        };
+        let failed = end.is_err();
+        if sender.blocking_send(end).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Reads one span; false if nobody listens any more.
+fn read(
+    consumer: &BaseConsumer,
+    Span { partition, range }: Span,
+    sender: &mpsc::Sender<Result<Piece, ScanError>>,
+) -> Result<bool, ScanError> {
+    if range.is_empty() {
+        return Ok(true);
+    }
+    let mut next = range.start;
+    let failed = |offset, reason: String| ScanError::Failed { partition: partition.clone(), offset, reason };
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(next))
+        .and_then(|()| consumer.assign(&list))
+        .map_err(|error| failed(next, error.to_string()))?;
+    let mut moved = Instant::now();
+    loop {
+        let (records, end) = gather(consumer, &range, next);
+        let end = match end {
+            End::Open => false,
+            End::Reached => true,
+            End::Gone => return Err(ScanError::Gone { partition, offset: next }),
+            End::Trouble(reason) if moved.elapsed() > PATIENCE => return Err(failed(next, reason)),
+            End::Trouble(_) => false,
+        };
+        if let Some(last) = records.last() {
+            (next, moved) = (last.offset + 1, Instant::now());
+            if sender.blocking_send(Ok(Piece::Records { partition: partition.clone(), records })).is_err() {
+                return Ok(false);
+            }
+        }
+        if end || next >= range.end {
+            return Ok(true);
+        }
+        if moved.elapsed() > PATIENCE {
+            return Err(failed(next, format!("nothing came for {PATIENCE:?}")));
+        }
+        if sender.is_closed() {
+            return Ok(false);
+        }
+    }
+}
+
+enum End {
+    Open,
+    Reached,
+    Gone,
+    Trouble(String),
+}
+
+/// Polls a while: the records of the range that have come, and whether it has ended. Its last offsets may be marks
+/// of transactions, which nobody is shown: then the end is a record beyond it, or the end of the partition.
+#[allow(clippy::wildcard_enum_match_arm, reason = "librdkafka's errors are many, and most of them mean: wait")]
+fn gather(consumer: &BaseConsumer, range: &Range<i64>, next: i64) -> (Vec<Record>, End) {
+    let (mut records, mut bytes, mut wait) = (Vec::new(), 0, POLL);
+    while records.len() < GATHER && bytes < GATHER_BYTES {
+        match consumer.poll(wait) {
+            None => break,
+            Some(Ok(message)) if message.offset() >= range.end => return (records, End::Reached),
+            Some(Ok(message)) if message.offset() < next => {}
+            Some(Ok(message)) => {
+                bytes += message.payload_len() + message.key_len();
+                records.push(record(&message));
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => return (records, End::Reached),
+            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => return (records, End::Gone),
+            Some(Err(error)) => {
+                debug!(%error, "Kafka");
+                return (records, End::Trouble(error.to_string()));
+            }
+        }
+        wait = Duration::ZERO;
+    }
+    (records, End::Open)
+}
+
+/// How far a partition reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Which.
+    pub partition: Partition,
+    /// The first offset that retention has left.
+    pub low: i64,
+    /// The offset after everything that had been written when this was asked, and that is decided by now:
+    /// committed or rolled back.
+    pub end: i64,
+}
+
+/// How far the partitions of these topics reach, in order. Waits until every transaction that was open at the time
+/// of asking has ended.
+///
+/// # Errors
+/// [`AdminError`]: a topic is missing, no broker answers, or a transaction stays open.
+pub async fn bounds(config: &Config, topics: &[String]) -> Result<Vec<Bounds>, AdminError> {
+    let (of, topics) = (config.clone(), topics.to_vec());
+    blocking(config, "reading how far topics reach", move || {
+        let (all, settled) = (consumer(&of, false)?, consumer(&of, true)?);
+        let mut found = Vec::new();
+        for partition in partitions(&all, &topics)? {
+            let (low, end) = all.fetch_watermarks(&partition.topic, partition.number, ASK)?;
+            found.push(Bounds { partition, low, end });
+        }
+        let since = Instant::now();
+        for Bounds { partition, end, .. } in &found {
+            while settled.fetch_watermarks(&partition.topic, partition.number, ASK)?.1 < *end {
+                if since.elapsed() > SETTLE {
+                    return Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
+                }
+                // Transactions end within milliseconds; a poll that brings nothing is a pause.
+                let _ = settled.poll(Duration::from_millis(10));
+            }
+        }
+        Ok(found)
+    })
+    .await
+}
+
+/// The first offset of each partition whose record is not older than `time`; the end of the partition if there is
+/// none.
+///
+/// # Errors
+/// [`AdminError`]
+pub async fn at_time(config: &Config, topics: &[String], time: Timestamp) -> Result<Vec<(Partition, i64)>, AdminError> {
+    let (of, topics) = (config.clone(), topics.to_vec());
+    blocking(config, "finding offsets by time", move || {
+        let consumer = consumer(&of, false)?;
+        let mut list = TopicPartitionList::new();
+        for partition in partitions(&consumer, &topics)? {
+            list.add_partition_offset(
+                &partition.topic,
+                partition.number,
+                Offset::Offset(time.as_millis().max(0)),
+            )?;
+        }
+        let mut found = Vec::new();
+        for element in consumer.offsets_for_times(list, ASK)?.elements() {
+            let partition = Partition { topic: element.topic().into(), number: element.partition() };
+            let offset = match element.offset() {
+                Offset::Offset(offset) => offset,
+                Offset::Beginning | Offset::End | Offset::Stored | Offset::Invalid | Offset::OffsetTail(_) => {
+                    consumer.fetch_watermarks(&partition.topic, partition.number, ASK)?.1
+                }
+            };
+            found.push((partition, offset));
+        }
+        Ok(found)
+    })
+    .await
+}
+
+/// What `group` has committed for each partition of these topics, with the metadata.
+///
+/// # Errors
+/// [`AdminError`]
+pub async fn committed(
+    config: &Config,
+    group: &str,
+    topics: &[String],
+) -> Result<Vec<(Partition, Option<Committed>)>, AdminError> {
+    let (mut of, topics) = (config.clone(), topics.to_vec());
+    // Asking does not make this client a member: it never subscribes.
+    of.properties.insert("group.id".to_owned(), group.to_owned());
+    blocking(config, "reading what a group has committed", move || {
+        // As a read_committed reader it waits for offsets in an open transaction.
+        let consumer = consumer(&of, true)?;
+        let mut list = TopicPartitionList::new();
+        for partition in partitions(&consumer, &topics)? {
+            list.add_partition(&partition.topic, partition.number);
+        }
+        let committed = consumer.committed_offsets(list, ASK)?;
+        Ok(committed.elements().iter().map(commit_of).collect())
+    })
+    .await
+}
+
+/// A partition of a list with what is committed for it.
+pub(super) fn commit_of(
+    element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>,
+) -> (Partition, Option<Committed>) {
+    let partition = Partition { topic: element.topic().into(), number: element.partition() };
+    let committed = match element.offset() {
+        Offset::Offset(offset) => Some(Committed { offset, metadata: element.metadata().to_owned() }),
+        Offset::Beginning | Offset::End | Offset::Stored | Offset::Invalid | Offset::OffsetTail(_) => None,
+    };
+    (partition, committed)
+}
+
+fn consumer(config: &Config, read_committed: bool) -> KafkaResult<BaseConsumer> {
+    let mut client = config.base();
+    // librdkafka wants a group's name to assign partitions by hand; nothing is ever committed under this one.
+    let group = config.properties.get("group.id").cloned().unwrap_or(format!("{}.scan", config.group_prefix));
+    client
+        .set("group.id", group)
+        .set("isolation.level", if read_committed { "read_committed" } else { "read_uncommitted" })
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "error")
+        .set("queued.max.messages.kbytes", "8192")
+        .set("fetch.wait.max.ms", "50");
+    client.create()
+}
+
+/// The partitions of these topics, in order.
+fn partitions(consumer: &BaseConsumer, topics: &[String]) -> KafkaResult<Vec<Partition>> {
+    let metadata = consumer.fetch_metadata(None, ASK)?;
+    let mut found = Vec::new();
+    for name in topics {
+        let topic = metadata.topics().iter().find(|topic| topic.name() == name);
+        let topic = topic.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition))?;
+        let mut numbers: Vec<i32> = topic.partitions().iter().map(|partition| partition.id()).collect();
+        numbers.sort_unstable();
+        found.extend(numbers.into_iter().map(|number| Partition { topic: name.as_str().into(), number }));
+    }
+    Ok(found)
+}
+
+/// Runs questions that librdkafka answers by blocking, away from the async threads.
+async fn blocking<T: Send + 'static>(
+    config: &Config,
+    attempt: &str,
+    ask: impl FnOnce() -> KafkaResult<T> + Send + 'static,
+) -> Result<T, AdminError> {
+    let refused = |reason: String| AdminError::Refused { attempt: attempt.to_owned(), reason };
+    match tokio::task::spawn_blocking(ask).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) if error.rdkafka_error_code().is_some_and(is_away) => {
+            Err(AdminError::Unreachable { brokers: config.brokers.clone(), reason: error.to_string() })
+        }
+        Ok(Err(error)) => Err(refused(error.to_string())),
+        Err(panic) => Err(refused(panic.to_string())),
+    }
+}
+
+fn is_away(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::BrokerTransportFailure | Code::AllBrokersDown | Code::OperationTimedOut | Code::Resolve)
+}
