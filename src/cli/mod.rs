@@ -12,6 +12,7 @@ mod schema;
 mod status;
 pub mod terminal;
 mod topics;
+mod verify;
 mod watch;
 
 use std::{
@@ -112,6 +113,9 @@ enum Command {
     /// Write the answer to a query into a file, CSV or Parquet.
     #[command(long_about = export::LONG_ABOUT, after_long_help = export::EXAMPLES)]
     Export(export::Args),
+    /// Prove that nothing is lost and nothing doubled, or name what is.
+    #[command(long_about = verify::LONG_ABOUT, after_long_help = verify::EXAMPLES)]
+    Verify(verify::Args),
     /// Check the configuration and each connection; print what is in effect.
     #[command(long_about = check::LONG_ABOUT, after_long_help = check::EXAMPLES)]
     Check(check::Args),
@@ -163,6 +167,7 @@ impl Cli {
             | Command::Status(_)
             | Command::Query(_)
             | Command::Export(_)
+            | Command::Verify(_)
             | Command::Check(_)
             | Command::Topics(_)
             | Command::Schema(_) => Audience::Command,
@@ -187,6 +192,7 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
         Command::Export(args) => until(stop, export::run(args, &config)).await,
+        Command::Verify(args) => verify::run(&args, &config, &stop).await.map(Into::into),
         Command::Check(args) => until(stop, check::run(&args, &config)).await,
         Command::Topics(command) => until(stop, topics::run(&command, &config)).await,
         Command::Schema(command) => until(stop, schema::run(&command, &config)).await,

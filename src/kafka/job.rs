@@ -14,11 +14,7 @@ use rdkafka::{
 };
 
 use super::{
-    Committed, Outgoing, Partition, TransactError,
-    admin::AdminError,
-    client::Config,
-    scan,
-    writer::Transactions,
+    Committed, Outgoing, Partition, TransactError, admin::AdminError, client::Config, scan, writer::Transactions,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -105,11 +105,7 @@ mod tests {
         let there = page(&[PAGE, PAGE + 1, PAGE + 5, PAGE + 5, PAGE + 5, 2 * PAGE - 1]);
         let expected = page(&[PAGE, PAGE + 2, PAGE + 5, 2 * PAGE - 1]);
         let found = expected.difference(&there, &there.range());
-        assert_eq!(found, Difference {
-            missing: vec![PAGE + 2],
-            stray: vec![PAGE + 1],
-            doubled: vec![(PAGE + 5, 3)]
-        });
+        assert_eq!(found, Difference { missing: vec![PAGE + 2], stray: vec![PAGE + 1], doubled: vec![(PAGE + 5, 3)] });
         assert_eq!(there.count(), 6);
         assert_eq!(expected.difference(&there, &(PAGE + 3..PAGE + 5)), Difference::default());
     }

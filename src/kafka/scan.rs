@@ -61,6 +61,14 @@ pub struct Span {
     pub range: Range<i64>,
 }
 
+impl Span {
+    /// How many offsets it has; not each need be a record.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        u64::try_from(self.range.end - self.range.start).unwrap_or(0)
+    }
+}
+
 /// What a scan brings.
 #[derive(Debug)]
 pub enum Piece {
@@ -188,7 +196,9 @@ fn gather(consumer: &BaseConsumer, range: &Range<i64>, next: i64) -> (Vec<Record
                 records.push(record(&message));
             }
             Some(Err(KafkaError::PartitionEOF(_))) => return (records, End::Reached),
-            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => return (records, End::Gone),
+            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
+                return (records, End::Gone);
+            }
             Some(Err(error)) => {
                 debug!(%error, "Kafka");
                 return (records, End::Trouble(error.to_string()));
@@ -251,11 +261,7 @@ pub async fn at_time(config: &Config, topics: &[String], time: Timestamp) -> Res
         let consumer = consumer(&of, false)?;
         let mut list = TopicPartitionList::new();
         for partition in partitions(&consumer, &topics)? {
-            list.add_partition_offset(
-                &partition.topic,
-                partition.number,
-                Offset::Offset(time.as_millis().max(0)),
-            )?;
+            list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(time.as_millis().max(0)))?;
         }
         let mut found = Vec::new();
         for element in consumer.offsets_for_times(list, ASK)?.elements() {
@@ -322,7 +328,7 @@ fn consumer(config: &Config, read_committed: bool) -> KafkaResult<BaseConsumer> 
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "error")
         .set("queued.max.messages.kbytes", "8192")
-        .set("fetch.wait.max.ms", "50");
+        .set("fetch.wait.max.ms", "10");
     client.create()
 }
 

@@ -4,10 +4,7 @@ use std::ops::Range;
 
 use tokio::time::timeout;
 
-use super::{
-    connection::Trouble,
-    insert::Store,
-};
+use super::{connection::Trouble, insert::Store};
 use crate::{
     kafka::{Partition, page::Page},
     message::envelope::Kind,
