@@ -168,6 +168,9 @@ impl Groups {
     #[must_use]
     pub fn changes(&self) -> String {
         format!("{}.changes", self.prefix)
+    /// No members: how far a replay of this name has come.
+    pub fn replay(&self, name: &str) -> String {
+        format!("{}.replay.{name}", self.prefix)
     }
 
     /// Reads everything.

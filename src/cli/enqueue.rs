@@ -24,6 +24,7 @@ use crate::{
     enqueue::{Chunk, Order, Summary, feed, feed::Few},
     kafka::{Producer, WriteError, admin},
     message::{BatchId, SourceName},
+    platform::SourceConfig,
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
 };
@@ -108,15 +109,20 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
     Ok(if watched == Exit::Done { exit } else { watched })
 }
 
-fn order(args: &Args, config: &Config, clock: &Clock) -> anyhow::Result<Order> {
-    let Some(source) = config.source(args.source.as_str()) else {
+/// The source of this name, or an error that lists those that there are.
+pub(super) fn known_source<'a>(config: &'a Config, name: &SourceName) -> anyhow::Result<&'a SourceConfig> {
+    config.source(name.as_str()).ok_or_else(|| {
         let names: Vec<_> = config.sources.iter().map(|source| source.name.as_str()).collect();
         let file =
             config.file.as_ref().map_or("no configuration file was read".to_owned(), |f| f.display().to_string());
         let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        let message = format!("there is no source {:?}; configured are: {known} ({file})", args.source.as_str());
-        return Err(Ended::usage(message).into());
-    };
+        let message = format!("there is no source {:?}; configured are: {known} ({file})", name.as_str());
+        Ended::usage(message).into()
+    })
+}
+
+fn order(args: &Args, config: &Config, clock: &Clock) -> anyhow::Result<Order> {
+    let source = known_source(config, &args.source)?;
     let now = clock.now();
     Ok(Order {
         source: source.name.clone(),

@@ -7,6 +7,8 @@ pub mod exit;
 mod export;
 mod groups;
 mod query;
+mod rebuild;
+mod replay;
 pub mod run;
 mod schema;
 mod status;
@@ -113,6 +115,12 @@ enum Command {
     /// Write the answer to a query into a file, CSV or Parquet.
     #[command(long_about = export::LONG_ABOUT, after_long_help = export::EXAMPLES)]
     Export(export::Args),
+    /// Pour a piece of a topic once more into tables, or send it back to requests.
+    #[command(long_about = replay::LONG_ABOUT, after_long_help = replay::EXAMPLES)]
+    Replay(replay::Args),
+    /// Send dead letters back to requests.
+    #[command(long_about = replay::REDRIVE_ABOUT, after_long_help = replay::REDRIVE_EXAMPLES)]
+    Redrive(replay::RedriveArgs),
     /// Prove that nothing is lost and nothing doubled, or name what is.
     #[command(long_about = verify::LONG_ABOUT, after_long_help = verify::EXAMPLES)]
     Verify(verify::Args),
@@ -168,6 +176,8 @@ impl Cli {
             | Command::Query(_)
             | Command::Export(_)
             | Command::Verify(_)
+            | Command::Replay(_)
+            | Command::Redrive(_)
             | Command::Check(_)
             | Command::Topics(_)
             | Command::Schema(_) => Audience::Command,
@@ -192,6 +202,8 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
         Command::Export(args) => until(stop, export::run(args, &config)).await,
+        Command::Replay(args) => replay::run(args, &config, &stop).await.map(Into::into),
+        Command::Redrive(args) => replay::redrive(args, &config, &stop).await.map(Into::into),
         Command::Verify(args) => verify::run(&args, &config, &stop).await.map(Into::into),
         Command::Check(args) => until(stop, check::run(&args, &config)).await,
         Command::Topics(command) => until(stop, topics::run(&command, &config)).await,

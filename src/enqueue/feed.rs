@@ -155,6 +155,8 @@ impl Order {
         request.expires_at = request.expires_at.or(self.expires_at);
         // A line may be an old record: what earlier calls came to does not count against this request.
         request.history.clear();
+        request.earlier.clear();
+        request.redriven = 0;
         Ok(request)
     }
 

@@ -1,8 +1,7 @@
 //! A job that ends and can be resumed: records and how far it has come, in one transaction.
 //!
 //! The progress is kept as the committed offsets of a consumer group without members, where the next run finds it
-//! from any machine. The transactional id is the group's name: a second run of the same job fences the first, so
-//! that no two of them advance at once.
+//! from any machine. Jobs that must not run at the same time share a transactional id: the second one fences the first.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,11 +12,16 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
 };
 
+use tracing::debug;
+
 use super::{
     Committed, Outgoing, Partition, TransactError, admin::AdminError, client::Config, scan, writer::Transactions,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a transaction that is rolled back is tried.
+const TIMES: u32 = 5;
 
 /// How far a job has come in a partition.
 pub type Progress = (Partition, Committed);
@@ -36,12 +40,13 @@ struct Inner {
 }
 
 impl Job {
-    /// Takes the name over from whoever ran under it before: its open transaction is rolled back.
+    /// Takes `name` (the transactional id) over from whoever ran under it before: its open transaction is rolled back,
+    /// and it cannot commit any more. The progress is kept in `group`.
     ///
     /// # Errors
     /// [`TransactError`]
-    pub async fn open(config: &Config, group: &str) -> Result<Self, TransactError> {
-        let (config, group) = (config.clone(), group.to_owned());
+    pub async fn open(config: &Config, name: &str, group: &str) -> Result<Self, TransactError> {
+        let (config, name, group) = (config.clone(), name.to_owned(), group.to_owned());
         let opened = tokio::task::spawn_blocking(move || {
             let consumer: BaseConsumer = config
                 .base()
@@ -49,7 +54,7 @@ impl Job {
                 .set("enable.auto.commit", "false")
                 .create()
                 .map_err(|error| TransactError::Rebuild(format!("making a consumer: {error}")))?;
-            let transactions = Transactions::start(&config, group.clone())?;
+            let transactions = Transactions::start(&config, name)?;
             Ok(Self { inner: Arc::new(Inner { group, config, transactions, consumer }) })
         });
         opened.await.map_err(|error| TransactError::Rebuild(error.to_string()))?
@@ -86,6 +91,20 @@ impl Job {
             inner.transactions.transact(&records, &list, &metadata)
         });
         done.await.map_err(|error| TransactError::Rebuild(error.to_string()))?
+    }
+
+    /// As [`Self::commit`]; what is rolled back is made again, a few times.
+    ///
+    /// # Errors
+    /// [`TransactError`]
+    pub async fn insist(&self, records: Vec<Outgoing>, progress: Vec<Progress>) -> Result<(), TransactError> {
+        for _ in 1..TIMES {
+            match self.commit(records.clone(), progress.clone()).await {
+                Err(TransactError::Aborted(reason)) => debug!(reason, "rolled back; once more"),
+                done => return done,
+            }
+        }
+        self.commit(records, progress).await
     }
 
     /// Ends the job for good: its progress is deleted, so that the next run under this name begins anew.

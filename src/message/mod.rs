@@ -19,5 +19,5 @@ pub use change::{Change, Field, Watched};
 pub use dead_letter::{DeadLetter, Origin, Reason};
 pub use failure::{Attempt, Class, Failure};
 pub use id::{AccountAlias, BatchId, InvalidId, ItemId, RequestId, SourceName};
-pub use request::Request;
+pub use request::{MaxAge, Request};
 pub use result::{Columns, Observation, Status, Via};

@@ -19,6 +19,7 @@ pub mod insert;
 mod patience;
 pub mod present;
 pub mod query;
+mod refill;
 pub mod row;
 pub mod schema;
 mod stage;

@@ -301,7 +301,7 @@ impl Look<'_> {
             Parsed::Request(received) => {
                 let wanted =
                     self.scope.batch.as_ref().is_none_or(|batch| received.request.batch.as_ref() == Some(batch));
-                if received.request.history.is_empty() && wanted {
+                if received.request.begins_a_chain() && wanted {
                     balance.ask(received.id.as_str());
                 }
                 if !done && wanted {
