@@ -158,6 +158,11 @@ fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 }
 
 impl PieceArgs {
+    /// Whether it says how something ended.
+    pub(super) const fn has_end(&self) -> bool {
+        self.class.is_some() || self.reason.is_some()
+    }
+
     pub(super) fn filter(&self) -> Filter {
         let items: BTreeSet<ItemId> = self.item.iter().cloned().collect();
         Filter { source: self.source.clone(), batch: self.batch.clone(), class: self.class, reason: self.reason, items }
@@ -360,7 +365,8 @@ impl Order<'_> {
                 grouped(plan.gone)
             ));
         }
-        if plan.ahead > 0 {
+        // Each partition may end with the mark of a transaction, which is no record.
+        if plan.ahead > plan.spans.len() as u64 {
             note(&format!("{} offsets are the sink's own to store: it has not come that far", grouped(plan.ahead)));
         }
     }
@@ -510,7 +516,7 @@ impl Bar {
         let rate = self.rate.add(Instant::now(), read);
         let share = read as f64 / self.total.max(1) as f64;
         let left = Rate::words(rate, Some(self.total.saturating_sub(read)));
-        self.progress.show(Some(share), || format!("{} offsets read{left}; {} to go in", grouped(read), grouped(what)));
+        self.progress.show(Some(share), || format!("{} read{left}; {} to write", grouped(read), grouped(what)));
     }
 
     pub(super) fn clear(&self) {

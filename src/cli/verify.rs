@@ -110,7 +110,9 @@ fn faults(report: &TopicReport) -> std::io::Result<()> {
     let advice = "`weir replay --into tables` pours them in again";
     few(missing, &format!("records have no row; {advice}"), name)?;
     few(stray, "rows have no record: they were written by hand, or the topic was made anew", name)?;
-    few(doubled, "records have several rows", |(at, times)| format!("{} ({times} rows)", name(at)))
+    few(doubled, "records have several rows; delete these and replay", |(at, times)| {
+        format!("{} ({times} rows)", name(at))
+    })
 }
 
 fn few<T>(few: &Few<T>, what: &str, name: impl Fn(&T) -> String) -> std::io::Result<()> {

@@ -1,7 +1,7 @@
 //! replay: a bounded piece of a topic once more into tables or requests; a job that ends.
 //!
 //! [`when`] and [`filter`] say which piece, [`plan`] which offsets that is; [`tables`] inserts what is missing,
-//! [`requests`] sends what [`ask`] makes of each record. How far a run has come is kept as the committed offsets of a
+//! [`requests`] sends what [`ask`] makes of each record, and [`rebuild`] takes stored rows instead of records. How far a run has come is kept as the committed offsets of a
 //! consumer group without members, `<prefix>.replay.<name>`, so the next run with the same arguments goes on where
 //! this one was interrupted, from any machine.
 
@@ -9,6 +9,7 @@ pub mod ask;
 pub mod filter;
 pub mod into;
 pub mod plan;
+pub mod rebuild;
 pub mod requests;
 pub mod tables;
 pub mod when;

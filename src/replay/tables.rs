@@ -216,60 +216,64 @@ impl Pouring<'_> {
             let Some((job, run)) = &self.job else { continue };
             let (partition, mark) = (chunk.partition.clone(), Mark { run: run.clone(), to: chunk.to });
             let progress = mark.at(chunk.next);
-            self.pour(chunk, run).await?;
+            pour(&self.target, &partition, chunk.rows, run, true).await?;
             job.insist(Vec::new(), vec![(partition, progress)]).await?;
         }
         Ok(())
     }
+}
 
-    /// Inserts a chunk until all of its rows are known to be there.
-    async fn pour(&self, mut chunk: Chunk, run: &str) -> Result<(), ReplayError> {
-        let Target { store, place } = &self.target;
-        let (mut times, mut pause, since) = (1, PAUSE_FIRST, Instant::now());
-        let mut is_sure = true;
-        while let (Some((first, _)), Some((last, _))) = (chunk.rows.first(), chunk.rows.last()) {
-            let (first, last) = (first.offset, last.offset);
-            let token = format!("replay:{run}:{}:{first}-{last}:{}#{times}", chunk.partition, chunk.rows.len());
-            match store.refill(place, &chunk.partition, &chunk.rows, &token).await {
-                Ok(()) if is_sure => break,
-                Ok(()) => {
-                    chunk.rows = self.still_missing(&chunk.partition, chunk.rows).await?;
-                    times += 1;
+/// Inserts rows until all of them are known to be there. `is_sure`: that none of them is now, nor on its way.
+pub(super) async fn pour(
+    Target { store, place }: &Target<'_>,
+    partition: &Partition,
+    mut rows: Vec<(Record, Parsed)>,
+    run: &str,
+    mut is_sure: bool,
+) -> Result<(), ReplayError> {
+    let (mut times, mut pause, since) = (1, PAUSE_FIRST, Instant::now());
+    while let (Some((first, _)), Some((last, _))) = (rows.first(), rows.last()) {
+        let (first, last) = (first.offset, last.offset);
+        let token = format!("replay:{run}:{partition}:{first}-{last}:{}#{times}", rows.len());
+        match store.refill(place, partition, &rows, &token).await {
+            Ok(()) if is_sure => break,
+            Ok(()) => {
+                rows = still_missing(store, place, partition, rows).await?;
+                times += 1;
+            }
+            Err(trouble) => {
+                let may_pass = matches!(trouble.kind, TroubleKind::Away | TroubleKind::Unable);
+                if !may_pass || since.elapsed() > PATIENCE {
+                    return Err(trouble.into());
                 }
-                Err(trouble) => {
-                    let may_pass = matches!(trouble.kind, TroubleKind::Away | TroubleKind::Unable);
-                    if !may_pass || since.elapsed() > PATIENCE {
-                        return Err(trouble.into());
-                    }
-                    tracing::warn!("{trouble}. Trying again");
-                    is_sure = false;
-                    sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
-                }
+                tracing::warn!("{trouble}. Trying again");
+                is_sure = false;
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
             }
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// What of these rows is not in the table.
-    async fn still_missing(
-        &self,
-        partition: &Partition,
-        rows: Vec<(Record, Parsed)>,
-    ) -> Result<Vec<(Record, Parsed)>, ReplayError> {
-        let Target { store, place } = &self.target;
-        let end = rows.last().map_or(0, |(record, _)| record.offset + 1);
-        let mut page: Option<Page> = None;
-        let mut missing = Vec::new();
-        for (record, parsed) in rows {
-            let known = match &mut page {
-                Some(page) if page.range().contains(&record.offset) => page,
-                other => other.insert(store.present(place, partition, &(record.offset..end)).await?),
-            };
-            if !known.has(record.offset) {
-                missing.push((record, parsed));
-            }
+/// What of these rows is not in the table.
+async fn still_missing(
+    store: &Store,
+    place: &Place,
+    partition: &Partition,
+    rows: Vec<(Record, Parsed)>,
+) -> Result<Vec<(Record, Parsed)>, ReplayError> {
+    let end = rows.last().map_or(0, |(record, _)| record.offset + 1);
+    let mut page: Option<Page> = None;
+    let mut missing = Vec::new();
+    for (record, parsed) in rows {
+        let known = match &mut page {
+            Some(page) if page.range().contains(&record.offset) => page,
+            other => other.insert(store.present(place, partition, &(record.offset..end)).await?),
+        };
+        if !known.has(record.offset) {
+            missing.push((record, parsed));
         }
-        Ok(missing)
     }
+    Ok(missing)
 }

@@ -24,6 +24,7 @@ pub mod row;
 pub mod schema;
 mod stage;
 mod watched;
+pub mod stored;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
