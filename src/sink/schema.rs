@@ -27,6 +27,8 @@ pub const MIGRATIONS: [Migration; 5] = [
     Migration { version: 3, name: "views", sql: include_str!("../../schemas/clickhouse/003_views.sql") },
     Migration { version: 4, name: "item_times", sql: include_str!("../../schemas/clickhouse/004_item_times.sql") },
     Migration { version: 5, name: "changes", sql: include_str!("../../schemas/clickhouse/005_changes.sql") },
+pub const MIGRATIONS: [Migration; 4] = [
+    Migration { version: 4, name: "batches", sql: include_str!("../../schemas/clickhouse/004_batches.sql") },
 ];
 
 /// What `schema apply` has done.
