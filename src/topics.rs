@@ -65,8 +65,16 @@ pub struct Topic {
     pub source: Option<SourceName>,
     /// How many partitions.
     pub partitions: i32,
-    /// How long records are kept.
+    /// How long records are kept; of a compacted topic, records that a newer one of the same key replaces.
     pub keep: Duration,
+}
+
+impl Topic {
+    /// Whether the newest record of each key is kept for ever, and older ones need not be.
+    #[must_use]
+    pub fn is_compacted(&self) -> bool {
+        matches!(self.kind, Kind::Cancellation)
+    }
 }
 
 /// The names of all topics.
@@ -112,6 +120,20 @@ impl Topics {
         format!("{}.changes", self.config.prefix)
     }
 
+    /// Written by `weir batch NAME cancel`; read by fetch. Compacted. Key: `cancel/<batch>`.
+    #[must_use]
+    pub fn control(&self) -> String {
+        format!("{}.control", self.config.prefix)
+    }
+
+    /// The topics for these sources of which each record becomes a row: what the sink reads.
+    #[must_use]
+    pub fn rows(&self, sources: &[SourceName]) -> Vec<Topic> {
+        let mut topics = self.all(sources);
+        topics.retain(|topic| !topic.is_compacted());
+        topics
+    }
+
     /// Every topic for these sources, as `topics apply` creates them.
     #[must_use]
     pub fn all(&self, sources: &[SourceName]) -> Vec<Topic> {
@@ -129,6 +151,7 @@ impl Topics {
         topics.push(shared(self.failures(), Kind::Failure, config.keep_failures));
         topics.push(shared(self.dead(), Kind::DeadLetter, config.keep_dead));
         topics.push(shared(self.changes(), Kind::Change, config.keep_changes));
+        topics.push(Topic { partitions: 1, ..shared(self.control(), Kind::Cancellation, config.keep_requests) });
         topics
     }
 
@@ -168,7 +191,10 @@ impl Groups {
     #[must_use]
     pub fn changes(&self) -> String {
         format!("{}.changes", self.prefix)
+    }
+
     /// No members: how far a replay of this name has come.
+    #[must_use]
     pub fn replay(&self, name: &str) -> String {
         format!("{}.replay.{name}", self.prefix)
     }

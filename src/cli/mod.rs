@@ -1,5 +1,6 @@
 //! One file per command that is not a stage; here the command line as a whole.
 
+mod batches;
 mod changes;
 mod check;
 mod enqueue;
@@ -115,6 +116,12 @@ enum Command {
     /// Write the answer to a query into a file, CSV or Parquet.
     #[command(long_about = export::LONG_ABOUT, after_long_help = export::EXAMPLES)]
     Export(export::Args),
+    /// What was enqueued together, and how far it is.
+    #[command(long_about = batches::LIST_ABOUT, after_long_help = batches::LIST_EXAMPLES)]
+    Batches(batches::ListArgs),
+    /// One batch: how far it is, its items, or its end.
+    #[command(long_about = batches::ONE_ABOUT, after_long_help = batches::ONE_EXAMPLES)]
+    Batch(batches::OneArgs),
     /// Pour a piece of a topic once more into tables, or send it back to requests.
     #[command(long_about = replay::LONG_ABOUT, after_long_help = replay::EXAMPLES)]
     Replay(replay::Args),
@@ -176,6 +183,8 @@ impl Cli {
             | Command::Query(_)
             | Command::Export(_)
             | Command::Verify(_)
+            | Command::Batches(_)
+            | Command::Batch(_)
             | Command::Replay(_)
             | Command::Redrive(_)
             | Command::Check(_)
@@ -202,6 +211,8 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
         Command::Export(args) => until(stop, export::run(args, &config)).await,
+        Command::Batches(args) => until(stop, batches::list(&args, &config)).await,
+        Command::Batch(args) => batches::one(args, &config, &stop).await.map(Into::into),
         Command::Replay(args) => replay::run(args, &config, &stop).await.map(Into::into),
         Command::Redrive(args) => replay::redrive(args, &config, &stop).await.map(Into::into),
         Command::Verify(args) => verify::run(&args, &config, &stop).await.map(Into::into),

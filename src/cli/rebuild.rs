@@ -80,13 +80,11 @@ pub(super) async fn run(
     }
     rebuild.run = Some(name(&(piece, into)));
     let since = Instant::now();
-    match pass(&rebuild, &reach, stop).await? {
-        Some(sum) => say(&format!("{}, in {}", words(&sum, into, "were"), spoken(since.elapsed())))?,
-        None => {
-            say("Interrupted. The same command inserts the rest")?;
-            return Ok(Exit::Interrupted);
-        }
-    }
+    let Some(sum) = pass(&rebuild, &reach, stop).await? else {
+        say("Interrupted. The same command inserts the rest")?;
+        return Ok(Exit::Interrupted);
+    };
+    say(&format!("{}, in {}", words(&sum, into, "were"), spoken(since.elapsed())))?;
     Ok(Exit::Done)
 }
 

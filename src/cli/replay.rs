@@ -22,7 +22,6 @@ use crate::{
     },
     message::{BatchId, Class, ItemId, Reason, SourceName, envelope::Kind},
     replay::{
-        ReplayError,
         ask::Redriven,
         filter::Filter,
         into::Into,
@@ -83,6 +82,8 @@ enum Which {
     Results,
     /// The failed calls.
     Failures,
+    /// The changes of watched columns.
+    Changes,
     /// The dead letters.
     Dead,
 }
@@ -219,11 +220,12 @@ fn order<'a>(
         Which::Requests => Kind::Request,
         Which::Results => Kind::Result,
         Which::Failures => Kind::Failure,
+        Which::Changes => Kind::Change,
         Which::Dead => Kind::DeadLetter,
     };
     check(kind, &into, piece)?;
     let topics: Vec<Topic> = Topics::new(config.topics.clone())
-        .all(&config.source_names())
+        .rows(&config.source_names())
         .into_iter()
         .filter(|topic| topic.kind == kind)
         .filter(|topic| topic.source.is_none() || piece.source.is_none() || topic.source == piece.source)
@@ -246,9 +248,9 @@ fn order<'a>(
 }
 
 fn check(kind: Kind, into: &Into, piece: &PieceArgs) -> Result<(), Ended> {
-    if kind == Kind::Result && *into == Into::Requests {
+    if matches!(kind, Kind::Result | Kind::Change) && *into == Into::Requests {
         return Err(Ended::usage(
-            "a result does not say with which parameters it was asked for: replay --topic requests instead",
+            "results and changes do not say with which parameters was asked for: replay --topic requests instead",
         ));
     }
     if piece.reason.is_some() && kind != Kind::DeadLetter {
@@ -279,6 +281,12 @@ struct Sum {
     requests: requests::Tally,
 }
 
+impl Sum {
+    const fn is_idle(&self) -> bool {
+        self.tables.inserted == 0 && self.requests.sent == 0
+    }
+}
+
 impl Order<'_> {
     async fn carry_out(self, stop: &CancellationToken) -> anyhow::Result<Exit> {
         let (consent, kafka) = (self.consent, &self.config.kafka);
@@ -290,7 +298,7 @@ impl Order<'_> {
             Some(unfinished) => Plan { spans: unfinished.spans.clone(), ..Plan::default() },
             None => self.plan().await?,
         };
-        self.tell(&plan, unfinished.is_some());
+        tell(&plan, unfinished.is_some());
         if plan.spans.is_empty() && unfinished.is_none() {
             say("There is nothing to read in this piece")?;
             return Ok(Exit::Done);
@@ -298,7 +306,7 @@ impl Order<'_> {
         if !consent.yes {
             let Some(counted) = self.pass(&plan, None, stop).await? else { return Ok(Exit::Interrupted) };
             say(&self.words(&counted, "would be"))?;
-            if consent.dry_run || self.is_idle(&counted) {
+            if consent.dry_run || counted.is_idle() {
                 return Ok(Exit::Done);
             }
             confirm().await?;
@@ -352,23 +360,6 @@ impl Order<'_> {
                 Some(offsets.iter().map(at).collect())
             }
         })
-    }
-
-    fn tell(&self, plan: &Plan, resumes: bool) {
-        let left = grouped(plan.length());
-        if resumes {
-            note(&format!("Going on with an interrupted run: {left} offsets are left (--restart begins anew)"));
-        }
-        if plan.gone > 0 {
-            note(&format!(
-                "{} offsets of this piece have been deleted by retention; `--from-table observations` takes stored rows",
-                grouped(plan.gone)
-            ));
-        }
-        // Each partition may end with the mark of a transaction, which is no record.
-        if plan.ahead > plan.spans.len() as u64 {
-            note(&format!("{} offsets are the sink's own to store: it has not come that far", grouped(plan.ahead)));
-        }
     }
 
     /// Reads everything once; `None` if it was interrupted.
@@ -447,22 +438,18 @@ impl Order<'_> {
         if kind != Kind::DeadLetter {
             return Ok(redriven);
         }
-        let topics = Topics::new(self.config.topics.clone()).all(&self.config.source_names());
+        let topics = Topics::new(self.config.topics.clone()).rows(&self.config.source_names());
         for topic in topics.iter().filter(|topic| topic.kind == Kind::Request) {
-            redriven.read(&self.config.kafka, topic).await.map_err(ReplayError::from)?;
+            redriven.read(&self.config.kafka, topic).await?;
         }
         Ok(redriven)
-    }
-
-    fn is_idle(&self, sum: &Sum) -> bool {
-        sum.tables.inserted == 0 && sum.requests.sent == 0
     }
 
     fn words(&self, sum: &Sum, were: &str) -> String {
         if self.into == Into::Requests {
             let requests::Tally { sent, skipped, .. } = &sum.requests;
-            let skipped: String =
-                skipped.iter().map(|(skip, count)| format!("; {} {}", grouped(*count), skip.words())).collect();
+            let skipped = skipped.iter().map(|(skip, count)| format!("; {} {}", grouped(*count), skip.words()));
+            let skipped = skipped.collect::<Vec<_>>().concat();
             return format!("{} requests {were} sent{skipped}", grouped(*sent));
         }
         let tables::Tally { meant, there, inserted, rowless, .. } = sum.tables;
@@ -472,6 +459,24 @@ impl Order<'_> {
         };
         let [meant, there, inserted] = [meant, there, inserted].map(grouped);
         format!("Of {meant} records {there} are in {}; {inserted} {were} inserted{rowless}", self.into)
+    }
+}
+
+/// Says what of the piece is left out.
+fn tell(plan: &Plan, resumes: bool) {
+    let left = grouped(plan.length());
+    if resumes {
+        note(&format!("Going on with an interrupted run: {left} offsets are left (--restart begins anew)"));
+    }
+    if plan.gone > 0 {
+        note(&format!(
+            "{} offsets of this piece have been deleted by retention; `--from-table observations` takes stored rows",
+            grouped(plan.gone)
+        ));
+    }
+    // Each partition may end with the mark of a transaction, which is no record.
+    if plan.ahead > plan.spans.len() as u64 {
+        note(&format!("{} offsets are the sink's own to store: it has not come that far", grouped(plan.ahead)));
     }
 }
 

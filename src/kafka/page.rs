@@ -96,7 +96,9 @@ mod tests {
 
     fn page(offsets: &[i64]) -> Page {
         let mut page = Page::of(offsets.first().copied().unwrap_or(0));
-        offsets.iter().for_each(|offset| page.add(*offset));
+        for offset in offsets {
+            page.add(*offset);
+        }
         page
     }
 
@@ -128,7 +130,9 @@ mod tests {
         ) {
             let (expected, there) = (page(&ours.iter().copied().collect::<Vec<_>>()), page(&theirs));
             let mut times = BTreeMap::<i64, u32>::new();
-            theirs.iter().for_each(|offset| *times.entry(*offset).or_default() += 1);
+            for offset in &theirs {
+                *times.entry(*offset).or_default() += 1;
+            }
             let found = expected.difference(&there, &(0..PAGE));
             prop_assert_eq!(found.missing, ours.iter().copied().filter(|o| !times.contains_key(o)).collect::<Vec<_>>());
             prop_assert_eq!(found.stray, times.keys().copied().filter(|o| !ours.contains(o)).collect::<Vec<_>>());

@@ -150,11 +150,10 @@ fn read(
     loop {
         let (records, end) = gather(consumer, &range, next);
         let end = match end {
-            End::Open => false,
             End::Reached => true,
             End::Gone => return Err(ScanError::Gone { partition, offset: next }),
             End::Trouble(reason) if moved.elapsed() > PATIENCE => return Err(failed(next, reason)),
-            End::Trouble(_) => false,
+            End::Open | End::Trouble(_) => false,
         };
         if let Some(last) = records.last() {
             (next, moved) = (last.offset + 1, Instant::now());
@@ -316,7 +315,7 @@ pub(super) fn commit_of(
     (partition, committed)
 }
 
-fn consumer(config: &Config, read_committed: bool) -> KafkaResult<BaseConsumer> {
+pub(super) fn consumer(config: &Config, read_committed: bool) -> KafkaResult<BaseConsumer> {
     let mut client = config.base();
     // librdkafka wants a group's name to assign partitions by hand; nothing is ever committed under this one.
     let group = config.properties.get("group.id").cloned().unwrap_or(format!("{}.scan", config.group_prefix));
@@ -339,7 +338,7 @@ fn partitions(consumer: &BaseConsumer, topics: &[String]) -> KafkaResult<Vec<Par
     for name in topics {
         let topic = metadata.topics().iter().find(|topic| topic.name() == name);
         let topic = topic.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition))?;
-        let mut numbers: Vec<i32> = topic.partitions().iter().map(|partition| partition.id()).collect();
+        let mut numbers: Vec<i32> = topic.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect();
         numbers.sort_unstable();
         found.extend(numbers.into_iter().map(|number| Partition { topic: name.as_str().into(), number }));
     }

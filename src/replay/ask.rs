@@ -141,7 +141,7 @@ pub fn again(parsed: Parsed, redriven: &Redriven, now: Timestamp) -> Result<Agai
             }
             anew(dead.request_id, dead.source, request, now)
         }
-        Parsed::Result(_) => Err(Skip::Result),
+        Parsed::Result(_) | Parsed::Change(_) => Err(Skip::Result),
         Parsed::Invalid(_) | Parsed::Skipped(_) => Err(Skip::Unreadable),
     }
 }

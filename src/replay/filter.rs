@@ -39,6 +39,9 @@ impl Filter {
             Parsed::Result(seen) => {
                 self.is_of(Some(&seen.source), seen.batch.as_ref(), Some(&seen.item)) && self.has_no_end()
             }
+            Parsed::Change(change) => {
+                self.is_of(Some(&change.source), change.batch.as_ref(), Some(&change.item)) && self.has_no_end()
+            }
             Parsed::Failure(failure) => {
                 self.keeps_request(Some(&failure.source), &failure.request)
                     && self.class.is_none_or(|class| class == failure.attempt.class)

@@ -192,7 +192,9 @@ impl Pouring<'_> {
         let has_row = match parsed {
             Parsed::Skipped(_) => false,
             Parsed::Invalid(_) => place.keeps_unreadable,
-            Parsed::Request(_) | Parsed::Result(_) | Parsed::Failure(_) | Parsed::DeadLetter(_) => true,
+            Parsed::Request(_) | Parsed::Result(_) | Parsed::Failure(_) | Parsed::DeadLetter(_) | Parsed::Change(_) => {
+                true
+            }
         };
         match (is_there, has_row) {
             (_, false) => tally.rowless += 1,

@@ -23,8 +23,8 @@ mod refill;
 pub mod row;
 pub mod schema;
 mod stage;
-mod watched;
 pub mod stored;
+mod watched;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -28,7 +28,9 @@ impl Place {
             Kind::Request => ("requests", false),
             Kind::Result => ("observations", true),
             Kind::Failure => ("failures", true),
-            Kind::DeadLetter => ("dead_letters", true),
+            Kind::Change => ("item_changes", true),
+            // Nothing of the control topic has a row.
+            Kind::DeadLetter | Kind::Cancellation => ("dead_letters", true),
         };
         Self { table: table.to_owned(), keeps_unreadable }
     }

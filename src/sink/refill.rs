@@ -7,7 +7,7 @@ use super::{
     connection::Trouble,
     insert::{ROWS_MAX, Store},
     present::Place,
-    row::{DeadLetterRow, FailureRow, ObservationRow, Parsed, RequestRow},
+    row::{ChangeRow, DeadLetterRow, FailureRow, ObservationRow, Parsed, RequestRow},
 };
 use crate::kafka::{Partition, Record};
 
@@ -41,6 +41,7 @@ impl Store {
         let mut requests = Filling::<RequestRow<'static>>::new(self, &place.table, token);
         let mut observations = Filling::<ObservationRow<'static>>::new(self, &place.table, token);
         let mut failures = Filling::<FailureRow<'static>>::new(self, &place.table, token);
+        let mut changes = Filling::<ChangeRow<'static>>::new(self, &place.table, token);
         let mut dead_letters = Filling::<DeadLetterRow>::new(self, &place.table, token);
         let mut unreadable = Filling::<DeadLetterRow>::new(self, "dead_letters", token);
         for (count, (record, parsed)) in rows.iter().enumerate() {
@@ -49,6 +50,7 @@ impl Store {
                 Parsed::Request(request) => requests.write(&RequestRow::new(&raw, request)).await?,
                 Parsed::Result(seen) => observations.write(&ObservationRow::new(&raw, seen)).await?,
                 Parsed::Failure(failure) => failures.write(&FailureRow::new(&raw, failure)).await?,
+                Parsed::Change(change) => changes.write(&ChangeRow::new(&raw, change)).await?,
                 Parsed::DeadLetter(dead) => dead_letters.write(&DeadLetterRow::new(&raw, dead)).await?,
                 Parsed::Invalid(why) => unreadable.write(&DeadLetterRow::unreadable(&raw, why)).await?,
                 Parsed::Skipped(_) => {}
@@ -60,6 +62,7 @@ impl Store {
         requests.end().await?;
         observations.end().await?;
         failures.end().await?;
+        changes.end().await?;
         dead_letters.end().await?;
         unreadable.end().await
     }

@@ -60,7 +60,8 @@ pub fn parse(raw: &Raw<'_>, route: &Route) -> Parsed {
             Ok(received) => Parsed::Request(Box::new(received)),
             Err(why) => Parsed::Skipped(why),
         },
-        (Kind::Request, None) => Parsed::Skipped(Unreadable::Empty),
+        // Cancellations are on no topic of rows.
+        (Kind::Request, None) | (Kind::Cancellation, _) => Parsed::Skipped(Unreadable::Empty),
         (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result),
         (Kind::Failure, _) => read(codec::read_failure(raw), Parsed::Failure),
         (Kind::DeadLetter, _) => read(codec::read_dead_letter(raw), Parsed::DeadLetter),

@@ -36,7 +36,7 @@ impl Wanted {
         let mut sql = "1".to_owned();
         let mut add = |is: bool, condition: String| {
             if is {
-                sql = format!("{sql} AND {condition}")
+                sql = format!("{sql} AND {condition}");
             }
         };
         add(self.source.is_some(), "source = {source: String}".to_owned());

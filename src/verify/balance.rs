@@ -110,7 +110,7 @@ impl Balance {
     /// What is wrong with an id, if anything.
     #[must_use]
     pub fn fault(&self, id: &str) -> Option<Fault> {
-        self.0.get(&key(id)).and_then(Account::fault)
+        self.0.get(&key(id)).and_then(|account| account.fault())
     }
 
     /// All ids added up.
@@ -147,14 +147,14 @@ impl Balance {
     pub fn confirmed(&self, other: &Self) -> Faults {
         let both = self.0.iter().filter_map(|(key, account)| {
             let fault = account.fault()?;
-            (other.0.get(key).and_then(Account::fault) == Some(fault)).then_some((*key, fault))
+            (other.0.get(key).and_then(|account| account.fault()) == Some(fault)).then_some((*key, fault))
         });
         Faults(both.collect())
     }
 }
 
 impl Account {
-    fn fault(&self) -> Option<Fault> {
+    fn fault(self) -> Option<Fault> {
         if self.last & ASKED == 0 {
             return None;
         }
@@ -222,7 +222,9 @@ mod tests {
     fn each_id_is_in_one_place_and_the_places_add_up() {
         let mut balance = Balance::default();
         let ids = ["found", "absent", "off", "dead", "waiting", "failed", "lost", "doubled"];
-        ids.iter().for_each(|id| balance.ask(id));
+        for id in ids {
+            balance.ask(id);
+        }
         balance.end("found", FOUND, at(1));
         balance.end("absent", End::Answered(Status::Absent), at(1));
         balance.end("off", End::Answered(Status::OffShelf), at(1));
@@ -252,7 +254,9 @@ mod tests {
         }
         // Results are read before dead letters: the times decide.
         balance.end("found", FOUND, at(20));
-        ["under way", "found", "dead again", "lost"].iter().for_each(|id| balance.end(id, End::Dead, at(10)));
+        for id in ["under way", "found", "dead again", "lost"] {
+            balance.end(id, End::Dead, at(10));
+        }
         balance.end("dead again", End::Dead, at(20));
         balance.wait("under way");
         let sum = balance.sum();
@@ -263,7 +267,8 @@ mod tests {
     fn what_moved_between_two_looks_is_no_fault() {
         let (mut first, mut second) = (Balance::default(), Balance::default());
         for balance in [&mut first, &mut second] {
-            ["moving", "lost"].iter().for_each(|id| balance.ask(id));
+            balance.ask("moving");
+            balance.ask("lost");
         }
         second.end("moving", FOUND, at(1));
         let mut faults = second.confirmed(&first);

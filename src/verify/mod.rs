@@ -173,7 +173,7 @@ struct Snapshot {
 impl Snapshot {
     async fn take(places: Places<'_>, scope: &Scope) -> Result<Self, VerifyError> {
         let Places { kafka, topics, groups, sources, .. } = places;
-        let all = topics.all(sources);
+        let all = topics.rows(sources);
         let names = |wanted: &dyn Fn(&Topic) -> bool| -> Vec<String> {
             all.iter().filter(|topic| wanted(topic)).map(|topic| topic.name.clone()).collect()
         };
@@ -321,7 +321,7 @@ impl Look<'_> {
             Parsed::Result(seen) => balance.end(seen.request_id.as_str(), End::Answered(seen.status), record.time),
             Parsed::Failure(failure) if !done => balance.wait_for_retry(failure.request_id.as_str()),
             Parsed::DeadLetter(dead) => balance.end(dead.request_id.as_str(), End::Dead, record.time),
-            Parsed::Failure(_) | Parsed::Invalid(_) => {}
+            Parsed::Failure(_) | Parsed::Change(_) | Parsed::Invalid(_) => {}
         }
         true
     }
@@ -334,7 +334,7 @@ async fn name(places: Places<'_>, scope: &Scope, mut faults: Faults) -> Result<F
         return Ok(named);
     }
     let Places { kafka, topics, sources, .. } = places;
-    for topic in topics.all(sources).iter().filter(|topic| topic.kind == Kind::Request) {
+    for topic in topics.rows(sources).iter().filter(|topic| topic.kind == Kind::Request) {
         let route = Route::from(topic);
         let bounds = scan::bounds(kafka, std::slice::from_ref(&topic.name)).await?;
         let spans = bounds.into_iter().map(|b| Span { partition: b.partition, range: b.low..b.end }).collect();
@@ -345,7 +345,12 @@ async fn name(places: Places<'_>, scope: &Scope, mut faults: Faults) -> Result<F
                 let raw = record.raw(&partition);
                 let (id, item) = match parse(&raw, &route) {
                     Parsed::Request(received) => (received.id, received.request.item.to_string()),
-                    _ => (raw.position_id(), String::new()),
+                    Parsed::Result(_)
+                    | Parsed::Failure(_)
+                    | Parsed::DeadLetter(_)
+                    | Parsed::Change(_)
+                    | Parsed::Invalid(_)
+                    | Parsed::Skipped(_) => (raw.position_id(), String::new()),
                 };
                 if let Some(fault) = faults.take(id.as_str()) {
                     let at = raw.position_id().to_string();

@@ -18,5 +18,6 @@ mod kill;
 mod outage;
 mod process;
 mod quota;
+mod replay;
 mod sink;
 mod stack;
