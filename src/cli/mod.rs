@@ -7,6 +7,7 @@ mod enqueue;
 pub mod exit;
 mod export;
 mod groups;
+mod piece;
 mod query;
 mod rebuild;
 mod replay;

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::{Ended, Exit},
-    replay::{Bar, Consent, PieceArgs, confirm, name},
+    piece::{Bar, Consent, PieceArgs, confirm, name},
     terminal::{grouped, say, spoken},
 };
 use crate::{

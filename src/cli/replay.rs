@@ -1,18 +1,15 @@
 //! `weir replay` and `weir redrive`: a piece of a topic once more into tables, or back to requests.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    io::{BufRead, IsTerminal},
-};
+use std::collections::HashMap;
 
-use sha1::{Digest as _, Sha1};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::{Ended, Exit},
+    piece::{Bar, Consent, PieceArgs, confirm, name},
     rebuild,
-    terminal::{Progress, Rate, grouped, note, say, spoken},
+    terminal::{grouped, note, say, spoken},
 };
 use crate::{
     config::Config,
@@ -20,7 +17,7 @@ use crate::{
         Job, Scan,
         scan::{self, Span},
     },
-    message::{BatchId, Class, ItemId, Reason, SourceName, envelope::Kind},
+    message::envelope::Kind,
     replay::{
         ask::Redriven,
         filter::Filter,
@@ -115,61 +112,6 @@ pub struct RedriveArgs {
     consent: Consent,
 }
 
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct PieceArgs {
-    /// Begin here: an RFC 3339 time, a day, "2 days ago", 2d, or PARTITION:OFFSET,…
-    #[arg(long, value_name = "WHEN")]
-    pub(super) from: Option<String>,
-    /// End before this; as --from.
-    #[arg(long, value_name = "WHEN")]
-    pub(super) to: Option<String>,
-    /// Only records of this source.
-    #[arg(long, value_name = "NAME")]
-    pub(super) source: Option<SourceName>,
-    /// Only records of this batch.
-    #[arg(long, value_name = "NAME")]
-    pub(super) batch: Option<BatchId>,
-    /// Only failures of this class: throttled, outage, denied, malformed, bug. Of dead letters the last failure counts.
-    #[arg(long, value_name = "CLASS", value_parser = word::<Class>)]
-    class: Option<Class>,
-    /// Only dead letters of this reason: exhausted, permanent, expired, invalid, cancelled.
-    #[arg(long, value_name = "REASON", value_parser = word::<Reason>)]
-    reason: Option<Reason>,
-    /// Only this item; may be repeated.
-    #[arg(long, value_name = "ID")]
-    pub(super) item: Vec<ItemId>,
-}
-
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub(super) struct Consent {
-    /// Count and show what would be done, and do nothing.
-    #[arg(long, conflicts_with = "yes")]
-    pub(super) dry_run: bool,
-    /// Do not ask.
-    #[arg(long, short)]
-    pub(super) yes: bool,
-    /// Begin anew instead of going on with an interrupted run.
-    #[arg(long)]
-    pub(super) restart: bool,
-}
-
-/// A word of a record, as it stands there.
-fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_value(text.into()).map_err(|error| error.to_string())
-}
-
-impl PieceArgs {
-    /// Whether it says how something ended.
-    pub(super) const fn has_end(&self) -> bool {
-        self.class.is_some() || self.reason.is_some()
-    }
-
-    pub(super) fn filter(&self) -> Filter {
-        let items: BTreeSet<ItemId> = self.item.iter().cloned().collect();
-        Filter { source: self.source.clone(), batch: self.batch.clone(), class: self.class, reason: self.reason, items }
-    }
-}
-
 /// A run, as the command line orders it.
 struct Order<'a> {
     config: &'a Config,
@@ -260,11 +202,6 @@ fn check(kind: Kind, into: &Into, piece: &PieceArgs) -> Result<(), Ended> {
         return Err(Ended::usage("only failures and dead letters have a --class"));
     }
     Ok(())
-}
-
-/// A name that is the same for the same arguments.
-pub(super) fn name(arguments: &impl std::fmt::Debug) -> String {
-    hex::encode(&Sha1::digest(format!("{arguments:?}"))[..6])
 }
 
 /// What is to be read of one topic.
@@ -486,45 +423,4 @@ async fn begin(job: &Job, plan: &Plan) -> anyhow::Result<String> {
     let mark = |span: &Span| Mark { run: run.clone(), to: span.range.end }.at(span.range.start);
     job.insist(Vec::new(), plan.spans.iter().map(|span| (span.partition.clone(), mark(span))).collect()).await?;
     Ok(run)
-}
-
-/// Asks on a terminal; elsewhere nobody can answer.
-pub(super) async fn confirm() -> anyhow::Result<()> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Ended::usage("nothing was done: this is no terminal to ask on; say --yes to do it").into());
-    }
-    note("Do it? [y/N]");
-    let answer = tokio::task::spawn_blocking(|| {
-        let mut line = String::new();
-        std::io::stdin().lock().read_line(&mut line).map(|_| line)
-    });
-    match answer.await??.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Ended::failed("nothing was done").into()),
-    }
-}
-
-/// How far it is, how fast, and how long it still takes.
-pub(super) struct Bar {
-    progress: Progress,
-    rate: Rate,
-    total: u64,
-}
-
-impl Bar {
-    pub(super) fn new(total: u64) -> Self {
-        Self { progress: Progress::new(), rate: Rate::default(), total }
-    }
-
-    #[allow(clippy::cast_precision_loss, reason = "a share for people")]
-    pub(super) fn show(&mut self, read: u64, what: u64) {
-        let rate = self.rate.add(Instant::now(), read);
-        let share = read as f64 / self.total.max(1) as f64;
-        let left = Rate::words(rate, Some(self.total.saturating_sub(read)));
-        self.progress.show(Some(share), || format!("{} read{left}; {} to write", grouped(read), grouped(what)));
-    }
-
-    pub(super) fn clear(&self) {
-        self.progress.clear();
-    }
 }

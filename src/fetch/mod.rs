@@ -333,7 +333,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             self.quota.ended(ended.account);
             self.react_address(&ended).await;
             // What was not called for costs nothing.
-            batches(&ended.missed).into_iter().for_each(|batch| self.spending.refund(batch));
+            for batch in batches(&ended.missed) {
+                self.spending.refund(batch);
+            }
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);
