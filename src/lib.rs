@@ -32,6 +32,9 @@ pub mod fetch;
 pub mod retry;
 pub mod sink;
 
+pub mod replay;
+pub mod verify;
+
 pub mod platform;
 pub mod quota;
 

@@ -76,11 +76,19 @@ pub struct Topic {
     pub source: Option<SourceName>,
     /// How many partitions.
     pub partitions: i32,
-    /// How long records are kept.
+    /// How long records are kept; of a compacted topic, records that a newer one of the same key replaces.
     pub keep: Duration,
     /// On a delay topic, how long records wait there: from the time at which the broker took them, which it writes
     /// into them (`message.timestamp.type=LogAppendTime`). On others `None`.
     pub delay: Option<Duration>,
+}
+
+impl Topic {
+    /// Whether the newest record of each key is kept for ever, and older ones need not be.
+    #[must_use]
+    pub fn is_compacted(&self) -> bool {
+        matches!(self.kind, Kind::Cancellation)
+    }
 }
 
 /// The names of all topics.
@@ -163,7 +171,21 @@ impl Topics {
         [self.failures()].into_iter().chain(self.delays().into_iter().map(|topic| topic.name)).collect()
     }
 
-    /// Every topic that the sink stores, for these sources; with [`Self::delays`] all that `topics apply` creates.
+    /// Written by `weir batch NAME cancel`; read by fetch. Compacted. Key: `cancel/<batch>`.
+    #[must_use]
+    pub fn control(&self) -> String {
+        format!("{}.control", self.config.prefix)
+    }
+
+    /// The topics for these sources of which each record becomes a row: what the sink reads.
+    #[must_use]
+    pub fn rows(&self, sources: &[SourceName]) -> Vec<Topic> {
+        let mut topics = self.all(sources);
+        topics.retain(|topic| !topic.is_compacted());
+        topics
+    }
+
+    /// The topics for these sources but [`Self::delays`]; with them all that `topics apply` creates.
     #[must_use]
     pub fn all(&self, sources: &[SourceName]) -> Vec<Topic> {
         let config = &self.config;
@@ -188,6 +210,7 @@ impl Topics {
         topics.push(shared(self.failures(), Kind::Failure, config.keep_failures));
         topics.push(shared(self.dead(), Kind::DeadLetter, config.keep_dead));
         topics.push(shared(self.changes(), Kind::Change, config.keep_changes));
+        topics.push(Topic { partitions: 1, ..shared(self.control(), Kind::Cancellation, config.keep_requests) });
         topics
     }
 
@@ -227,6 +250,12 @@ impl Groups {
     #[must_use]
     pub fn changes(&self) -> String {
         format!("{}.changes", self.prefix)
+    }
+
+    /// No members: how far a replay of this name has come.
+    #[must_use]
+    pub fn replay(&self, name: &str) -> String {
+        format!("{}.replay.{name}", self.prefix)
     }
 
     /// Reads everything.

@@ -142,3 +142,22 @@ fn simulate_needs_no_configuration_and_a_closed_pipe_is_no_failure() {
     let weir = Weir::new("this is no TOML");
     weir.run(&["simulate", "ids", "--count", "3"], &[]).expect(0, &[]);
 }
+
+#[test]
+fn a_replay_that_cannot_be_meant_is_refused_before_any_server_is_asked() {
+    let weir = Weir::new(&format!("[kafka]\nbrokers = \"{NOWHERE}\"\n"));
+    let table: [(&[&str], &[&str]); 8] = [
+        (&["replay"], &["--topic"]),
+        (&["replay", "--topic", "results", "--into", "requests"], &["--topic requests instead"]),
+        (&["replay", "--topic", "results", "--class", "outage"], &["only failures and dead letters"]),
+        (&["replay", "--topic", "dead", "--reason", "tired"], &["tired", "exhausted"]),
+        (&["replay", "--topic", "dead", "--from", "yesterday"], &["\"yesterday\" is no time", "2 days ago"]),
+        (&["replay", "--topic", "dead", "--into", "a b"], &["DATABASE.TABLE"]),
+        (&["replay", "--from-table", "observations"], &["name another table"]),
+        (&["verify", "--since", "lately"], &["\"lately\" is no time"]),
+    ];
+    for (arguments, parts) in table {
+        weir.run(arguments, &[]).expect(64, parts);
+    }
+    weir.run(&["redrive", "--source", "taobao"], &[]).expect(64, &["no source \"taobao\""]);
+}

@@ -126,7 +126,7 @@ CREATE TABLE IF NOT EXISTS {database}.dead_letters
     batch            LowCardinality(String) COMMENT 'empty: submitted without a batch, or unreadable',
     requested_at     Nullable(DateTime64(3, 'UTC')),
     died_at          DateTime64(3, 'UTC') CODEC(Delta, ZSTD),
-    reason           LowCardinality(String) COMMENT 'exhausted, permanent, expired, budget or invalid',
+    reason           LowCardinality(String) COMMENT 'exhausted, permanent, expired, cancelled, budget or invalid',
     message          String CODEC(ZSTD),
     calls            UInt32,
     last_class       LowCardinality(String) COMMENT 'class and code of the last failed call; empty if there was none',

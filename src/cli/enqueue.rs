@@ -17,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     exit::{Ended, Exit},
     terminal::{Progress, Rate, grouped, note, say},
-    watch,
+    watch::{self, Expected, Sent},
 };
 use crate::{
     config::Config,
     enqueue::{Chunk, Order, Summary, feed, feed::Few},
     kafka::{Producer, WriteError, admin},
     message::{BatchId, SourceName},
+    platform::SourceConfig,
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
 };
@@ -89,7 +90,7 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
     let mut sender = Sender::new(producer, args.file.as_path());
     let sent = sender.drain(inbox, stop).await;
     sender.progress.clear();
-    let (records, batch) = (sender.acknowledged, &order.batch);
+    let (records, batch) = (sender.sent.count(), &order.batch);
     if let Err(error) = sent {
         return Err(error).context(format!("{} requests of batch {batch} were sent before", grouped(records)));
     }
@@ -104,19 +105,25 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
     if !args.wait || records == 0 {
         return Ok(exit);
     }
-    let watched = watch::run(config, batch, records, stop).await?;
+    let sent = Expected { topic: order.topic.to_string(), sent: sender.sent };
+    let watched = watch::run(config, batch, Some(sent), stop).await?;
     Ok(if watched == Exit::Done { exit } else { watched })
 }
 
-fn order(args: &Args, config: &Config, clock: &Clock) -> anyhow::Result<Order> {
-    let Some(source) = config.source(args.source.as_str()) else {
+/// The source of this name, or an error that lists those that there are.
+pub(super) fn known_source<'a>(config: &'a Config, name: &SourceName) -> anyhow::Result<&'a SourceConfig> {
+    config.source(name.as_str()).ok_or_else(|| {
         let names: Vec<_> = config.sources.iter().map(|source| source.name.as_str()).collect();
         let file =
             config.file.as_ref().map_or("no configuration file was read".to_owned(), |f| f.display().to_string());
         let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        let message = format!("there is no source {:?}; configured are: {known} ({file})", args.source.as_str());
-        return Err(Ended::usage(message).into());
-    };
+        let message = format!("there is no source {:?}; configured are: {known} ({file})", name.as_str());
+        Ended::usage(message).into()
+    })
+}
+
+fn order(args: &Args, config: &Config, clock: &Clock) -> anyhow::Result<Order> {
+    let source = known_source(config, &args.source)?;
     let now = clock.now();
     Ok(Order {
         source: source.name.clone(),
@@ -194,14 +201,14 @@ struct Sender {
     /// Bytes of the input, if it is a file.
     size: Option<u64>,
     read: u64,
-    acknowledged: u64,
+    sent: Sent,
 }
 
 impl Sender {
     fn new(producer: Producer, file: &Path) -> Self {
         let size = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
         let (progress, rate, started) = (Progress::new(), Rate::default(), Instant::now());
-        Self { producer, progress, rate, started, size, read: 0, acknowledged: 0 }
+        Self { producer, progress, rate, started, size, read: 0, sent: Sent::default() }
     }
 
     /// Until the input has ended, or `stop`: then what is on its way is waited for.
@@ -212,7 +219,8 @@ impl Sender {
             tokio::select! {
                 biased;
                 Some(done) = sends.next(), if !sends.is_empty() => {
-                    self.acknowledged += done?;
+                    let places: Vec<(i32, i64)> = done?;
+                    self.sent.add(&places);
                     self.show();
                 }
                 () = stop.cancelled(), if open => open = false,
@@ -221,8 +229,7 @@ impl Sender {
                     Some(Chunk { records, bytes }) => {
                         self.read = bytes;
                         let producer = self.producer.clone();
-                        let count = records.len() as u64;
-                        sends.push(async move { producer.send(records).await.map(|()| count) });
+                        sends.push(async move { producer.place(records).await });
                     }
                 },
                 else => return Ok(()),
@@ -232,8 +239,8 @@ impl Sender {
 
     #[allow(clippy::cast_precision_loss, reason = "a share for people")]
     fn show(&mut self) {
-        let rate = self.rate.add(Instant::now(), self.acknowledged);
-        let (sent, read) = (self.acknowledged, self.read);
+        let rate = self.rate.add(Instant::now(), self.sent.count());
+        let (sent, read) = (self.sent.count(), self.read);
         let share = self.size.filter(|size| *size > 0).map(|size| read as f64 / size as f64);
         self.progress.show(share, || {
             let left = share.filter(|share| *share > 0.0).map(|share| sent as f64 * (1.0 / share - 1.0));

@@ -8,6 +8,7 @@ use crate::{
     fetch::FetchError,
     kafka::{ReadError, TransactError, WriteError, admin::AdminError, intake::IntakeError},
     platform::OpenError,
+    replay::when::WhenError,
     runtime::shutdown::INTERRUPTED,
     sink::{ConnectionError, SinkError, Trouble, TroubleKind, query::QueryError, schema::SchemaError},
 };
@@ -105,7 +106,10 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
 type Cause<'a> = &'a (dyn std::error::Error + 'static);
 
 fn exit_of_cause(cause: Cause<'_>) -> Option<Exit> {
-    let usage = cause.is::<ConfigError>() || cause.is::<OpenError>() || cause.is::<ConnectionError>();
+    let usage = cause.is::<ConfigError>()
+        || cause.is::<OpenError>()
+        || cause.is::<ConnectionError>()
+        || cause.is::<WhenError>();
     cause
         .downcast_ref::<Ended>()
         .map(|ended| ended.exit)

@@ -1,5 +1,6 @@
 //! One file per command that is not a stage; here the command line as a whole.
 
+mod batches;
 mod changes;
 mod check;
 mod dead;
@@ -7,13 +8,17 @@ mod enqueue;
 pub mod exit;
 mod export;
 mod groups;
+mod piece;
 mod query;
+mod rebuild;
+mod replay;
 pub mod run;
 mod schema;
 mod status;
 pub mod terminal;
 mod topics;
 mod trace;
+mod verify;
 mod watch;
 
 use std::{
@@ -120,6 +125,21 @@ enum Command {
     /// Write the answer to a query into a file, CSV or Parquet.
     #[command(long_about = export::LONG_ABOUT, after_long_help = export::EXAMPLES)]
     Export(export::Args),
+    /// What was enqueued together, and how far it is.
+    #[command(long_about = batches::LIST_ABOUT, after_long_help = batches::LIST_EXAMPLES)]
+    Batches(batches::ListArgs),
+    /// One batch: how far it is, its items, or its end.
+    #[command(long_about = batches::ONE_ABOUT, after_long_help = batches::ONE_EXAMPLES)]
+    Batch(batches::OneArgs),
+    /// Pour a piece of a topic once more into tables, or send it back to requests.
+    #[command(long_about = replay::LONG_ABOUT, after_long_help = replay::EXAMPLES)]
+    Replay(replay::Args),
+    /// Send dead letters back to requests.
+    #[command(long_about = replay::REDRIVE_ABOUT, after_long_help = replay::REDRIVE_EXAMPLES)]
+    Redrive(replay::RedriveArgs),
+    /// Prove that nothing is lost and nothing doubled, or name what is.
+    #[command(long_about = verify::LONG_ABOUT, after_long_help = verify::EXAMPLES)]
+    Verify(verify::Args),
     /// Check the configuration and each connection; print what is in effect.
     #[command(long_about = check::LONG_ABOUT, after_long_help = check::EXAMPLES)]
     Check(check::Args),
@@ -173,6 +193,11 @@ impl Cli {
             | Command::Trace(_)
             | Command::Query(_)
             | Command::Export(_)
+            | Command::Verify(_)
+            | Command::Batches(_)
+            | Command::Batch(_)
+            | Command::Replay(_)
+            | Command::Redrive(_)
             | Command::Check(_)
             | Command::Topics(_)
             | Command::Schema(_) => Audience::Command,
@@ -199,6 +224,11 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Trace(args) => until(stop, trace::run(&args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
         Command::Export(args) => until(stop, export::run(args, &config)).await,
+        Command::Batches(args) => until(stop, batches::list(&args, &config)).await,
+        Command::Batch(args) => batches::one(args, &config, &stop).await.map(Into::into),
+        Command::Replay(args) => replay::run(args, &config, &stop).await.map(Into::into),
+        Command::Redrive(args) => replay::redrive(args, &config, &stop).await.map(Into::into),
+        Command::Verify(args) => verify::run(&args, &config, &stop).await.map(Into::into),
         Command::Check(args) => until(stop, check::run(&args, &config)).await,
         Command::Topics(command) => until(stop, topics::run(&command, &config)).await,
         Command::Schema(command) => until(stop, schema::run(&command, &config)).await,

@@ -11,7 +11,7 @@ use super::exit::{Ended, Exit};
 use crate::{
     changes::{Changes, ChangesParts},
     config::{self, Config},
-    fetch::{Caller, CallerParts, Fetch, FetchError},
+    fetch::{Caller, CallerParts, Cancelled, Fetch, FetchError},
     kafka::{
         self, GroupConfig, KafkaReader, KafkaWriter, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
         intake::IntakeError,
@@ -257,6 +257,9 @@ impl Process {
             return Ok(());
         }
         let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
+        let cancelled = Cancelled::follow(&self.config.kafka, &self.topics.control())
+            .await
+            .map_err(|error| RoleError::Failed(error.into()))?;
         let reader = self.reader(group, vec![self.topics.requests(&source.name)])?;
         let limits = source.quota();
         let caller = Caller::new(CallerParts {
@@ -278,7 +281,8 @@ impl Process {
         let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
             .with_address_health(source.address_health)
-            .with_budgets(source.budgets);
+            .with_budgets(source.budgets)
+            .heeding(cancelled);
         tokio::select! {
             ended = fetch.run(self.stop.clone()) => Ok(ended?),
             never = calendar => match never {},
@@ -315,7 +319,7 @@ impl Process {
     }
 
     async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
-        let topics = self.topics.all(&self.config.source_names());
+        let topics = self.topics.rows(&self.config.source_names());
         if !self.topics_are_there(&topics, health).await {
             return Ok(());
         }

@@ -213,7 +213,7 @@ fn lag_row(line: &Line) -> Vec<String> {
     vec![line.stage.to_owned(), line.topic.clone(), number(line.waiting), number(line.written), note.to_owned()]
 }
 
-fn section(title: &str, head: &[&str], rows: &[Value], empty: &str) -> std::io::Result<()> {
+pub(super) fn section(title: &str, head: &[&str], rows: &[Value], empty: &str) -> std::io::Result<()> {
     if rows.is_empty() {
         return say(&format!("{title}\n  {empty}\n"));
     }

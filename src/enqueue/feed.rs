@@ -56,22 +56,30 @@ pub struct Chunk {
 /// The first few of something, and how many there were in all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Few<T> {
-    /// At most [`NAMED`].
+    /// At most as many as are to be named.
     pub first: Vec<T>,
     /// All of them.
     pub count: u64,
+    named: usize,
 }
 
 impl<T> Default for Few<T> {
     fn default() -> Self {
-        Self { first: Vec::new(), count: 0 }
+        Self::up_to(NAMED)
     }
 }
 
 impl<T> Few<T> {
-    fn add(&mut self, one: impl FnOnce() -> T) {
+    /// None yet; `named` of them will be kept.
+    #[must_use]
+    pub const fn up_to(named: usize) -> Self {
+        Self { first: Vec::new(), count: 0, named }
+    }
+
+    /// Counts one, and keeps it if it is among the first.
+    pub fn add(&mut self, one: impl FnOnce() -> T) {
         self.count += 1;
-        if self.first.len() < NAMED {
+        if self.first.len() < self.named {
             self.first.push(one());
         }
     }
@@ -147,6 +155,8 @@ impl Order {
         request.expires_at = request.expires_at.or(self.expires_at);
         // A line may be an old record: what earlier calls came to does not count against this request.
         request.history.clear();
+        request.earlier.clear();
+        request.redriven = 0;
         Ok(request)
     }
 

@@ -171,12 +171,21 @@ impl Caller {
 
     /// The end of a request whose batch has spent its money.
     pub(super) fn over_budget(&self, job: Job) -> (Position, Vec<Outgoing>) {
+        self.uncalled(job, Reason::Budget, "the budget of its batch is spent: raise budget.per_batch and redrive it")
+    }
+
+    /// The end of a request whose batch has been cancelled.
+    pub(super) fn cancelled(&self, job: Job) -> (Position, Vec<Outgoing>) {
+        self.uncalled(job, Reason::Cancelled, "its batch was cancelled before it was called for")
+    }
+
+    fn uncalled(&self, job: Job, reason: Reason, message: &str) -> (Position, Vec<Outgoing>) {
         let Partition { topic, number } = &job.position.partition;
         let dead = DeadLetter {
             request_id: job.id,
             source: self.source.clone(),
-            reason: Reason::Budget,
-            message: "the budget of its batch is spent: raise budget.per_batch and replay it".to_owned(),
+            reason,
+            message: message.to_owned(),
             died_at: self.now(),
             origin: Origin { topic: topic.to_string(), partition: *number, offset: job.position.offset },
             request: Some(job.request),

@@ -7,6 +7,7 @@
 mod addresses;
 mod backlog;
 mod call;
+mod cancelled;
 mod config;
 mod episode;
 mod outcome;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 pub use call::{Caller, CallerParts};
+pub use cancelled::Cancelled;
 pub use config::Config;
 
 use self::{
@@ -74,6 +76,7 @@ pub struct Fetch<R, W> {
     spending: Spending,
     episodes: Episodes,
     spread: Spread,
+    cancelled: Cancelled,
     /// When to try to call again; `None`: as soon as something changes.
     wake_at: Option<Instant>,
     stopping: bool,
@@ -102,6 +105,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             spending: Spending::default(),
             episodes: Episodes::default(),
             spread: Spread::new(Instant::now()),
+            cancelled: Cancelled::none(),
             wake_at: None,
             stopping: false,
             nobody_told: false,
@@ -123,6 +127,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self
     }
 
+    /// The same stage, which ends the requests of cancelled batches instead of calling for them.
+    #[must_use]
+    pub fn heeding(self, cancelled: Cancelled) -> Self {
+        Self { cancelled, ..self }
+    }
+
     /// Works until `stop`, then finishes the calls in flight, commits them and returns.
     ///
     /// # Errors
@@ -136,6 +146,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 biased;
                 () = &mut stopped, if !self.stopping => self.begin_to_stop().await,
                 Some(ended) = self.calls.join_next() => self.end_calls(ended?).await?,
+                () = self.cancelled.changed() => self.sweep(),
                 input = self.intake.next() => self.take(input?),
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
             }
@@ -173,6 +184,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         let partition = position.partition.clone();
         match self.caller.receive(position, record) {
+            Ok(job) if self.cancelled.has(&job.request) => self.uncalled.push(&partition, self.caller.cancelled(job)),
             Ok(job) if !self.spending.may_call(job.request.batch.as_ref()) => {
                 self.uncalled.push(&partition, self.caller.over_budget(job));
             }
@@ -180,6 +192,18 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             Err(ended) => self.uncalled.push(&partition, ended),
         }
         self.regulate(&partition);
+    }
+
+    /// Ends what waits of a batch that has just been cancelled: at once, not at the pace of the quota.
+    fn sweep(&mut self) {
+        for job in self.backlog.clear() {
+            let partition = job.position.partition.clone();
+            if self.cancelled.has(&job.request) {
+                self.uncalled.push(&partition, self.caller.cancelled(job));
+            } else {
+                self.backlog.push(&partition, job);
+            }
+        }
     }
 
     /// Completes what ended without a call. Not beyond the window: the commit could not say that it is done.
@@ -326,6 +350,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);
+                } else if self.cancelled.has(&job.request) {
+                    self.uncalled.push(&job.position.partition.clone(), self.caller.cancelled(job));
                 } else {
                     self.backlog.push_first(&job.position.partition.clone(), job);
                 }

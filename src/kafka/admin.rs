@@ -120,7 +120,7 @@ pub async fn apply(config: &Config, topics: &[Topic], replication: i32) -> Resul
 fn properties(topic: &Topic) -> Vec<(&'static str, String)> {
     let mut properties = vec![
         ("retention.ms", topic.keep.as_millis().to_string()),
-        ("cleanup.policy", "delete".to_owned()),
+        ("cleanup.policy", if topic.is_compacted() { "compact" } else { "delete" }.to_owned()),
         // Raw replies compress to about a fifth; whatever the producer uses, the broker stores it as it came.
         ("compression.type", "producer".to_owned()),
         // A record that the broker refuses could never be committed, and would hold up all others.

@@ -7,11 +7,14 @@
 
 pub mod admin;
 pub mod client;
+mod follow;
 pub mod intake;
+pub mod job;
 pub mod ledger;
 mod membership;
 mod native;
 pub mod outbox;
+pub mod page;
 pub mod producer;
 mod reader;
 pub mod scan;
@@ -26,9 +29,12 @@ use std::{fmt, ops::Range, sync::Arc};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+pub use follow::Follow;
+pub use job::Job;
 pub use membership::Membership;
 pub use producer::Producer;
 pub use reader::{GroupConfig, KafkaReader};
+pub use scan::{Scan, ScanError};
 pub use writer::KafkaWriter;
 
 use crate::{

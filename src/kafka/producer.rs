@@ -35,11 +35,19 @@ impl Producer {
     /// # Errors
     /// [`WriteError::Refused`] for the first record that was not taken within a minute; others may have been.
     pub async fn send(&self, records: Vec<Outgoing>) -> Result<(), WriteError> {
+        self.place(records).await.map(|_| ())
+    }
+
+    /// As [`Self::send`]; answers with the partition and offset that each has got, in their order.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn place(&self, records: Vec<Outgoing>) -> Result<Vec<(i32, i64)>, WriteError> {
         let writes = records.iter().map(|record| self.send_one(record));
         join_all(writes).await.into_iter().collect()
     }
 
-    async fn send_one(&self, outgoing: &Outgoing) -> Result<(), WriteError> {
+    async fn send_one(&self, outgoing: &Outgoing) -> Result<(i32, i64), WriteError> {
         let topic = outgoing.topic.as_ref();
         let record: FutureRecord<'_, [u8], [u8]> = FutureRecord {
             topic,
@@ -51,7 +59,7 @@ impl Producer {
         };
         // A full local queue is waited for, as long as the brokers take anything at all.
         match self.inner.send(record, Timeout::After(Duration::from_secs(60))).await {
-            Ok(_) => Ok(()),
+            Ok(delivery) => Ok((delivery.partition, delivery.offset)),
             Err((error, _)) => Err(WriteError::Refused { topic: topic.to_owned(), reason: error.to_string() }),
         }
     }

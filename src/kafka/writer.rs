@@ -122,13 +122,14 @@ impl ProducerContext for Deliveries {
     }
 }
 
-struct Transactions {
+/// A transactional producer, to be used from one thread.
+pub(super) struct Transactions {
     producer: BaseProducer<Deliveries>,
     name: String,
 }
 
 impl Transactions {
-    fn start(config: &Config, name: String) -> Result<Self, TransactError> {
+    pub(super) fn start(config: &Config, name: String) -> Result<Self, TransactError> {
         let made = config.transactional(&name).create_with_context(Deliveries::default());
         let producer: BaseProducer<Deliveries> =
             made.map_err(|error| TransactError::Rebuild(format!("making a producer: {error}")))?;
@@ -172,8 +173,18 @@ impl Transactions {
         let metadata =
             permit.group_metadata().ok_or_else(|| TransactError::Aborted("the reader has ended".to_owned()))?;
         let offsets = offset_list(&job.offsets)?;
+        self.transact(&job.records, &offsets, &metadata)
+    }
+
+    /// One whole transaction. An empty list of offsets commits records alone.
+    pub(super) fn transact(
+        &self,
+        records: &[Outgoing],
+        offsets: &TopicPartitionList,
+        metadata: &ConsumerGroupMetadata,
+    ) -> Result<(), TransactError> {
         self.producer.begin_transaction().map_err(|error| self.classify(&error))?;
-        self.write_and_commit(&job.records, &offsets, &metadata).map_err(|error| self.roll_back(error))
+        self.write_and_commit(records, offsets, metadata).map_err(|error| self.roll_back(error))
     }
 
     fn write_and_commit(
@@ -191,7 +202,9 @@ impl Transactions {
         if failed > 0 {
             return Err(TransactError::Aborted(format!("{failed} of {} records were not delivered", records.len())));
         }
-        self.insist(|producer| producer.send_offsets_to_transaction(offsets, metadata, STEP))?;
+        if offsets.count() > 0 {
+            self.insist(|producer| producer.send_offsets_to_transaction(offsets, metadata, STEP))?;
+        }
         self.insist(|producer| producer.commit_transaction(STEP))
     }
 

@@ -10,7 +10,8 @@ use serde::{
 };
 
 use super::{
-    Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, Reason, Request, RequestId, SourceName,
+    Cancellation, Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, Reason, Request, RequestId,
+    SourceName,
     envelope::{Envelope, Headers, Kind, header},
 };
 use crate::runtime::clock::Timestamp;
@@ -199,6 +200,14 @@ pub fn read_dead_letter(raw: &Raw<'_>) -> Result<DeadLetter, Unreadable> {
 /// [`Unreadable`] if it is not a change of a version that this weir knows.
 pub fn read_change(raw: &Raw<'_>) -> Result<Change, Unreadable> {
     read(raw, Kind::Change)
+}
+
+/// Reads a cancellation.
+///
+/// # Errors
+/// [`Unreadable`] if it is not a cancellation of a version that this weir knows.
+pub fn read_cancellation(raw: &Raw<'_>) -> Result<Cancellation, Unreadable> {
+    read(raw, Kind::Cancellation)
 }
 
 fn read<T: DeserializeOwned>(raw: &Raw<'_>, kind: Kind) -> Result<T, Unreadable> {

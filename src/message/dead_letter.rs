@@ -18,6 +18,8 @@ pub enum Reason {
     Expired,
     /// The money for its batch is spent.
     Budget,
+    /// Its batch was cancelled before it was called for.
+    Cancelled,
     /// The record could not be read as a request (or failure) at all.
     Invalid,
 }
@@ -31,6 +33,7 @@ impl Reason {
             Self::Permanent => "permanent",
             Self::Expired => "expired",
             Self::Budget => "budget",
+            Self::Cancelled => "cancelled",
             Self::Invalid => "invalid",
         }
     }

@@ -22,11 +22,14 @@ pub enum Kind {
     DeadLetter,
     /// [`super::Change`]
     Change,
+    /// [`super::Cancellation`]
+    Cancellation,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Request, Self::Result, Self::Failure, Self::DeadLetter, Self::Change];
+    pub const ALL: [Self; 6] =
+        [Self::Request, Self::Result, Self::Failure, Self::DeadLetter, Self::Change, Self::Cancellation];
 
     /// The CloudEvents type, version included.
     #[must_use]
@@ -37,6 +40,7 @@ impl Kind {
             Self::Failure => "weir.failure.v1",
             Self::DeadLetter => "weir.dead_letter.v1",
             Self::Change => "weir.change.v1",
+            Self::Cancellation => "weir.cancellation.v1",
         }
     }
 
@@ -49,6 +53,7 @@ impl Kind {
             Self::Failure => "urn:weir:schema:failure:v1",
             Self::DeadLetter => "urn:weir:schema:dead_letter:v1",
             Self::Change => "urn:weir:schema:change:v1",
+            Self::Cancellation => "urn:weir:schema:cancellation:v1",
         }
     }
 
@@ -61,6 +66,7 @@ impl Kind {
             Self::Failure => "schemas/failure.v1.schema.json",
             Self::DeadLetter => "schemas/dead_letter.v1.schema.json",
             Self::Change => "schemas/change.v1.schema.json",
+            Self::Cancellation => "schemas/cancellation.v1.schema.json",
         }
     }
 }

@@ -5,6 +5,7 @@
 //! `schemas/` are generated from these types. A reader ignores fields that it does not know, so a newer
 //! writer may add some; what changes a meaning takes a new version in `ce_type`.
 
+mod cancellation;
 mod change;
 pub mod codec;
 mod dead_letter;
@@ -15,9 +16,10 @@ mod request;
 mod result;
 pub mod trace;
 
+pub use cancellation::Cancellation;
 pub use change::{Change, Field, Watched};
 pub use dead_letter::{DeadLetter, Origin, Reason};
 pub use failure::{Attempt, Class, Failure};
 pub use id::{AccountAlias, BatchId, InvalidId, ItemId, RequestId, SourceName};
-pub use request::Request;
+pub use request::{MaxAge, Request};
 pub use result::{Columns, Observation, Status, Via};

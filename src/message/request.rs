@@ -1,9 +1,9 @@
 //! A record that asks for an item.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, time::Duration};
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{Attempt, BatchId, ItemId, SourceName};
 use crate::runtime::clock::Timestamp;
@@ -32,12 +32,24 @@ pub struct Request {
     /// Not called any more after this time: the request ends as a dead letter with reason `expired`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// Not answered from a cache that is older than this: a duration (`"10m"`), or a number of seconds; 0: by a call.
+    /// Without it the source's own limits hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<MaxAge>,
     /// How many calls there have been for it. Written by weir.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub calls: u32,
     /// What earlier calls for this request came to, oldest first. Written by weir.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Attempt>,
+    /// How often it has been sent again after it had ended as a dead letter: its attempts begin anew then. Written by
+    /// weir.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub redriven: u32,
+    /// What calls came to before it was last sent again, oldest first; the oldest are left out where there is no
+    /// room. Written by weir.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Attempt>,
 }
 
 impl Request {
@@ -51,9 +63,18 @@ impl Request {
             params: BTreeMap::new(),
             requested_at: None,
             expires_at: None,
+            max_age: None,
             calls: 0,
             history: Vec::new(),
+            redriven: 0,
+            earlier: Vec::new(),
         }
+    }
+
+    /// Whether it begins a chain: it is not sent again after a failure. Each such record has one end.
+    #[must_use]
+    pub fn begins_a_chain(&self) -> bool {
+        self.history.is_empty()
     }
 
     /// How many attempts have been spent; a throttle and a refused account spend none.
@@ -67,4 +88,62 @@ impl Request {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 const fn is_zero(calls: &u32) -> bool {
     *calls == 0
+}
+
+/// How old an answer may be; to the millisecond, as text or as a number of seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MaxAge(pub Duration);
+
+impl Serialize for MaxAge {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for MaxAge {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = MaxAge;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration like \"10m\", or a number of seconds from 0")
+            }
+            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<MaxAge, E> {
+                Ok(MaxAge(Duration::from_secs(seconds)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<MaxAge, E> {
+                humantime::parse_duration(text).map(MaxAge).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for MaxAge {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "MaxAge".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": ["string", "integer"], "minimum": 0})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_age_is_a_duration_or_a_number_of_seconds() {
+        let read = |text: &str| serde_json::from_str::<Request>(&format!(r#"{{"item":"1","max_age":{text}}}"#));
+        for (text, seconds) in [("0", 0), ("600", 600), ("\"10m\"", 600), ("\"0s\"", 0), ("\"1h 30m\"", 5_400)] {
+            assert_eq!(read(text).unwrap().max_age, Some(MaxAge(Duration::from_secs(seconds))), "{text}");
+        }
+        for text in ["-1", "\"soon\"", "[]"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        let request = read("90").unwrap();
+        let text = serde_json::to_string(&request).unwrap();
+        assert!(text.contains(r#""max_age":"1m 30s""#), "{text}");
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+    }
 }

@@ -170,4 +170,10 @@ pub trait Vendor: Send + Sync {
 
     /// What the reply means. Never fails: what cannot be understood is [`RefusalKind::Malformed`].
     fn interpret(&self, requests: &[&Request], reply: &HttpReply) -> Reply;
+
+    /// The columns of an item from the JSON that was kept of it ([`Answer::raw`]), as they are read today; `None` if
+    /// it holds no product, or this vendor's code cannot tell.
+    fn columns(&self, _raw: &RawValue) -> Option<Columns> {
+        None
+    }
 }

@@ -80,6 +80,7 @@ impl Store {
             Kind::Failure => self.send::<FailureRow<'static>>(sealed, token, failure_row).await,
             Kind::DeadLetter => self.send::<DeadLetterRow>(sealed, token, dead_letter_row).await,
             Kind::Change => self.send::<ChangeRow<'static>>(sealed, token, change_row).await,
+            Kind::Cancellation => Ok(()),
         }
     }
 

@@ -20,13 +20,16 @@ pub mod doubt;
 pub mod insert;
 pub mod intent;
 mod lane;
+mod missing;
 mod patience;
+pub mod present;
 pub mod query;
 pub mod row;
 pub mod schema;
 pub mod sealed;
 mod settle;
 mod stage;
+pub mod stored;
 mod watched;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};

@@ -115,7 +115,7 @@ pub fn samples() -> impl Iterator<Item = Sample> {
 pub struct Progress {
     /// Asked for.
     pub requested: u64,
-    /// Answered: here are its data.
+    /// Answered: here are its data. A request that was asked for again is counted nowhere until it has ended again.
     pub found: u64,
     /// Answered: there is no such item.
     pub absent: u64,
@@ -138,6 +138,25 @@ impl Progress {
 }
 
 impl Store {
+    /// How many requests of a batch stand in these ranges of its topic, by partition the first and the last offset.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn recorded(&self, batch: &BatchId, topic: &str, ranges: &[(i32, i64, i64)]) -> Result<u64, Trouble> {
+        let range = |(partition, first, last): &(i32, i64, i64)| {
+            format!("(partition = {partition} AND offset BETWEEN {first} AND {last})")
+        };
+        let ranges: Vec<String> = ranges.iter().map(range).collect();
+        let sql = format!(
+            "SELECT uniqExact(partition, offset) FROM requests WHERE batch = {{batch: String}} \
+             AND topic = {{topic: String}} AND ({})",
+            if ranges.is_empty() { "0".to_owned() } else { ranges.join(" OR ") }
+        );
+        let query = self.client.query_raw(&sql).param("batch", batch.as_str()).param("topic", topic);
+        let answer = timeout(self.timeout, query.fetch_one::<u64>()).await;
+        Ok(answer.map_err(|_| Trouble::timed_out(self.timeout))??)
+    }
+
     /// How far a batch is: all zero while the sink has not seen any of it. With a million requests a poll costs
     /// about 0.2 s, with ten thousand 10 ms.
     ///

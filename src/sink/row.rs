@@ -78,7 +78,8 @@ pub fn parse(raw: &Raw<'_>, route: &Route) -> Parsed {
             Ok(received) => Parsed::Request(Box::new(received)),
             Err(why) => Parsed::Skipped(why),
         },
-        (Kind::Request, None) => Parsed::Skipped(Unreadable::Empty),
+        // Cancellations are on no topic of rows.
+        (Kind::Request, None) | (Kind::Cancellation, _) => Parsed::Skipped(Unreadable::Empty),
         (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result, Parsed::Poison),
         (Kind::Failure, _) => read(codec::read_failure(raw), Parsed::Failure, Parsed::Skipped),
         (Kind::DeadLetter, _) => read(codec::read_dead_letter(raw), Parsed::DeadLetter, Parsed::Raw),
@@ -104,8 +105,9 @@ pub const fn table(kind: Kind) -> &'static str {
         Kind::Request => "requests",
         Kind::Result => "observations",
         Kind::Failure => "failures",
-        Kind::DeadLetter => "dead_letters",
         Kind::Change => "item_changes",
+        // Nothing of the control topic has a row: if it had, it would be here.
+        Kind::DeadLetter | Kind::Cancellation => "dead_letters",
     }
 }
 

@@ -2,7 +2,7 @@
 
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use jsonschema::Validator;
 use schemars::schema_for;
@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use weir::{
     message::{
-        Attempt, Change, Class, Columns, DeadLetter, Failure, Field, ItemId, Observation, Origin, Reason, Request,
-        RequestId, SourceName, Status, Via, codec, envelope::Kind,
+        Attempt, Cancellation, Change, Class, Columns, DeadLetter, Failure, Field, ItemId, MaxAge, Observation, Origin,
+        Reason, Request, RequestId, SourceName, Status, Via, codec, envelope::Kind,
     },
     runtime::clock::Timestamp,
 };
@@ -24,6 +24,7 @@ fn generated(kind: Kind) -> Value {
         Kind::Failure => schema_for!(Failure),
         Kind::DeadLetter => schema_for!(DeadLetter),
         Kind::Change => schema_for!(Change),
+        Kind::Cancellation => schema_for!(Cancellation),
     };
     let mut schema = Value::from(schema);
     // What `ce_dataschema` says, so that whoever holds a record finds its schema.
@@ -77,6 +78,7 @@ fn readable(kind: Kind, record: &Value) -> bool {
         Kind::Failure => codec::read_failure(&raw).is_ok(),
         Kind::DeadLetter => codec::read_dead_letter(&raw).is_ok(),
         Kind::Change => codec::read_change(&raw).is_ok(),
+        Kind::Cancellation => codec::read_cancellation(&raw).is_ok(),
     }
 }
 
@@ -99,6 +101,9 @@ fn request() -> Request {
     request.params.insert("fields".to_owned(), "price".to_owned());
     request.requested_at = Some(now());
     request.expires_at = Some(now());
+    request.max_age = Some(MaxAge(Duration::ZERO));
+    request.redriven = 1;
+    request.earlier = vec![attempt()];
     request.history = vec![attempt(), Attempt { account: None, http_status: None, not_before: None, ..attempt() }];
     request
 }
@@ -159,7 +164,7 @@ fn written() -> Vec<(Kind, Value)> {
         let failure = Failure { request_id: request_id(), source: source(), request: request(), attempt: attempt() };
         (Kind::Failure, record(&Failure { attempt: Attempt { class, ..attempt() }, ..failure }))
     });
-    let reasons = [Reason::Exhausted, Reason::Permanent, Reason::Expired, Reason::Budget];
+    let reasons = [Reason::Exhausted, Reason::Permanent, Reason::Expired, Reason::Cancelled, Reason::Budget];
     let reasons = reasons.map(|reason| dead(reason, Some(request())));
     let statuses = [(Status::Found, Some(r#"{"price":10.00}"#)), (Status::Absent, None), (Status::OffShelf, None)];
     let mut all = vec![(Kind::Request, record(&request())), (Kind::Request, record(&bare))];
@@ -168,6 +173,8 @@ fn written() -> Vec<(Kind, Value)> {
     all.extend(reasons.map(|dead| (Kind::DeadLetter, record(&dead))));
     all.push((Kind::DeadLetter, record(&dead(Reason::Invalid, None))));
     let fields = [Field::Status, Field::Price, Field::Title, Field::Stock, Field::Rating];
+    let batch = "monday".parse().expect("a name");
+    all.push((Kind::Cancellation, record(&Cancellation { batch, cancelled_at: now() })));
     all.extend(fields.map(|field| (Kind::Change, record(&change(field)))));
     all
 }
@@ -204,6 +211,7 @@ fn minimal(kind: Kind) -> Value {
             "request_id": "r1", "source": "ali1688", "reason": "invalid", "message": "",
             "died_at": "2026-11-21T09:00:00Z", "origin": {"topic": "t", "partition": 0, "offset": 0},
         }),
+        Kind::Cancellation => json!({"batch": "monday", "cancelled_at": "2026-11-21T09:00:00Z"}),
         Kind::Change => json!({
             "source": "ali1688", "item": "1", "field": "status", "request_id": "r1",
             "old_at": "2026-11-21T09:00:00Z", "new_at": "2026-11-21T09:00:00Z",

@@ -20,6 +20,7 @@ mod outage;
 mod process;
 mod proxy;
 mod quota;
+mod replay;
 mod retry;
 mod sink;
 mod stack;

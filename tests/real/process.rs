@@ -74,6 +74,21 @@ accounts_file = "{accounts}"
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Runs `weir <arguments>` to its end: its exit code, and all that it printed.
+    pub async fn outcome(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = tokio::process::Command::from(self.command(arguments));
+        let output = command.stdin(Stdio::null()).output().await.unwrap();
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+        (output.status.code().unwrap_or(-1), text)
+    }
+
+    /// A file in its folder.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
     /// The answer to a query as tab-separated text; `None` while ClickHouse is away.
     pub async fn query(&self, sql: &str) -> Option<String> {
         let arguments = ["query", sql, "--format", "TSV"];

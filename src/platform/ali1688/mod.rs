@@ -12,11 +12,16 @@ pub mod sign;
 
 use std::collections::BTreeMap;
 
+use serde_json::value::RawValue;
+
 use super::{
     Account, Exchange, HttpReply, Refusal, RefusalKind, Reply, Vendor,
     pick::{InvalidPointer, Picker},
 };
-use crate::{message::Request, runtime::clock::Timestamp};
+use crate::{
+    message::{Columns, Request},
+    runtime::clock::Timestamp,
+};
 
 pub use columns::Pointers;
 
@@ -84,5 +89,9 @@ impl Vendor for Ali1688 {
             },
             _ => Self::refuse("batch", "1688 serves one item a call"),
         }
+    }
+
+    fn columns(&self, raw: &RawValue) -> Option<Columns> {
+        reply::columns(&self.picker, raw)
     }
 }

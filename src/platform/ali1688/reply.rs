@@ -41,6 +41,12 @@ pub fn read(picker: &Picker, request: &Request, reply: &HttpReply) -> Result<Ans
     Ok(Answer { status, columns, raw: Some(raw) })
 }
 
+/// The columns of a reply that was kept; `None` if there is no product in it.
+pub fn columns(picker: &Picker, raw: &RawValue) -> Option<Columns> {
+    let found = Found(picker.pick(raw.get()).ok()?);
+    (error_of(&found).is_none() && found.raw(Field::Product).is_some()).then(|| found.columns())
+}
+
 /// The gateway's error body.
 struct GatewayError<'a> {
     code: String,

@@ -1,0 +1,189 @@
+//! `weir batches` and `weir batch`: how far what was enqueued together is, and its end on request.
+
+use bytes::Bytes;
+use clap::Subcommand;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    exit::{Ended, Exit},
+    status::{rows, section},
+    terminal::say,
+    watch,
+};
+use crate::{
+    config::Config,
+    kafka::{Outgoing, Producer, admin},
+    message::{
+        BatchId, Cancellation,
+        codec::{self, Encoded},
+        envelope::{Envelope, Kind},
+    },
+    runtime::clock::{Clock, Timestamp},
+    sink::query::{Format, query},
+    topics::Topics,
+};
+
+pub(super) const LIST_ABOUT: &str = "\
+The batches: what was enqueued together, and how far it is. Asks ClickHouse only, so it works from any machine.";
+
+pub(super) const LIST_EXAMPLES: &str = "\
+Examples:
+  weir batches                        those under way, then the latest
+  weir batches --json --limit 1000 | jq 'select(.dead > 0)'";
+
+pub(super) const ONE_ABOUT: &str = "\
+One batch: how far it is, its items, or its end.
+
+Each request is in one place: requested = found + absent + off_shelf + dead + under_way. One that was enqueued again or \
+redriven is under way until it has its new end.";
+
+pub(super) const ONE_EXAMPLES: &str = "\
+Examples:
+  weir batch monday
+  weir batch monday --follow                        until each request has its end
+  weir batch monday items --status dead             which ones; also waiting, under_way, found, absent, off_shelf
+  weir batch monday items --format CSVWithNames > monday.csv
+  weir batch monday cancel                          call no more for what has not been called for";
+
+const COLUMNS: &[&str] = &[
+    "batch",
+    "requested",
+    "found",
+    "absent",
+    "off_shelf",
+    "dead",
+    "under_way",
+    "retried",
+    "first_at",
+    "last_at",
+    "per_second",
+];
+
+const SELECT: &str = "SELECT batch, requested, found, absent, off_shelf, dead, under_way, retried, \
+    toString(toDateTime(first_at)) AS first_at, toString(toDateTime(last_at)) AS last_at, \
+    round((requested - under_way) / greatest(dateDiff('millisecond', batches.first_at, batches.last_at) / 1000, 0.001), 1) \
+    AS per_second FROM batches";
+
+/// `weir batches`
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    /// How many, at most.
+    #[arg(long, value_name = "COUNT", default_value_t = 20)]
+    limit: u32,
+    /// One JSON object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `weir batch`
+#[derive(Debug, clap::Args)]
+pub struct OneArgs {
+    /// Its name.
+    batch: BatchId,
+    /// Stay and show the progress until each request has its end.
+    #[arg(long)]
+    follow: bool,
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// The status of each request.
+    Items {
+        /// Only these: waiting, `under_way`, found, absent, `off_shelf` or dead.
+        #[arg(long, value_name = "STATUS", value_parser = ["waiting", "under_way", "found", "absent", "off_shelf", "dead"])]
+        status: Option<String>,
+        /// One of ClickHouse's formats.
+        #[arg(long, value_name = "FORMAT", default_value = "TSV")]
+        format: String,
+    },
+    /// Call no more for what has not been called for yet: it ends as dead letters of reason cancelled.
+    ///
+    /// Calls in flight are finished. What failed and waits to be tried again ends when its time comes. What is enqueued
+    /// later under the same name is called for.
+    Cancel,
+}
+
+pub(super) async fn list(args: &ListArgs, config: &Config) -> anyhow::Result<Exit> {
+    let sql = format!("{SELECT} ORDER BY under_way > 0 DESC, batches.last_at DESC LIMIT {}", args.limit);
+    let found = rows(config, &sql).await?;
+    if args.json {
+        found.iter().try_for_each(|row| say(&row.to_string()))?;
+    } else {
+        section("Batches", COLUMNS, &found, "none yet: weir enqueue FILE --source NAME")?;
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) async fn one(args: OneArgs, config: &Config, stop: &CancellationToken) -> anyhow::Result<Exit> {
+    match args.action {
+        Some(Action::Items { status, format }) => items(&args.batch, status, format, config).await,
+        Some(Action::Cancel) => cancel(&args.batch, config, Clock::System.now()).await,
+        None => {
+            let found = progress(&args.batch, config).await?;
+            if args.follow {
+                return watch::run(config, &args.batch, None, stop).await;
+            }
+            section(&format!("Batch {}", args.batch), &COLUMNS[1..], &[found], "")?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// The row of the batch; an error if there is none.
+async fn progress(batch: &BatchId, config: &Config) -> anyhow::Result<Value> {
+    let found = rows(config, &format!("{SELECT} WHERE batch = {}", quoted(batch))).await?;
+    found.into_iter().next().ok_or_else(|| {
+        Ended::failed(format!(
+            "there is no batch {batch} in ClickHouse (yet): `weir batches` lists those that there are"
+        ))
+        .into()
+    })
+}
+
+/// As an SQL text.
+fn quoted(batch: &BatchId) -> String {
+    format!("'{}'", batch.as_str().replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+async fn items(batch: &BatchId, status: Option<String>, format: String, config: &Config) -> anyhow::Result<Exit> {
+    let only = status.map(|status| format!(" AND status = '{status}'")).unwrap_or_default();
+    let sql = format!(
+        "SELECT source, item, status, changed_at, request_id FROM item_status WHERE batch = {}{only} ORDER BY source, item",
+        quoted(batch)
+    );
+    query(&config.clickhouse, &sql, &Format::Named(format), &mut tokio::io::stdout()).await?;
+    Ok(Exit::Done)
+}
+
+async fn cancel(batch: &BatchId, config: &Config, now: Timestamp) -> anyhow::Result<Exit> {
+    let topic = Topics::new(config.topics.clone()).control();
+    if !admin::describe(&config.kafka).await?.contains_key(&topic) {
+        return Err(Ended::failed(format!("there is no topic {topic}. Run `weir topics apply`")).into());
+    }
+    let cancellation = Cancellation { batch: batch.clone(), cancelled_at: now };
+    let key = cancellation.key();
+    let envelope = Envelope { kind: Kind::Cancellation, id: &key, writer: "weir/batch", time: now, traceparent: None };
+    let Encoded { headers, value } = codec::encode(&envelope, &cancellation);
+    let key = Some(Bytes::copy_from_slice(key.as_bytes()));
+    Producer::new(&config.kafka)?.send(vec![Outgoing { topic: topic.into(), key, value, headers }]).await?;
+    say(&format!(
+        "Cancelled {batch}: what was enqueued up to {now} and has not been called for ends as dead letters (cancelled). \
+         Watch it with: weir batch {batch} --follow"
+    ))?;
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stays_a_text_in_sql() {
+        let quoted = |name: &str| quoted(&BatchId::new(name).unwrap());
+        assert_eq!(quoted("monday"), "'monday'");
+        assert_eq!(quoted("o'clock\\"), "'o\\'clock\\\\'");
+    }
+}

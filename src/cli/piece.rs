@@ -1,0 +1,119 @@
+//! What `replay` and `redrive` are told: which piece, and whether to do it; and how they show how far they are.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, IsTerminal},
+};
+
+use sha1::{Digest as _, Sha1};
+use tokio::time::Instant;
+
+use super::{
+    exit::Ended,
+    terminal::{Progress, Rate, grouped, note},
+};
+use crate::{
+    message::{BatchId, Class, ItemId, Reason, SourceName},
+    replay::filter::Filter,
+};
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct PieceArgs {
+    /// Begin here: an RFC 3339 time, a day, "2 days ago", 2d, or PARTITION:OFFSET,…
+    #[arg(long, value_name = "WHEN")]
+    pub(super) from: Option<String>,
+    /// End before this; as --from.
+    #[arg(long, value_name = "WHEN")]
+    pub(super) to: Option<String>,
+    /// Only records of this source.
+    #[arg(long, value_name = "NAME")]
+    pub(super) source: Option<SourceName>,
+    /// Only records of this batch.
+    #[arg(long, value_name = "NAME")]
+    pub(super) batch: Option<BatchId>,
+    /// Only failures of this class: throttled, outage, denied, malformed, bug. Of dead letters the last failure counts.
+    #[arg(long, value_name = "CLASS", value_parser = word::<Class>)]
+    pub(super) class: Option<Class>,
+    /// Only dead letters of this reason: exhausted, permanent, expired, cancelled, budget, invalid.
+    #[arg(long, value_name = "REASON", value_parser = word::<Reason>)]
+    pub(super) reason: Option<Reason>,
+    /// Only this item; may be repeated.
+    #[arg(long, value_name = "ID")]
+    pub(super) item: Vec<ItemId>,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Consent {
+    /// Count and show what would be done, and do nothing.
+    #[arg(long, conflicts_with = "yes")]
+    pub(super) dry_run: bool,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub(super) yes: bool,
+    /// Begin anew instead of going on with an interrupted run.
+    #[arg(long)]
+    pub(super) restart: bool,
+}
+
+/// A word of a record, as it stands there.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+impl PieceArgs {
+    /// Whether it says how something ended.
+    pub(super) const fn has_end(&self) -> bool {
+        self.class.is_some() || self.reason.is_some()
+    }
+
+    pub(super) fn filter(&self) -> Filter {
+        let items: BTreeSet<ItemId> = self.item.iter().cloned().collect();
+        Filter { source: self.source.clone(), batch: self.batch.clone(), class: self.class, reason: self.reason, items }
+    }
+}
+
+/// A name that is the same for the same arguments.
+pub(super) fn name(arguments: &impl std::fmt::Debug) -> String {
+    hex::encode(&Sha1::digest(format!("{arguments:?}"))[..6])
+}
+
+/// Asks on a terminal; elsewhere nobody can answer.
+pub(super) async fn confirm() -> anyhow::Result<()> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Ended::usage("nothing was done: this is no terminal to ask on; say --yes to do it").into());
+    }
+    note("Do it? [y/N]");
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line).map(|_| line)
+    });
+    match answer.await??.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Ended::failed("nothing was done").into()),
+    }
+}
+
+/// How far it is, how fast, and how long it still takes.
+pub(super) struct Bar {
+    progress: Progress,
+    rate: Rate,
+    total: u64,
+}
+
+impl Bar {
+    pub(super) fn new(total: u64) -> Self {
+        Self { progress: Progress::new(), rate: Rate::default(), total }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a share for people")]
+    pub(super) fn show(&mut self, read: u64, what: u64) {
+        let rate = self.rate.add(Instant::now(), read);
+        let share = read as f64 / self.total.max(1) as f64;
+        let left = Rate::words(rate, Some(self.total.saturating_sub(read)));
+        self.progress.show(Some(share), || format!("{} read{left}; {} to write", grouped(read), grouped(what)));
+    }
+
+    pub(super) fn clear(&self) {
+        self.progress.clear();
+    }
+}

@@ -1,0 +1,120 @@
+//! `weir replay --from-table`: rows once more from their stored JSON.
+
+use std::collections::HashMap;
+
+use anyhow::Context;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    exit::{Ended, Exit},
+    piece::{Bar, Consent, PieceArgs, confirm, name},
+    terminal::{grouped, say, spoken},
+};
+use crate::{
+    config::Config,
+    replay::{
+        into::Into,
+        rebuild::Rebuild,
+        tables::{Tally, Target},
+        when::{WhenError, time},
+    },
+    runtime::clock::Clock,
+    sink::{
+        Store,
+        present::Place,
+        stored::{Reach, Wanted},
+    },
+};
+
+const TABLE: &str = "observations";
+
+pub(super) async fn run(
+    table: &str,
+    into: &Into,
+    piece: &PieceArgs,
+    consent: Consent,
+    config: &Config,
+    stop: &CancellationToken,
+) -> anyhow::Result<Exit> {
+    if table != TABLE {
+        return Err(Ended::usage(format!("only {TABLE} holds the vendors' JSON: --from-table {TABLE}")).into());
+    }
+    let Into::Elsewhere { database, table } = into else {
+        return Err(
+            Ended::usage("rows are there already: name another table, --into DATABASE or DATABASE.TABLE").into()
+        );
+    };
+    let table = table.as_deref().unwrap_or(TABLE);
+    if *database == config.clickhouse.database && table == TABLE {
+        return Err(
+            Ended::usage(format!("{database}.{TABLE} cannot be rebuilt into itself: name another table")).into()
+        );
+    }
+    let wanted = wanted(piece)?;
+    let from = Store::connect(&config.clickhouse)?;
+    let mut elsewhere = config.clickhouse.clone();
+    elsewhere.database.clone_from(database);
+    let store = Store::connect(&elsewhere)?;
+    let place = Place { table: table.to_owned() };
+    if !store.has_table(table).await? {
+        return Err(
+            Ended::failed(format!("there is no table {database}.{table}: schemas/README.md has a recipe")).into()
+        );
+    }
+    let mut vendors = HashMap::new();
+    for source in &config.sources {
+        let vendor = source.vendor().with_context(|| format!("source {}", source.name))?;
+        vendors.insert(source.name.clone(), vendor);
+    }
+    let reach = from.reach(&wanted).await?;
+    let target = Target { store: &store, place };
+    let mut rebuild = Rebuild { from: &from, wanted: &wanted, target, vendors: &vendors, run: None };
+    if !consent.yes {
+        let Some(counted) = pass(&rebuild, &reach, stop).await? else { return Ok(Exit::Interrupted) };
+        say(&words(&counted, into, "would be"))?;
+        if consent.dry_run || counted.inserted == 0 {
+            return Ok(Exit::Done);
+        }
+        confirm().await?;
+    }
+    rebuild.run = Some(name(&(piece, into)));
+    let since = Instant::now();
+    let Some(sum) = pass(&rebuild, &reach, stop).await? else {
+        say("Interrupted. The same command inserts the rest")?;
+        return Ok(Exit::Interrupted);
+    };
+    say(&format!("{}, in {}", words(&sum, into, "were"), spoken(since.elapsed())))?;
+    Ok(Exit::Done)
+}
+
+async fn pass(rebuild: &Rebuild<'_>, reach: &[Reach], stop: &CancellationToken) -> anyhow::Result<Option<Tally>> {
+    let mut bar = Bar::new(reach.iter().map(|reach| reach.rows).sum());
+    let done = tokio::select! {
+        done = rebuild.run(reach, |tally| bar.show(tally.meant, tally.inserted)) => Some(done),
+        () = stop.cancelled() => None,
+    };
+    bar.clear();
+    Ok(done.transpose()?)
+}
+
+fn wanted(piece: &PieceArgs) -> anyhow::Result<Wanted> {
+    if piece.has_end() {
+        return Err(Ended::usage("rows of observations have neither --class nor --reason").into());
+    }
+    let now = Clock::System.now();
+    let at = |text: &Option<String>| text.as_deref().map(|text| time(text, now)).transpose();
+    let usage = |error: WhenError| Ended::usage(error.to_string());
+    Ok(Wanted {
+        source: piece.source.clone(),
+        batch: piece.batch.clone(),
+        items: piece.item.clone(),
+        from: at(&piece.from).map_err(usage)?,
+        to: at(&piece.to).map_err(usage)?,
+    })
+}
+
+fn words(tally: &Tally, into: &Into, were: &str) -> String {
+    let [meant, there, inserted] = [tally.meant, tally.there, tally.inserted].map(grouped);
+    format!("Of {meant} rows {there} are in {into}; {inserted} {were} inserted")
+}

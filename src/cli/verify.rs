@@ -1,0 +1,174 @@
+//! `weir verify`: nothing is lost, nothing is doubled, or the name of each that is.
+
+use anyhow::Context;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    exit::Exit,
+    terminal::{Progress, Rate, grouped, say, table},
+};
+use crate::{
+    config::Config,
+    enqueue::feed::{Few, NAMED},
+    message::BatchId,
+    replay::when::time,
+    runtime::clock::Clock,
+    sink::Store,
+    topics::{Groups, Topics},
+    verify::{
+        self, Places, Report, Scope, Unaccounted,
+        balance::{Fault, Sum},
+        rows::{At, TopicReport},
+    },
+};
+
+pub(super) const LONG_ABOUT: &str = "\
+Prove that nothing is lost and nothing is doubled, from the topics themselves and from ClickHouse.
+
+The rows of each table are exactly the records of its topic, by topic, partition and offset, as far as the sink has \
+come. And each request has its end, or stands where a stage has still to do something for it: requested = found + \
+absent + off-shelf + dead + under way. What is not where it should be is named, and the exit code is 1 then.
+
+Only reads; may be run at any time beside the roles. What Kafka's retention has deleted cannot be compared any more. \
+It takes about 50 bytes of memory for each request id.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  weir verify                            everything that is still on Kafka
+  weir verify --batch monday             the requests of one batch
+  weir verify --since \"2 days ago\"       what was asked for since; also 2h, 2026-11-20, an RFC 3339 time
+  weir verify --all | grep lost          name all that is wrong, not only the first 20 of a kind";
+
+/// `weir verify`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only the requests of this batch; the rows of all are compared.
+    #[arg(long, value_name = "NAME")]
+    batch: Option<BatchId>,
+    /// Only what was asked for since then.
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Name everything that is wrong.
+    #[arg(long)]
+    all: bool,
+}
+
+pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) -> anyhow::Result<Exit> {
+    let since = args.since.as_deref().map(|text| time(text, Clock::System.now())).transpose()?;
+    let scope = Scope { batch: args.batch.clone(), since, named: if args.all { usize::MAX } else { NAMED } };
+    let (topics, groups) = (Topics::new(config.topics.clone()), Groups::new(&config.kafka.group_prefix));
+    let (store, sources) = (Store::connect(&config.clickhouse)?, config.source_names());
+    let places = Places { kafka: &config.kafka, topics: &topics, groups: &groups, sources: &sources, store: &store };
+    let (mut progress, mut rate) = (Progress::new(), Rate::default());
+    #[allow(clippy::cast_precision_loss, reason = "a share for people")]
+    let verified = verify::run(places, &scope, |read, of| {
+        let rate = rate.add(Instant::now(), read);
+        let left = Rate::words(rate, Some(of.saturating_sub(read)));
+        progress.show(Some(read as f64 / of.max(1) as f64), || format!("{} offsets read{left}", grouped(read)));
+    });
+    let verified = tokio::select! {
+        verified = verified => verified.context("nothing is proved"),
+        () = stop.cancelled() => return Ok(Exit::Interrupted),
+    };
+    progress.clear();
+    let report = verified?;
+    print(&report, args.batch.as_ref())?;
+    Ok(if report.is_clean() { Exit::Done } else { Exit::Failed })
+}
+
+fn print(report: &Report, batch: Option<&BatchId>) -> std::io::Result<()> {
+    let head = ["", "topic", "records", "rows", "missing", "stray", "doubled", "to come"];
+    let rows: Vec<_> = report.topics.iter().map(row).collect();
+    say("Rows in ClickHouse against records on Kafka, as far as the sink has come")?;
+    say(&indent(&table(&head, &rows)))?;
+    for topic in &report.topics {
+        faults(topic)?;
+    }
+    let of = batch.map(|batch| format!(" of batch {batch}")).unwrap_or_default();
+    say(&format!("\nRequests{of}"))?;
+    say(&format!("  {} {}", mark(report.sum.lost == 0 && report.sum.doubled == 0), equation(&report.sum)))?;
+    unaccounted(&report.unaccounted)?;
+    let verdict = if report.is_clean() { "✓ all accounted for" } else { "✗ not all is accounted for" };
+    say(&format!("\n{verdict}"))
+}
+
+fn mark(good: bool) -> &'static str {
+    if good { "✓" } else { "✗" }
+}
+
+fn row(report: &TopicReport) -> Vec<String> {
+    let TopicReport { topic, records, rows, missing, stray, doubled, waiting, .. } = report;
+    let numbers = [*records, *rows, missing.count, stray.count, doubled.count, *waiting].map(grouped);
+    [mark(report.is_exact()).to_owned(), topic.clone()].into_iter().chain(numbers).collect()
+}
+
+/// Which records and rows do not match, and what to do.
+fn faults(report: &TopicReport) -> std::io::Result<()> {
+    let TopicReport { topic, missing, stray, doubled, .. } = report;
+    let name = |(partition, offset): &At| format!("{topic}/{partition}/{offset}");
+    let advice = "`weir replay --into tables` pours them in again";
+    few(missing, &format!("records have no row; {advice}"), name)?;
+    few(stray, "rows have no record: they were written by hand, or the topic was made anew", name)?;
+    few(doubled, "records have several rows; delete these and replay", |(at, times)| {
+        format!("{} ({times} rows)", name(at))
+    })
+}
+
+fn few<T>(few: &Few<T>, what: &str, name: impl Fn(&T) -> String) -> std::io::Result<()> {
+    if few.count == 0 {
+        return Ok(());
+    }
+    say(&format!("  ✗ {} {what}:", grouped(few.count)))?;
+    few.first.iter().try_for_each(|one| say(&format!("      {}", name(one))))?;
+    more(few.count, few.first.len())
+}
+
+fn more(count: u64, named: usize) -> std::io::Result<()> {
+    match count - named as u64 {
+        0 => Ok(()),
+        more => say(&format!("      and {} more: --all names them", grouped(more))),
+    }
+}
+
+fn equation(sum: &Sum) -> String {
+    let Sum { requested, found, absent, off_shelf, dead, under_way, lost, doubled } = *sum;
+    let [requested, found, absent, off_shelf, dead, under_way] =
+        [requested, found, absent, off_shelf, dead, under_way].map(grouped);
+    let places = format!(
+        "{requested} requested = {found} found + {absent} absent + {off_shelf} off-shelf + {dead} dead + {under_way} under way"
+    );
+    let lost = if lost == 0 { String::new() } else { format!(" + {} LOST", grouped(lost)) };
+    let doubled =
+        if doubled == 0 { String::new() } else { format!("; {} ended more often than asked", grouped(doubled)) };
+    format!("{places}{lost}{doubled}")
+}
+
+fn unaccounted(few: &Few<Unaccounted>) -> std::io::Result<()> {
+    for Unaccounted { fault, id, item, at } in &few.first {
+        let what = match fault {
+            Fault::Lost => "lost",
+            Fault::Doubled => "ended twice",
+        };
+        say(&format!("      {what}: item {item}, request {id}, asked for at {at}"))?;
+    }
+    more(few.count, few.first.len())
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_line_names_what_is_wrong_only_if_something_is() {
+        let sum = Sum { requested: 1_005, found: 1_000, absent: 2, dead: 1, under_way: 2, ..Sum::default() };
+        let clean = "1,005 requested = 1,000 found + 2 absent + 0 off-shelf + 1 dead + 2 under way";
+        assert_eq!(equation(&sum), clean);
+        let text = equation(&Sum { under_way: 1, lost: 1, doubled: 3, ..sum });
+        assert!(text.ends_with("1 under way + 1 LOST; 3 ended more often than asked"), "{text}");
+    }
+}

@@ -1,0 +1,111 @@
+//! Which batches have been cancelled, as the control topic says.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tokio::sync::watch;
+
+use crate::{
+    kafka::{Follow, admin::AdminError, client},
+    message::{BatchId, Cancellation, Request, codec},
+    runtime::clock::Timestamp,
+};
+
+type Batches = Arc<HashMap<BatchId, Timestamp>>;
+
+/// The cancelled batches, as far as they are known now.
+#[derive(Debug)]
+pub struct Cancelled {
+    now: watch::Receiver<Batches>,
+    _follow: Option<Follow>,
+}
+
+impl Cancelled {
+    /// Knows of none, for ever.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { now: watch::channel(Batches::default()).1, _follow: None }
+    }
+
+    /// Follows the control topic; returns when all that is on it is known.
+    ///
+    /// # Errors
+    /// [`AdminError`]
+    pub async fn follow(kafka: &client::Config, topic: &str) -> Result<Self, AdminError> {
+        let (sender, now) = watch::channel(Batches::default());
+        let take = move |partition, record: crate::kafka::Record| {
+            let raw = record.raw(&partition);
+            match codec::read_cancellation(&raw) {
+                Ok(cancellation) => sender.send_modify(|batches| add(batches, cancellation)),
+                Err(why) => tracing::warn!(record = %raw.position_id(), %why, "not understood: ignored"),
+            }
+        };
+        let mut follow = Follow::start(kafka, topic, take).await?;
+        follow.caught_up().await;
+        Ok(Self { now, _follow: Some(follow) })
+    }
+
+    /// Whether a request is not to be called for.
+    #[must_use]
+    pub(super) fn has(&self, request: &Request) -> bool {
+        let batches = self.now.borrow();
+        let until = request.batch.as_ref().and_then(|batch| batches.get(batch));
+        until.zip(request.requested_at).is_some_and(|(until, asked)| asked <= *until)
+    }
+
+    /// Waits until another batch is cancelled; for ever if nobody says so.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub(super) async fn changed(&mut self) {
+        if self.now.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The latest cancellation of a batch counts, in whatever order they are read.
+fn add(batches: &mut Batches, Cancellation { batch, cancelled_at }: Cancellation) {
+    let until = Arc::make_mut(batches).entry(batch).or_insert(cancelled_at);
+    *until = (*until).max(cancelled_at);
+}
+
+#[cfg(test)]
+impl Cancelled {
+    /// Knows of what is sent.
+    pub(super) fn scripted() -> (impl Fn(&str, i64), Self) {
+        let (sender, now) = watch::channel(Batches::default());
+        let cancel = move |batch: &str, at: i64| {
+            let (batch, cancelled_at) = (BatchId::new(batch).unwrap(), Timestamp::from_millis(at));
+            sender.send_modify(|batches| add(batches, Cancellation { batch, cancelled_at }));
+        };
+        (cancel, Self { now, _follow: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::ItemId;
+
+    #[test]
+    fn what_was_asked_for_before_the_cancellation_is_cancelled_and_nothing_else() {
+        let (cancel, cancelled) = Cancelled::scripted();
+        cancel("monday", 1_000);
+        cancel("monday", 500);
+        let request = |batch: Option<&str>, at: i64| {
+            let mut request = Request::new(ItemId::new("1").unwrap());
+            request.batch = batch.map(|batch| BatchId::new(batch).unwrap());
+            request.requested_at = Some(Timestamp::from_millis(at));
+            request
+        };
+        for (batch, at, expected) in [
+            (Some("monday"), 999, true),
+            (Some("monday"), 1_000, true),
+            (Some("monday"), 1_001, false),
+            (Some("tuesday"), 1, false),
+            (None, 1, false),
+        ] {
+            assert_eq!(cancelled.has(&request(batch, at)), expected, "{batch:?} {at}");
+        }
+    }
+}

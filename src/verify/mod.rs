@@ -1,0 +1,395 @@
+//! verify: that nothing was lost or doubled, proved from the topics themselves and from ClickHouse.
+//!
+//! Two proofs from one reading of the topics. [`rows`]: the rows of each table are exactly the records of its topic,
+//! by topic, partition and offset, up to what the sink has committed. [`balance`]: each request has as many ends as
+//! it was asked for, or stands where some stage has still to do something for it.
+//!
+//! The topics move while they are read. What the stages have done is read before the topics that they write, from
+//! the end of the flow to its beginning and on: so whatever a stage has done by then is seen as what it came to.
+//! What still looks wrong is looked at again, and only what is wrong both times is reported.
+
+pub mod balance;
+pub mod rows;
+
+use std::collections::HashMap;
+
+use self::{
+    balance::{Balance, End, Fault, Faults, Sum},
+    rows::{Comparison, TopicReport},
+};
+use crate::{
+    enqueue::feed::Few,
+    kafka::{
+        Committed, Epoch, Partition, Record, Scan, ScanError,
+        admin::AdminError,
+        client,
+        ledger::{Admit, Ledger, LedgerError},
+        scan::{self, Bounds, Piece, Span},
+    },
+    message::{
+        BatchId, SourceName,
+        envelope::{Kind, header},
+    },
+    runtime::clock::Timestamp,
+    sink::{
+        Route, Store, Trouble,
+        row::{Parsed, parse},
+    },
+    topics::{Groups, Topic, Topics},
+};
+
+/// How much earlier than the requests their outcomes may be stamped: the clocks of two machines differ.
+const SKEW_MS: i64 = 10 * 60 * 1_000;
+
+/// How often what looks wrong is looked at again.
+const LOOKS: usize = 3;
+
+/// Why nothing can be said.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// Kafka.
+    #[error("{0}")]
+    Admin(#[from] AdminError),
+    /// Kafka, in the middle of reading.
+    #[error("{0}")]
+    Scan(#[from] ScanError),
+    /// ClickHouse.
+    #[error("{0}")]
+    Trouble(#[from] Trouble),
+    /// What a stage has done cannot be told.
+    #[error("what group {group:?} has done of {partition} cannot be read: {error}")]
+    Ledger {
+        /// The stage's group.
+        group: String,
+        /// The partition.
+        partition: Partition,
+        /// Why.
+        error: LedgerError,
+    },
+}
+
+/// What is to be proved.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// Only the requests of this batch; rows are compared all the same.
+    pub batch: Option<BatchId>,
+    /// Only requests that were sent from this time on.
+    pub since: Option<Timestamp>,
+    /// How many of the faults of each kind are named.
+    pub named: usize,
+}
+
+/// Where everything is.
+#[derive(Clone, Copy)]
+pub struct Places<'a> {
+    /// The brokers.
+    pub kafka: &'a client::Config,
+    /// The topics' names.
+    pub topics: &'a Topics,
+    /// The groups' names.
+    pub groups: &'a Groups,
+    /// The sources.
+    pub sources: &'a [SourceName],
+    /// The tables.
+    pub store: &'a Store,
+}
+
+/// A request with something wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unaccounted {
+    /// What.
+    pub fault: Fault,
+    /// Its id.
+    pub id: String,
+    /// The item.
+    pub item: String,
+    /// Where it was asked for, `topic/partition/offset`.
+    pub at: String,
+}
+
+/// What has been proved, or not.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Each topic against its table.
+    pub topics: Vec<TopicReport>,
+    /// The requests.
+    pub sum: Sum,
+    /// Those with something wrong.
+    pub unaccounted: Few<Unaccounted>,
+}
+
+impl Report {
+    /// Whether everything is where it should be.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.sum.lost == 0 && self.sum.doubled == 0 && self.topics.iter().all(TopicReport::is_exact)
+    }
+}
+
+/// Reads both sides. `progress` is told how many offsets have been read, and of how many.
+///
+/// # Errors
+/// [`VerifyError`]: then nothing is proved.
+pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64, u64)) -> Result<Report, VerifyError> {
+    let snapshot = Snapshot::take(places, scope).await?;
+    let mut look = Look { places, scope, snapshot, topics: Some(Vec::new()), balance: Balance::default() };
+    look.read(&mut progress).await?;
+    let topics = look.topics.take().unwrap_or_default();
+    let (mut balance, mut faults) = (look.balance, Faults::default());
+    for _ in 1..LOOKS {
+        let sum = balance.sum();
+        if sum.lost == 0 && sum.doubled == 0 {
+            break;
+        }
+        let snapshot = Snapshot::take(places, scope).await?;
+        let mut again = Look { places, scope, snapshot, topics: None, balance: Balance::default() };
+        again.read(&mut progress).await?;
+        faults = again.balance.confirmed(&balance);
+        balance = again.balance;
+        if faults.count(Fault::Lost) == balance.sum().lost && faults.count(Fault::Doubled) == balance.sum().doubled {
+            break;
+        }
+    }
+    let sum = settled(balance.sum(), &faults);
+    let unaccounted = name(places, scope, faults).await?;
+    Ok(Report { topics, sum, unaccounted })
+}
+
+/// What was seen in the wrong place once only was moving.
+fn settled(sum: Sum, faults: &Faults) -> Sum {
+    let (lost, doubled) = (faults.count(Fault::Lost), faults.count(Fault::Doubled));
+    Sum { lost, doubled, under_way: sum.under_way + sum.lost.saturating_sub(lost), ..sum }
+}
+
+/// What the stages have done, and how far the topics reach, taken in the order that the head of this file gives.
+struct Snapshot {
+    /// By partition of requests and failures: what its stage has done.
+    ledgers: HashMap<Partition, Ledger>,
+    /// What the sink has committed.
+    stored: HashMap<Partition, i64>,
+    /// By topic, requests first.
+    bounds: Vec<(Topic, Vec<Bounds>)>,
+    /// Where to begin, if not at the first record.
+    begin: HashMap<Partition, i64>,
+}
+
+impl Snapshot {
+    async fn take(places: Places<'_>, scope: &Scope) -> Result<Self, VerifyError> {
+        let Places { kafka, topics, groups, sources, .. } = places;
+        let all = topics.rows(sources);
+        let delays = topics.delays();
+        let names = |wanted: &dyn Fn(&Topic) -> bool| -> Vec<String> {
+            all.iter().filter(|topic| wanted(topic)).map(|topic| topic.name.clone()).collect()
+        };
+        let (requests, outcomes) = (names(&|t| t.kind == Kind::Request), names(&|t| t.kind != Kind::Request));
+        let mut ledgers = HashMap::new();
+        // Together: what hops is either where it was or where it goes.
+        add_ledgers(&mut ledgers, kafka, &groups.retry(), &topics.retried()).await?;
+        let mut found = scan::bounds(kafka, &requests).await?;
+        for source in sources {
+            add_ledgers(&mut ledgers, kafka, &groups.fetch(source), &[topics.requests(source)]).await?;
+        }
+        let every: Vec<String> = requests.iter().chain(&outcomes).cloned().collect();
+        let stored = scan::committed(kafka, &groups.sink(), &every).await?;
+        found.extend(scan::bounds(kafka, &outcomes).await?);
+        let waiting: Vec<String> = delays.iter().map(|topic| topic.name.clone()).collect();
+        found.extend(scan::bounds(kafka, &waiting).await?);
+        let mut begin = HashMap::new();
+        if let Some(since) = scope.since {
+            begin.extend(scan::at_time(kafka, &requests, since).await?);
+            let earlier = Timestamp::from_millis(since.as_millis().saturating_sub(SKEW_MS));
+            begin.extend(scan::at_time(kafka, &outcomes, earlier).await?);
+        }
+        let of = |topic: &Topic| found.iter().filter(|b| *b.partition.topic == *topic.name).cloned().collect();
+        Ok(Self {
+            ledgers,
+            stored: stored.into_iter().filter_map(|(partition, at)| Some((partition, at?.offset))).collect(),
+            bounds: all.iter().chain(&delays).map(|topic| (topic.clone(), of(topic))).collect(),
+            begin,
+        })
+    }
+
+    fn span(&self, bounds: &Bounds) -> Span {
+        let Bounds { partition, low, end } = bounds.clone();
+        let from = self.begin.get(&partition).map_or(low, |begin| low.max(*begin)).min(end);
+        Span { partition, range: from..end }
+    }
+}
+
+async fn add_ledgers(
+    ledgers: &mut HashMap<Partition, Ledger>,
+    kafka: &client::Config,
+    group: &str,
+    topics: &[String],
+) -> Result<(), VerifyError> {
+    for (partition, committed) in scan::committed(kafka, group, topics).await? {
+        let ledger = ledger(committed.as_ref()).map_err(|error| VerifyError::Ledger {
+            group: group.to_owned(),
+            partition: partition.clone(),
+            error,
+        })?;
+        ledgers.insert(partition, ledger);
+    }
+    Ok(())
+}
+
+fn ledger(committed: Option<&Committed>) -> Result<Ledger, LedgerError> {
+    Ledger::new(Epoch(0), committed)
+}
+
+/// One reading of everything.
+struct Look<'a> {
+    places: Places<'a>,
+    scope: &'a Scope,
+    snapshot: Snapshot,
+    /// The rows are compared in the first look only.
+    topics: Option<Vec<TopicReport>>,
+    balance: Balance,
+}
+
+impl Look<'_> {
+    async fn read(&mut self, progress: &mut impl FnMut(u64, u64)) -> Result<(), VerifyError> {
+        let all = std::mem::take(&mut self.snapshot.bounds);
+        let spans = |bounds: &[Bounds]| bounds.iter().map(|b| self.snapshot.span(b)).collect::<Vec<_>>();
+        let all: Vec<(Topic, Vec<Span>)> = all.into_iter().map(|(topic, bounds)| (topic, spans(&bounds))).collect();
+        let total = all.iter().flat_map(|(_, spans)| spans).map(Span::length).sum();
+        let mut read = 0;
+        let mut scan = Scan::open(self.places.kafka, all.iter().flat_map(|(_, spans)| spans.clone()).collect())?;
+        for (topic, spans) in all {
+            if topic.delay.is_some() {
+                self.waiting(&mut scan, &spans).await?;
+                read += spans.iter().map(Span::length).sum::<u64>();
+                progress(read, total);
+                continue;
+            }
+            let mut report = TopicReport::new(topic.name.clone(), topic.kind, self.scope.named);
+            let route = Route::from(&topic);
+            for span in spans {
+                let (before, start) = (read, span.range.start);
+                read += span.length();
+                self.partition(&mut scan, &route, span, &mut report, |offset| {
+                    progress(before + u64::try_from(offset - start).unwrap_or(0), total);
+                })
+                .await?;
+            }
+            if let Some(topics) = &mut self.topics {
+                topics.push(report);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the scan brings of a delay topic: what retry has not done yet waits there, and has no row.
+    async fn waiting(&mut self, scan: &mut Scan, spans: &[Span]) -> Result<(), VerifyError> {
+        for Span { partition, .. } in spans {
+            let mut ledger = self.snapshot.ledgers.remove(partition);
+            while let Some(Piece::Records { records, .. }) = scan.next().await? {
+                for record in &records {
+                    let done = ledger.as_mut().is_none_or(|ledger| ledger.admit(record.offset) == Admit::Known);
+                    if let Some(id) = header(&record.headers, "ce_id").filter(|_| !done) {
+                        self.balance.wait_for_retry(id);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the scan brings of one partition.
+    async fn partition(
+        &mut self,
+        scan: &mut Scan,
+        route: &Route,
+        Span { partition, range }: Span,
+        report: &mut TopicReport,
+        mut progress: impl FnMut(i64),
+    ) -> Result<(), VerifyError> {
+        let stored = self.snapshot.stored.get(&partition).copied().unwrap_or(0).min(range.end);
+        let stored = range.start..stored.max(range.start);
+        let mut ledger = self.snapshot.ledgers.remove(&partition);
+        let compare = self.topics.is_some();
+        let mut comparison = Comparison::new(self.places.store, route.kind, partition.clone(), stored);
+        while let Some(Piece::Records { records, .. }) = scan.next().await? {
+            for record in &records {
+                let done = ledger.as_mut().is_none_or(|ledger| ledger.admit(record.offset) == Admit::Known);
+                let has_row = self.account(route, &partition, record, done);
+                if compare && has_row {
+                    comparison.expect(record.offset, report).await?;
+                }
+            }
+            progress(records.last().map_or(0, |record| record.offset));
+        }
+        if compare { Ok(comparison.finish(report).await?) } else { Ok(()) }
+    }
+
+    /// Enters a record into the balance; whether it has to have a row.
+    fn account(&mut self, route: &Route, partition: &Partition, record: &Record, done: bool) -> bool {
+        let raw = record.raw(partition);
+        let balance = &mut self.balance;
+        match parse(&raw, route) {
+            Parsed::Request(received) => {
+                let wanted =
+                    self.scope.batch.as_ref().is_none_or(|batch| received.request.batch.as_ref() == Some(batch));
+                if received.request.begins_a_chain() && wanted {
+                    balance.ask(received.id.as_str());
+                }
+                if !done && wanted {
+                    balance.wait(received.id.as_str());
+                }
+            }
+            // fetch ends it as a dead letter that is named by its place; to which batch it belongs nobody can tell.
+            Parsed::Skipped(_) => {
+                if self.scope.batch.is_none() && route.kind == Kind::Request {
+                    balance.ask(raw.position_id().as_str());
+                    if !done {
+                        balance.wait(raw.position_id().as_str());
+                    }
+                }
+                return false;
+            }
+            Parsed::Result(seen) => balance.end(seen.request_id.as_str(), End::Answered(seen.status), record.time),
+            Parsed::Failure(failure) if !done => balance.wait_for_retry(failure.request_id.as_str()),
+            Parsed::DeadLetter(dead) => balance.end(dead.request_id.as_str(), End::Dead, record.time),
+            Parsed::Failure(_) | Parsed::Change(_) | Parsed::Raw(_) => {}
+            // The sink makes its dead letter, and retry that of a failure.
+            Parsed::Poison(_) => return false,
+        }
+        true
+    }
+}
+
+/// Reads the requests once more to name those with something wrong.
+async fn name(places: Places<'_>, scope: &Scope, mut faults: Faults) -> Result<Few<Unaccounted>, VerifyError> {
+    let mut named = Few::up_to(scope.named);
+    if faults.is_empty() {
+        return Ok(named);
+    }
+    let Places { kafka, topics, sources, .. } = places;
+    for topic in topics.rows(sources).iter().filter(|topic| topic.kind == Kind::Request) {
+        let route = Route::from(topic);
+        let bounds = scan::bounds(kafka, std::slice::from_ref(&topic.name)).await?;
+        let spans = bounds.into_iter().map(|b| Span { partition: b.partition, range: b.low..b.end }).collect();
+        let mut scan = Scan::open(kafka, spans)?;
+        while let Some(piece) = scan.next().await? {
+            let Piece::Records { partition, records } = piece else { continue };
+            for record in &records {
+                let raw = record.raw(&partition);
+                let (id, item) = match parse(&raw, &route) {
+                    Parsed::Request(received) => (received.id, received.request.item.to_string()),
+                    Parsed::Result(_)
+                    | Parsed::Failure(_)
+                    | Parsed::DeadLetter(_)
+                    | Parsed::Change(_)
+                    | Parsed::Raw(_)
+                    | Parsed::Poison(_)
+                    | Parsed::Skipped(_) => (raw.position_id(), String::new()),
+                };
+                if let Some(fault) = faults.take(id.as_str()) {
+                    let at = raw.position_id().to_string();
+                    named.add(|| Unaccounted { fault, id: id.to_string(), item, at });
+                }
+            }
+        }
+    }
+    Ok(named)
+}
