@@ -137,7 +137,11 @@ impl Store {
         let views: Vec<View> = self.client.query_raw(VIEWS).param("table", table).fetch_all().await?;
         for View { view, select, target, columns, bears_it } in views {
             if bears_it == 0 {
-                tracing::warn!(view, target, "after a broken insert rows may be missing there: it is no table that the same row can be added to twice");
+                tracing::warn!(
+                    view,
+                    target,
+                    "after a broken insert rows may be missing there: it is no table that the same row can be added to twice"
+                );
                 continue;
             }
             let (range, database) = (quoted(&range_of(sealed)), self.client.database().unwrap_or_default());

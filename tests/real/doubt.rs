@@ -62,7 +62,8 @@ async fn a_refill_brings_what_a_view_has_missed_and_doubles_nothing() {
     for _ in 0..2 {
         store.refill(&block_of("r").await).await.unwrap();
     }
-    let items = "SELECT status, toUInt32(count()), toUInt32(count(first_seen_at)) FROM items GROUP BY status ORDER BY status";
+    let items =
+        "SELECT status, toUInt32(count()), toUInt32(count(first_seen_at)) FROM items GROUP BY status ORDER BY status";
     let expected = [json!(["absent", 10, 10]), json!(["found", 90, 90])];
     assert_eq!(database.rows(items).await, expected);
     store.refill(&block_of("nothing of it is stored").await).await.unwrap();

@@ -13,7 +13,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
-    time::sleep,
+    time::timeout,
 };
 
 /// What happens to what goes through.
@@ -25,14 +25,14 @@ pub enum Mood {
     Mute,
     /// A request arrives, then both ends are cut.
     Cutting,
-    /// A request is held back, and arrives a while after the client has given up.
+    /// A request is held back, and arrives when its client has given up.
     Late,
 }
 
 const MOODS: [Mood; 4] = [Mood::Fair, Mood::Mute, Mood::Cutting, Mood::Late];
 
-/// How long a late request waits after its client has gone.
-const LATENESS: Duration = Duration::from_millis(1_500);
+/// How long a late request is held back after its last byte: longer than clients here wait for an answer.
+const LATENESS: Duration = Duration::from_secs(3);
 
 /// The proxy; it ends when dropped.
 pub struct Proxy {
@@ -116,13 +116,15 @@ async fn carry(mut client: TcpStream, target: String, state: Arc<State>) {
     }
 }
 
-/// Takes all that the client says until it gives up; then the server gets it.
+/// Takes all that the client says; much later the server gets it.
 async fn deliver_late(mut client: TcpStream, mut server: TcpStream, mut held: Vec<u8>, state: &State) {
-    let _ = client.read_to_end(&mut held).await;
-    sleep(LATENESS).await;
+    let mut chunk = vec![0; 64 * 1024];
+    while let Ok(Ok(count @ 1..)) = timeout(LATENESS, client.read(&mut chunk)).await {
+        held.extend_from_slice(&chunk[..count]);
+    }
     if server.write_all(&held).await.is_ok() {
         // The answer: what was asked for is done.
-        let _ = tokio::time::timeout(Duration::from_secs(10), server.read(&mut [0; 1_024])).await;
+        let _ = timeout(Duration::from_secs(10), server.read(&mut chunk)).await;
         state.late.fetch_add(1, Ordering::Relaxed);
     }
 }
