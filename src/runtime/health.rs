@@ -178,13 +178,13 @@ mod tests {
         health.role("sink").not_ready("rows wait");
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let server = serve(listener, health.clone(), stop.clone());
+        let answering = serve(listener, health.clone(), stop.clone());
         let asked = async {
             let report = ask(address).await.unwrap();
             stop.cancel();
             report
         };
-        let (served, report) = tokio::join!(server, asked);
+        let (served, report) = tokio::join!(answering, asked);
         served.unwrap();
         assert_eq!(report, health.report());
         assert!(ask(address).await.is_err(), "nobody is there any more");

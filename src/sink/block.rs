@@ -283,7 +283,7 @@ mod tests {
     fn taken(blocks: &mut Blocks, now: Instant) -> Option<Block> {
         match blocks.take(now)? {
             Cut::New(block) => Some(block),
-            cut => panic!("{cut:?}"),
+            cut @ (Cut::Rebuilt(..) | Cut::Lost(_)) => panic!("{cut:?}"),
         }
     }
 

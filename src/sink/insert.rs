@@ -135,10 +135,10 @@ impl Store {
     async fn refill_views(&self, sealed: &Sealed) -> Result<(), Error> {
         let table = row::table(sealed.kind);
         let views: Vec<View> = self.client.query_raw(VIEWS).param("table", table).fetch_all().await?;
-        for View { view, select, target, columns, bears_it } in views {
+        for View { name, select, target, columns, bears_it } in views {
             if bears_it == 0 {
                 tracing::warn!(
-                    view,
+                    view = name,
                     target,
                     "after a broken insert rows may be missing there: it is no table that the same row can be added to twice"
                 );
@@ -159,7 +159,7 @@ impl Store {
 /// The materialized views that read a table, and whether the tables that they feed bear the same row twice: those that
 /// replace it, and those that only keep the least and the greatest.
 const VIEWS: &str = r"
-SELECT view, select, target, columns, toUInt8(engine LIKE '%Replacing%'
+SELECT view AS name, select, target, columns, toUInt8(engine LIKE '%Replacing%'
     OR (engine LIKE '%AggregatingMergeTree' AND target NOT IN
         (SELECT concat(database, '.', table) FROM system.columns WHERE type LIKE '%AggregateFunction(%'
             AND NOT match(type, '^SimpleAggregateFunction\((min|max),')))) AS bears_it
@@ -179,7 +179,7 @@ LEFT JOIN (SELECT concat(database, '.', name) AS target, engine FROM system.tabl
 
 #[derive(Row, Deserialize)]
 struct View {
-    view: String,
+    name: String,
     select: String,
     target: String,
     columns: String,

@@ -232,10 +232,10 @@ impl Lane {
             }
         }
         // Nothing to insert: done with its announcement, which carried the dead letters.
-        while let Some(front) =
-            self.pending.pop_front_if(|front| front.intent.rows == 0 && front.announced_at.is_some())
-        {
+        let is_done = |front: &&Pending| front.intent.rows == 0 && front.announced_at.is_some();
+        while let Some(front) = self.pending.front().filter(is_done) {
             self.done = Some(front.intent.next);
+            self.pending.pop_front();
         }
     }
 

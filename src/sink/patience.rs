@@ -132,7 +132,7 @@ mod tests {
             }
         }
         assert_eq!(grown[0], (0, 20, 2));
-        assert_eq!(grown.len() as u32, LEVEL_MAX);
+        assert_eq!(u32::try_from(grown.len()).unwrap(), LEVEL_MAX);
         assert_eq!(pressure.limits(base).rows, 80);
         assert!(!pressure.fall(at(78)) && pressure.fall(at(79)));
         assert_eq!(pressure.limits(base).rows, 40);

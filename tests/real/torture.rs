@@ -76,6 +76,11 @@ struct Produced {
     requests: u64,
 }
 
+/// A number from 0 to below `count`.
+fn below(dice: &Dice, count: usize) -> usize {
+    usize::try_from((dice.bits() >> 65) % count as u128).unwrap()
+}
+
 /// Writes to all topics, in transactions, some of which are rolled back: their marks leave gaps in the offsets.
 struct Source {
     producer: ThreadedProducer<DefaultProducerContext>,
@@ -99,10 +104,10 @@ impl Source {
     }
 
     /// One transaction of up to `most` records.
-    fn write(&mut self, most: f64) {
+    fn write(&mut self, most: usize) {
         let before = self.produced;
         self.producer.begin_transaction().unwrap();
-        for _ in 0..(most * self.dice.fraction()) as usize + 1 {
+        for _ in 0..=below(&self.dice, most) {
             self.write_one();
         }
         if self.dice.fraction() < 0.1 {
@@ -202,7 +207,7 @@ impl Scene {
     async fn work(&mut self, most: Duration) {
         let end = tokio::time::Instant::now() + most.mul_f64(self.dice.fraction());
         loop {
-            self.source.write(200.0);
+            self.source.write(200);
             if tokio::time::Instant::now() >= end {
                 return;
             }
@@ -212,8 +217,7 @@ impl Scene {
 
     fn next_fault(&mut self, among: &[Fault]) -> Fault {
         loop {
-            let index = (self.dice.fraction() * among.len() as f64) as usize;
-            let fault = among[index];
+            let fault = among[below(&self.dice, among.len())];
             let is_possible = match fault {
                 Fault::SecondSinkJoins => self.second.is_none(),
                 Fault::SecondSinkLeaves | Fault::SecondSinkIsKilled => self.second.is_some(),

@@ -115,12 +115,13 @@ fn rows_of(sealed: &Sealed) -> Vec<(i32, i64)> {
 
 impl Insert for House {
     async fn insert(&self, sealed: &Sealed, token: &str) -> Result<(), Trouble> {
-        let fate = match FATES[index(&self.dice, FATES.len())] {
-            _ if self.tables().is_fair => Fate::Done,
-            // The log of a table that was torn apart holds the token: the same part is not lost twice.
-            Fate::Torn if token.contains('#') => Fate::Unheard,
-            fate => fate,
-        };
+        let mut fate = FATES[index(&self.dice, FATES.len())];
+        if self.tables().is_fair {
+            fate = Fate::Done;
+        } else if fate == Fate::Torn && token.contains('#') {
+            // Torn four times in a row, a block is given to a person.
+            fate = Fate::Unheard;
+        }
         let within = Duration::from_millis(if fate == Fate::Late { 40_000 } else { 200 });
         let at = Instant::now() + within.mul_f64(self.dice.fraction());
         if fate != Fate::Refused {
@@ -212,9 +213,7 @@ impl Writer for Slow<Log> {
 }
 
 fn index(dice: &Dice, count: usize) -> usize {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small")]
-    let index = (dice.fraction() * count as f64) as usize;
-    index
+    usize::try_from((dice.bits() >> 65) % count as u128).unwrap()
 }
 
 const PARTITIONS: i32 = 2;
