@@ -190,7 +190,7 @@ fn print(report: &Report) -> std::io::Result<()> {
     section("Calls of the last ten minutes", OUTCOME_COLUMNS, &report.last_ten_minutes, "none")?;
     for (role, condition) in report.roles.iter().flatten() {
         if let Some(reason) = &condition.reason {
-            say(&format!("! {role} waits: {reason}"))?;
+            say(&format!("! {role}: {reason}"))?;
         }
     }
     for problem in &report.problems {

@@ -22,7 +22,9 @@ pub struct Servers {
 
 impl Servers {
     pub async fn start(what: &str, which: &[&str]) -> Self {
-        let name = unique(&format!("test-{what}"));
+        // A script that ends stacks of this name at its end may have another prefix than deploy/local/test.
+        let prefix = std::env::var("WEIR_TEST_STACK").unwrap_or_else(|_| "test".to_owned());
+        let name = unique(&format!("{prefix}-{what}"));
         let mut servers = Self { name, addresses: HashMap::new() };
         for server in which {
             servers.control("start", server).await;
