@@ -10,6 +10,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
     },
     time::Duration,
@@ -41,6 +42,8 @@ const GATHER: usize = 500;
 const POLL: Duration = Duration::from_millis(5);
 /// How many events may wait for the stage. When it is full the thread polls no further.
 const EVENTS: usize = 64;
+/// How many records may wait for the stage: 64 events of 500 records with their headers would be 60 MB.
+const AHEAD: usize = 4_000;
 /// How long one question to the broker may take before it is asked again.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -69,6 +72,7 @@ pub struct KafkaReader {
     commands: SyncSender<Command>,
     membership: Membership,
     group: String,
+    ahead: Arc<AtomicUsize>,
 }
 
 impl KafkaReader {
@@ -91,8 +95,14 @@ impl KafkaReader {
             next_epoch: 0,
             begun_at: HashMap::new(),
         };
-        let context =
-            Context { group: group.clone(), membership: membership.clone(), events, shared: Mutex::new(shared) };
+        let ahead = Arc::new(AtomicUsize::new(0));
+        let context = Context {
+            group: group.clone(),
+            membership: membership.clone(),
+            events,
+            ahead: Arc::clone(&ahead),
+            shared: Mutex::new(shared),
+        };
         let consumer: BaseConsumer<Context> = config
             .consumer(&group.group, &group.instance)
             .create_with_context(context)
@@ -105,7 +115,7 @@ impl KafkaReader {
             .name(format!("read {}", group.group))
             .spawn(move || poll_until_dropped(consumer))
             .map_err(|error| failed(format!("starting its thread: {error}")))?;
-        Ok(Self { events: inbox, commands, membership, group: group.group })
+        Ok(Self { events: inbox, commands, membership, group: group.group, ahead })
     }
 
     fn command(&self, command: Command) {
@@ -125,6 +135,9 @@ impl Reader for KafkaReader {
             reason: "the reader's thread has ended".to_owned(),
         };
         let event = self.events.recv().await.ok_or_else(ended)??;
+        if let Event::Records { records, .. } = &event {
+            self.ahead.fetch_sub(records.len(), Ordering::Relaxed);
+        }
         if let Event::Assigned(assignments) = &event {
             // A pause that the stage asked for under an earlier assignment may have come after this one began.
             for assignment in assignments {
@@ -181,6 +194,8 @@ pub(super) struct Context {
     group: GroupConfig,
     membership: Membership,
     events: mpsc::Sender<Result<Event, ReadError>>,
+    /// Records that have been handed over, and that the stage has not taken yet.
+    ahead: Arc<AtomicUsize>,
     shared: Mutex<Shared>,
 }
 
@@ -324,9 +339,16 @@ impl Context {
     fn flush(&self) -> Stage {
         let mut shared = self.shared();
         while let Some(event) = shared.pending.pop_front() {
+            let count = if let Ok(Event::Records { records, .. }) = &event { records.len() } else { 0 };
+            if count > 0 && self.ahead.load(Ordering::Relaxed) > AHEAD && !self.events.is_closed() {
+                shared.pending.push_front(event);
+                break;
+            }
+            self.ahead.fetch_add(count, Ordering::Relaxed);
             match self.events.try_send(event) {
                 Ok(()) => {}
                 Err(mpsc::error::TrySendError::Full(event)) => {
+                    self.ahead.fetch_sub(count, Ordering::Relaxed);
                     shared.pending.push_front(event);
                     break;
                 }

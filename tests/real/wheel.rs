@@ -210,6 +210,9 @@ pub async fn torture(scene: &mut Scene, torture: &Torture) -> Account {
     let dice = Dice::seeded(torture.seed);
     let names = ["one", "two"];
     let mut processes: Vec<Process> = names.iter().map(|name| scene.start(name)).collect();
+    for process in &processes {
+        process.says("partitions are ours now").await;
+    }
     let spread = torture.delay_max.as_secs_f64() * 1_000.0 - 1_000.0;
     for fault in 0..=torture.faults {
         for _ in 0..10 {
