@@ -108,15 +108,25 @@ pub async fn apply(config: &Config, topics: &[Topic], replication: i32) -> Resul
 }
 
 /// The properties of a topic that weir sets.
-fn properties(topic: &Topic) -> [(&'static str, String); 4] {
-    [
+fn properties(topic: &Topic) -> Vec<(&'static str, String)> {
+    let mut properties = vec![
         ("retention.ms", topic.keep.as_millis().to_string()),
-        ("cleanup.policy", "delete".to_owned()),
+        ("cleanup.policy", if topic.is_compacted() { "compact" } else { "delete" }.to_owned()),
         // Raw replies compress to about a fifth; whatever the producer uses, the broker stores it as it came.
         ("compression.type", "producer".to_owned()),
         // A record that the broker refuses could never be committed, and would hold up all others.
         ("max.message.bytes", MESSAGE_LIMIT.to_string()),
-    ]
+    ];
+    if topic.is_compacted() {
+        // Whoever starts reads all of it: small segments that are closed soon are compacted soon.
+        properties.extend([
+            ("segment.bytes", (32 * 1024 * 1024).to_string()),
+            ("segment.ms", "600000".to_owned()),
+            ("min.cleanable.dirty.ratio", "0.1".to_owned()),
+            ("delete.retention.ms", topic.keep.as_millis().to_string()),
+        ]);
+    }
+    properties
 }
 
 async fn create(
