@@ -18,7 +18,7 @@ use crate::{
         trace,
     },
     platform::{Account, Answer, HttpReply, Refusal, RefusalKind, Reply, Vendor, http},
-    quota::{Slot, guard::Guard},
+    quota::{Slot, Tally, guard::Guard},
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
 };
@@ -88,6 +88,15 @@ impl Caller {
 
     pub(super) fn batch_max(&self) -> usize {
         self.parts.vendor.batch_max()
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.parts.clock.now()
+    }
+
+    /// Counts for these accounts.
+    pub(super) fn tally(&self) -> Arc<Tally> {
+        Arc::new(Tally::new(self.parts.accounts.len(), self.parts.clock.clone()))
     }
 
     pub(super) fn alias(&self, account: usize) -> &AccountAlias {

@@ -10,7 +10,7 @@ mod config;
 mod outcome;
 mod penalty;
 
-use std::{collections::VecDeque, pin::pin, sync::Arc};
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::{JoinError, JoinSet},
@@ -34,7 +34,7 @@ use crate::{
         outbox::Position,
     },
     platform::{Affected, Refusal, RefusalKind},
-    quota::{Hold, Lease, Quota, Scope, Slot},
+    quota::{Cause, Hold, Lease, Quota, Scope, Slot, Tally},
 };
 
 /// Why fetch stopped.
@@ -56,6 +56,7 @@ pub struct Fetch<R, W> {
     /// Records that ended without a call, and wait for the window or for room among the outcomes.
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
     quota: Arc<dyn Quota>,
+    tally: Arc<Tally>,
     /// Slots leased and not yet used, in time order.
     slots: VecDeque<Slot>,
     caller: Arc<Caller>,
@@ -71,9 +72,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Slots leased at once, at most: the longest that a source's accounts are asked about in one step.
     const LEASE: usize = 64;
 
+    /// While nobody may call, the quota is asked this often: an operator may end a hold at any time.
+    const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
     /// A stage that reads by `reader`, calls by `caller` at the times of `quota`, and writes by `writer`.
     pub fn new(reader: R, writer: W, caller: Caller, quota: Arc<dyn Quota>, config: Config) -> Self {
         Self {
+            tally: caller.tally(),
             intake: Intake::new(reader, writer, config.commit_every),
             backlog: Backlog::default(),
             uncalled: Backlog::default(),
@@ -87,6 +92,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             nobody_told: false,
             config,
         }
+    }
+
+    /// What becomes of the slots, for reports.
+    #[must_use]
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
     }
 
     /// Works until `stop`, then finishes the calls in flight, commits them and returns.
@@ -188,8 +199,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         // Nobody to call for: others may use what is left of the lease.
         if !self.slots.is_empty() && self.backlog.is_empty() {
-            self.quota.give_back(self.slots.drain(..).collect()).await;
+            self.return_slots().await;
         }
+    }
+
+    /// Hands back what is left of the lease.
+    async fn return_slots(&mut self) {
+        self.slots.iter().for_each(|slot| self.tally.returned(slot.account));
+        self.quota.give_back(self.slots.drain(..).collect()).await;
     }
 
     fn has_room(&self) -> bool {
@@ -207,6 +224,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 if !slot.is_late(Instant::now()) && !self.quota.is_held(&slot) {
                     return Some(slot);
                 }
+                if slot.is_late(Instant::now()) {
+                    self.tally.missed(slot.account);
+                } else {
+                    self.tally.returned(slot.account);
+                }
                 self.quota.give_back(vec![slot]).await;
             }
             let room = self.config.calls_in_flight - self.calls.len();
@@ -216,14 +238,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     self.slots.extend(slots);
                 }
                 Lease::NotBefore(at) => {
-                    self.wake_at = Some(at);
+                    self.wake_at = Some(at.min(Instant::now() + Self::LOOK_AGAIN));
                     return None;
                 }
                 Lease::Nobody => {
                     if !std::mem::replace(&mut self.nobody_told, true) {
                         let source = &self.caller.source;
-                        error!(%source, "every account is disabled: requests wait on Kafka until the accounts are repaired and fetch is restarted");
+                        error!(%source, "every account is disabled: requests wait on Kafka until the accounts are repaired and resumed with `weir quota resume`");
                     }
+                    self.wake_at = Some(Instant::now() + Self::LOOK_AGAIN);
                     return None;
                 }
             }
@@ -251,6 +274,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         while let Some(ended) = next {
             let ended = ended?;
             self.quota.ended(ended.account);
+            if ended.missed.is_empty() {
+                self.tally.called(ended.account, ended.refusal.is_some());
+            } else {
+                self.tally.missed(ended.account);
+            }
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);
@@ -275,6 +303,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn react(&mut self, account: usize, refusal: &Refusal) {
         let source = &self.caller.source;
         let alias = self.caller.alias(account);
+        let cause = Cause::new(&refusal.code, self.caller.now());
         match &refusal.kind {
             RefusalKind::Throttled { scope, wait } => {
                 let wait = wait.unwrap_or_else(|| self.penalties.punish(account));
@@ -283,11 +312,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     Affected::Account => Scope::Account(account),
                     Affected::Everyone => Scope::Source,
                 };
-                self.quota.hold(scope, Hold::Until(Instant::now() + wait)).await;
+                self.quota.hold(scope, Hold::Until(Instant::now() + wait), &cause).await;
             }
             RefusalKind::Denied(denial) => {
-                error!(%source, account = %alias, code = refusal.code, message = refusal.message, ?denial, "the vendor refuses this account: it is disabled, the others carry its load");
-                self.quota.hold(Scope::Account(account), Hold::Disabled).await;
+                error!(%source, account = %alias, code = refusal.code, message = refusal.message, ?denial, "the vendor refuses this account: it is disabled until `weir quota resume`, the others carry its load");
+                self.quota.hold(Scope::Account(account), Hold::Disabled, &cause).await;
             }
             RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
         }
@@ -303,7 +332,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         for (position, _) in self.uncalled.clear() {
             self.intake.give_up(&position);
         }
-        self.quota.give_back(self.slots.drain(..).collect()).await;
+        self.return_slots().await;
     }
 }
 

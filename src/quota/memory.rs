@@ -1,6 +1,7 @@
 //! The quota of one process: a [`Timetable`] behind a lock.
 
 use std::{
+    ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -9,10 +10,11 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Hold, Lease, Limit, Pacing, Quota, Scope, Slot,
+    Aliases, Cause, Held, Hold, Lease, Limit, Pacing, Past, Quota, Scope, Slot, Snapshot, State,
     limit::{Micros, micros},
     plan::{Limits, Plan},
-    timetable::{Granted, Timetable},
+    state::Causes,
+    timetable::{Granted, Standing, Timetable},
 };
 use crate::runtime::clock::{Clock, Timestamp};
 
@@ -28,6 +30,8 @@ pub struct Memory {
     table: Mutex<Timetable>,
     /// How late slots may be used, by account.
     lateness: Vec<Duration>,
+    /// Locked after the table.
+    causes: Mutex<Causes>,
     epoch: Epoch,
 }
 
@@ -74,8 +78,28 @@ impl Memory {
         Self {
             table: Mutex::new(Timetable::new(&plan, epoch.micros)),
             lateness: plan.accounts.iter().map(|account| account.lateness).collect(),
+            causes: Mutex::default(),
             epoch,
         }
+    }
+
+    /// Takes over what is known of the past of these accounts, by index. For the start, before anything is leased.
+    pub fn recall(&self, aliases: &Aliases, past: &Past) {
+        self.table().recall(aliases, past);
+    }
+
+    fn causes(&self) -> MutexGuard<'_, Causes> {
+        self.causes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The standing of a scope in a record's terms.
+    fn state(&self, scope: Scope, standing: Standing, now: Timestamp) -> State {
+        let later = |at: Micros| timestamp(at) > now;
+        let until = timestamp(standing.held_until);
+        let held = (standing.disabled || until > now)
+            .then(|| Held { until: (!standing.disabled).then_some(until), cause: self.causes().of(scope) });
+        let next_at = standing.next_at.filter(|at| held.is_none() && later(*at) && *at != Micros::MAX).map(timestamp);
+        State { held, spent: standing.spent, next_at }
     }
 
     fn table(&self) -> MutexGuard<'_, Timetable> {
@@ -112,8 +136,20 @@ impl Quota for Memory {
         self.table().ended(account);
     }
 
-    async fn hold(&self, scope: Scope, hold: Hold) {
+    async fn hold(&self, scope: Scope, hold: Hold, cause: &Cause) {
         let mut table = self.table();
+        let standing = match scope {
+            Scope::Source => Some(table.source_standing()),
+            Scope::Account(index) => table.standing(index),
+        };
+        let Some(standing) = standing else { return };
+        let longer = match hold {
+            Hold::Until(until) => !standing.disabled && self.epoch.micros(until) > standing.held_until,
+            Hold::Disabled => true,
+        };
+        if !self.causes().hold(scope, cause, longer) {
+            return;
+        }
         match (scope, hold) {
             (Scope::Source, Hold::Until(until)) => table.hold_source(self.epoch.micros(until)),
             (Scope::Source, Hold::Disabled) => table.disable_source(),
@@ -122,9 +158,34 @@ impl Quota for Memory {
         }
     }
 
+    async fn release(&self, scope: Scope, as_of: Timestamp) {
+        let mut table = self.table();
+        if self.causes().release(scope, as_of) {
+            match scope {
+                Scope::Source => table.release_source(),
+                Scope::Account(index) => table.release_account(index),
+            }
+        }
+    }
+
+    fn snapshot(&self, accounts: Range<usize>, now: Timestamp) -> Snapshot {
+        let table = self.table();
+        let account = |index: usize| Some(self.state(Scope::Account(index), table.standing(index)?, now));
+        Snapshot {
+            counted_at: now,
+            whole: self.state(Scope::Source, table.source_standing(), now),
+            addresses: table.addresses_spent(),
+            accounts: accounts.map_while(account).collect(),
+        }
+    }
+
     fn is_held(&self, slot: &Slot) -> bool {
         self.table().is_held(slot.account, self.epoch.micros(slot.at))
     }
+}
+
+fn timestamp(at: Micros) -> Timestamp {
+    Timestamp::from_millis(i64::try_from(at / 1_000).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

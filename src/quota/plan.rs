@@ -32,6 +32,13 @@ pub struct AccountLimits {
 }
 
 impl Limits {
+    /// Whether there is a budget among them: something that is spent and has to be remembered.
+    #[must_use]
+    pub fn has_budgets(&self) -> bool {
+        let accounts = self.accounts.iter().flat_map(|account| &account.limits);
+        accounts.chain(&self.source).chain(&self.address).any(|limit| !limit.is_paced())
+    }
+
     /// One limit for each account, all of one address.
     #[must_use]
     pub fn of_accounts(limits: impl IntoIterator<Item = Option<Limit>>) -> Self {

@@ -13,7 +13,11 @@
 //!
 //! A slot that comes back is handed out again as it is, whoever asks: the vendor cannot tell the difference.
 
+mod recall;
+
 use std::collections::BTreeSet;
+
+pub use recall::Standing;
 
 use super::{
     budget::Budget,

@@ -13,11 +13,11 @@ use tokio::{task::JoinSet, time::Instant};
 use weir::{
     message::{AccountAlias, SourceName},
     quota::{
-        Counting, Hold, Lease, Limit, Pacing, Quota, Scope,
+        Cause, Counting, Hold, Lease, Limit, Pacing, Past, Quota, Scope,
         plan::{AccountLimits, Limits},
         redis::Redis,
     },
-    runtime::clock::Dice,
+    runtime::clock::{Dice, Timestamp},
     simulate::limiter::{self, Limiter},
 };
 
@@ -124,7 +124,10 @@ impl Fleet {
         let aliases: Vec<AccountAlias> =
             (0..self.limits.accounts.len()).map(|n| AccountAlias::new(format!("a{n}")).unwrap()).collect();
         let source = SourceName::new("ali1688").unwrap();
-        Arc::new(Redis::new(&self.url, &self.prefix, &source, &aliases.into(), &self.limits, &pacing).unwrap())
+        Arc::new(
+            Redis::new(&self.url, &self.prefix, &source, &aliases.into(), &self.limits, &pacing, &Past::default())
+                .unwrap(),
+        )
     }
 
     /// One more worker.
@@ -350,8 +353,8 @@ async fn a_hold_reaches_all_workers_at_once() {
     fleet.flows(20).await;
     let held_at = Instant::now();
     let until = held_at + Duration::from_secs(4);
-    fleet.quotas[0].hold(Scope::Source, Hold::Until(until)).await;
-    fleet.quotas[1].hold(Scope::Account(3), Hold::Disabled).await;
+    fleet.quotas[0].hold(Scope::Source, Hold::Until(until), &cause()).await;
+    fleet.quotas[1].hold(Scope::Account(3), Hold::Disabled, &cause()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let calls = Arc::clone(&fleet.calls);
     let made = fleet.made();
@@ -363,4 +366,8 @@ async fn a_hold_reaches_all_workers_at_once() {
     let after: Vec<_> = calls.lock().unwrap()[made..].to_vec();
     assert!(after.iter().all(|(account, at)| *account != 3 && *at >= until), "{after:?}");
     fleet.judge("held").await;
+}
+
+fn cause() -> Cause {
+    Cause::new("test", Timestamp::from_millis(1))
 }

@@ -6,9 +6,12 @@ use tokio::time::Instant;
 
 use super::{
     offset::Offset,
-    wire::{Ask, HoldAsk},
+    wire::{Ask, HoldAsk, Told},
 };
-use crate::quota::{Hold, Lease, Scope, Slot, limit::Micros, memory::HORIZON};
+use crate::{
+    quota::{Cause, Held, Hold, Lease, Scope, Slot, State, limit::Micros, memory::HORIZON, state::Causes},
+    runtime::clock::Timestamp,
+};
 
 /// How long slots that came back may wait for the next call to Redis, if there will be one anyway …
 const RETURN_LATER: Duration = Duration::from_millis(500);
@@ -28,6 +31,14 @@ pub struct Known {
     pub disabled: bool,
     /// Calls under way are counted, since there may be only so many.
     pub is_capped: bool,
+}
+
+/// A hold, or the end of one (`hold` = none).
+#[derive(Clone, Debug)]
+struct Change {
+    scope: Scope,
+    hold: Option<Hold>,
+    cause: Cause,
 }
 
 /// What the driver does next.
@@ -66,7 +77,8 @@ pub struct Local {
     gap: Duration,
     /// Not worth asking before.
     ask_at: Instant,
-    outgoing: Vec<(Scope, Hold)>,
+    outgoing: Vec<Change>,
+    causes: Causes,
     seq: u64,
     seq_known: u64,
     pub offset: Option<Offset>,
@@ -95,6 +107,7 @@ impl Local {
             gap: gap.min(Duration::from_micros(ahead) / 4).max(Duration::from_millis(10)),
             ask_at: Instant::now(),
             outgoing: Vec::new(),
+            causes: Causes::default(),
             seq: 0,
             seq_known: 0,
             offset: None,
@@ -167,12 +180,79 @@ impl Local {
         }
     }
 
-    pub fn hold(&mut self, scope: Scope, hold: Hold) {
-        self.apply(scope, hold);
-        self.outgoing.push((scope, hold));
+    /// Holds from now on, and tells Redis.
+    pub fn hold(&mut self, scope: Scope, hold: Hold, cause: &Cause) {
+        if self.apply(scope, hold, cause) {
+            self.outgoing.push(Change { scope, hold: Some(hold), cause: cause.clone() });
+        }
     }
 
-    fn apply(&mut self, scope: Scope, hold: Hold) {
+    /// Ends a hold, and tells Redis.
+    pub fn release(&mut self, scope: Scope, as_of: Timestamp, now: Instant) {
+        self.apply_release(scope, as_of, now);
+        self.outgoing.push(Change { scope, hold: None, cause: Cause::new("", as_of) });
+    }
+
+    fn apply_release(&mut self, scope: Scope, as_of: Timestamp, now: Instant) {
+        if !self.causes.release(scope, as_of) {
+            return;
+        }
+        match scope {
+            Scope::Source => (self.held_until, self.disabled) = (None, false),
+            Scope::Account(index) => {
+                let Some(account) = self.accounts.get_mut(index) else { return };
+                (account.held_until, account.disabled) = (None, false);
+            }
+        }
+        // Whoever was told to come back when the hold ends may come now.
+        self.ask_at = now;
+    }
+
+    /// Tells Redis again of every hold in force: its state is lost.
+    pub fn tell_again(&mut self, now: Instant) {
+        let accounts = self.accounts.iter().enumerate();
+        let accounts = accounts.map(|(index, known)| (Scope::Account(index), known.held_until, known.disabled));
+        let all = accounts.chain([(Scope::Source, self.held_until, self.disabled)]);
+        for (scope, until, disabled) in all {
+            let until = until.filter(|until| *until > now).map(Hold::Until);
+            let cause = self.causes.of(scope);
+            let holds = until.into_iter().chain(disabled.then_some(Hold::Disabled));
+            self.outgoing.extend(holds.map(|hold| Change { scope, hold: Some(hold), cause: cause.clone() }));
+        }
+    }
+
+    fn standing(&self, scope: Scope) -> Option<(Option<Instant>, bool)> {
+        match scope {
+            Scope::Source => Some((self.held_until, self.disabled)),
+            Scope::Account(index) => self.accounts.get(index).map(|known| (known.held_until, known.disabled)),
+        }
+    }
+
+    /// What is known of a scope, but not what is spent; `None` if there is no such account.
+    pub fn state(&self, scope: Scope, now: (Instant, Timestamp)) -> Option<State> {
+        let (until, disabled) = self.standing(scope)?;
+        let time = |at: Instant| now.1.after(at.saturating_duration_since(now.0));
+        let until = until.filter(|until| *until > now.0);
+        let held = (disabled || until.is_some())
+            .then(|| Held { until: until.filter(|_| !disabled).map(time), cause: self.causes.of(scope) });
+        let next = self.slots.iter().find(|(slot, _)| Scope::Account(slot.account) == scope && slot.at > now.0);
+        Some(State { held, spent: Vec::new(), next_at: next.map(|(slot, _)| time(slot.at)) })
+    }
+
+    fn apply(&mut self, scope: Scope, hold: Hold, cause: &Cause) -> bool {
+        let Some((held_until, disabled)) = self.standing(scope) else { return false };
+        let longer = match hold {
+            Hold::Until(until) => !disabled && Some(until) > held_until,
+            Hold::Disabled => true,
+        };
+        if !self.causes.hold(scope, cause, longer) {
+            return false;
+        }
+        self.set(scope, hold);
+        true
+    }
+
+    fn set(&mut self, scope: Scope, hold: Hold) {
         match (scope, hold) {
             (Scope::Source, Hold::Until(until)) => self.held_until = self.held_until.max(Some(until)),
             (Scope::Source, Hold::Disabled) => self.disabled = true,
@@ -191,29 +271,41 @@ impl Local {
     }
 
     /// A hold that another worker announced.
-    pub fn announced(&mut self, name: &str, until: Micros, now: Instant) {
+    pub fn announced(&mut self, told: &Told, now: Instant) {
+        let Told { name, until, cause } = told;
         let scope = if name.is_empty() { Some(Scope::Source) } else { self.index(name).map(Scope::Account) };
-        let hold = if until == Micros::MAX {
-            Some(Hold::Disabled)
-        } else {
-            self.offset.map(|offset| Hold::Until(offset.instants(until, now).1))
-        };
-        if let (Some(scope), Some(hold)) = (scope, hold) {
-            self.apply(scope, hold);
+        let Some(scope) = scope else { return };
+        match *until {
+            0 => self.apply_release(scope, cause.since, now),
+            Micros::MAX => {
+                self.apply(scope, Hold::Disabled, cause);
+            }
+            until => {
+                if let Some(offset) = self.offset {
+                    self.apply(scope, Hold::Until(offset.instants(until, now).1), cause);
+                }
+            }
         }
     }
 
     /// All holds, as Redis knows them.
-    pub fn replace_holds(&mut self, holds: &[(String, Micros)], seq: u64, now: Instant) {
-        self.disabled = false;
+    pub fn replace_holds(&mut self, holds: &[Told], seq: u64, now: Instant) {
+        (self.held_until, self.disabled) = (None, false);
         for account in &mut self.accounts {
-            account.disabled = false;
+            (account.held_until, account.disabled) = (None, false);
         }
-        for (name, until) in holds {
-            self.announced(name, *until, now);
+        self.causes.forget_holds();
+        // Zero: the source is held by nothing, which is no release.
+        for told in holds.iter().filter(|told| told.until > 0) {
+            self.announced(told, now);
         }
-        for (scope, hold) in self.outgoing.clone() {
-            self.apply(scope, hold);
+        for Change { scope, hold, cause } in self.outgoing.clone() {
+            match hold {
+                Some(hold) => {
+                    self.apply(scope, hold, &cause);
+                }
+                None => self.apply_release(scope, cause.since, now),
+            }
         }
         (self.seq, self.seq_known) = (seq, seq);
     }
@@ -225,7 +317,7 @@ impl Local {
     /// What to do next.
     pub fn step(&mut self, now: Instant) -> Step {
         if !self.outgoing.is_empty() {
-            return Step::Hold(self.outgoing.iter().map(|hold| self.hold_ask(*hold, now)).collect());
+            return Step::Hold(self.outgoing.iter().map(|change| self.hold_ask(change, now)).collect());
         }
         if self.seq != self.seq_known {
             return Step::Holds;
@@ -241,16 +333,23 @@ impl Local {
         Step::Wait([ask_at, return_at].into_iter().flatten().min())
     }
 
-    fn hold_ask(&self, (scope, hold): (Scope, Hold), now: Instant) -> HoldAsk {
-        let name = match scope {
+    fn hold_ask(&self, change: &Change, now: Instant) -> HoldAsk {
+        let name = match change.scope {
             Scope::Account(index) => self.accounts.get(index).map(|account| account.name.clone()),
             Scope::Source => None,
         };
-        let (wait, disabled) = match hold {
-            Hold::Until(until) => (until.saturating_duration_since(now), false),
-            Hold::Disabled => (Duration::ZERO, true),
+        let wait = match change.hold {
+            Some(Hold::Until(until)) => until.saturating_duration_since(now),
+            Some(Hold::Disabled) | None => Duration::ZERO,
         };
-        HoldAsk { name, wait: crate::quota::limit::micros(wait), disabled }
+        HoldAsk {
+            name,
+            wait: crate::quota::limit::micros(wait),
+            disabled: change.hold == Some(Hold::Disabled),
+            release: change.hold.is_none(),
+            why: change.cause.reason.to_string(),
+            since: change.cause.since.as_millis(),
+        }
     }
 
     fn ask(&mut self, count: usize) -> Ask {
