@@ -70,7 +70,7 @@ limit = { calls = 10, per = "1s" }
 fn help_explains_and_is_no_failure() {
     let weir = Weir::new("");
     weir.run(&["--help"], &[]).expect(0, &["weir enqueue ids.txt", "Exit codes"]);
-    for command in ["run", "enqueue", "status", "query", "check"] {
+    for command in ["run", "enqueue", "status", "quota", "query", "check"] {
         weir.run(&[command, "--help"], &[]).expect(0, &["Examples:", "weir "]);
     }
 }

@@ -7,6 +7,7 @@ pub mod exit;
 mod export;
 mod groups;
 mod query;
+mod quota;
 pub mod run;
 mod schema;
 mod status;
@@ -106,6 +107,9 @@ enum Command {
     /// What waits, what is under way, what came last.
     #[command(long_about = status::LONG_ABOUT, after_long_help = status::EXAMPLES)]
     Status(status::Args),
+    /// What each account is allowed, has used and is held by; pause, resume, slow down.
+    #[command(long_about = quota::LONG_ABOUT, after_long_help = quota::EXAMPLES)]
+    Quota(quota::Args),
     /// Ask ClickHouse in SQL.
     #[command(long_about = query::LONG_ABOUT, after_long_help = query::EXAMPLES)]
     Query(query::Args),
@@ -161,6 +165,7 @@ impl Cli {
             | Command::Simulate(_) => Audience::Role,
             Command::Enqueue(_)
             | Command::Status(_)
+            | Command::Quota(_)
             | Command::Query(_)
             | Command::Export(_)
             | Command::Check(_)
@@ -185,6 +190,7 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Simulate(args) => simulate::run(args, Clock::System, stop).await.map(|()| Exit::Done.into()),
         Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
+        Command::Quota(args) => until(stop, quota::run(args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
         Command::Export(args) => until(stop, export::run(args, &config)).await,
         Command::Check(args) => until(stop, check::run(&args, &config)).await,

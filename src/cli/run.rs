@@ -326,9 +326,9 @@ impl Process {
         tokio::select! {
             outcome = &mut fetch => {
                 ended.cancel();
-                let reported = journal.await;
+                let last = journal.await;
                 outcome?;
-                Ok(reported?)
+                Ok(last?)
             }
             lost = &mut journal => {
                 stop.cancel();

@@ -51,13 +51,12 @@ pub struct PastOf {
     pub held: Option<Held>,
 }
 
+/// What is set for each account, and for the source as a whole.
+pub type Settings = HashMap<Option<AccountAlias>, QuotaSetting>;
+
 /// Everything that reports and settings say, as of `now`.
 #[must_use]
-pub fn merge<'a>(
-    reports: impl IntoIterator<Item = &'a QuotaReport>,
-    settings: &HashMap<Option<AccountAlias>, QuotaSetting>,
-    now: Timestamp,
-) -> Past {
+pub fn merge<'a>(reports: impl IntoIterator<Item = &'a QuotaReport>, settings: &Settings, now: Timestamp) -> Past {
     let mut past = Past { is_read: true, ..Past::default() };
     for report in reports {
         past.is_known = true;

@@ -41,6 +41,7 @@ pub fn midnight(at: Timestamp) -> Timestamp {
 impl Counts {
     /// How many tens of seconds are the last minute.
     const TENS: usize = 6;
+    const MINUTE: i64 = 6;
 
     /// Counts of a day: calls, refused, late, returned.
     #[must_use]
@@ -50,7 +51,7 @@ impl Counts {
 
     fn ten(at: Timestamp) -> (usize, i64) {
         let number = at.as_millis().div_euclid(10_000);
-        (usize::try_from(number.rem_euclid(Self::TENS as i64)).unwrap_or_default(), number)
+        (usize::try_from(number.rem_euclid(Self::MINUTE)).unwrap_or_default(), number)
     }
 
     fn begin_day(&mut self, now: Timestamp) {
@@ -73,7 +74,7 @@ impl Counts {
     #[must_use]
     pub fn last_minute(&self, now: Timestamp) -> u64 {
         let (_, number) = Self::ten(now);
-        let recent = self.lately.iter().filter(|(ten, _)| number - ten < Self::TENS as i64);
+        let recent = self.lately.iter().filter(|(ten, _)| number - ten < Self::MINUTE);
         recent.map(|(_, calls)| u64::from(*calls)).sum()
     }
 }

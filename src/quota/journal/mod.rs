@@ -141,13 +141,13 @@ impl Journal {
             debug!(source = %self.source, ?account, "set before this worker began");
             self.effect(&Changed { before: None, now: setting }, quota, aliases).await;
         }
-        let accounts =
-            past.accounts.iter().filter_map(|(alias, known)| Some((self.scope(aliases, Some(alias))?, known)));
-        for (scope, known) in accounts.chain([(Scope::Source, &past.whole)]) {
+        let accounts = past.accounts.iter().map(|(alias, known)| (Some(alias), known));
+        for (account, known) in accounts.chain([(None, &past.whole)]) {
             let Some(held) = &known.held else { continue };
+            let Some(scope) = self.scope(aliases, account) else { continue };
             info!(source = %self.source, ?scope, reason = &*held.cause.reason, until = ?held.until, "still held");
-            let hold = held.until.map_or(Hold::Disabled, |until| Hold::Until(self.instant(until)));
-            quota.hold(scope, hold, &held.cause).await;
+            let until = held.until.map_or(Hold::Disabled, |until| Hold::Until(self.instant(until)));
+            quota.hold(scope, until, &held.cause).await;
         }
     }
 

@@ -1,6 +1,7 @@
 //! A worker's reports: what it knows of its accounts, in records that are not too large.
 
 use std::{
+    collections::HashMap,
     fmt::Write as _,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     ops::Range,
@@ -116,9 +117,10 @@ impl Reporter {
 
     /// Goes on with today's counts where a worker of this name ended.
     pub fn resume<'a>(&self, reports: impl Iterator<Item = &'a QuotaReport>) {
+        let indices: HashMap<_, _> = self.aliases.iter().zip(0..).collect();
         for report in reports.filter(|report| report.instance == self.instance) {
             for account in &report.accounts {
-                let Some(index) = self.aliases.iter().position(|alias| *alias == account.alias) else { continue };
+                let Some(&index) = indices.get(&account.alias) else { continue };
                 let AccountReport { calls, refused, late, returned, .. } = *account;
                 self.tally.resume(index, Counts::of_day(report.day_at, [calls, refused, late, returned]));
             }
@@ -185,7 +187,8 @@ mod tests {
         let reporter = reporter(2);
         tokio::time::sleep(Duration::from_secs(5)).await;
         let Lease::Slots(slots) = reporter.quota.lease(2).await else { panic!("rested accounts have slots") };
-        slots.iter().for_each(|slot| reporter.tally.called(slot.account, true));
+        reporter.tally.called(slots[0].account, true);
+        reporter.tally.called(slots[1].account, true);
         let cause = crate::quota::Cause::new("401", reporter.clock.now());
         reporter.quota.hold(Scope::Account(1), Hold::Disabled, &cause).await;
         let report = reporter.report(0, false);
@@ -218,7 +221,9 @@ mod tests {
             // As many buckets as a busy day leaves.
             for _ in 0..40 {
                 let Lease::Slots(slots) = reporter.quota.lease(500).await else { break };
-                slots.iter().for_each(|slot| reporter.quota.ended(slot.account));
+                for slot in slots {
+                    reporter.quota.ended(slot.account);
+                }
             }
         }
         assert_eq!(reporter.chunks(), 20);

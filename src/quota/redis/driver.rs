@@ -33,6 +33,7 @@ pub fn client(url: &str) -> Result<Client, InvalidUrl> {
     Ok(Client::open(info.set_redis_settings(settings))?)
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "each is said to the script as it is")]
 pub struct Driver {
     shared: Arc<Shared>,
     client: Client,
