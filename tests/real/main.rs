@@ -12,6 +12,7 @@
 
 mod analytics;
 mod fetch;
+mod fleet;
 mod kafka;
 mod kill;
 mod outage;

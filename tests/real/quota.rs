@@ -26,14 +26,14 @@ use crate::stack::{address, unique};
 const JITTER: Duration = Duration::from_millis(10);
 
 /// A Redis of its own, which a test may treat as it likes.
-struct Server {
+pub struct Server {
     folder: tempfile::TempDir,
     port: u16,
     process: Child,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let process = Self::spawn(folder.path(), port);
@@ -50,7 +50,7 @@ impl Server {
             .expect("redis-server must be installed")
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
@@ -66,7 +66,7 @@ impl Server {
         self.process = Self::spawn(self.folder.path(), self.port);
     }
 
-    async fn flush(&self) {
+    pub async fn flush(&self) {
         let client = redis::Client::open(self.url()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
