@@ -10,8 +10,8 @@ use serde::{
 };
 
 use super::{
-    Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, QuotaReport, QuotaSetting, Reason, Request, RequestId,
-    SourceName,
+    Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, QuotaReport, QuotaSetting, Reason, Request,
+    RequestId, SourceName,
     envelope::{Envelope, Headers, Kind, header},
 };
 use crate::runtime::clock::Timestamp;

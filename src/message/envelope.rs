@@ -30,8 +30,15 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Request, Self::Result, Self::Failure, Self::DeadLetter, Self::Change, Self::QuotaReport, Self::QuotaSetting];
+    pub const ALL: [Self; 7] = [
+        Self::Request,
+        Self::Result,
+        Self::Failure,
+        Self::DeadLetter,
+        Self::Change,
+        Self::QuotaReport,
+        Self::QuotaSetting,
+    ];
 
     /// The CloudEvents type, version included.
     #[must_use]

@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use weir::{
     message::{
-        AccountReport, Attempt, Change, Class, Columns, DeadLetter, Failure, Field, HoldReport, ItemId, Observation, Origin, Pause,
-        QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, Via, WholeReport, codec,
-        envelope::Kind,
+        AccountReport, Attempt, Change, Class, Columns, DeadLetter, Failure, Field, HoldReport, ItemId, Observation,
+        Origin, Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, Via,
+        WholeReport, codec, envelope::Kind,
     },
     runtime::clock::Timestamp,
 };

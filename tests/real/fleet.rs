@@ -87,6 +87,19 @@ impl Scene {
         })
         .await;
     }
+
+    /// Waits until no call has been made for longer than a lease and two calls take.
+    async fn budget_is_spent_in_redis(&self) {
+        let mut before = (self.simulator.stats().served, std::time::Instant::now());
+        eventually("calls have ceased", async || {
+            let served = self.simulator.stats().served;
+            if served != before.0 {
+                before = (served, std::time::Instant::now());
+            }
+            (before.1.elapsed() > Duration::from_secs(8)).then_some(())
+        })
+        .await;
+    }
 }
 
 /// An account's 2/s, and so many a day.
@@ -125,14 +138,14 @@ async fn a_days_budget_survives_a_kill_and_an_orderly_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_days_budget_survives_the_loss_of_redis_and_of_all_workers_at_once() {
-    let server = Server::start();
-    let more = format!("[quota]\nstore = \"redis\"\n[redis]\nurl = \"{}\"\n", server.url());
+    let redis = Server::start();
+    let more = format!("[quota]\nstore = \"redis\"\n[redis]\nurl = \"{}\"\n", redis.url());
     let mut scene = Scene::new("flushed", one(), &a_day(80), &more).await;
     scene.ask(200).await;
     let process = scene.installation.start("worker", &["fetch"]);
     scene.follower.read_until(20).await;
     process.kill();
-    server.flush().await;
+    redis.flush().await;
     let process = scene.installation.start("worker", &["fetch"]);
     process.says("fetching").await;
     // Whoever calls in a state that is made anew waits for what may be leased; then the rest, if there is any.
@@ -141,21 +154,6 @@ async fn a_days_budget_survives_the_loss_of_redis_and_of_all_workers_at_once() {
     println!("{served} calls in all, of 80");
     assert!((21..=80).contains(&served), "{served} of 80");
     process.stop().await;
-}
-
-impl Scene {
-    /// Waits until no call has been made for longer than a lease and two calls take.
-    async fn budget_is_spent_in_redis(&self) {
-        let mut before = (self.simulator.stats().served, std::time::Instant::now());
-        eventually("calls have ceased", async || {
-            let served = self.simulator.stats().served;
-            if served != before.0 {
-                before = (served, std::time::Instant::now());
-            }
-            (before.1.elapsed() > Duration::from_secs(8)).then_some(())
-        })
-        .await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

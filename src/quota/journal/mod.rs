@@ -351,3 +351,44 @@ async fn write(reporter: &Arc<Reporter>, chunks: Vec<u32>, closed: bool) -> Vec<
     let write = move || chunks.into_iter().map(|chunk| reporter.write(chunk, closed)).collect();
     tokio::task::spawn_blocking(write).await.unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::{Pacing, Tally, memory::Memory};
+
+    fn writing(has_budgets: bool) -> Writing {
+        let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+        let reporter = Reporter {
+            topic: "quota".into(),
+            source: SourceName::new("ali1688").unwrap(),
+            instance: "w".to_owned(),
+            aliases: [AccountAlias::new("one").unwrap()].into(),
+            allowed: vec![String::new()],
+            quota: Arc::new(Memory::new(vec![None], Pacing::default())),
+            tally: Arc::new(Tally::new(1, clock.clone())),
+            clock,
+        };
+        let nowhere = Config { brokers: "127.0.0.1:1".to_owned(), ..Config::default() };
+        Writing::new(Arc::new(reporter), Producer::new(&nowhere).unwrap(), has_budgets)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_report_what_it_spends_stops_before_the_doubt_is_too_great_and_others_go_on() {
+        for has_budgets in [true, false] {
+            let mut writing = writing(has_budgets);
+            let refused = |writing: &Writing| Err(writing.refused("away".to_owned()));
+            tokio::time::sleep(UNREPORTED).await;
+            assert!(writing.take(refused(&writing)).is_ok());
+            writing.take(Ok(vec![(0, 7)])).unwrap();
+            assert_eq!(writing.prints, [Some(7)]);
+            tokio::time::sleep(UNREPORTED).await;
+            assert!(writing.take(refused(&writing)).is_ok(), "one was taken in between");
+            tokio::time::sleep(EVERY).await;
+            let end = writing.take(refused(&writing));
+            assert_eq!(matches!(end, Err(JournalError::Unreported { .. })), has_budgets);
+        }
+        let turns = Duration::from_secs(TURNS.into());
+        assert!(UNREPORTED + WRITE_WITHIN + turns + EVERY < past::UNREPORTED_MAX);
+    }
+}

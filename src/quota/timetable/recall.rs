@@ -93,3 +93,103 @@ impl Timetable {
         Some(Standing { held_until, disabled, next_at, spent: account.gate.spent() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{
+        quota::{
+            Aliases, Cause, Counting, Hold, Lease, Limit, Pacing, Quota, Scope,
+            memory::Memory,
+            plan::{AccountLimits, Limits},
+        },
+        runtime::clock::{Clock, Timestamp},
+    };
+
+    fn limits() -> Limits {
+        let day = Limit::window(30, Duration::from_secs(86_400), Counting::Sliding).unwrap();
+        let limits = vec![Limit::new(2, Duration::from_secs(1), 1).unwrap(), day];
+        let account = AccountLimits { limits, ..AccountLimits::default() };
+        Limits { accounts: vec![account; 2], ..Limits::default() }
+    }
+
+    fn aliases() -> Aliases {
+        ["one", "two"].map(|name| AccountAlias::new(name).unwrap()).into()
+    }
+
+    fn start(clock: &Clock, past: &Past) -> Memory {
+        let memory = Memory::with_limits(&limits(), &Pacing::default(), clock);
+        memory.recall(&aliases(), past);
+        memory
+    }
+
+    /// Calls of the first account within a minute.
+    async fn calls(memory: &Memory) -> usize {
+        let until = tokio::time::Instant::now() + Duration::from_secs(60);
+        let mut calls = 0;
+        while tokio::time::Instant::now() < until {
+            if let Lease::Slots(slots) = memory.lease(8).await {
+                calls += slots.iter().filter(|slot| slot.account == 0).count();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        calls
+    }
+
+    /// What a process knows when it reads what `memory` has reported `ago`.
+    fn past(memory: &Memory, clock: &Clock, ago: Duration) -> Past {
+        let now = clock.now();
+        let known = |state: crate::quota::State| PastOf {
+            spent: state.spent,
+            counted_at: now,
+            doubt_until: now.after(ago),
+            held: None,
+        };
+        let states = memory.snapshot(0..2, now).accounts.into_iter().map(known);
+        let accounts = aliases().iter().cloned().zip(states).collect();
+        Past { is_read: true, is_known: true, accounts, ..Past::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_begins_has_what_the_one_before_it_left_of_a_days_budget() {
+        let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+        let memory = start(&clock, &Past::default());
+        let mut spent = 0;
+        while spent < 20 {
+            if let Lease::Slots(slots) = memory.lease(1).await {
+                spent += usize::from(slots[0].account == 0);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let known = past(&memory, &clock, Duration::ZERO);
+        assert_eq!(calls(&start(&clock, &known)).await, 10);
+        let killed = past(&memory, &clock, Duration::from_secs(2));
+        // 2 s at 2/s, a little slower, and one.
+        let left = calls(&start(&clock, &killed)).await;
+        assert!((5..=6).contains(&left), "{left}");
+        assert_eq!(calls(&start(&clock, &Past::default())).await, 30, "who knows nothing has all of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_released_calls_again_and_is_told_with_its_reason_until_then() {
+        let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+        let memory: Arc<dyn Quota> = Arc::new(start(&clock, &Past::default()));
+        let cause = Cause::new("401", clock.now());
+        memory.hold(Scope::Account(0), Hold::Disabled, &cause).await;
+        memory.hold(Scope::Account(1), Hold::Disabled, &cause).await;
+        assert_eq!(memory.lease(1).await, Lease::Nobody);
+        let held = memory.snapshot(0..1, clock.now()).accounts.remove(0).held.unwrap();
+        assert_eq!((held.until, held.cause), (None, cause.clone()));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        memory.release(Scope::Account(0), clock.now()).await;
+        let Lease::Slots(slots) = memory.lease(1).await else { panic!("it is on again") };
+        assert_eq!(slots[0].account, 0);
+        assert_eq!(memory.snapshot(0..1, clock.now()).accounts[0].held, None);
+        memory.hold(Scope::Account(0), Hold::Disabled, &cause).await;
+        assert!(!memory.is_held(&slots[0]), "that hold was released already");
+        memory.release(Scope::Account(1), Timestamp::from_millis(0)).await;
+        assert!(memory.snapshot(1..2, clock.now()).accounts[0].held.is_some(), "that release is older than the hold");
+    }
+}
