@@ -63,6 +63,8 @@ pub struct Config {
     pub http: health::Config,
     /// `[log]`
     pub log: logging::Config,
+    /// `[[calendar]]`, in the order of the file.
+    pub calendar: Vec<quota::calendar::Window>,
     /// `[[source]]`, in the order of the file.
     #[serde(rename = "source")]
     pub sources: Vec<SourceConfig>,

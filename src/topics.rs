@@ -108,7 +108,8 @@ impl Topics {
         format!("{}.failures", self.config.prefix)
     }
 
-    /// Written by fetch (unreadable requests) and retry; read by the sink. Key: item id, or none.
+    /// Written by fetch (unreadable requests), retry, and the sink (unreadable results); read by the sink. Key: item
+    /// id, or none.
     #[must_use]
     pub fn dead(&self) -> String {
         format!("{}.dead", self.config.prefix)

@@ -78,12 +78,16 @@ fn opens_with_a_sentence(source: &Source) -> Vec<Finding> {
 
 /// Crates that only some places may use: crate path, those places, why. For reqwest also the tests in `src/`.
 const CONFINED: &[(&str, &[&str], &str)] = &[
-    ("rdkafka::", &["src/kafka", "tests/real"], "Kafka is behind kafka::{Reader, Writer}, in src/kafka/"),
+    (
+        "rdkafka::",
+        &["src/kafka", "tests/real", "tests/bench"],
+        "Kafka is behind kafka::{Reader, Writer}, in src/kafka/",
+    ),
     ("reqwest::", &["src/platform/http.rs", "tests"], "vendors are called through src/platform/http.rs alone"),
     ("clickhouse::", &["src/sink", "tests/real"], "ClickHouse is written and queried in src/sink/ alone"),
     (
         "redis::",
-        &["src/quota", "src/cache", "src/cli/check", "src/cli/check.rs", "tests/real"],
+        &["src/quota", "src/cache", "src/cli/check", "src/cli/check.rs", "tests/real", "tests/bench"],
         "Redis is behind the traits of src/quota/ and src/cache/; src/cli/check asks only whether it is there",
     ),
 ];

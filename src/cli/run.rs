@@ -13,8 +13,8 @@ use crate::{
     config::{self, Config},
     fetch::{Caller, CallerParts, Fetch, FetchError},
     kafka::{
-        GroupConfig, KafkaReader, KafkaWriter, ReadError, Reader, Writer, admin, client::SESSION_TIMEOUT,
-        intake::IntakeError,
+        GroupConfig, KafkaReader, KafkaWriter, ReadError, Reader, TransactError, Writer, admin,
+        client::SESSION_TIMEOUT, intake::IntakeError,
     },
     platform::config::{Source, SourceConfig},
     quota::{
@@ -113,11 +113,11 @@ impl From<JournalError> for RoleError {
 
 impl From<sink::SinkError> for RoleError {
     fn from(error: sink::SinkError) -> Self {
-        if matches!(error, sink::SinkError::Read(ReadError::Fenced { .. })) {
-            Self::Fenced(error.into())
-        } else {
-            Self::Failed(error.into())
-        }
+        let is_fenced = matches!(
+            error,
+            sink::SinkError::Read(ReadError::Fenced { .. }) | sink::SinkError::Transact(TransactError::Fenced { .. })
+        );
+        if is_fenced { Self::Fenced(error.into()) } else { Self::Failed(error.into()) }
     }
 }
 
@@ -297,18 +297,24 @@ impl Process {
         journal.restore(&past, quota.as_ref(), &aliases).await;
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
-        let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone());
+        let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
+        let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
+            .with_address_health(source.address_health)
+            .with_budgets(source.budgets);
         let reporter = Reporter {
             topic: topic.into(),
             source: source.name.clone(),
             instance: self.config.instance.name.clone(),
             aliases,
-            allowed: allowed(&limits),
-            quota,
+            allowed: allowed(&limits.or_unknown(&self.config.quota.unknown)),
+            quota: Arc::clone(&quota),
             tally: fetch.tally(),
             clock: self.clock.clone(),
         };
-        self.fetch_and_report(fetch, journal, reporter, limits.has_budgets()).await
+        tokio::select! {
+            ended = self.fetch_and_report(fetch, journal, reporter, limits.has_budgets()) => ended,
+            never = calendar => match never {},
+        }
     }
 
     /// Runs fetch with its journal beside it. Without the journal nobody calls: then fetch finishes what is in
@@ -371,11 +377,21 @@ impl Process {
         if !self.topics_are_there(&topics, health).await {
             return Ok(());
         }
-        let names = topics.iter().map(|topic| topic.name.clone()).collect();
-        let reader = self.reader(self.groups.sink(), names)?;
+        let group = self.groups.sink();
         let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
+        let reader = self.reader(group, topics.iter().map(|topic| topic.name.clone()).collect())?;
         health.ready();
-        sink::run(reader, store, &topics, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
+        let parts = sink::Parts {
+            reader,
+            writer,
+            store,
+            topics,
+            dead_topic: self.topics.dead().into(),
+            clock: self.clock.clone(),
+            health: health.clone(),
+        };
+        sink::run(parts, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
     }
 
     fn reader(&self, group: String, topics: Vec<String>) -> Result<KafkaReader, RoleError> {

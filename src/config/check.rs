@@ -98,6 +98,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
         check.add("log.filter", format!("found {:?}, allowed: {allowed} ({reason})", config.log.filter));
     }
     sources(&mut check, config);
+    calendar(&mut check, config);
     check.0
 }
 
@@ -188,6 +189,12 @@ fn quota(check: &mut Check, config: &Config) {
     check.name("quota.prefix", &config.quota.prefix, 100);
     check.range("quota.margin", config.quota.margin, [0.0, Pacing::MARGIN_MAX]);
     check.duration("quota.jitter", config.quota.jitter, Duration::ZERO..=Pacing::JITTER_MAX);
+    let unknown = &config.quota.unknown;
+    if let Err(invalid) = unknown.validate() {
+        check.add("quota.unknown", invalid.to_string());
+    } else if !unknown.is_paced() {
+        check.add("quota.unknown", "found a budget, allowed: a limit of at most 10s, or one with spread = true");
+    }
 }
 
 fn retry(check: &mut Check, config: &Config) {
@@ -227,8 +234,29 @@ fn sources(check: &mut Check, config: &Config) {
         }
         // It becomes part of a topic's name.
         check.name(&key("name"), source.name.as_str(), 64);
+        // Each process counts its own: a fleet of n would spend n times as much.
+        let budget = &source.budget;
+        let stops = budget.per_batch.is_some() && source.on_budget == quota::money::OnBudget::Stop;
+        if stops && config.quota.store == quota::Store::Redis {
+            let allowed = "quota.store = \"memory\" (one process), or on_budget = \"warn\"";
+            let what = format!("batches are counted by each process for itself, so that it needs {allowed}");
+            check.add(&key("budget.per_batch"), what);
+        }
         if topics.requests(&source.name).len() > TOPIC_LIMIT {
             check.add(&key("name"), format!("its topic's name would be longer than {TOPIC_LIMIT} characters"));
+        }
+    }
+}
+
+fn calendar(check: &mut Check, config: &Config) {
+    let mut seen = BTreeSet::new();
+    for window in &config.calendar {
+        let key = |name: &str| format!("calendar.{}.{name}", window.name());
+        if window.name().trim().is_empty() || !seen.insert(window.name()) {
+            check.add(&key("name"), "each window needs a name of its own, for logs and for `weir check`");
+        }
+        for source in window.sources().iter().filter(|source| config.source(source.as_str()).is_none()) {
+            check.add(&key("sources"), format!("found {:?}, allowed: names of [[source]]", source.as_str()));
         }
     }
 }

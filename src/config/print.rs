@@ -29,6 +29,8 @@ struct Printed<'a> {
     http: &'a runtime::health::Config,
     log: &'a runtime::logging::Config,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    calendar: &'a [quota::calendar::Window],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
     source: &'a [SourceConfig],
 }
 
@@ -86,6 +88,7 @@ fn table(config: &Config) -> Table {
         sink: &config.sink,
         http: &config.http,
         log: &config.log,
+        calendar: &config.calendar,
         source: &config.sources,
     };
     Table::try_from(&printed).unwrap_or_default()

@@ -11,13 +11,17 @@ use tracing::{Instrument as _, info_span};
 
 use super::outcome::{CallFacts, Outcomes};
 use crate::{
-    kafka::{Outgoing, Record, outbox::Position},
+    kafka::{Outgoing, Partition, Record, outbox::Position},
     message::{
-        AccountAlias, DeadLetter, Reason, Request, RequestId, SourceName,
+        AccountAlias, DeadLetter, Origin, Reason, Request, RequestId, SourceName,
         codec::{self, Received},
         trace,
     },
-    platform::{Account, Answer, HttpReply, Refusal, RefusalKind, Reply, Vendor, http},
+    platform::{
+        Account, Answer, HttpReply, Refusal, RefusalKind, Reply, Vendor,
+        http::{self, NoReply},
+        redact,
+    },
     quota::{Slot, Tally, guard::Guard},
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
@@ -43,12 +47,65 @@ impl Job {
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) account: usize,
+    /// The address that it left from.
+    pub(super) address: usize,
+    /// How far it came.
+    pub(super) contact: Contact,
+    /// When its slot was.
+    pub(super) left_at: Instant,
+    /// How long the reply took, if there was one.
+    pub(super) latency: Option<Duration>,
+    /// What the reply's headers ask for.
+    pub(super) advice: Advice,
     /// The records of each request.
     pub(super) outcomes: Vec<(Position, Vec<Outgoing>)>,
-    /// Requests that were not called for, since the slot had passed by the time that the call could leave.
+    /// Requests that were not called for: the slot had passed by the time that the call could leave, or there was
+    /// no way to the vendor.
     pub(super) missed: Vec<Job>,
     /// A refusal that concerns more than one request's retry.
     pub(super) refusal: Option<Refusal>,
+}
+
+/// How far a call came.
+#[derive(Debug)]
+pub(super) enum Contact {
+    /// It did not leave.
+    None,
+    /// The address that it should have left from did not let it, for this reason. The vendor knows nothing of it.
+    NoWay(String),
+    /// It left; the HTTP status of the reply, if there was one.
+    Called(Option<u16>),
+}
+
+impl Ended {
+    /// Nothing has come of it yet.
+    fn nothing(slot: &Slot, address: usize) -> Self {
+        let (account, left_at, contact) = (slot.account, slot.at, Contact::None);
+        let (latency, advice, outcomes, missed, refusal) = (None, Advice::default(), vec![], vec![], None);
+        Self { account, address, contact, left_at, latency, advice, outcomes, missed, refusal }
+    }
+}
+
+/// What a reply's headers ask for, whatever else it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Advice {
+    /// The service is not there for so long, for nobody: 503 with `Retry-After`.
+    pub(super) unavailable: Option<Duration>,
+    /// The account has nothing left for so long.
+    pub(super) used_up: Option<Duration>,
+}
+
+impl Advice {
+    /// Headers count in whole seconds, rounded who knows how: one second may be none, and windows as short as that are
+    /// what the pace is made for.
+    const RESOLUTION: Duration = Duration::from_secs(1);
+
+    pub(super) fn of(reply: &HttpReply) -> Self {
+        Self {
+            unavailable: reply.retry_after.filter(|_| reply.status == 503),
+            used_up: reply.used_up.filter(|wait| *wait > Self::RESOLUTION),
+        }
+    }
 }
 
 /// What a caller is made of.
@@ -117,9 +174,26 @@ impl Caller {
         Err((position, records))
     }
 
+    /// The end of a request whose batch has spent its money.
+    pub(super) fn over_budget(&self, job: Job) -> (Position, Vec<Outgoing>) {
+        let Partition { topic, number } = &job.position.partition;
+        let dead = DeadLetter {
+            request_id: job.id,
+            source: self.source.clone(),
+            reason: Reason::Budget,
+            message: "the budget of its batch is spent: raise budget.per_batch and replay it".to_owned(),
+            died_at: self.now(),
+            origin: Origin { topic: topic.to_string(), partition: *number, offset: job.position.offset },
+            request: Some(job.request),
+            original_base64: None,
+        };
+        let records = self.outcomes.dead_letter(&dead, &job.traceparent);
+        (job.position, records)
+    }
+
     /// Makes one call for these requests in this slot. Always ends, at the latest with the client's time-out.
     pub(super) async fn call(self: Arc<Self>, slot: Slot, jobs: Vec<Job>) -> Ended {
-        let account = slot.account;
+        let (account, address) = (slot.account, slot.address);
         let first = &jobs[0];
         let attempt = first.request.calls.saturating_add(1);
         let span = info_span!(
@@ -128,41 +202,69 @@ impl Caller {
             account = %self.alias(account), batch = first.request.batch.as_ref().map(tracing::field::display),
         );
         async {
-            self.parts.guard.pass(account).await;
+            self.parts.guard.pass_from(account, address).await;
             // On a busy machine time has passed since the slot was taken: a late call is not made up for.
             if slot.is_late(Instant::now()) {
                 tracing::debug!("the slot was missed");
-                return Ended { account, outcomes: vec![], missed: jobs, refusal: None };
+                return Ended { missed: jobs, ..Ended::nothing(&slot, address) };
             }
-            let (reply, facts) = self.exchange(account, &jobs).await;
-            self.conclude(account, jobs, reply, &facts)
+            match self.exchange(account, address, &jobs).await {
+                Ok((reply, facts, advice)) => {
+                    let (outcomes, refusal) = self.conclude(account, jobs, reply, &facts);
+                    let latency = facts.http_status.map(|_| facts.latency);
+                    let contact = Contact::Called(facts.http_status);
+                    Ended { contact, latency, advice, outcomes, refusal, ..Ended::nothing(&slot, address) }
+                }
+                Err(why) => {
+                    let contact = Contact::NoWay(why);
+                    Ended { contact, missed: jobs, ..Ended::nothing(&slot, address) }
+                }
+            }
         }
         .instrument(span)
         .await
     }
 
-    async fn exchange(&self, account: usize, jobs: &[Job]) -> (Reply, CallFacts) {
+    /// What a call is called that leaves from this address.
+    pub(super) fn address_name(&self, address: usize) -> &str {
+        self.parts.client.address_name(address)
+    }
+
+    pub(super) fn addresses(&self) -> usize {
+        self.parts.client.addresses()
+    }
+
+    /// The vendor's reply; or why the address let no call leave.
+    async fn exchange(
+        &self,
+        account: usize,
+        address: usize,
+        jobs: &[Job],
+    ) -> Result<(Reply, CallFacts, Advice), String> {
         let Account { alias, .. } = &self.parts.accounts[account];
         let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
         // Signed here and not earlier: signatures and timestamps go stale.
         let exchange = self.parts.vendor.prepare(&self.parts.accounts[account], &requests, self.parts.clock.now());
         let started = Instant::now();
-        let result = self.parts.client.exchange(&exchange).await;
+        let result = self.parts.client.exchange_from(address, &exchange).await;
         let mut facts = CallFacts {
             account: alias.clone(),
             ended_at: self.parts.clock.now(),
             latency: started.elapsed(),
             http_status: None,
         };
+        let mut advice = Advice::default();
         let reply = match result {
             Ok(reply) => {
                 facts.http_status = Some(reply.status);
+                advice = Advice::of(&reply);
                 self.understand(&requests, &reply)
             }
-            Err(refusal) => Reply::Refused(refusal),
+            Err(NoReply::Refused(refusal)) => Reply::Refused(refusal),
+            Err(NoReply::Address(why)) => return Err(redact(&self.parts.accounts[account], &why).into_owned()),
         };
         tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
-        (reply, facts)
+        Ok((reply, facts, advice))
     }
 
     /// What the vendor's reply means: something for each request, whatever the vendor's code does.
@@ -182,7 +284,14 @@ impl Caller {
         }
     }
 
-    fn conclude(&self, account: usize, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {
+    /// The records of each request, and a refusal that concerns more than that.
+    fn conclude(
+        &self,
+        account: usize,
+        jobs: Vec<Job>,
+        reply: Reply,
+        facts: &CallFacts,
+    ) -> (Vec<(Position, Vec<Outgoing>)>, Option<Refusal>) {
         let caller = &self.parts.accounts[account];
         let mut worst = None;
         let mut conclude = |job: Job, answer: Result<Answer, Refusal>| {
@@ -201,7 +310,7 @@ impl Caller {
             Reply::Each(answers) => jobs.into_iter().zip(answers).map(|(job, answer)| conclude(job, answer)).collect(),
             Reply::Refused(refusal) => jobs.into_iter().map(|job| conclude(job, Err(refusal.clone()))).collect(),
         };
-        Ended { account, outcomes, missed: vec![], refusal: worst }
+        (outcomes, worst)
     }
 }
 

@@ -39,8 +39,8 @@ impl Follower {
     /// [`ReadError::Failed`]: the topic is not there, or no broker answers within ten seconds.
     pub async fn open(config: &Config, topic: &str) -> Result<Self, ReadError> {
         let failed = |reason: String| failed(topic, reason);
-        let present = admin::describe(config).await.map_err(|error| failed(error.to_string()))?;
-        let Some(&partitions) = present.get(topic) else {
+        let partitions = admin::partitions(config, topic).await.map_err(|error| failed(error.to_string()))?;
+        let Some(partitions) = partitions else {
             return Err(failed("there is no such topic: run `weir topics apply`".to_owned()));
         };
         let consumer: StreamConsumer = config

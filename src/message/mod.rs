@@ -20,6 +20,6 @@ pub use change::{Change, Field, Watched};
 pub use dead_letter::{DeadLetter, Origin, Reason};
 pub use failure::{Attempt, Class, Failure};
 pub use id::{AccountAlias, BatchId, InvalidId, ItemId, RequestId, SourceName};
-pub use quota::{AccountReport, HoldReport, Pause, QuotaReport, QuotaSetting, Spent, WholeReport};
+pub use quota::{AccountReport, AddressReport, HoldReport, Pause, QuotaReport, QuotaSetting, Spent, WholeReport};
 pub use request::Request;
 pub use result::{Columns, Observation, Status, Via};

@@ -43,9 +43,22 @@ pub struct WholeReport {
     /// What is spent of the budgets that all accounts share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spent: Vec<Spent>,
-    /// What is spent of the budgets of each outgoing address.
+    /// The addresses that calls leave from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub addresses: Vec<Vec<Spent>>,
+    pub addresses: Vec<AddressReport>,
+}
+
+/// What a worker knows of an address that calls leave from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AddressReport {
+    /// What the configuration calls it.
+    pub name: String,
+    /// Why no call leaves from it, and until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HoldReport>,
+    /// What is spent of its budgets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spent: Vec<Spent>,
 }
 
 /// What a worker knows of one account.
@@ -74,6 +87,9 @@ pub struct AccountReport {
     /// Why it does not call, and until when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HoldReport>,
+    /// The address that its calls leave from; missing if there is only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// When it may call next, if that is not at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_at: Option<Timestamp>,

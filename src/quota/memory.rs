@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Aliases, Cause, Held, Hold, Lease, Limit, Pacing, Past, Quota, Scope, Slot, Snapshot, State,
+    AddressState, Aliases, Cause, Held, Hold, Lease, Limit, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot,
+    Snapshot, State,
     limit::{Micros, micros},
     plan::{Limits, Plan},
     state::Causes,
@@ -28,6 +29,8 @@ pub const HORIZON: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Memory {
     table: Mutex<Timetable>,
+    /// What the addresses are called, by index.
+    addresses: Vec<String>,
     /// How late slots may be used, by account.
     lateness: Vec<Duration>,
     /// Locked after the table.
@@ -78,6 +81,7 @@ impl Memory {
         Self {
             table: Mutex::new(Timetable::new(&plan, epoch.micros)),
             lateness: plan.accounts.iter().map(|account| account.lateness).collect(),
+            addresses: plan.address_names,
             causes: Mutex::default(),
             epoch,
         }
@@ -85,21 +89,31 @@ impl Memory {
 
     /// Takes over what is known of the past of these accounts, by index. For the start, before anything is leased.
     pub fn recall(&self, aliases: &Aliases, past: &Past) {
-        self.table().recall(aliases, past);
+        self.table().recall(aliases, &self.addresses, past);
     }
 
     fn causes(&self) -> MutexGuard<'_, Causes> {
         self.causes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn held(&self, scope: Scope, standing: &Standing, now: Timestamp) -> Option<Held> {
+        let until = timestamp(standing.held_until);
+        (standing.disabled || until > now)
+            .then(|| Held { until: (!standing.disabled).then_some(until), cause: self.causes().of(scope) })
+    }
+
     /// The standing of a scope in a record's terms.
     fn state(&self, scope: Scope, standing: Standing, now: Timestamp) -> State {
         let later = |at: Micros| timestamp(at) > now;
-        let until = timestamp(standing.held_until);
-        let held = (standing.disabled || until > now)
-            .then(|| Held { until: (!standing.disabled).then_some(until), cause: self.causes().of(scope) });
+        let held = self.held(scope, &standing, now);
         let next_at = standing.next_at.filter(|at| held.is_none() && later(*at) && *at != Micros::MAX).map(timestamp);
-        State { held, spent: standing.spent, next_at }
+        State { held, spent: standing.spent, next_at, address: standing.address }
+    }
+
+    fn address_state(&self, table: &Timetable, index: usize, now: Timestamp) -> Option<AddressState> {
+        let standing = table.standing(Scope::Address(index))?;
+        let held = self.held(Scope::Address(index), &standing, now);
+        Some(AddressState { name: self.addresses.get(index)?.clone(), held, spent: standing.spent })
     }
 
     fn table(&self) -> MutexGuard<'_, Timetable> {
@@ -107,9 +121,9 @@ impl Memory {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(&self, (account, at): (usize, Micros)) -> Slot {
+    fn slot(&self, (account, at): (usize, Micros), address: usize) -> Slot {
         let at = self.epoch.instant(at);
-        Slot { account, at, latest: at + self.lateness[account] }
+        Slot { account, address, at, latest: at + self.lateness[account] }
     }
 }
 
@@ -118,8 +132,11 @@ impl Quota for Memory {
     async fn lease(&self, wanted: usize) -> Lease {
         let now = Instant::now();
         let until = self.epoch.micros(now + HORIZON);
-        match self.table().lease(wanted, self.epoch.micros(now), until) {
-            Granted::Slots(slots) => Lease::Slots(slots.into_iter().map(|slot| self.slot(slot)).collect()),
+        let mut table = self.table();
+        match table.lease(wanted, self.epoch.micros(now), until) {
+            Granted::Slots(slots) => {
+                Lease::Slots(slots.into_iter().map(|slot| self.slot(slot, table.address_of(slot.0))).collect())
+            }
             // Only the end of a call can help, and whoever ends one asks again.
             Granted::NotBefore(Micros::MAX) => Lease::NotBefore(now + HORIZON),
             // Asking as soon as the slot comes within the horizon leaves time to wake up for it.
@@ -129,7 +146,15 @@ impl Quota for Memory {
     }
 
     async fn give_back(&self, slots: Vec<Slot>) {
-        self.table().give_back(slots.into_iter().map(|slot| (slot.account, self.epoch.micros(slot.at))));
+        let mut table = self.table();
+        for slot in slots {
+            let at = self.epoch.micros(slot.at);
+            if slot.address == table.address_of(slot.account) {
+                table.give_back([(slot.account, at)]);
+            } else {
+                table.give_up(slot.account, at, slot.address);
+            }
+        }
     }
 
     fn ended(&self, account: usize) {
@@ -138,13 +163,9 @@ impl Quota for Memory {
 
     async fn hold(&self, scope: Scope, hold: Hold, cause: &Cause) {
         let mut table = self.table();
-        let standing = match scope {
-            Scope::Source => Some(table.source_standing()),
-            Scope::Account(index) => table.standing(index),
-        };
-        let Some(standing) = standing else { return };
+        let Some((held_until, disabled)) = table.held(scope) else { return };
         let longer = match hold {
-            Hold::Until(until) => !standing.disabled && self.epoch.micros(until) > standing.held_until,
+            Hold::Until(until) => !disabled && self.epoch.micros(until) > held_until,
             Hold::Disabled => true,
         };
         if !self.causes().hold(scope, cause, longer) {
@@ -153,6 +174,13 @@ impl Quota for Memory {
         match (scope, hold) {
             (Scope::Source, Hold::Until(until)) => table.hold_source(self.epoch.micros(until)),
             (Scope::Source, Hold::Disabled) => table.disable_source(),
+            (Scope::Address(index), hold) => {
+                let until = match hold {
+                    Hold::Until(until) => self.epoch.micros(until),
+                    Hold::Disabled => Micros::MAX,
+                };
+                table.hold_address(index, until, self.epoch.micros(Instant::now()));
+            }
             (Scope::Account(index), Hold::Until(until)) => table.hold_account(index, self.epoch.micros(until)),
             (Scope::Account(index), Hold::Disabled) => table.disable_account(index),
         }
@@ -163,6 +191,7 @@ impl Quota for Memory {
         if self.causes().release(scope, as_of) {
             match scope {
                 Scope::Source => table.release_source(),
+                Scope::Address(index) => table.release_address(index, self.epoch.micros(Instant::now())),
                 Scope::Account(index) => table.release_account(index),
             }
         }
@@ -170,17 +199,30 @@ impl Quota for Memory {
 
     fn snapshot(&self, accounts: Range<usize>, now: Timestamp) -> Snapshot {
         let table = self.table();
-        let account = |index: usize| Some(self.state(Scope::Account(index), table.standing(index)?, now));
+        let state = |scope: Scope| Some(self.state(scope, table.standing(scope)?, now));
         Snapshot {
             counted_at: now,
-            whole: self.state(Scope::Source, table.source_standing(), now),
-            addresses: table.addresses_spent(),
-            accounts: accounts.map_while(account).collect(),
+            whole: state(Scope::Source).unwrap_or_default(),
+            addresses: (0..self.addresses.len()).map_while(|index| self.address_state(&table, index, now)).collect(),
+            accounts: accounts.map_while(|index| state(Scope::Account(index))).collect(),
         }
     }
 
     fn is_held(&self, slot: &Slot) -> bool {
-        self.table().is_held(slot.account, self.epoch.micros(slot.at))
+        self.table().is_held_at(slot.account, self.epoch.micros(slot.at), slot.address)
+    }
+
+    async fn set_pace(&self, scope: Scope, by: PaceBy, share: Share) {
+        self.table().set_pace(scope, by, share);
+    }
+
+    async fn refused(&self, scope: Scope, left_at: Instant) {
+        let now = self.epoch.micros(Instant::now());
+        self.table().refused(scope, self.epoch.micros(left_at), now);
+    }
+
+    fn pace(&self, scope: Scope) -> PaceState {
+        self.table().pace(scope)
     }
 }
 

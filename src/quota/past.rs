@@ -32,8 +32,8 @@ pub struct Past {
     pub is_known: bool,
     /// The source as a whole.
     pub whole: PastOf,
-    /// Each address.
-    pub addresses: Vec<PastOf>,
+    /// Each address of which there is a report, by its name.
+    pub addresses: HashMap<String, PastOf>,
     /// Each account of which there is a report.
     pub accounts: HashMap<AccountAlias, PastOf>,
 }
@@ -62,9 +62,9 @@ pub fn merge<'a>(reports: impl IntoIterator<Item = &'a QuotaReport>, settings: &
         past.is_known = true;
         if let Some(whole) = &report.whole {
             past.whole.learn(report, &whole.spent, whole.held.as_ref(), now);
-            past.addresses.resize_with(past.addresses.len().max(whole.addresses.len()), PastOf::default);
-            for (known, spent) in past.addresses.iter_mut().zip(&whole.addresses) {
-                known.learn(report, spent, None, now);
+            for address in &whole.addresses {
+                let known = past.addresses.entry(address.name.clone()).or_default();
+                known.learn(report, &address.spent, address.held.as_ref(), now);
             }
         }
         for account in &report.accounts {
@@ -73,6 +73,7 @@ pub fn merge<'a>(reports: impl IntoIterator<Item = &'a QuotaReport>, settings: &
         }
     }
     past.whole.settle(settings.get(&None), now);
+    past.addresses.values_mut().for_each(|known| known.settle(None, now));
     for (alias, known) in &mut past.accounts {
         known.settle(settings.get(&Some(alias.clone())), now);
     }
@@ -83,14 +84,14 @@ impl Past {
     /// Whether nobody can have called since it was counted.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        let all = self.accounts.values().chain(&self.addresses).chain([&self.whole]);
+        let all = self.accounts.values().chain(self.addresses.values()).chain([&self.whole]);
         all.into_iter().all(|known| known.doubt().is_zero())
     }
 
     /// When it was counted, at the earliest; and for how long nobody knows what was called.
     #[must_use]
     pub fn doubt(&self) -> Duration {
-        let all = self.accounts.values().chain(&self.addresses).chain([&self.whole]);
+        let all = self.accounts.values().chain(self.addresses.values()).chain([&self.whole]);
         all.map(PastOf::doubt).max().unwrap_or_default()
     }
 }

@@ -22,11 +22,11 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
 use self::{
     driver::Driver,
-    local::{Known, Local},
+    local::{Known, Local, paces::Heard},
     spending::Spending,
 };
 use super::{
-    Aliases, Cause, Hold, Lease, Pacing, Past, Quota, Scope, Slot, Snapshot, State,
+    Aliases, Cause, Hold, Lease, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot, Snapshot, State,
     limit::Micros,
     plan::{Limits, Plan},
 };
@@ -105,14 +105,17 @@ impl Redis {
         let known = |(name, account): (&String, &super::plan::AccountPlan)| Known {
             name: name.clone(),
             lateness: account.lateness,
+            home: account.address,
+            fallbacks: account.fallbacks.clone(),
             held_until: None,
             disabled: false,
             is_capped: account.in_flight.is_some(),
+            pace: Heard::default(),
         };
         let accounts = names.iter().zip(&plan.accounts).map(known).collect();
         let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
         let shared = Arc::new(Shared {
-            local: Mutex::new(Local::new(accounts, block(&plan), ahead)),
+            local: Mutex::new(Local::new(accounts, plan.address_names.clone(), block(&plan), ahead)),
             wake: Notify::new(),
             counts: Mutex::default(),
             spending: Mutex::default(),
@@ -184,15 +187,33 @@ impl Quota for Redis {
             Some(State { spent: spent.unwrap_or_default(), ..state })
         };
         let whole = local.state(Scope::Source, at).unwrap_or_default();
+        let mut addresses = local.address_states(at);
+        for (address, spent) in addresses.iter_mut().zip(spending.iter().flat_map(|spending| &spending.addresses)) {
+            address.spent.clone_from(spent);
+        }
         Snapshot {
             counted_at: spending.as_ref().map_or(now, |spending| spending.counted_at),
             whole: State { spent: spending.as_ref().map(|s| s.source.clone()).unwrap_or_default(), ..whole },
-            addresses: spending.as_ref().map(|spending| spending.addresses.clone()).unwrap_or_default(),
+            addresses,
             accounts: accounts.map_while(account).collect(),
         }
     }
 
     fn is_held(&self, slot: &Slot) -> bool {
         self.shared.local().is_held(slot)
+    }
+
+    async fn set_pace(&self, scope: Scope, by: PaceBy, share: Share) {
+        self.shared.local().set_pace(scope, by, share);
+        self.shared.wake.notify_one();
+    }
+
+    async fn refused(&self, scope: Scope, left_at: Instant) {
+        self.shared.local().refused(scope, left_at, Instant::now());
+        self.shared.wake.notify_one();
+    }
+
+    fn pace(&self, scope: Scope) -> PaceState {
+        self.shared.local().pace(scope)
     }
 }

@@ -55,6 +55,19 @@ pub struct State {
     pub spent: Vec<Spent>,
     /// When it may call next, if that is later than now and known.
     pub next_at: Option<Timestamp>,
+    /// Of an account: index of the address that its calls leave from now.
+    pub address: usize,
+}
+
+/// What is known of an address that calls leave from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressState {
+    /// What the fleet calls it.
+    pub name: String,
+    /// Why no call leaves from it.
+    pub held: Option<Held>,
+    /// What is spent of its budgets.
+    pub spent: Vec<Spent>,
 }
 
 /// What is known of a source.
@@ -64,8 +77,8 @@ pub struct Snapshot {
     pub counted_at: Timestamp,
     /// The source as a whole.
     pub whole: State,
-    /// What is spent of each address's budgets.
-    pub addresses: Vec<Vec<Spent>>,
+    /// Every address, by index.
+    pub addresses: Vec<AddressState>,
     /// The accounts that were asked for.
     pub accounts: Vec<State>,
 }

@@ -37,6 +37,7 @@ fn account(seed: u64, index: u64) -> Result<Account, InvalidId> {
         limit: None,
         limits: Vec::new(),
         calls_in_flight: None,
+        address: None,
     })
 }
 

@@ -9,7 +9,7 @@ use crate::{
     message::{
         BatchId, Change, DeadLetter, Failure, Field, Observation, Reason, Request, SourceName,
         codec::{self, Raw, Received, Unreadable},
-        envelope::Kind,
+        envelope::{Kind, header},
     },
     runtime::clock::Timestamp,
     topics::Topic,
@@ -46,10 +46,28 @@ pub enum Parsed {
     DeadLetter(Box<DeadLetter>),
     /// For table `item_changes`.
     Change(Box<Change>),
-    /// Unreadable: it goes to `dead_letters` as it is.
-    Invalid(Unreadable),
-    /// An unreadable request: not ours to store, since fetch writes its dead letter.
+    /// An unreadable dead letter: its bytes are stored in `dead_letters`. Sent round again it would come back.
+    Raw(Unreadable),
+    /// An unreadable result or change: it gets a dead letter, and no row of its own.
+    Poison(Unreadable),
+    /// An unreadable request or failure: not ours to store, since fetch or retry writes its dead letter.
     Skipped(Unreadable),
+}
+
+impl Parsed {
+    /// Whether the record becomes a row.
+    #[must_use]
+    pub const fn has_row(&self) -> bool {
+        match self {
+            Self::Request(_)
+            | Self::Result(_)
+            | Self::Failure(_)
+            | Self::DeadLetter(_)
+            | Self::Change(_)
+            | Self::Raw(_) => true,
+            Self::Poison(_) | Self::Skipped(_) => false,
+        }
+    }
 }
 
 /// Reads a record of a topic.
@@ -62,17 +80,52 @@ pub fn parse(raw: &Raw<'_>, route: &Route) -> Parsed {
         },
         // The sink does not read what is said of quotas: see Topics::rows.
         (Kind::Request, None) | (Kind::QuotaReport | Kind::QuotaSetting, _) => Parsed::Skipped(Unreadable::Empty),
-        (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result),
-        (Kind::Failure, _) => read(codec::read_failure(raw), Parsed::Failure),
-        (Kind::DeadLetter, _) => read(codec::read_dead_letter(raw), Parsed::DeadLetter),
-        (Kind::Change, _) => read(codec::read_change(raw), Parsed::Change),
+        (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result, Parsed::Poison),
+        (Kind::Failure, _) => read(codec::read_failure(raw), Parsed::Failure, Parsed::Skipped),
+        (Kind::DeadLetter, _) => read(codec::read_dead_letter(raw), Parsed::DeadLetter, Parsed::Raw),
+        (Kind::Change, _) => read(codec::read_change(raw), Parsed::Change, Parsed::Poison),
     }
 }
 
-fn read<T>(record: Result<T, Unreadable>, parsed: fn(Box<T>) -> Parsed) -> Parsed {
+fn read<T>(
+    record: Result<T, Unreadable>,
+    parsed: fn(Box<T>) -> Parsed,
+    unreadable: fn(Unreadable) -> Parsed,
+) -> Parsed {
     match record {
         Ok(record) => parsed(Box::new(record)),
-        Err(why) => Parsed::Invalid(why),
+        Err(why) => unreadable(why),
+    }
+}
+
+/// The table for records of a kind.
+#[must_use]
+pub const fn table(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Request => "requests",
+        Kind::Result => "observations",
+        Kind::Failure => "failures",
+        Kind::DeadLetter => "dead_letters",
+        Kind::Change => "item_changes",
+        // There is none: the sink does not read that topic, and ClickHouse would refuse its rows.
+        Kind::QuotaReport | Kind::QuotaSetting => "quota",
+    }
+}
+
+/// What every table begins and ends with: the record that a row is of, and its trace.
+struct Place<'a> {
+    topic: &'a str,
+    partition: i32,
+    offset: i64,
+    recorded_at: i64,
+    traceparent: &'a str,
+}
+
+impl<'a> Place<'a> {
+    fn of(raw: &Raw<'a>) -> Self {
+        let Raw { topic, partition, offset, time, headers, .. } = *raw;
+        let traceparent = header(headers, "traceparent").unwrap_or_default();
+        Self { topic, partition, offset, recorded_at: storable(time), traceparent }
     }
 }
 
@@ -129,13 +182,14 @@ pub struct RequestRow<'a> {
 impl<'a> RequestRow<'a> {
     /// The row of a request.
     #[must_use]
-    pub fn new(raw: &'a Raw<'a>, received: &'a Received) -> Self {
+    pub fn new(raw: &Raw<'a>, received: &'a Received) -> Self {
         let request = &received.request;
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic,
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic,
+            partition,
+            offset,
+            recorded_at,
             request_id: received.id.as_str(),
             source: request.source.as_ref().map_or("", SourceName::as_str),
             item: request.item.as_str(),
@@ -144,7 +198,7 @@ impl<'a> RequestRow<'a> {
             expires_at: request.expires_at.map(storable),
             calls: calls(request),
             params: if request.params.is_empty() { String::new() } else { json(&request.params) },
-            traceparent: raw.traceparent().unwrap_or_default(),
+            traceparent,
         }
     }
 }
@@ -188,15 +242,16 @@ impl<'a> ObservationRow<'a> {
     /// The row of a result. A price that is no `Decimal(18, 4)` is kept as text; any other number that does not
     /// fit its column is NULL there and still stands in `raw`.
     #[must_use]
-    pub fn new(raw: &'a Raw<'a>, seen: &'a Observation) -> Self {
+    pub fn new(raw: &Raw<'a>, seen: &'a Observation) -> Self {
         let columns = &seen.columns;
         let price = text(columns.price.as_ref()).trim();
         let exact = decimal(price);
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic,
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic,
+            partition,
+            offset,
+            recorded_at,
             request_id: seen.request_id.as_str(),
             source: seen.source.as_str(),
             item: seen.item.as_str(),
@@ -222,7 +277,7 @@ impl<'a> ObservationRow<'a> {
             vendor_updated: text(columns.vendor_updated.as_ref()),
             fingerprint: &seen.fingerprint,
             raw: seen.raw.as_ref().map_or("", |raw| raw.get()),
-            traceparent: raw.traceparent().unwrap_or_default(),
+            traceparent,
         }
     }
 }
@@ -254,13 +309,14 @@ pub struct FailureRow<'a> {
 impl<'a> FailureRow<'a> {
     /// The row of a failure.
     #[must_use]
-    pub fn new(raw: &'a Raw<'a>, failure: &'a Failure) -> Self {
+    pub fn new(raw: &Raw<'a>, failure: &'a Failure) -> Self {
         let (request, attempt) = (&failure.request, &failure.attempt);
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic,
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic,
+            partition,
+            offset,
+            recorded_at,
             request_id: failure.request_id.as_str(),
             source: failure.source.as_str(),
             item: request.item.as_str(),
@@ -275,7 +331,7 @@ impl<'a> FailureRow<'a> {
             http_status: attempt.http_status,
             latency_ms: attempt.latency_ms,
             not_before: attempt.not_before.map(storable),
-            traceparent: raw.traceparent().unwrap_or_default(),
+            traceparent,
         }
     }
 }
@@ -314,11 +370,12 @@ impl DeadLetterRow {
         let last = request.and_then(|request| request.history.last());
         // What is no base64 is stored as it stands: somebody else wrote it, and it is all that there is.
         let original = dead.original_base64.as_deref().map(|text| BASE64.decode(text).unwrap_or_else(|_| text.into()));
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic.to_owned(),
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic: topic.to_owned(),
+            partition,
+            offset,
+            recorded_at,
             request_id: dead.request_id.to_string(),
             source: dead.source.to_string(),
             item: request.map_or("", |request| request.item.as_str()).to_owned(),
@@ -335,7 +392,7 @@ impl DeadLetterRow {
             origin_offset: dead.origin.offset,
             request: request.map(json).unwrap_or_default(),
             original: Blob(original.unwrap_or_default()),
-            traceparent: raw.traceparent().unwrap_or_default().to_owned(),
+            traceparent: traceparent.to_owned(),
         }
     }
 
@@ -343,28 +400,29 @@ impl DeadLetterRow {
     /// reading it again makes the same row.
     #[must_use]
     pub fn unreadable(raw: &Raw<'_>, why: &Unreadable) -> Self {
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic.to_owned(),
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic: topic.to_owned(),
+            partition,
+            offset,
+            recorded_at,
             request_id: raw.position_id().to_string(),
             source: String::new(),
             item: String::new(),
             batch: String::new(),
             requested_at: None,
-            died_at: storable(raw.time),
+            died_at: recorded_at,
             reason: Reason::Invalid.as_str(),
             message: why.to_string(),
             calls: 0,
             last_class: "",
             last_code: String::new(),
-            origin_topic: raw.topic.to_owned(),
-            origin_partition: raw.partition,
-            origin_offset: raw.offset,
+            origin_topic: topic.to_owned(),
+            origin_partition: partition,
+            origin_offset: offset,
             request: String::new(),
             original: Blob(raw.value.unwrap_or_default().to_owned()),
-            traceparent: raw.traceparent().unwrap_or_default().to_owned(),
+            traceparent: traceparent.to_owned(),
         }
     }
 }
@@ -394,15 +452,16 @@ pub struct ChangeRow<'a> {
 impl<'a> ChangeRow<'a> {
     /// The row of a change. A title is never a number, whatever it looks like.
     #[must_use]
-    pub fn new(raw: &'a Raw<'a>, change: &'a Change) -> Self {
+    pub fn new(raw: &Raw<'a>, change: &'a Change) -> Self {
         let (old, new) = (text(change.old.as_ref()), text(change.new.as_ref()));
         let is_number = matches!(change.field, Field::Price | Field::Stock | Field::Rating);
         let number = |text: &str| decimal(text.trim()).filter(|_| is_number);
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic,
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic,
+            partition,
+            offset,
+            recorded_at,
             source: change.source.as_str(),
             item: change.item.as_str(),
             field: change.field.as_str(),
@@ -415,7 +474,7 @@ impl<'a> ChangeRow<'a> {
             new_at: storable(change.new_at),
             batch: batch(change.batch.as_ref()),
             request_id: change.request_id.as_str(),
-            traceparent: raw.traceparent().unwrap_or_default(),
+            traceparent,
         }
     }
 }

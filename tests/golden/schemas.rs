@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use weir::{
     message::{
-        AccountReport, Attempt, Change, Class, Columns, DeadLetter, Failure, Field, HoldReport, ItemId, Observation,
-        Origin, Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, Via,
-        WholeReport, codec, envelope::Kind,
+        AccountReport, AddressReport, Attempt, Change, Class, Columns, DeadLetter, Failure, Field, HoldReport, ItemId,
+        Observation, Origin, Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status,
+        Via, WholeReport, codec, envelope::Kind,
     },
     runtime::clock::Timestamp,
 };
@@ -169,9 +169,11 @@ fn report() -> QuotaReport {
         late: 0,
         returned: 2,
         held: Some(held.clone()),
+        address: Some("proxy-1".to_owned()),
         next_at: Some(now()),
         spent: vec![spent.clone()],
     };
+    let address = AddressReport { name: "proxy-1".to_owned(), held: Some(held.clone()), spent: vec![spent.clone()] };
     QuotaReport {
         source: source(),
         instance: "weir-1".to_owned(),
@@ -181,7 +183,7 @@ fn report() -> QuotaReport {
         counted_at: now(),
         day_at: now(),
         closed: false,
-        whole: Some(WholeReport { held: Some(held), spent: vec![spent.clone()], addresses: vec![vec![spent]] }),
+        whole: Some(WholeReport { held: Some(held), spent: vec![spent], addresses: vec![address] }),
         accounts: vec![account],
     }
 }
@@ -199,7 +201,8 @@ fn written() -> Vec<(Kind, Value)> {
         let failure = Failure { request_id: request_id(), source: source(), request: request(), attempt: attempt() };
         (Kind::Failure, record(&Failure { attempt: Attempt { class, ..attempt() }, ..failure }))
     });
-    let reasons = [Reason::Exhausted, Reason::Permanent, Reason::Expired].map(|reason| dead(reason, Some(request())));
+    let reasons = [Reason::Exhausted, Reason::Permanent, Reason::Expired, Reason::Budget];
+    let reasons = reasons.map(|reason| dead(reason, Some(request())));
     let statuses = [(Status::Found, Some(r#"{"price":10.00}"#)), (Status::Absent, None), (Status::OffShelf, None)];
     let mut all = vec![(Kind::Request, record(&request())), (Kind::Request, record(&bare))];
     all.extend(statuses.map(|(status, raw)| (Kind::Result, record(&observation(status, raw)))));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     message::{Pause, QuotaSetting},
-    quota::{Cause, Limit, journal::will::SHARE_MIN},
+    quota::{Cause, Limit, Share},
     runtime::clock::Timestamp,
 };
 
@@ -43,7 +43,7 @@ pub fn read_reason(text: &str) -> Result<String, String> {
 pub fn read_share(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>().unwrap_or(f64::NAN);
     let share = if text.ends_with('%') { number / 100.0 } else { number };
-    if (SHARE_MIN..=1.0).contains(&share) {
+    if Share::new(share).is_ok() {
         return Ok(share);
     }
     Err("give a share from 0.001 to 1, or from 0.1% to 100%; to stop it, pause it".to_owned())

@@ -133,7 +133,7 @@ pub(super) type Configured = Vec<(SourceName, Vec<(AccountAlias, String)>)>;
 
 pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
     let topic = Topics::new(config.topics.clone()).quota();
-    if !admin::describe(&config.kafka).await?.contains_key(&topic) {
+    if admin::partitions(&config.kafka, &topic).await?.is_none() {
         return Err(Ended::failed(format!("there is no topic {topic}: run `weir topics apply`")).into());
     }
     match args.change {
@@ -152,7 +152,7 @@ fn configured(config: &Config) -> Configured {
         let accounts = match Source::open(source, config.folder(), &config::variable) {
             Ok(opened) => {
                 let aliases = opened.accounts.iter().map(|account| account.alias.clone());
-                aliases.zip(allowed(&opened.quota())).collect()
+                aliases.zip(allowed(&opened.quota().or_unknown(&config.quota.unknown))).collect()
             }
             Err(_) => source.account.iter().map(|account| (account.alias.clone(), String::new())).collect(),
         };

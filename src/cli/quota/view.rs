@@ -30,7 +30,21 @@ pub struct View {
     /// The source as a whole.
     #[serde(flatten)]
     pub whole: Standing,
+    /// The addresses that calls leave from, if there are several or one is held.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Address>,
     pub accounts: Vec<Account>,
+}
+
+/// One address that calls leave from.
+#[derive(Debug, Serialize)]
+pub struct Address {
+    #[serde(rename = "address")]
+    pub name: String,
+    #[serde(flatten)]
+    pub standing: Standing,
+    /// How many accounts call from it now.
+    pub accounts: usize,
 }
 
 /// One worker.
@@ -71,6 +85,12 @@ pub struct Account {
     pub standing: Standing,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_at: Option<Timestamp>,
+    /// The address that its calls leave from, if there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// It waits for its address, and is not held itself.
+    #[serde(skip)]
+    waits: bool,
 }
 
 /// Every source that is configured here or that a worker has reported.
@@ -111,9 +131,11 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
         }
     }
     let runs = workers.values().any(|worker| worker.runs);
+    let addresses = addresses(known.reports_of(source), accounts.values(), now);
     for (alias, account) in &mut accounts {
         let held = held_accounts.get(alias).copied();
         account.standing = standing(settings.get(&Some(alias.clone())), held, now);
+        account.wait_for(&addresses);
         if account.standing.state == READY && account.calls_last_minute > 0 && runs {
             account.standing.state = "calling";
         }
@@ -122,8 +144,38 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
         source: source.clone(),
         workers: workers.into_values().collect(),
         whole: standing(settings.get(&None), held, now),
+        addresses,
         accounts: accounts.into_values().collect(),
     }
+}
+
+/// The addresses of all reports.
+fn addresses<'a>(
+    reports: impl Iterator<Item = &'a QuotaReport>,
+    accounts: impl Iterator<Item = &'a Account>,
+    now: Timestamp,
+) -> Vec<Address> {
+    let mut held: BTreeMap<&str, Option<&HoldReport>> = BTreeMap::new();
+    for address in reports.filter_map(|report| report.whole.as_ref()).flat_map(|whole| &whole.addresses) {
+        let known = held.entry(&address.name).or_default();
+        *known = longer(*known, address.held.as_ref());
+    }
+    let only = held.len() == 1;
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for account in accounts {
+        // An account of a single address does not name it.
+        let first = held.keys().next().copied().filter(|_| only);
+        if let Some(name) = account.address.as_deref().or(first) {
+            *counts.entry(name).or_default() += 1;
+        }
+    }
+    let address = |(name, held): (&str, Option<&HoldReport>)| Address {
+        name: name.to_owned(),
+        standing: standing(None, held, now),
+        accounts: counts.get(name).copied().unwrap_or_default(),
+    };
+    let addresses = held.into_iter().map(address);
+    addresses.filter(|address| !only || address.standing.state != READY).collect()
 }
 
 const READY: &str = "ready";
@@ -167,6 +219,20 @@ impl Account {
             returned_today: 0,
             standing: Standing::default(),
             next_at: None,
+            address: None,
+            waits: false,
+        }
+    }
+
+    /// Who may call but for its address waits for that.
+    fn wait_for(&mut self, addresses: &[Address]) {
+        let is_its =
+            |address: &&Address| self.address.as_ref().map_or(addresses.len() == 1, |own| *own == address.name);
+        let held = addresses.iter().filter(is_its).find(|address| address.standing.state != READY);
+        if let Some(Address { name, standing, .. }) = held.filter(|_| self.standing.state == READY) {
+            let reason = format!("address {name}: {}", standing.reason);
+            self.standing = Standing { reason, pace: self.standing.pace, ..standing.clone() };
+            self.waits = true;
         }
     }
 
@@ -182,6 +248,9 @@ impl Account {
         }
         if now.since(report.reported_at) < Duration::from_secs(60) {
             self.calls_last_minute += of.calls_last_minute;
+        }
+        if of.address.is_some() && !report.closed {
+            self.address.clone_from(&of.address);
         }
         let next_at = of.next_at.filter(|at| *at > now && !report.closed);
         self.next_at = [self.next_at, next_at].into_iter().flatten().min();
@@ -232,12 +301,14 @@ impl View {
             return Vec::new();
         }
         let source = &self.source;
-        if account.is_some() {
-            let is_held = !matches!(self.whole.state, READY | "calling");
+        let is_held = |standing: &Standing| !matches!(standing.state, READY | "calling");
+        if let Some(alias) = account {
             let line = format!("but source {source} is {}: weir quota resume {source}", self.whole.words(now));
-            return is_held.then_some(line).into_iter().collect();
+            let waits = self.accounts.iter().find(|account| account.alias == *alias && account.waits);
+            let waits = waits.map(|account| format!("but it is {}", account.standing.words(now)));
+            return is_held(&self.whole).then_some(line).into_iter().chain(waits).collect();
         }
-        let held = self.accounts.iter().filter(|account| !matches!(account.standing.state, READY | "calling"));
+        let held = self.accounts.iter().filter(|account| is_held(&account.standing) && !account.waits);
         let held: Vec<&str> = held.map(|account| account.alias.as_str()).collect();
         let few = held.iter().take(5).copied().collect::<Vec<_>>().join(", ");
         let line = format!(
@@ -288,6 +359,8 @@ pub fn text(views: &[View], now: Timestamp) -> String {
         let sums = [sum(|a| a.calls_today), sum(|a| a.calls_last_minute), sum(|a| a.refused_today)];
         let [today, minute, refused] = sums;
         rows.push(vec![view.source.to_string(), all, String::new(), today, minute, refused, view.whole.words(now)]);
+        let held = view.addresses.iter().filter(|address| address.standing.state != READY);
+        rows.extend(held.map(|address| address_row(address, now)));
         rows.extend(view.accounts.iter().map(|account| row(account, now)));
         let running = view.workers.iter().filter(|worker| worker.runs).count();
         notes.push(match running {
@@ -296,6 +369,13 @@ pub fn text(views: &[View], now: Timestamp) -> String {
         });
     }
     format!("{}\n\n{}", table(&HEAD, &rows), notes.join("\n"))
+}
+
+fn address_row(address: &Address, now: Timestamp) -> Vec<String> {
+    let calls = grouped(address.accounts as u64);
+    let name = format!("(address {}, {calls} accounts)", address.name);
+    let empty = || String::new();
+    vec![empty(), name, empty(), empty(), empty(), empty(), address.standing.words(now)]
 }
 
 fn row(account: &Account, now: Timestamp) -> Vec<String> {

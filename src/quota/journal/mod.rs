@@ -28,7 +28,7 @@ use self::{
     report::{Reporter, Written},
     will::{Effect, effects},
 };
-use super::{Aliases, Hold, Limit, Past, Quota, Scope, past};
+use super::{Aliases, Hold, Limit, PaceBy, Past, Quota, Scope, past};
 use crate::{
     kafka::{
         Outgoing, Producer, ReadError, WriteError,
@@ -139,12 +139,19 @@ impl Journal {
     pub async fn restore(&self, past: &Past, quota: &dyn Quota, aliases: &Aliases) {
         for (account, setting) in self.known.settings_of(&self.source) {
             debug!(source = %self.source, ?account, "set before this worker began");
-            self.effect(&Changed { before: None, now: setting }, quota, aliases).await;
+            let changed = Changed { before: None, now: setting };
+            put_into_effect(&changed, quota, aliases, &self.clock).await;
         }
         let accounts = past.accounts.iter().map(|(alias, known)| (Some(alias), known));
-        for (account, known) in accounts.chain([(None, &past.whole)]) {
-            let Some(held) = &known.held else { continue };
-            let Some(scope) = self.scope(aliases, account) else { continue };
+        let accounts = accounts.chain([(None, &past.whole)]);
+        let accounts = accounts.map(|(account, known)| (self.scope(aliases, account), known));
+        let names = quota.snapshot(0..0, self.clock.now()).addresses.into_iter().map(|address| address.name);
+        let addresses = names.enumerate().filter_map(|(index, name)| {
+            let known = past.addresses.get(&name)?;
+            Some((Some(Scope::Address(index)), known))
+        });
+        for (scope, known) in accounts.chain(addresses) {
+            let (Some(scope), Some(held)) = (scope, &known.held) else { continue };
             info!(source = %self.source, ?scope, reason = &*held.cause.reason, until = ?held.until, "still held");
             let until = held.until.map_or(Hold::Disabled, |until| Hold::Until(self.instant(until)));
             quota.hold(scope, until, &held.cause).await;
@@ -170,7 +177,7 @@ impl Journal {
                 seen = self.follower.next() => {
                     if let Seen::Record(record) = seen? && let Some(changed) = self.known.take(&self.topic, &record) {
                         let Reporter { quota, aliases, .. } = &*writing.reporter;
-                        self.effect(&changed, quota.as_ref(), aliases).await;
+                        put_into_effect(&changed, quota.as_ref(), aliases, &self.clock).await;
                     }
                     // Only settings matter from now on.
                     self.known.forget_reports();
@@ -200,33 +207,43 @@ impl Journal {
         }
     }
 
-    fn scope(&self, aliases: &Aliases, account: Option<&AccountAlias>) -> Option<Scope> {
-        let Some(alias) = account else { return Some(Scope::Source) };
-        let index = aliases.iter().position(|known| known == alias);
-        if index.is_none() {
-            debug!(source = %self.source, account = %alias, "not an account of this worker");
-        }
-        index.map(Scope::Account)
-    }
-
     /// When a time of day comes; at most a year ahead.
     fn instant(&self, at: Timestamp) -> Instant {
-        Instant::now() + at.since(self.clock.now()).min(Limit::PER_MAX)
+        instant(&self.clock, at)
     }
 
-    async fn effect(&self, changed: &Changed, quota: &dyn Quota, aliases: &Aliases) {
-        let Some(scope) = self.scope(aliases, will::account(changed)) else { return };
-        let account = will::account(changed).map(tracing::field::display);
-        for effect in effects(changed, self.clock.now()) {
-            info!(source = %self.source, account, ?effect, "an operator has set");
-            match effect {
-                Effect::Release(as_of) => quota.release(scope, as_of).await,
-                Effect::Pause(until, cause) => {
-                    let until = until.map_or_else(|| Instant::now() + Limit::PER_MAX, |until| self.instant(until));
-                    quota.hold(scope, Hold::Until(until), &cause).await;
-                }
-                Effect::Pace(share) => quota.set_pace(scope, share).await,
+    fn scope(&self, aliases: &Aliases, account: Option<&AccountAlias>) -> Option<Scope> {
+        scope(&self.source, aliases, account)
+    }
+}
+
+fn scope(source: &SourceName, aliases: &Aliases, account: Option<&AccountAlias>) -> Option<Scope> {
+    let Some(alias) = account else { return Some(Scope::Source) };
+    let index = aliases.iter().position(|known| known == alias);
+    if index.is_none() {
+        debug!(%source, account = %alias, "not an account of this worker");
+    }
+    index.map(Scope::Account)
+}
+
+fn instant(clock: &Clock, at: Timestamp) -> Instant {
+    Instant::now() + at.since(clock.now()).min(Limit::PER_MAX)
+}
+
+/// Does what an operator's setting asks for.
+async fn put_into_effect(changed: &Changed, quota: &dyn Quota, aliases: &Aliases, clock: &Clock) {
+    let (source, account) = (&changed.now.source, will::account(changed));
+    let Some(scope) = scope(source, aliases, account) else { return };
+    let account = account.map(tracing::field::display);
+    for effect in effects(changed, clock.now()) {
+        info!(%source, account, ?effect, "an operator has set");
+        match effect {
+            Effect::Release(as_of) => quota.release(scope, as_of).await,
+            Effect::Pause(until, cause) => {
+                let until = until.map_or_else(|| Instant::now() + Limit::PER_MAX, |until| instant(clock, until));
+                quota.hold(scope, Hold::Until(until), &cause).await;
             }
+            Effect::Pace(share) => quota.set_pace(scope, PaceBy::Operator, share).await,
         }
     }
 }
@@ -355,7 +372,56 @@ async fn write(reporter: &Arc<Reporter>, chunks: Vec<u32>, closed: bool) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quota::{Pacing, Tally, memory::Memory};
+    use crate::{
+        message::{Pause, QuotaSetting},
+        quota::{Lease, Pacing, Share, Tally, memory::Memory},
+    };
+
+    /// How many calls may be made in ten seconds.
+    async fn calls(quota: &dyn Quota) -> usize {
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut calls = 0;
+        while Instant::now() < until {
+            if let Lease::Slots(slots) = quota.lease(64).await {
+                calls += slots.len();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        calls
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_operator_sets_slows_pauses_and_resumes_and_the_calendars_share_stays() {
+        let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+        let source = SourceName::new("ali1688").unwrap();
+        let aliases: Aliases = ["one", "two"].map(|name| AccountAlias::new(name).unwrap()).into();
+        let limit = Limit::new(10, Duration::from_secs(1), 1).unwrap();
+        let quota = Memory::new(vec![Some(limit); 2], Pacing::default());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let none = |account: Option<&AccountAlias>| QuotaSetting::none(source.clone(), account.cloned(), clock.now());
+        let set = async |before: Option<QuotaSetting>, now: QuotaSetting| {
+            put_into_effect(&Changed { before, now }, &quota, &aliases, &clock).await;
+        };
+        let whole = calls(&quota).await;
+        let half = QuotaSetting { pace: Some(0.5), ..none(None) };
+        set(None, half.clone()).await;
+        let slower = calls(&quota).await;
+        assert!(slower.abs_diff(whole / 2) <= 2, "{slower} of {whole}");
+
+        quota.set_pace(Scope::Source, PaceBy::Calendar, Share::new(0.5).unwrap()).await;
+        set(None, QuotaSetting { pace: Some(0.1), ..none(Some(&aliases[1])) }).await;
+        let shares = [Scope::Source, Scope::Account(0), Scope::Account(1)].map(|scope| quota.pace(scope).share);
+        assert_eq!(shares, [0.25, 1.0, 0.1]);
+        set(Some(half.clone()), none(None)).await;
+        assert_eq!(quota.pace(Scope::Source).share.to_bits(), 0.5_f64.to_bits(), "the calendar's stays");
+
+        let pause = Pause { since_at: clock.now(), until_at: None, reason: "sale".to_owned() };
+        let paused = QuotaSetting { paused: Some(pause), ..none(None) };
+        set(Some(none(None)), paused.clone()).await;
+        assert_eq!(calls(&quota).await, 0);
+        set(Some(paused), QuotaSetting { resumed_at: Some(clock.now()), ..none(None) }).await;
+        assert!(calls(&quota).await > 0);
+    }
 
     fn writing(has_budgets: bool) -> Writing {
         let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));

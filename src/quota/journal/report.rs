@@ -13,11 +13,11 @@ use crate::{
     config,
     kafka::Outgoing,
     message::{
-        AccountReport, HoldReport, QuotaReport, SourceName, WholeReport, codec,
+        AccountReport, AddressReport, HoldReport, QuotaReport, SourceName, WholeReport, codec,
         envelope::{Envelope, Kind},
     },
     quota::{
-        Aliases, Counting, Held, Limit, Quota, Snapshot, Tally,
+        AddressState, Aliases, Counting, Held, Limit, Quota, Snapshot, Tally,
         plan::Limits,
         tally::{Counts, midnight},
     },
@@ -85,6 +85,7 @@ impl Reporter {
         let first = usize::try_from(chunk).unwrap_or_default() * CHUNK;
         let accounts: Range<usize> = first..(first + CHUNK).min(self.aliases.len());
         let Snapshot { counted_at, whole, addresses, accounts: states } = self.quota.snapshot(accounts.clone(), now);
+        let address_of = |index: usize| addresses.get(index).filter(|_| addresses.len() > 1);
         let account = |(index, state): (usize, crate::quota::State)| {
             let counts = self.tally.of(index);
             AccountReport {
@@ -96,10 +97,17 @@ impl Reporter {
                 late: counts.late,
                 returned: counts.returned,
                 held: state.held.as_ref().map(hold_report),
+                address: address_of(state.address).map(|address| address.name.clone()),
                 next_at: state.next_at,
                 spent: state.spent,
             }
         };
+        let accounts = accounts.zip(states).map(account).collect();
+        let address = |AddressState { name, held, spent }: AddressState| {
+            let held = held.as_ref().map(hold_report);
+            AddressReport { name, held, spent }
+        };
+        let addresses = addresses.into_iter().map(address).collect();
         let whole = WholeReport { held: whole.held.as_ref().map(hold_report), spent: whole.spent, addresses };
         QuotaReport {
             source: self.source.clone(),
@@ -111,7 +119,7 @@ impl Reporter {
             day_at: midnight(now),
             closed,
             whole: (chunk == 0).then_some(whole),
-            accounts: accounts.zip(states).map(account).collect(),
+            accounts,
         }
     }
 
@@ -140,7 +148,11 @@ pub fn allowed(limits: &Limits) -> Vec<String> {
         if let Some(most) = account.in_flight {
             let _ = write!(words, "{}{most} at once", if words.is_empty() { "" } else { ", " });
         }
-        if words.is_empty() { "no limit".to_owned() } else { words }
+        match (words.is_empty(), account.is_guess) {
+            (true, _) => "no limit".to_owned(),
+            (false, true) => format!("unknown, from {words}"),
+            (false, false) => words,
+        }
     };
     limits.accounts.iter().map(words).collect()
 }

@@ -1,7 +1,11 @@
 //! What an operator's setting changes for a running worker. Pure.
 
 use super::known::Changed;
-use crate::{message::AccountAlias, quota::Cause, runtime::clock::Timestamp};
+use crate::{
+    message::AccountAlias,
+    quota::{Cause, Share},
+    runtime::clock::Timestamp,
+};
 
 /// What to do, for the account or the source as a whole.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,7 +15,7 @@ pub enum Effect {
     /// It does not call; `None` = until it is resumed.
     Pause(Option<Timestamp>, Cause),
     /// The share of its pace that it goes at.
-    Pace(f64),
+    Pace(Share),
 }
 
 /// What has changed, in the order in which it is to be done.
@@ -31,19 +35,18 @@ pub fn effects(changed: &Changed, now: Timestamp) -> Vec<Effect> {
         };
         effects.push(Effect::Pause(pause.until_at, Cause::new(&words, pause.since_at)));
     }
-    if before.and_then(|before| before.pace) != setting.pace {
+    // At a start also that all of it is wanted: Redis may remember a share of long ago.
+    if before.is_none_or(|before| before.pace != setting.pace) {
         effects.push(Effect::Pace(share(setting.pace)));
     }
     effects
 }
 
 /// A share that a pace can have, whatever a record says.
-fn share(pace: Option<f64>) -> f64 {
-    pace.filter(|pace| pace.is_finite()).unwrap_or(1.0).clamp(SHARE_MIN, 1.0)
+fn share(pace: Option<f64>) -> Share {
+    let pace = pace.filter(|pace| pace.is_finite()).unwrap_or(1.0);
+    Share::new(pace.clamp(Share::LEAST, 1.0)).unwrap_or(Share::WHOLE)
 }
-
-/// The smallest share of a pace: to go slower than this, pause.
-pub const SHARE_MIN: f64 = 0.001;
 
 /// Whose setting it is.
 #[must_use]
@@ -75,23 +78,27 @@ mod tests {
 
     #[test]
     fn only_what_has_changed_has_an_effect() {
+        let all = Effect::Pace(Share::WHOLE);
         let cause = Cause::new("paused by an operator: sale", at(1));
-        assert_eq!(of(None, pause(Some(60))), [Effect::Pause(Some(at(60)), cause.clone())]);
-        assert_eq!(of(None, pause(None)), [Effect::Pause(None, cause)]);
-        assert_eq!(of(None, pause(Some(9))), [], "over before it was read");
+        assert_eq!(of(None, pause(Some(60))), [Effect::Pause(Some(at(60)), cause.clone()), all.clone()]);
+        assert_eq!(of(None, pause(None)), [Effect::Pause(None, cause), all.clone()]);
+        assert_eq!(of(None, pause(Some(9))), [all], "over before it was read");
         let slow = |setting| QuotaSetting { pace: Some(0.5), ..setting };
-        assert_eq!(of(Some(pause(None)), slow(pause(None))), [Effect::Pace(0.5)]);
+        assert_eq!(of(Some(pause(None)), slow(pause(None))), [Effect::Pace(share(Some(0.5)))]);
         let resumed = QuotaSetting { resumed_at: Some(at(5)), ..slow(setting()) };
         assert_eq!(of(Some(slow(pause(None))), resumed.clone()), [Effect::Release(at(5))]);
-        assert_eq!(of(Some(resumed.clone()), QuotaSetting { pace: None, ..resumed.clone() }), [Effect::Pace(1.0)]);
+        assert_eq!(
+            of(Some(resumed.clone()), QuotaSetting { pace: None, ..resumed.clone() }),
+            [Effect::Pace(Share::WHOLE)]
+        );
         assert_eq!(of(Some(resumed.clone()), resumed), []);
     }
 
     #[test]
     fn a_share_is_never_nothing_nor_more_than_all_whatever_a_record_says() {
-        for (pace, expected) in [(0.0, SHARE_MIN), (7.0, 1.0), (-1.0, SHARE_MIN), (f64::NAN, 1.0)] {
+        for (pace, expected) in [(0.0, Share::LEAST), (7.0, 1.0), (-1.0, Share::LEAST), (f64::NAN, 1.0)] {
             let effects = of(None, QuotaSetting { pace: Some(pace), ..setting() });
-            assert_eq!(effects, [Effect::Pace(expected)]);
+            assert_eq!(effects, [Effect::Pace(Share::new(expected).unwrap())]);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    message::{AccountReport, SourceName, WholeReport},
+    message::{AccountReport, AddressReport, SourceName, WholeReport},
     quota::tally::midnight,
 };
 
@@ -28,6 +28,7 @@ fn report(instance: &str, reported_at: Timestamp, calls: u64, held: Option<HoldR
         late: 0,
         returned: 0,
         held,
+        address: None,
         next_at: None,
         spent: vec![spent(calls)],
     };
@@ -111,6 +112,21 @@ fn holds_of_all_workers_count_until_they_are_over_or_an_operator_resumes() {
     assert_eq!(resumed(&setting), None);
     setting.account = Some(alias("two"));
     assert!(resumed(&setting).is_some(), "another was resumed");
+}
+
+#[test]
+fn an_address_is_known_by_its_name_whatever_its_place() {
+    let address = |name: &str, held| AddressReport { name: name.to_owned(), held, spent: vec![spent(3)] };
+    let of = |addresses| {
+        let whole = Some(WholeReport { addresses, ..WholeReport::default() });
+        QuotaReport { whole, ..report("a", at(0), 1, None) }
+    };
+    let first = of(vec![address("left", None), address("right", Some(hold(Some(at(60)), at(0))))]);
+    let past = merge([&first, &of(vec![address("right", None)])], &HashMap::new(), at(5));
+    assert_eq!(past.addresses.len(), 2);
+    assert_eq!((past.addresses["left"].held.is_some(), past.addresses["right"].held.is_some()), (false, true));
+    assert_eq!(past.addresses["right"].spent, vec![spent(3)]);
+    assert_eq!(merge([&first], &HashMap::new(), at(61)).addresses["right"].held, None, "it is over");
 }
 
 #[test]

@@ -181,6 +181,14 @@ impl Driver {
                         }
                     })
                 }
+                Step::Pace(paces) => {
+                    let reply = server.pace(&paces).await;
+                    reply.inspect(|reply| {
+                        if !matches!(reply.what, What::Unknown) {
+                            self.shared.local().told_paces(paces.len());
+                        }
+                    })
+                }
                 Step::Holds => server.holds().await,
                 Step::Lease(ask) => server.lease(&ask).await.inspect(|reply| self.time(reply)),
             };
@@ -264,5 +272,9 @@ fn hear(shared: &Shared, push: &PushInfo) {
     {
         shared.local().announced(&told, Instant::now());
         shared.wake.notify_one();
+    } else if let Some(Value::BulkString(payload)) = push.data.last()
+        && let Some(paced) = wire::paced(payload)
+    {
+        shared.local().paced(&paced);
     }
 }

@@ -1,16 +1,28 @@
 //! What a worker knows between two calls to Redis: slots that it may hand out, and holds. No I/O.
 
-use std::{collections::VecDeque, time::Duration};
+mod holds;
+pub mod paces;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
+use self::{
+    holds::Change,
+    paces::{Heard, NewPace},
+};
 use super::{
     offset::Offset,
-    wire::{Ask, HoldAsk, Told},
+    wire::{Ask, HoldAsk, PaceAsk},
 };
-use crate::{
-    quota::{Cause, Held, Hold, Lease, Scope, Slot, State, limit::Micros, memory::HORIZON, state::Causes},
-    runtime::clock::Timestamp,
+use crate::quota::{
+    Lease, PaceBy, Scope, Share, Slot,
+    limit::{Micros, micros},
+    memory::HORIZON,
+    state::Causes,
 };
 
 /// How long slots that came back may wait for the next call to Redis, if there will be one anyway …
@@ -27,18 +39,23 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 pub struct Known {
     pub name: String,
     pub lateness: Duration,
+    /// The index of its address, and of those where it goes while that one is held.
+    pub home: usize,
+    pub fallbacks: Vec<usize>,
     pub held_until: Option<Instant>,
     pub disabled: bool,
     /// Calls under way are counted, since there may be only so many.
     pub is_capped: bool,
+    pub pace: Heard,
 }
 
-/// A hold, or the end of one (`hold` = none).
+/// What is known of an address that calls leave from.
 #[derive(Clone, Debug)]
-struct Change {
-    scope: Scope,
-    hold: Option<Hold>,
-    cause: Cause,
+pub struct KnownAddress {
+    pub name: String,
+    pub held_until: Option<Instant>,
+    pub disabled: bool,
+    pub pace: Heard,
 }
 
 /// What the driver does next.
@@ -46,6 +63,8 @@ struct Change {
 pub enum Step {
     /// Tell Redis of these holds.
     Hold(Vec<HoldAsk>),
+    /// Tell Redis of these changes of pace.
+    Pace(Vec<PaceAsk>),
     /// Ask for all holds: some were missed.
     Holds,
     /// Ask for slots, or give some back.
@@ -58,13 +77,17 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Local {
     accounts: Vec<Known>,
+    /// Their indexes: a source may have 10,000.
+    by_name: HashMap<String, usize>,
+    addresses: Vec<KnownAddress>,
     held_until: Option<Instant>,
     disabled: bool,
     /// Slots to hand out, by time, as Redis knows them.
     slots: VecDeque<(Slot, Micros)>,
     /// Slots handed out lately: they may come back.
     out: VecDeque<(Slot, Micros)>,
-    returned: Vec<(usize, Micros)>,
+    /// Account, time and address.
+    returned: Vec<(usize, Micros, usize)>,
     ended: Vec<usize>,
     /// When to tell Redis of what came back.
     return_at: Option<Instant>,
@@ -79,6 +102,11 @@ pub struct Local {
     ask_at: Instant,
     outgoing: Vec<Change>,
     causes: Causes,
+    paces: VecDeque<(Scope, NewPace)>,
+    /// What was asked for: a state that is made anew does not know it.
+    asked: HashMap<(Scope, PaceBy), Share>,
+    /// The source's.
+    pace: Heard,
     seq: u64,
     seq_known: u64,
     pub offset: Option<Offset>,
@@ -91,9 +119,13 @@ pub struct Local {
 }
 
 impl Local {
-    pub fn new(accounts: Vec<Known>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
+    pub fn new(accounts: Vec<Known>, addresses: Vec<String>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
+        let address = |name| KnownAddress { name, held_until: None, disabled: false, pace: Heard::default() };
+        let by_name = accounts.iter().enumerate().map(|(index, account)| (account.name.clone(), index)).collect();
         Self {
             accounts,
+            by_name,
+            addresses: addresses.into_iter().map(address).collect(),
             held_until: None,
             disabled: false,
             slots: VecDeque::new(),
@@ -108,6 +140,9 @@ impl Local {
             ask_at: Instant::now(),
             outgoing: Vec::new(),
             causes: Causes::default(),
+            paces: VecDeque::new(),
+            asked: HashMap::new(),
+            pace: Heard::default(),
             seq: 0,
             seq_known: 0,
             offset: None,
@@ -143,10 +178,10 @@ impl Local {
         let (kept, gone): (VecDeque<_>, VecDeque<_>) = self
             .slots
             .drain(..)
-            .partition(|(slot, _)| !slot.is_late(now) && !held(&self.accounts, self.held_until, slot));
+            .partition(|(slot, _)| !slot.is_late(now) && !held(&self.accounts, &self.addresses, self.held_until, slot));
         self.slots = kept;
         self.return_at = self.return_at.or((!gone.is_empty()).then_some(now + RETURN_LATER));
-        self.returned.extend(gone.into_iter().map(|(slot, at)| (slot.account, at)));
+        self.returned.extend(gone.into_iter().map(|(slot, at)| (slot.account, at, slot.address)));
         while self.out.front().is_some_and(|(slot, _)| slot.at + Duration::from_secs(5) < now) {
             self.out.pop_front();
         }
@@ -164,7 +199,7 @@ impl Local {
             self.demand = 0;
             back.extend(self.slots.drain(..));
         }
-        self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at)));
+        self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at, slot.address)));
         let return_at = now + if self.demand == 0 { RETURN_SOON } else { RETURN_LATER };
         if !self.returned.is_empty() {
             self.return_at = Some(self.return_at.map_or(return_at, |at| at.min(return_at)));
@@ -180,144 +215,34 @@ impl Local {
         }
     }
 
-    /// Holds from now on, and tells Redis.
-    pub fn hold(&mut self, scope: Scope, hold: Hold, cause: &Cause) {
-        if self.apply(scope, hold, cause) {
-            self.outgoing.push(Change { scope, hold: Some(hold), cause: cause.clone() });
-        }
-    }
-
-    /// Ends a hold, and tells Redis.
-    pub fn release(&mut self, scope: Scope, as_of: Timestamp, now: Instant) {
-        self.apply_release(scope, as_of, now);
-        self.outgoing.push(Change { scope, hold: None, cause: Cause::new("", as_of) });
-    }
-
-    fn apply_release(&mut self, scope: Scope, as_of: Timestamp, now: Instant) {
-        if !self.causes.release(scope, as_of) {
-            return;
-        }
-        match scope {
-            Scope::Source => (self.held_until, self.disabled) = (None, false),
-            Scope::Account(index) => {
-                let Some(account) = self.accounts.get_mut(index) else { return };
-                (account.held_until, account.disabled) = (None, false);
-            }
-        }
-        // Whoever was told to come back when the hold ends may come now.
-        self.ask_at = now;
-    }
-
-    /// Tells Redis again of every hold in force: its state is lost.
-    pub fn tell_again(&mut self, now: Instant) {
-        let accounts = self.accounts.iter().enumerate();
-        let accounts = accounts.map(|(index, known)| (Scope::Account(index), known.held_until, known.disabled));
-        let all = accounts.chain([(Scope::Source, self.held_until, self.disabled)]);
-        for (scope, until, disabled) in all {
-            let until = until.filter(|until| *until > now).map(Hold::Until);
-            let cause = self.causes.of(scope);
-            let holds = until.into_iter().chain(disabled.then_some(Hold::Disabled));
-            self.outgoing.extend(holds.map(|hold| Change { scope, hold: Some(hold), cause: cause.clone() }));
-        }
-    }
-
-    fn standing(&self, scope: Scope) -> Option<(Option<Instant>, bool)> {
-        match scope {
-            Scope::Source => Some((self.held_until, self.disabled)),
-            Scope::Account(index) => self.accounts.get(index).map(|known| (known.held_until, known.disabled)),
-        }
-    }
-
-    /// What is known of a scope, but not what is spent; `None` if there is no such account.
-    pub fn state(&self, scope: Scope, now: (Instant, Timestamp)) -> Option<State> {
-        let (until, disabled) = self.standing(scope)?;
-        let time = |at: Instant| now.1.after(at.saturating_duration_since(now.0));
-        let until = until.filter(|until| *until > now.0);
-        let held = (disabled || until.is_some())
-            .then(|| Held { until: until.filter(|_| !disabled).map(time), cause: self.causes.of(scope) });
-        let next = self.slots.iter().find(|(slot, _)| Scope::Account(slot.account) == scope && slot.at > now.0);
-        Some(State { held, spent: Vec::new(), next_at: next.map(|(slot, _)| time(slot.at)) })
-    }
-
-    fn apply(&mut self, scope: Scope, hold: Hold, cause: &Cause) -> bool {
-        let Some((held_until, disabled)) = self.standing(scope) else { return false };
-        let longer = match hold {
-            Hold::Until(until) => !disabled && Some(until) > held_until,
-            Hold::Disabled => true,
-        };
-        if !self.causes.hold(scope, cause, longer) {
-            return false;
-        }
-        self.set(scope, hold);
-        true
-    }
-
-    fn set(&mut self, scope: Scope, hold: Hold) {
-        match (scope, hold) {
-            (Scope::Source, Hold::Until(until)) => self.held_until = self.held_until.max(Some(until)),
-            (Scope::Source, Hold::Disabled) => self.disabled = true,
-            (Scope::Account(index), hold) => {
-                let Some(account) = self.accounts.get_mut(index) else { return };
-                match hold {
-                    Hold::Until(until) => account.held_until = account.held_until.max(Some(until)),
-                    Hold::Disabled => account.disabled = true,
-                }
-            }
-        }
-    }
-
     pub fn is_held(&self, slot: &Slot) -> bool {
-        self.disabled || held(&self.accounts, self.held_until, slot)
-    }
-
-    /// A hold that another worker announced.
-    pub fn announced(&mut self, told: &Told, now: Instant) {
-        let Told { name, until, cause } = told;
-        let scope = if name.is_empty() { Some(Scope::Source) } else { self.index(name).map(Scope::Account) };
-        let Some(scope) = scope else { return };
-        match *until {
-            0 => self.apply_release(scope, cause.since, now),
-            Micros::MAX => {
-                self.apply(scope, Hold::Disabled, cause);
-            }
-            until => {
-                if let Some(offset) = self.offset {
-                    self.apply(scope, Hold::Until(offset.instants(until, now).1), cause);
-                }
-            }
-        }
-    }
-
-    /// All holds, as Redis knows them.
-    pub fn replace_holds(&mut self, holds: &[Told], seq: u64, now: Instant) {
-        (self.held_until, self.disabled) = (None, false);
-        for account in &mut self.accounts {
-            (account.held_until, account.disabled) = (None, false);
-        }
-        self.causes.forget_holds();
-        // Zero: the source is held by nothing, which is no release.
-        for told in holds.iter().filter(|told| told.until > 0) {
-            self.announced(told, now);
-        }
-        for Change { scope, hold, cause } in self.outgoing.clone() {
-            match hold {
-                Some(hold) => {
-                    self.apply(scope, hold, &cause);
-                }
-                None => self.apply_release(scope, cause.since, now),
-            }
-        }
-        (self.seq, self.seq_known) = (seq, seq);
+        self.disabled || held(&self.accounts, &self.addresses, self.held_until, slot)
     }
 
     fn index(&self, name: &str) -> Option<usize> {
-        self.accounts.iter().position(|account| account.name == name)
+        self.by_name.get(name).copied()
+    }
+
+    fn address(&self, name: &str) -> Option<usize> {
+        self.addresses.iter().position(|address| address.name == name)
+    }
+
+    /// What Redis calls an account, or an address; the source has no name.
+    fn names_of(&self, scope: Scope) -> (Option<String>, Option<String>) {
+        match scope {
+            Scope::Source => (None, None),
+            Scope::Address(index) => (None, self.addresses.get(index).map(|address| address.name.clone())),
+            Scope::Account(index) => (self.accounts.get(index).map(|account| account.name.clone()), None),
+        }
     }
 
     /// What to do next.
     pub fn step(&mut self, now: Instant) -> Step {
         if !self.outgoing.is_empty() {
             return Step::Hold(self.outgoing.iter().map(|change| self.hold_ask(change, now)).collect());
+        }
+        if !self.paces.is_empty() {
+            return Step::Pace(self.paces.iter().map(|pace| self.pace_ask(*pace, now)).collect());
         }
         if self.seq != self.seq_known {
             return Step::Holds;
@@ -333,44 +258,21 @@ impl Local {
         Step::Wait([ask_at, return_at].into_iter().flatten().min())
     }
 
-    fn hold_ask(&self, change: &Change, now: Instant) -> HoldAsk {
-        let name = match change.scope {
-            Scope::Account(index) => self.accounts.get(index).map(|account| account.name.clone()),
-            Scope::Source => None,
-        };
-        let wait = match change.hold {
-            Some(Hold::Until(until)) => until.saturating_duration_since(now),
-            Some(Hold::Disabled) | None => Duration::ZERO,
-        };
-        HoldAsk {
-            name,
-            wait: crate::quota::limit::micros(wait),
-            disabled: change.hold == Some(Hold::Disabled),
-            release: change.hold.is_none(),
-            why: change.cause.reason.to_string(),
-            since: change.cause.since.as_millis(),
-        }
-    }
-
     fn ask(&mut self, count: usize) -> Ask {
         let mut returned = Vec::new();
-        for (account, at) in self.returned.drain(..) {
+        for (account, at, address) in self.returned.drain(..) {
             returned.push(at.into());
             returned.push(self.accounts[account].name.clone().into());
+            returned.push(self.addresses[address].name.clone().into());
         }
         self.return_at = None;
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
-        let (worker, gone) = (self.worker.clone(), crate::quota::limit::micros(GONE));
+        let (worker, gone) = (self.worker.clone(), micros(GONE));
         Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned }
     }
 
-    /// So many holds have been told.
-    pub fn told(&mut self, count: usize) {
-        self.outgoing.drain(..count.min(self.outgoing.len()));
-    }
-
     /// Slots have come.
-    pub fn receive(&mut self, slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64, now: Instant) {
+    pub fn receive(&mut self, slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64, now: Instant) {
         self.seq = seq;
         let Some(offset) = self.offset else { return };
         self.ask_at = if slots.is_empty() { now + ASK_AGAIN } else { now };
@@ -380,14 +282,15 @@ impl Local {
             // Everything that may be leased is leased: asking at once would bring one slot at a time.
             self.ask_at = ask_at.checked_sub(ahead).unwrap_or(now).max(now) + self.gap;
         }
-        for (name, micros) in slots {
-            let Some(account) = self.index(&name) else { continue };
+        for (name, micros, address) in slots {
+            // Of a newer configuration than ours: nobody here can use it.
+            let (Some(account), Some(address)) = (self.index(&name), self.address(&address)) else { continue };
             // Never early by any reckoning, and not late by any.
             let (first, at) = offset.instants(micros, now);
-            let slot = Slot { account, at, latest: first + self.accounts[account].lateness };
+            let slot = Slot { account, address, at, latest: first + self.accounts[account].lateness };
             if slot.latest < slot.at {
                 self.discarded += 1;
-                self.returned.push((account, micros));
+                self.returned.push((account, micros, address));
                 self.return_at = self.return_at.or(Some(now + RETURN_LATER));
                 continue;
             }
@@ -397,7 +300,9 @@ impl Local {
     }
 }
 
-fn held(accounts: &[Known], source: Option<Instant>, slot: &Slot) -> bool {
+fn held(accounts: &[Known], addresses: &[KnownAddress], source: Option<Instant>, slot: &Slot) -> bool {
     let before = |held: Option<Instant>| held.is_some_and(|held| slot.at < held);
-    before(source) || accounts.get(slot.account).is_none_or(|account| account.disabled || before(account.held_until))
+    before(source)
+        || addresses.get(slot.address).is_none_or(|address| address.disabled || before(address.held_until))
+        || accounts.get(slot.account).is_none_or(|account| account.disabled || before(account.held_until))
 }

@@ -54,9 +54,9 @@ impl Spending {
     /// What reports say, for the budgets of this plan; counted so long ago as there is doubt.
     pub fn of(past: &Past, plan: &Plan, aliases: &[AccountAlias]) -> Self {
         let none = PastOf::default();
-        let addresses = plan.addresses.iter().enumerate();
+        let addresses = plan.addresses.iter().zip(&plan.address_names);
         let accounts = plan.accounts.iter().zip(aliases);
-        let all = past.accounts.values().chain(&past.addresses).chain([&past.whole]);
+        let all = past.accounts.values().chain(past.addresses.values()).chain([&past.whole]);
         let until = all.map(|known| known.doubt_until).max().unwrap_or_default();
         let until = u64::try_from(until.as_millis()).unwrap_or_default() * 1_000;
         let at = until.saturating_sub(u64::try_from(past.doubt().as_micros()).unwrap_or(u64::MAX));
@@ -64,7 +64,7 @@ impl Spending {
             at,
             counted_at: time(at),
             source: known(&plan.source, &past.whole),
-            addresses: addresses.map(|(index, of)| known(of, past.addresses.get(index).unwrap_or(&none))).collect(),
+            addresses: addresses.map(|(of, name)| known(of, past.addresses.get(name).unwrap_or(&none))).collect(),
             accounts: accounts
                 .map(|(plan, alias)| known(&plan.rules, past.accounts.get(alias).unwrap_or(&none)))
                 .collect(),

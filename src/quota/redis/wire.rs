@@ -1,15 +1,16 @@
 //! What is said to Redis: the script, its arguments and its replies.
 
 use ::redis::{RedisError, RedisResult, Script, Value, aio::MultiplexedConnection, from_redis_value};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
     quota::{
-        Cause,
+        Cause, PaceBy, Share,
+        adapt::Basis,
         budget::Rule,
         limit::Micros,
-        plan::{Plan, Rules, interval},
+        plan::{AccountPlan, Plan, Rules, interval},
     },
     runtime::clock::Timestamp,
 };
@@ -36,8 +37,9 @@ pub enum What {
     Done,
     /// The plan is written into a state of this birth.
     Configured(String),
-    /// Slots by account name; when the next one comes, if that is known; how many holds there have been.
-    Slots { slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64 },
+    /// Slots by account name, each with the name of its address; when the next one comes, if that is known; how
+    /// many holds there have been.
+    Slots { slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64 },
     /// What is spent, as JSON that only the script understands.
     Memory(String),
     /// All holds that matter.
@@ -58,14 +60,14 @@ pub struct Ask {
     pub gone: Micros,
     /// The accounts whose calls have ended.
     pub ended: Vec<String>,
-    /// Times and names in turn.
+    /// Times, names of accounts and names of addresses in turn.
     pub returned: Vec<serde_json::Value>,
 }
 
 /// A hold, or the end of one, as Redis tells of it.
 #[derive(Clone, Debug)]
 pub struct Told {
-    /// The account; empty = the source.
+    /// Whom it concerns: see [`Named`].
     pub name: String,
     /// Until when; `Micros::MAX` = disabled, 0 = released.
     pub until: Micros,
@@ -77,6 +79,8 @@ pub struct Told {
 pub struct HoldAsk {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// From now on, in microseconds.
     pub wait: Micros,
     pub disabled: bool,
@@ -97,6 +101,38 @@ pub struct Knowledge<'a> {
     pub is_quiet: bool,
     /// What is spent, as JSON for the script.
     pub memory: Option<&'a str>,
+}
+
+/// A change of pace's arguments: a share that somebody asks for, or a refusal.
+#[derive(Clone, Debug, Serialize)]
+pub struct PaceAsk {
+    /// The account; without it and an address, the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    #[serde(flatten)]
+    pub what: PaceChange,
+}
+
+/// What happens to a pace.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum PaceChange {
+    /// Somebody asks for a share.
+    Asked { by: PaceBy, share: Share },
+    /// The vendor refused a call that left so long ago, in microseconds.
+    Refused { age: Micros },
+}
+
+/// An announcement of a pace.
+#[derive(Debug, Deserialize)]
+pub struct Paced {
+    /// This and the address empty = the source.
+    pub account: String,
+    pub address: String,
+    pub share: f64,
+    pub refused: u64,
 }
 
 /// One connection, which knows the server that it goes to.
@@ -154,6 +190,11 @@ impl Server {
         self.call("hold", &serde_json::json!({ "holds": holds })).await
     }
 
+    /// Changes paces.
+    pub async fn pace(&mut self, paces: &[PaceAsk]) -> RedisResult<Reply> {
+        self.call("pace", &serde_json::json!({ "paces": paces })).await
+    }
+
     /// Asks for all holds.
     pub async fn holds(&mut self) -> RedisResult<Reply> {
         self.call("holds", &serde_json::json!({})).await
@@ -183,7 +224,7 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
         "slots" => {
             let seq = from_redis_value(part())?;
             let next_at: i64 = from_redis_value(part())?;
-            let slots = from_redis_value::<Vec<(String, Micros)>>(part())?;
+            let slots = from_redis_value::<Vec<(String, Micros, String)>>(part())?;
             What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq }
         }
         "configured" => What::Configured(from_redis_value(part())?),
@@ -203,6 +244,25 @@ fn until_of(text: &str) -> Micros {
     text.parse().unwrap_or(Micros::MAX)
 }
 
+/// Whom a hold concerns, by the name that an announcement gives: empty for the source, behind a line's end for an
+/// address (no account's name has one).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named<'a> {
+    Source,
+    Address(&'a str),
+    Account(&'a str),
+}
+
+impl<'a> Named<'a> {
+    pub fn of(name: &'a str) -> Self {
+        match name.strip_prefix('\n') {
+            Some(address) => Self::Address(address),
+            None if name.is_empty() => Self::Source,
+            None => Self::Account(name),
+        }
+    }
+}
+
 fn told((name, until, why, since): (String, String, String, String)) -> Told {
     let since = Timestamp::from_millis(since.parse().unwrap_or_default());
     Told { name, until: until_of(&until), cause: Cause::new(&why, since) }
@@ -213,14 +273,38 @@ pub fn announced(payload: &[u8]) -> Option<Told> {
     serde_json::from_slice(payload).ok().map(told)
 }
 
+/// An announcement of a pace, if it is one.
+pub fn paced(payload: &[u8]) -> Option<Paced> {
+    serde_json::from_slice(payload).ok()
+}
+
 fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
-    let account = |(account, name): (&crate::quota::plan::AccountPlan, &String)| serde_json::json!({ "name": name, "address": account.address, "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules) });
+    let account = |(account, name): (&AccountPlan, &String)| {
+        serde_json::json!({
+            "name": name, "address": account.address, "fallbacks": account.fallbacks,
+            "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules),
+            "basis": basis_name(account.basis),
+        })
+    };
+    let address = |(rules, name): (&Rules, &String)| {
+        let mut address = rules_json(rules);
+        address["name"] = name.as_str().into();
+        address
+    };
     serde_json::json!({
         "accounts": plan.accounts.iter().zip(names).map(account).collect::<Vec<_>>(),
-        "addresses": plan.addresses.iter().map(rules_json).collect::<Vec<_>>(),
+        "addresses": plan.addresses.iter().zip(&plan.address_names).map(address).collect::<Vec<_>>(),
         "source": rules_json(&plan.source),
         "interval": interval(plan.accounts.iter().map(|account| account.rules.spacing)),
     })
+}
+
+const fn basis_name(basis: Basis) -> &'static str {
+    match basis {
+        Basis::Known => "known",
+        Basis::Guess => "guess",
+        Basis::Free => "free",
+    }
 }
 
 fn rules_json(rules: &Rules) -> serde_json::Value {

@@ -3,10 +3,10 @@
 use super::{Gate, Timetable};
 use crate::{
     message::{AccountAlias, Spent},
-    quota::{Past, limit::Micros, past::PastOf, plan::interval},
+    quota::{Past, Scope, limit::Micros, past::PastOf, plan::interval},
 };
 
-/// What is known of an account, or of the source.
+/// What is known of an account, of an address, or of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Not before this time by a hold.
@@ -17,6 +17,8 @@ pub struct Standing {
     pub next_at: Option<Micros>,
     /// What is spent of its budgets.
     pub spent: Vec<Spent>,
+    /// Of an account: the address that its calls leave from now.
+    pub address: usize,
 }
 
 impl Gate {
@@ -33,10 +35,11 @@ impl Gate {
 
 impl Timetable {
     /// Takes over what is known of the past. For the start, before anything is leased.
-    pub fn recall(&mut self, aliases: &[AccountAlias], past: &Past) {
+    pub fn recall(&mut self, aliases: &[AccountAlias], addresses: &[String], past: &Past) {
         let shared = self.source.spacing;
         self.source.recall(&past.whole, shared);
-        for (address, past) in self.addresses.iter_mut().zip(&past.addresses) {
+        for (address, name) in self.addresses.iter_mut().zip(addresses) {
+            let Some(past) = past.addresses.get(name) else { continue };
             let spacing = address.gate.spacing.max(shared);
             address.gate.recall(past, spacing);
         }
@@ -56,6 +59,14 @@ impl Timetable {
         (self.held_until, self.disabled) = (0, false);
     }
 
+    /// Calls leave from the address again.
+    pub fn release_address(&mut self, index: usize, now: Micros) {
+        if let Some(address) = self.addresses.get_mut(index) {
+            address.held_until = 0;
+            self.settle(now);
+        }
+    }
+
     /// The account's hold is over, and it is on again.
     pub fn release_account(&mut self, index: usize) {
         let Some(account) = self.accounts.get_mut(index) else { return };
@@ -71,26 +82,31 @@ impl Timetable {
         }
     }
 
-    /// What is known of the source as a whole.
+    /// Until when a scope is held, and whether it is off; `None` if there is no such account or address.
     #[must_use]
-    pub fn source_standing(&self) -> Standing {
-        let (held_until, disabled) = (self.held_until, self.disabled);
-        Standing { held_until, disabled, next_at: None, spent: self.source.spent() }
+    pub fn held(&self, scope: Scope) -> Option<(Micros, bool)> {
+        match scope {
+            Scope::Source => Some((self.held_until, self.disabled)),
+            Scope::Address(index) => {
+                self.addresses.get(index).map(|address| (address.held_until, address.held_until == Micros::MAX))
+            }
+            Scope::Account(index) => self.accounts.get(index).map(|account| (account.held_until, account.disabled)),
+        }
     }
 
-    /// What is spent of the budgets of each address.
+    /// What is known of a scope; `None` if there is no such account or address.
     #[must_use]
-    pub fn addresses_spent(&self) -> Vec<Vec<Spent>> {
-        self.addresses.iter().map(|address| address.gate.spent()).collect()
-    }
-
-    /// What is known of an account; `None` if there is no such account.
-    #[must_use]
-    pub fn standing(&self, index: usize) -> Option<Standing> {
-        let account = self.accounts.get(index)?;
-        let next_at = account.place.map(|place| place.0);
-        let (held_until, disabled) = (account.held_until, account.disabled);
-        Some(Standing { held_until, disabled, next_at, spent: account.gate.spent() })
+    pub fn standing(&self, scope: Scope) -> Option<Standing> {
+        let (held_until, disabled) = self.held(scope)?;
+        let (gate, next_at, address) = match scope {
+            Scope::Source => (&self.source, None, 0),
+            Scope::Address(index) => (&self.addresses.get(index)?.gate, None, index),
+            Scope::Account(index) => {
+                let account = self.accounts.get(index)?;
+                (&account.gate, account.place.map(|place| place.0), account.address)
+            }
+        };
+        Some(Standing { held_until, disabled, next_at, spent: gate.spent(), address })
     }
 }
 
@@ -170,6 +186,35 @@ mod tests {
         let left = calls(&start(&clock, &killed)).await;
         assert!((5..=6).contains(&left), "{left}");
         assert_eq!(calls(&start(&clock, &Past::default())).await, 30, "who knows nothing has all of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_address_is_told_with_its_reason_and_released_as_an_account_is() {
+        let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+        let mut limits = limits();
+        limits.accounts[1].address = 1;
+        limits.accounts[1].fallbacks = vec![0];
+        let memory: Arc<dyn Quota> = Arc::new(Memory::with_limits(&limits, &Pacing::default(), &clock));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let states = || memory.snapshot(0..2, clock.now());
+        assert!(states().addresses.iter().all(|address| address.held.is_none()));
+        let cause = Cause::new("no way", clock.now());
+        let until = tokio::time::Instant::now() + Duration::from_secs(60);
+        for (address, hold) in [(0, Hold::Until(until)), (1, Hold::Disabled)] {
+            memory.hold(Scope::Address(address), hold, &cause).await;
+        }
+        let held = states().addresses.into_iter().map(|address| address.held.unwrap());
+        let held: Vec<_> = held.map(|held| (held.until.is_some(), held.cause)).collect();
+        assert_eq!(held, [(true, cause.clone()), (false, cause.clone())]);
+        memory.release(Scope::Address(0), Timestamp::from_millis(0)).await;
+        assert!(states().addresses[0].held.is_some(), "that release is older than the hold");
+        assert!(matches!(memory.lease(1).await, Lease::NotBefore(_)));
+        memory.release(Scope::Address(0), clock.now()).await;
+        assert_eq!(states().accounts.iter().map(|account| account.address).collect::<Vec<_>>(), [0, 0]);
+        let Lease::Slots(slots) = memory.lease(1).await else { panic!("it is on again") };
+        assert_eq!(slots[0].address, 0);
+        memory.release(Scope::Address(1), clock.now()).await;
+        assert_eq!(states().accounts[1].address, 1, "it is home");
     }
 
     #[tokio::test(start_paused = true)]

@@ -84,6 +84,49 @@ fn a_pause_goes_before_a_hold_and_what_was_resumed_holds_nobody() {
     assert_eq!(state(&setting, &held(None, 2)), "disabled since 2023-11-14T22:13:22Z: gw.Qos; pace 50%");
 }
 
+/// A worker's report: `one` calls from proxy-1, `two` from proxy-2, and proxy-1 is held.
+fn report_of_addresses(names: &[&str]) -> Record {
+    let address = |name: &&str| {
+        serde_json::json!({
+            "name": name, "held": (*name == "proxy-1").then(|| held(Some(at(20)), -5)),
+        })
+    };
+    let account = |(alias, address): (&str, Option<&str>)| serde_json::json!({"alias": alias, "calls": 1, "calls_last_minute": 2, "address": address});
+    let several = |name| (names.len() > 1).then_some(name);
+    let report = serde_json::json!({
+        "source": "ali1688", "instance": "a", "chunk": 0, "chunks": 1, "reported_at": at(0), "counted_at": at(0),
+        "day_at": midnight(at(0)), "whole": {"addresses": names.iter().map(address).collect::<Vec<_>>()},
+        "accounts": [account(("one", several("proxy-1"))), account(("two", several("proxy-2")))],
+    });
+    record(report_key(&source(), "a", 0), &report)
+}
+
+#[test]
+fn a_held_address_is_shown_with_its_accounts_and_the_others_go_on() {
+    let known = known(&[report_of_addresses(&["proxy-1", "proxy-2"])]);
+    let view = views(&known, &configured(), at(1)).remove(0);
+    let states: Vec<_> = view.accounts.iter().map(|account| account.standing.state).collect();
+    assert_eq!(states, ["held", "calling"]);
+    assert_eq!(&*view.accounts[0].standing.reason, "address proxy-1: gw.Qos");
+    let counts: Vec<_> = view.addresses.iter().map(|address| (address.standing.state, address.accounts)).collect();
+    assert_eq!(counts, [("held", 1), ("ready", 1)]);
+    assert!(view.still_held(Some(&alias("one")), &Wish::Resume, at(1))[0].contains("address proxy-1"));
+    assert!(view.still_held(None, &Wish::Resume, at(1)).is_empty(), "resuming an account would not help");
+    let text = text(&[view], at(1));
+    assert!(text.contains("(address proxy-1, 1 accounts)") && !text.contains("(address proxy-2"), "{text}");
+    let later = views(&known, &configured(), at(21)).remove(0);
+    assert_eq!(later.accounts[0].standing.state, "calling", "it is over");
+}
+
+#[test]
+fn if_the_only_address_is_held_all_accounts_wait_for_it() {
+    let known = known(&[report_of_addresses(&["proxy-1"])]);
+    let view = views(&known, &configured(), at(1)).remove(0);
+    assert!(view.accounts.iter().all(|account| account.standing.state == "held"));
+    assert_eq!(view.addresses[0].accounts, 2);
+    assert!(views(&known, &configured(), at(41))[0].addresses.is_empty(), "nothing to tell of it");
+}
+
 #[test]
 fn without_a_worker_it_says_so_and_since_when() {
     let view = &views(&known(&[]), &configured(), at(0))[0];
