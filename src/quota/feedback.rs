@@ -285,7 +285,7 @@ fn shares_of_operator_calendar_and_refusals_multiply() {
         table.set_pace(Scope::Source, PaceBy::Calendar, Share::new(0.5).unwrap());
         table.set_pace(Scope::Account(0), PaceBy::Operator, Share::new(0.2).unwrap());
         (0..3).for_each(|round| {
-            assert!(table.refused(Scope::Account(0), START + round * SECOND, START + round * SECOND))
+            assert!(table.refused(Scope::Account(0), START + round * SECOND, START + round * SECOND));
         });
     };
     let (first, all) = rate(500, both);
