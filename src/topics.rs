@@ -87,7 +87,7 @@ impl Topic {
     /// Whether the newest record of each key is kept for ever, and older ones need not be.
     #[must_use]
     pub fn is_compacted(&self) -> bool {
-        matches!(self.kind, Kind::Cancellation)
+        matches!(self.kind, Kind::Cancellation | Kind::QuotaReport | Kind::QuotaSetting)
     }
 }
 
@@ -177,6 +177,13 @@ impl Topics {
         format!("{}.control", self.config.prefix)
     }
 
+    /// Written by fetch (its reports) and `weir quota` (what is set); read by fetch at its start and from then on,
+    /// and by `weir quota`. Compacted. Key: `report/<source>/<instance>/<chunk>`, `set/<source>[/<account>]`.
+    #[must_use]
+    pub fn quota(&self) -> String {
+        format!("{}.quota", self.config.prefix)
+    }
+
     /// The topics for these sources of which each record becomes a row: what the sink reads.
     #[must_use]
     pub fn rows(&self, sources: &[SourceName]) -> Vec<Topic> {
@@ -211,6 +218,15 @@ impl Topics {
         topics.push(shared(self.dead(), Kind::DeadLetter, config.keep_dead));
         topics.push(shared(self.changes(), Kind::Change, config.keep_changes));
         topics.push(Topic { partitions: 1, ..shared(self.control(), Kind::Cancellation, config.keep_requests) });
+        topics.push(Topic {
+            name: self.quota(),
+            kind: Kind::QuotaReport,
+            source: None,
+            // What is set and what is reported stay in order.
+            partitions: 1,
+            keep: DAY,
+            delay: None,
+        });
         topics
     }
 
@@ -262,5 +278,22 @@ impl Groups {
     #[must_use]
     pub fn sink(&self) -> String {
         format!("{}.sink", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sink_reads_every_topic_but_those_that_are_compacted() {
+        let topics = Topics::new(Config::default());
+        let sources = [SourceName::new("ali1688").expect("a name")];
+        let names = |topics: Vec<Topic>| topics.into_iter().map(|topic| topic.name).collect::<Vec<_>>();
+        let mut all = names(topics.all(&sources));
+        assert!(all.contains(&topics.quota()), "{all:?}");
+        all.retain(|name| *name != topics.quota() && *name != topics.control());
+        assert_eq!(names(topics.rows(&sources)), all);
+        assert!(all.len() > 3);
     }
 }

@@ -10,6 +10,7 @@ mod export;
 mod groups;
 mod piece;
 mod query;
+mod quota;
 mod rebuild;
 mod replay;
 pub mod run;
@@ -119,6 +120,9 @@ enum Command {
     /// Everything that happened to an item, in order.
     #[command(long_about = trace::LONG_ABOUT, after_long_help = trace::EXAMPLES)]
     Trace(trace::Args),
+    /// What each account is allowed, has used and is held by; pause, resume, slow down.
+    #[command(long_about = quota::LONG_ABOUT, after_long_help = quota::EXAMPLES)]
+    Quota(quota::Args),
     /// Ask ClickHouse in SQL.
     #[command(long_about = query::LONG_ABOUT, after_long_help = query::EXAMPLES)]
     Query(query::Args),
@@ -191,6 +195,7 @@ impl Cli {
             | Command::Status(_)
             | Command::Dead(_)
             | Command::Trace(_)
+            | Command::Quota(_)
             | Command::Query(_)
             | Command::Export(_)
             | Command::Verify(_)
@@ -222,6 +227,7 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
         Command::Dead(command) => until(stop, dead::run(&command, &config)).await,
         Command::Trace(args) => until(stop, trace::run(&args, &config)).await,
+        Command::Quota(args) => until(stop, quota::run(args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
         Command::Export(args) => until(stop, export::run(args, &config)).await,
         Command::Batches(args) => until(stop, batches::list(&args, &config)).await,

@@ -2,10 +2,13 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    kafka::{Follow, admin::AdminError, client},
+    kafka::{
+        Partition, ReadError, client,
+        follow::{Follower, Seen},
+    },
     message::{BatchId, Cancellation, Request, codec},
     runtime::clock::Timestamp,
 };
@@ -16,32 +19,40 @@ type Batches = Arc<HashMap<BatchId, Timestamp>>;
 #[derive(Debug)]
 pub struct Cancelled {
     now: watch::Receiver<Batches>,
-    _follow: Option<Follow>,
+    /// Reads on; ends with this.
+    _reading: JoinSet<()>,
 }
 
 impl Cancelled {
     /// Knows of none, for ever.
     #[must_use]
     pub fn none() -> Self {
-        Self { now: watch::channel(Batches::default()).1, _follow: None }
+        Self { now: watch::channel(Batches::default()).1, _reading: JoinSet::new() }
     }
 
     /// Follows the control topic; returns when all that is on it is known.
     ///
     /// # Errors
-    /// [`AdminError`]
-    pub async fn follow(kafka: &client::Config, topic: &str) -> Result<Self, AdminError> {
+    /// [`ReadError`]: it is not there, or cannot be read.
+    pub async fn follow(kafka: &client::Config, topic: &str) -> Result<Self, ReadError> {
         let (sender, now) = watch::channel(Batches::default());
-        let take = move |partition, record: crate::kafka::Record| {
-            let raw = record.raw(&partition);
-            match codec::read_cancellation(&raw) {
-                Ok(cancellation) => sender.send_modify(|batches| add(batches, cancellation)),
-                Err(why) => tracing::warn!(record = %raw.position_id(), %why, "not understood: ignored"),
+        let partition = Partition { topic: topic.into(), number: 0 };
+        let mut follower = Follower::open(kafka, topic).await?;
+        while let Seen::Record(record) = follower.next().await? {
+            note(&sender, &record.raw(&partition));
+        }
+        let mut reading = JoinSet::new();
+        reading.spawn(async move {
+            loop {
+                match follower.next().await {
+                    Ok(Seen::Record(record)) => note(&sender, &record.raw(&partition)),
+                    Ok(Seen::CaughtUp) => {}
+                    // What is known by now stays; the role's next start reads it all again.
+                    Err(error) => return tracing::error!(%error, "later cancellations are not noticed"),
+                }
             }
-        };
-        let mut follow = Follow::start(kafka, topic, take).await?;
-        follow.caught_up().await;
-        Ok(Self { now, _follow: Some(follow) })
+        });
+        Ok(Self { now, _reading: reading })
     }
 
     /// Whether a request is not to be called for.
@@ -63,6 +74,13 @@ impl Cancelled {
     }
 }
 
+fn note(batches: &watch::Sender<Batches>, raw: &codec::Raw<'_>) {
+    match codec::read_cancellation(raw) {
+        Ok(cancellation) => batches.send_modify(|batches| add(batches, cancellation)),
+        Err(why) => tracing::warn!(record = %raw.position_id(), %why, "not understood: ignored"),
+    }
+}
+
 /// The latest cancellation of a batch counts, in whatever order they are read.
 fn add(batches: &mut Batches, Cancellation { batch, cancelled_at }: Cancellation) {
     let until = Arc::make_mut(batches).entry(batch).or_insert(cancelled_at);
@@ -78,7 +96,7 @@ impl Cancelled {
             let (batch, cancelled_at) = (BatchId::new(batch).unwrap(), Timestamp::from_millis(at));
             sender.send_modify(|batches| add(batches, Cancellation { batch, cancelled_at }));
         };
-        (cancel, Self { now, _follow: None })
+        (cancel, Self { now, _reading: JoinSet::new() })
     }
 }
 

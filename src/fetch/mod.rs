@@ -45,7 +45,7 @@ use crate::{
     },
     message::BatchId,
     platform::{Affected, Refusal, RefusalKind, address::HealthConfig},
-    quota::{Hold, Lease, Quota, Scope, Slot, money::Budgets},
+    quota::{Cause, Hold, Lease, Quota, Scope, Slot, Tally, money::Budgets},
 };
 
 /// Why fetch stopped.
@@ -67,6 +67,7 @@ pub struct Fetch<R, W> {
     /// Records that ended without a call, and wait for the window or for room among the outcomes.
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
     quota: Arc<dyn Quota>,
+    tally: Arc<Tally>,
     /// Slots leased and not yet used, in time order.
     slots: VecDeque<Slot>,
     caller: Arc<Caller>,
@@ -87,12 +88,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Slots leased at once, at most: the longest that a source's accounts are asked about in one step.
     const LEASE: usize = 64;
 
+    /// While nobody may call, the quota is asked this often: an operator may end a hold at any time.
+    const LOOK_AGAIN: Duration = Duration::from_millis(500);
     /// A vendor that names a longer wait has no more to give: a day's allowance, say.
     const BUDGET_SPENT: Duration = Duration::from_secs(600);
 
     /// A stage that reads by `reader`, calls by `caller` at the times of `quota`, and writes by `writer`.
     pub fn new(reader: R, writer: W, caller: Caller, quota: Arc<dyn Quota>, config: Config) -> Self {
         Self {
+            tally: caller.tally(),
             intake: Intake::new(reader, writer, config.commit_every),
             backlog: Backlog::default(),
             uncalled: Backlog::default(),
@@ -111,6 +115,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             nobody_told: false,
             config,
         }
+    }
+
+    /// What becomes of the slots, for reports.
+    #[must_use]
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
     }
 
     /// The same with other rules for the addresses that calls leave from.
@@ -248,8 +258,10 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.end_uncalled();
                 continue;
             }
-            if let Some(wait) = self.addresses.probe(slot.address) {
-                self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait)).await;
+            let now = self.caller.now();
+            if let Some(wait) = self.addresses.probe(slot.address, now) {
+                let cause = Cause::new("one call tries it again", now);
+                self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait), &cause).await;
             }
             self.spend(&jobs);
             for job in &jobs {
@@ -259,8 +271,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         // Nobody to call for: others may use what is left of the lease.
         if !self.slots.is_empty() && self.backlog.is_empty() {
-            self.quota.give_back(self.slots.drain(..).collect()).await;
+            self.return_slots().await;
         }
+    }
+
+    /// Hands back what is left of the lease.
+    async fn return_slots(&mut self) {
+        self.slots.iter().for_each(|slot| self.tally.returned(slot.account));
+        self.quota.give_back(self.slots.drain(..).collect()).await;
     }
 
     fn has_room(&self) -> bool {
@@ -278,6 +296,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 if !slot.is_late(Instant::now()) && !self.quota.is_held(&slot) {
                     return Some(slot);
                 }
+                if slot.is_late(Instant::now()) {
+                    self.tally.missed(slot.account);
+                } else {
+                    self.tally.returned(slot.account);
+                }
                 self.quota.give_back(vec![slot]).await;
             }
             let room = self.config.calls_in_flight - self.calls.len();
@@ -287,14 +310,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     self.slots.extend(slots);
                 }
                 Lease::NotBefore(at) => {
-                    self.wake_at = Some(at);
+                    self.wake_at = Some(at.min(Instant::now() + Self::LOOK_AGAIN));
                     return None;
                 }
                 Lease::Nobody => {
                     if !std::mem::replace(&mut self.nobody_told, true) {
                         let source = &self.caller.source;
-                        error!(%source, "every account is disabled: requests wait on Kafka until the accounts are repaired and fetch is restarted");
+                        error!(%source, "every account is disabled: requests wait on Kafka until the accounts are repaired and resumed with `weir quota resume`");
                     }
+                    self.wake_at = Some(Instant::now() + Self::LOOK_AGAIN);
                     return None;
                 }
             }
@@ -342,6 +366,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         while let Some(ended) = next {
             let ended = ended?;
             self.quota.ended(ended.account);
+            match &ended.contact {
+                Contact::Called(_) => self.tally.called(ended.account, ended.refusal.is_some()),
+                Contact::None => self.tally.missed(ended.account),
+                // Neither late nor a call: the vendor knows nothing of it.
+                Contact::NoWay(_) => {}
+            }
             self.react_address(&ended).await;
             // What was not called for costs nothing.
             for batch in batches(&ended.missed) {
@@ -380,9 +410,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// What a reply's headers mean for the calls to come.
     async fn heed(&mut self, (account, address): (usize, usize), Advice { unavailable, used_up }: Advice) {
         let (source, now) = (&self.caller.source, Instant::now());
+        let cause = |why: &str| Cause::new(why, self.caller.now());
         if let Some(wait) = unavailable {
             info!(%source, ?wait, "the vendor's service is away, and says for how long: nobody calls until then");
-            self.quota.hold(Scope::Source, Hold::Until(now + wait)).await;
+            let cause = cause("the vendor says that its service is away (HTTP 503)");
+            self.quota.hold(Scope::Source, Hold::Until(now + wait), &cause).await;
         }
         if let Some(wait) = used_up.filter(|_| self.config.heed_hints) {
             // Those under way say the same.
@@ -390,15 +422,23 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 let account = self.caller.alias(account);
                 info!(%source, %account, ?wait, "the vendor says that the account's quota is used up until then");
             }
-            self.quota.hold(Scope::Account(account), Hold::Until(now + wait)).await;
+            let cause = cause("the vendor says that the quota is used up");
+            self.quota.hold(Scope::Account(account), Hold::Until(now + wait), &cause).await;
         }
     }
 
     /// The vendor says: too fast. The shared time moves first, then the pace gives way.
-    async fn slow_down(&mut self, scope: Scope, account: usize, left_at: Instant, wait: Option<Duration>) {
+    async fn slow_down(
+        &mut self,
+        scope: Scope,
+        account: usize,
+        left_at: Instant,
+        wait: Option<Duration>,
+        cause: &Cause,
+    ) {
         let now = Instant::now();
         let until = wait.map_or_else(|| self.penalties.punish(account, left_at, now), |wait| now + wait);
-        self.quota.hold(scope, Hold::Until(until)).await;
+        self.quota.hold(scope, Hold::Until(until), cause).await;
         // So long is a budget spent, and no sign of a wrong pace.
         if wait.is_some_and(|wait| wait > Self::BUDGET_SPENT) {
             return;
@@ -415,6 +455,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn react(&mut self, (account, address): (usize, usize), left_at: Instant, refusal: &Refusal) {
         let source = &self.caller.source;
         let alias = self.caller.alias(account);
+        let cause = Cause::new(&refusal.code, self.caller.now());
         match &refusal.kind {
             RefusalKind::Throttled { scope, wait } => {
                 debug!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
@@ -423,11 +464,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     Affected::Address => Scope::Address(address),
                     Affected::Everyone => Scope::Source,
                 };
-                self.slow_down(scope, account, left_at, *wait).await;
+                self.slow_down(scope, account, left_at, *wait, &cause).await;
             }
             RefusalKind::Denied(denial) => {
-                error!(%source, account = %alias, code = refusal.code, message = refusal.message, ?denial, "the vendor refuses this account: it is disabled, the others carry its load");
-                self.quota.hold(Scope::Account(account), Hold::Disabled).await;
+                error!(%source, account = %alias, code = refusal.code, message = refusal.message, ?denial, "the vendor refuses this account: it is disabled until `weir quota resume`, the others carry its load");
+                self.quota.hold(Scope::Account(account), Hold::Disabled, &cause).await;
             }
             RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
         }
@@ -445,9 +486,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 (self.addresses.forbidden(address, ended.account, now), "the vendor forbids its accounts (HTTP 403)")
             }
             Contact::Called(Some(_)) => {
-                if self.addresses.answered(address) {
-                    let (source, address) = (&self.caller.source, self.caller.address_name(address));
-                    info!(%source, address, "the address is used again");
+                if let Some(back) = self.addresses.answered(address) {
+                    let (source, name) = (&self.caller.source, self.caller.address_name(address));
+                    info!(%source, address = name, "the address is used again");
+                    if let Some(tried_at) = back.tried_at {
+                        self.quota.release(Scope::Address(address), tried_at).await;
+                    }
                 }
                 return;
             }
@@ -458,7 +502,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             return;
         };
         warn!(%source, address = name, ?rest, why, "the address is taken out; its requests wait and spend no attempt");
-        self.quota.hold(Scope::Address(address), Hold::Until(now + rest)).await;
+        let cause = Cause::new(why, self.caller.now());
+        self.quota.hold(Scope::Address(address), Hold::Until(now + rest), &cause).await;
     }
 
     async fn begin_to_stop(&mut self) {
@@ -471,7 +516,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         for (position, _) in self.uncalled.clear() {
             self.intake.give_up(&position);
         }
-        self.quota.give_back(self.slots.drain(..).collect()).await;
+        self.return_slots().await;
     }
 }
 

@@ -1,107 +1,107 @@
-//! Follows a compacted topic: all of it at first, then whatever is added, in no consumer group.
+//! Follows a small topic from its beginning, without a group: every process reads all of it.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
+    Message as _, Offset, TopicPartitionList,
+    consumer::{Consumer, StreamConsumer},
+    error::KafkaError,
 };
-use tokio::{sync::watch, task::JoinHandle};
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::{
-    Partition, Record,
-    admin::AdminError,
-    client::Config,
-    native::record,
-    scan::{Bounds, bounds, consumer},
-};
+use super::{ReadError, Record, admin, client::Config, native};
 
-/// How long a poll waits for a record: as long may it take to notice that nobody follows any more.
-const POLL: Duration = Duration::from_millis(200);
+/// After an error that may pass.
+const PAUSE: Duration = Duration::from_millis(500);
 
-/// What is read of a topic, until it is dropped.
+/// What a follower sees.
 #[derive(Debug)]
-pub struct Follow {
-    gone: Arc<AtomicBool>,
-    caught_up: watch::Receiver<bool>,
-    /// Ends soon after `gone` is set.
-    _reading: JoinHandle<()>,
+pub enum Seen {
+    /// The next record.
+    Record(Record),
+    /// All that was there has been read. Comes once.
+    CaughtUp,
 }
 
-impl Follow {
-    /// Hands every record of the topic to `take`, on a thread of its own; brokers that are away are waited for.
+/// A reader of all partitions of one topic.
+pub struct Follower {
+    consumer: StreamConsumer,
+    topic: String,
+    /// Partitions whose end has not been seen yet.
+    behind: BTreeSet<i32>,
+    caught_up: bool,
+}
+
+impl Follower {
+    /// Begins at the first record of each partition.
     ///
     /// # Errors
-    /// [`AdminError`]: the topic is missing, or no broker answers now.
-    pub async fn start(
-        config: &Config,
-        topic: &str,
-        mut take: impl FnMut(Partition, Record) + Send + 'static,
-    ) -> Result<Self, AdminError> {
-        let bounds = bounds(config, &[topic.to_owned()]).await?;
-        let attempt = format!("following topic {topic}");
-        let refused = |reason: String| AdminError::Refused { attempt: attempt.clone(), reason };
-        let consumer = consumer(config, true).map_err(|error| refused(error.to_string()))?;
+    /// [`ReadError::Failed`]: the topic is not there, or no broker answers within ten seconds.
+    pub async fn open(config: &Config, topic: &str) -> Result<Self, ReadError> {
+        let failed = |reason: String| failed(topic, reason);
+        let partitions = admin::partitions(config, topic).await.map_err(|error| failed(error.to_string()))?;
+        let Some(partitions) = partitions else {
+            return Err(failed("there is no such topic: run `weir topics apply`".to_owned()));
+        };
+        let consumer: StreamConsumer = config
+            .base()
+            // librdkafka wants a name; without a subscription and commits no group comes of it.
+            .set("group.id", "weir.follow")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("enable.partition.eof", "true")
+            .set("queued.max.messages.kbytes", "8192")
+            .set("fetch.wait.max.ms", "100")
+            .create()
+            .map_err(|error| failed(error.to_string()))?;
         let mut list = TopicPartitionList::new();
-        for Bounds { partition, low, .. } in &bounds {
-            let added = list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*low));
-            added.map_err(|error| refused(error.to_string()))?;
+        for partition in 0..partitions {
+            list.add_partition_offset(topic, partition, Offset::Beginning).map_err(|e| failed(e.to_string()))?;
         }
-        consumer.assign(&list).map_err(|error| refused(error.to_string()))?;
-        let (sender, caught_up) = watch::channel(false);
-        let gone = Arc::new(AtomicBool::new(false));
-        let is_gone = Arc::clone(&gone);
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut ends = bounds.iter().filter(|b| b.low < b.end).count();
-            let mut at_end = vec![false; bounds.len()];
-            sender.send_replace(ends == 0);
-            while !is_gone.load(Ordering::Relaxed) {
-                if let Some(number) = poll(&consumer, &mut take)
-                    && let Some(seen) = usize::try_from(number).ok().and_then(|number| at_end.get_mut(number))
-                    && !std::mem::replace(seen, true)
-                    && bounds.iter().any(|b| b.partition.number == number && b.low < b.end)
-                {
-                    ends -= 1;
-                    sender.send_replace(ends == 0);
+        consumer.assign(&list).map_err(|error| failed(error.to_string()))?;
+        Ok(Self { consumer, topic: topic.to_owned(), behind: (0..partitions).collect(), caught_up: false })
+    }
+
+    /// The next record, or that there is no more for now. While the brokers are away it waits for them.
+    ///
+    /// # Cancellation
+    /// Safe: no record is lost.
+    ///
+    /// # Errors
+    /// [`ReadError::Failed`]: waiting cannot help.
+    pub async fn next(&mut self) -> Result<Seen, ReadError> {
+        loop {
+            if self.behind.is_empty() && !self.caught_up {
+                self.caught_up = true;
+                return Ok(Seen::CaughtUp);
+            }
+            match self.consumer.recv().await {
+                Ok(message) => {
+                    debug!(topic = self.topic, offset = message.offset(), "followed");
+                    return Ok(Seen::Record(native::record(&message)));
+                }
+                Err(KafkaError::PartitionEOF(partition)) => {
+                    self.behind.remove(&partition);
+                }
+                Err(error) if is_final(&error) => return Err(failed(&self.topic, error.to_string())),
+                Err(error) => {
+                    warn!(topic = self.topic, %error, "reading; trying again");
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
-        });
-        Ok(Self { gone, caught_up, _reading: reading })
-    }
-
-    /// Waits until all that was there at the start has been handed over.
-    pub async fn caught_up(&mut self) {
-        // An error means that the thread has ended: there is nothing to wait for then.
-        let _ = self.caught_up.wait_for(|is| *is).await;
+        }
     }
 }
 
-impl Drop for Follow {
-    fn drop(&mut self) {
-        self.gone.store(true, Ordering::Relaxed);
-    }
+fn is_final(error: &KafkaError) -> bool {
+    use rdkafka::types::RDKafkaErrorCode as Code;
+    matches!(error, KafkaError::MessageConsumptionFatal(_))
+        || error.rdkafka_error_code().is_some_and(|code| {
+            matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::TopicAuthorizationFailed)
+        })
 }
 
-/// Takes what has come; the number of a partition whose end has been reached.
-fn poll(consumer: &BaseConsumer, take: &mut impl FnMut(Partition, Record)) -> Option<i32> {
-    use rdkafka::{Message as _, error::KafkaError};
-    match consumer.poll(POLL)? {
-        Ok(message) => {
-            let partition = Partition { topic: message.topic().into(), number: message.partition() };
-            take(partition, record(&message));
-            None
-        }
-        Err(KafkaError::PartitionEOF(number)) => Some(number),
-        Err(error) => {
-            debug!(%error, "Kafka");
-            None
-        }
-    }
+fn failed(topic: &str, reason: String) -> ReadError {
+    ReadError::Failed { topics: topic.to_owned(), group: "none".to_owned(), reason }
 }

@@ -7,7 +7,7 @@
 
 pub mod admin;
 pub mod client;
-mod follow;
+pub mod follow;
 pub mod intake;
 pub mod job;
 pub mod ledger;
@@ -29,7 +29,6 @@ use std::{fmt, ops::Range, sync::Arc};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-pub use follow::Follow;
 pub use job::Job;
 pub use membership::Membership;
 pub use producer::Producer;

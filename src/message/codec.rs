@@ -10,8 +10,8 @@ use serde::{
 };
 
 use super::{
-    Cancellation, Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, Reason, Request, RequestId,
-    SourceName,
+    Cancellation, Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, QuotaReport, QuotaSetting,
+    Reason, Request, RequestId, SourceName,
     envelope::{Envelope, Headers, Kind, header},
 };
 use crate::runtime::clock::Timestamp;
@@ -208,6 +208,22 @@ pub fn read_change(raw: &Raw<'_>) -> Result<Change, Unreadable> {
 /// [`Unreadable`] if it is not a cancellation of a version that this weir knows.
 pub fn read_cancellation(raw: &Raw<'_>) -> Result<Cancellation, Unreadable> {
     read(raw, Kind::Cancellation)
+}
+
+/// Reads a worker's report of its quotas.
+///
+/// # Errors
+/// [`Unreadable`] if it is not a report of a version that this weir knows.
+pub fn read_quota_report(raw: &Raw<'_>) -> Result<QuotaReport, Unreadable> {
+    read(raw, Kind::QuotaReport)
+}
+
+/// Reads what an operator has set.
+///
+/// # Errors
+/// [`Unreadable`] if it is not a setting of a version that this weir knows.
+pub fn read_quota_setting(raw: &Raw<'_>) -> Result<QuotaSetting, Unreadable> {
+    read(raw, Kind::QuotaSetting)
 }
 
 fn read<T: DeserializeOwned>(raw: &Raw<'_>, kind: Kind) -> Result<T, Unreadable> {

@@ -24,12 +24,24 @@ pub enum Kind {
     Change,
     /// [`super::Cancellation`]
     Cancellation,
+    /// [`super::QuotaReport`]
+    QuotaReport,
+    /// [`super::QuotaSetting`]
+    QuotaSetting,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Request, Self::Result, Self::Failure, Self::DeadLetter, Self::Change, Self::Cancellation];
+    pub const ALL: [Self; 8] = [
+        Self::Request,
+        Self::Result,
+        Self::Failure,
+        Self::DeadLetter,
+        Self::Change,
+        Self::Cancellation,
+        Self::QuotaReport,
+        Self::QuotaSetting,
+    ];
 
     /// The CloudEvents type, version included.
     #[must_use]
@@ -41,6 +53,8 @@ impl Kind {
             Self::DeadLetter => "weir.dead_letter.v1",
             Self::Change => "weir.change.v1",
             Self::Cancellation => "weir.cancellation.v1",
+            Self::QuotaReport => "weir.quota_report.v1",
+            Self::QuotaSetting => "weir.quota_setting.v1",
         }
     }
 
@@ -54,6 +68,8 @@ impl Kind {
             Self::DeadLetter => "urn:weir:schema:dead_letter:v1",
             Self::Change => "urn:weir:schema:change:v1",
             Self::Cancellation => "urn:weir:schema:cancellation:v1",
+            Self::QuotaReport => "urn:weir:schema:quota_report:v1",
+            Self::QuotaSetting => "urn:weir:schema:quota_setting:v1",
         }
     }
 
@@ -67,6 +83,8 @@ impl Kind {
             Self::DeadLetter => "schemas/dead_letter.v1.schema.json",
             Self::Change => "schemas/change.v1.schema.json",
             Self::Cancellation => "schemas/cancellation.v1.schema.json",
+            Self::QuotaReport => "schemas/quota_report.v1.schema.json",
+            Self::QuotaSetting => "schemas/quota_setting.v1.schema.json",
         }
     }
 }

@@ -20,10 +20,12 @@
 //! and they come home when it is over. Everything that a slot costs is charged where its call leaves from.
 
 mod paces;
+mod recall;
 
 use std::collections::BTreeSet;
 
 use self::paces::Pace;
+pub use self::recall::Standing;
 use super::{
     adapt::{Basis, stretched},
     budget::Budget,

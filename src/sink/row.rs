@@ -78,8 +78,10 @@ pub fn parse(raw: &Raw<'_>, route: &Route) -> Parsed {
             Ok(received) => Parsed::Request(Box::new(received)),
             Err(why) => Parsed::Skipped(why),
         },
-        // Cancellations are on no topic of rows.
-        (Kind::Request, None) | (Kind::Cancellation, _) => Parsed::Skipped(Unreadable::Empty),
+        // The sink does not read what is cancelled or said of quotas: see Topics::rows.
+        (Kind::Request, None) | (Kind::Cancellation | Kind::QuotaReport | Kind::QuotaSetting, _) => {
+            Parsed::Skipped(Unreadable::Empty)
+        }
         (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result, Parsed::Poison),
         (Kind::Failure, _) => read(codec::read_failure(raw), Parsed::Failure, Parsed::Skipped),
         (Kind::DeadLetter, _) => read(codec::read_dead_letter(raw), Parsed::DeadLetter, Parsed::Raw),
@@ -106,8 +108,9 @@ pub const fn table(kind: Kind) -> &'static str {
         Kind::Result => "observations",
         Kind::Failure => "failures",
         Kind::Change => "item_changes",
-        // Nothing of the control topic has a row: if it had, it would be here.
-        Kind::DeadLetter | Kind::Cancellation => "dead_letters",
+        Kind::DeadLetter => "dead_letters",
+        // There is none: the sink does not read those topics, and ClickHouse would refuse their rows.
+        Kind::Cancellation | Kind::QuotaReport | Kind::QuotaSetting => "none",
     }
 }
 
