@@ -78,8 +78,8 @@ pub fn parse(raw: &Raw<'_>, route: &Route) -> Parsed {
             Ok(received) => Parsed::Request(Box::new(received)),
             Err(why) => Parsed::Skipped(why),
         },
-        // The sink does not read what is cancelled or said of quotas: see Topics::rows.
-        (Kind::Request, None) | (Kind::Cancellation | Kind::QuotaReport | Kind::QuotaSetting, _) => {
+        // The sink does not read the others: see Topics::rows.
+        (Kind::Request | Kind::Cancellation | Kind::QuotaReport | Kind::QuotaSetting, _) => {
             Parsed::Skipped(Unreadable::Empty)
         }
         (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result, Parsed::Poison),
@@ -109,7 +109,7 @@ pub const fn table(kind: Kind) -> &'static str {
         Kind::Failure => "failures",
         Kind::Change => "item_changes",
         Kind::DeadLetter => "dead_letters",
-        // There is none: the sink does not read those topics, and ClickHouse would refuse their rows.
+        // There is none: the sink does not read those topics.
         Kind::Cancellation | Kind::QuotaReport | Kind::QuotaSetting => "none",
     }
 }
