@@ -15,6 +15,7 @@ mod membership;
 mod native;
 pub mod outbox;
 pub mod page;
+mod pauses;
 pub mod producer;
 mod reader;
 pub mod scan;
@@ -34,7 +35,7 @@ pub use membership::Membership;
 pub use producer::Producer;
 pub use reader::{GroupConfig, KafkaReader};
 pub use scan::{Scan, ScanError};
-pub use writer::KafkaWriter;
+pub use writer::{KafkaWriter, Reach};
 
 use crate::{
     message::{codec, envelope::Headers},

@@ -3,6 +3,8 @@
 //! A transaction runs from begin to commit on the producer's own thread, so no dropped future can leave one
 //! open: an open transaction holds back every `read_committed` reader of its topics.
 
+mod open_ends;
+
 use std::{
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -16,7 +18,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::ConsumerGroupMetadata,
     error::KafkaError,
-    message::DeliveryResult,
+    message::{DeliveryResult, ToBytes},
     producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
     types::RDKafkaErrorCode,
 };
@@ -28,12 +30,24 @@ use super::{
     Membership, Offsets, Outgoing, TransactError, Writer,
     client::Config,
     native::{headers, offset_list},
+    pauses::Pauses,
 };
 
 /// How long one step of a transaction waits before it is asked for again.
 const STEP: Duration = Duration::from_secs(5);
 /// How often a transaction looks for delivery reports.
 const REPORTS: Duration = Duration::from_millis(1);
+
+/// What a producer's transactions can touch.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    /// The group whose offsets they carry.
+    pub group: String,
+    /// What the group reads.
+    pub reads: Vec<String>,
+    /// Every topic that they write to.
+    pub writes: Vec<String>,
+}
 
 /// One whole transaction, to be run on the producer's thread.
 struct Job {
@@ -56,6 +70,19 @@ impl KafkaWriter {
     /// # Errors
     /// [`TransactError`] if the configuration or the cluster refuses the name for good.
     pub async fn open(config: &Config, name: &str) -> Result<Self, TransactError> {
+        Self::start(config, name, None).await
+    }
+
+    /// The same, and sees to it that the group can read its commits: an outage of the brokers can have left a
+    /// transaction half closed. The group's reader has to be opened after this.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or the brokers went away meanwhile.
+    pub async fn open_for(config: &Config, name: &str, reach: Reach) -> Result<Self, TransactError> {
+        Self::start(config, name, Some(reach)).await
+    }
+
+    async fn start(config: &Config, name: &str, reach: Option<Reach>) -> Result<Self, TransactError> {
         let (jobs, inbox) = sync_channel(1);
         let (ready, answer) = oneshot::channel();
         let config = config.clone();
@@ -63,7 +90,7 @@ impl KafkaWriter {
         let name = name.to_owned();
         std::thread::Builder::new()
             .name(thread_name)
-            .spawn(move || match Transactions::start(&config, name) {
+            .spawn(move || match Transactions::start(&config, name, reach.as_ref()) {
                 Ok(transactions) => {
                     let _ = ready.send(Ok(()));
                     transactions.serve(&inbox);
@@ -129,7 +156,7 @@ pub(super) struct Transactions {
 }
 
 impl Transactions {
-    pub(super) fn start(config: &Config, name: String) -> Result<Self, TransactError> {
+    pub(super) fn start(config: &Config, name: String, reach: Option<&Reach>) -> Result<Self, TransactError> {
         let made = config.transactional(&name).create_with_context(Deliveries::default());
         let producer: BaseProducer<Deliveries> =
             made.map_err(|error| TransactError::Rebuild(format!("making a producer: {error}")))?;
@@ -142,6 +169,9 @@ impl Transactions {
             }
             result
         })?;
+        if let Some(reach) = reach {
+            transactions.close_open_ends(config, reach)?;
+        }
         Ok(transactions)
     }
 
@@ -230,6 +260,11 @@ impl Transactions {
         if let Some(key) = &outgoing.key {
             record = record.key(key.as_ref());
         }
+        self.offer(record)
+    }
+
+    /// Gives a record to librdkafka, as soon as there is room for it.
+    fn offer<K: ToBytes + ?Sized>(&self, mut record: BaseRecord<'_, K, [u8]>) -> Result<(), TransactError> {
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -249,6 +284,7 @@ impl Transactions {
         mut step: impl FnMut(&BaseProducer<Deliveries>) -> Result<(), KafkaError>,
     ) -> Result<(), TransactError> {
         let since = Instant::now();
+        let mut pauses = Pauses::default();
         loop {
             match step(&self.producer) {
                 Ok(()) => return Ok(()),
@@ -259,6 +295,8 @@ impl Transactions {
                 }
                 Err(error) => return Err(self.classify(&error)),
             }
+            // What is answered at once, and not by yes or no, would else be asked thousands of times a second.
+            self.producer.poll(pauses.next());
         }
     }
 

@@ -1,0 +1,151 @@
+//! What each role is made of.
+
+use super::*;
+
+impl Process {
+    async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
+        let group = self.groups.fetch(&source.name);
+        if !self.topics_are_there(&self.topics.all(std::slice::from_ref(&source.name)), health).await {
+            return Ok(());
+        }
+        let writes = vec![self.topics.results(), self.topics.failures(), self.topics.dead()];
+        let reach = Reach { group: group.clone(), reads: vec![self.topics.requests(&source.name)], writes };
+        let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
+        let cancelled = Cancelled::follow(&self.config.kafka, &self.topics.control())
+            .await
+            .map_err(|error| RoleError::Failed(error.into()))?;
+        let reader = self.reader(group, vec![self.topics.requests(&source.name)])?;
+        let limits = source.quota();
+        let caller = Caller::new(CallerParts {
+            source: source.name.clone(),
+            vendor: Arc::clone(&source.vendor),
+            client: source.client.clone(),
+            accounts: Arc::clone(&source.accounts),
+            guard: Guard::of(&limits),
+            topics: self.topics.clone(),
+            clock: self.clock.clone(),
+            dice: self.dice.clone(),
+        });
+        let aliases = source.accounts.iter().map(|account| account.alias.clone()).collect();
+        let redis = self.config.redis.url.as_ref().map(ExposeSecret::expose_secret);
+        health.not_ready("reading what is spent and who is paused");
+        let topic = self.topics.quota();
+        let opened = Journal::open(&self.config.kafka, &topic, &source.name, self.clock.clone());
+        let journal = tokio::select! {
+            () = self.stop.cancelled() => return Ok(()),
+            journal = opened => journal?,
+        };
+        let past = journal.past();
+        let quota = quota::open(&self.config.quota, redis, &source.name, &aliases, &limits, &self.clock, &past)
+            .map_err(|error| RoleError::Failed(error.into()))?;
+        journal.restore(&past, quota.as_ref(), &aliases).await;
+        health.ready();
+        info!(source = %source.name, accounts = source.accounts.len(), "fetching");
+        let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
+        let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
+            .with_address_health(source.address_health)
+            .with_budgets(source.budgets)
+            .heeding(cancelled);
+        let reporter = Reporter {
+            topic: topic.into(),
+            source: source.name.clone(),
+            instance: self.config.instance.name.clone(),
+            aliases,
+            allowed: allowed(&limits.or_unknown(&self.config.quota.unknown)),
+            quota: Arc::clone(&quota),
+            tally: fetch.tally(),
+            clock: self.clock.clone(),
+        };
+        tokio::select! {
+            ended = self.fetch_and_report(fetch, journal, reporter, limits.has_budgets()) => ended,
+            never = calendar => match never {},
+        }
+    }
+
+    /// Runs fetch with its journal beside it. Without the journal nobody calls: then fetch finishes what is in
+    /// flight and ends.
+    async fn fetch_and_report<R: Reader, W: Writer>(
+        &self,
+        fetch: Fetch<R, W>,
+        journal: Journal,
+        reporter: Reporter,
+        has_budgets: bool,
+    ) -> Result<(), RoleError> {
+        let (stop, ended) = (self.stop.child_token(), CancellationToken::new());
+        let mut fetch = pin!(fetch.run(stop.clone()));
+        let mut journal = pin!(journal.run(reporter, has_budgets, ended.clone()));
+        tokio::select! {
+            outcome = &mut fetch => {
+                ended.cancel();
+                let last = journal.await;
+                outcome?;
+                Ok(last?)
+            }
+            lost = &mut journal => {
+                stop.cancel();
+                fetch.await?;
+                Ok(lost?)
+            }
+        }
+    }
+
+    async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {
+        let group = self.groups.retry();
+        let topics = [self.topics.all(&self.config.source_names()), self.topics.delays()].concat();
+        if !self.topics_are_there(&topics, health).await || !self.delays_are_fit(health).await {
+            return Ok(());
+        }
+        let sources = self.config.source_names();
+        let requests = sources.iter().map(|source| self.topics.requests(source));
+        let delays = self.topics.delays().into_iter().map(|topic| topic.name);
+        let writes = requests.chain(delays).chain([self.topics.dead()]).collect();
+        let reach = Reach { group: group.clone(), reads: self.topics.retried(), writes };
+        let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
+        let reader = self.reader_of(&retry::reads_little(&self.config.kafka), group, self.topics.retried())?;
+        health.ready();
+        let topics = self.topics.clone();
+        let (clock, dice) = (self.clock.clone(), self.dice.clone());
+        let retry = Retry::new(reader, writer, sources, topics, self.config.retry.clone(), clock, dice);
+        Ok(retry.run(self.stop.clone()).await?)
+    }
+
+    async fn changes(&self, health: &RoleHealth) -> Result<(), RoleError> {
+        let group = self.groups.changes();
+        if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
+            return Ok(());
+        }
+        let reach =
+            Reach { group: group.clone(), reads: vec![self.topics.results()], writes: vec![self.topics.changes()] };
+        let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
+        let reader = self.reader(group, vec![self.topics.results()])?;
+        let memory = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        health.ready();
+        let (topic, config) = (self.topics.changes().into(), self.config.changes.clone());
+        let parts = ChangesParts { reader, writer, memory, topic, config, dice: self.dice.clone() };
+        Ok(Changes::new(parts).run(self.stop.clone()).await?)
+    }
+
+    async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
+        let topics = self.topics.rows(&self.config.source_names());
+        if !self.topics_are_there(&topics, health).await {
+            return Ok(());
+        }
+        let group = self.groups.sink();
+        let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
+        let reach = Reach { group: group.clone(), reads: names.clone(), writes: vec![self.topics.dead()] };
+        let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
+        let reader = self.reader(group, names)?;
+        health.ready();
+        let parts = sink::Parts {
+            reader,
+            writer,
+            store,
+            topics,
+            dead_topic: self.topics.dead().into(),
+            clock: self.clock.clone(),
+            health: health.clone(),
+        };
+        sink::run(parts, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
+    }
+}
