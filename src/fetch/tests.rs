@@ -48,6 +48,7 @@ fn caller_of(answer: fn() -> Reply) -> Caller {
             app_key: "key".to_owned(),
             app_secret: "secret".into(),
             access_token: None,
+            refresh_token: None,
             limit: None,
             limits: vec![],
             calls_in_flight: None,

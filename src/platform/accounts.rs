@@ -29,6 +29,8 @@ pub struct Account {
     pub app_secret: SecretString,
     /// Proves the user's authorisation, where the API needs one.
     pub access_token: Option<SecretString>,
+    /// Renews that one.
+    pub refresh_token: Option<SecretString>,
     /// What the vendor allows it; without one, the source's limit for each account counts.
     pub limit: Option<Limit>,
     /// Further limits, which hold together with that one.
@@ -50,6 +52,9 @@ pub struct AccountConfig {
     /// Where its token is, if the API needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_token: Option<SecretRef>,
+    /// Where the token is that renews it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token: Option<SecretRef>,
     /// What the vendor allows it, if it differs from the source's limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
@@ -137,6 +142,7 @@ impl AccountConfig {
             app_key: self.app_key.clone(),
             app_secret: secret("app_secret", &self.app_secret)?,
             access_token: self.access_token.as_ref().map(|token| secret("access_token", token)).transpose()?,
+            refresh_token: self.refresh_token.as_ref().map(|token| secret("refresh_token", token)).transpose()?,
             limit: self.limit.clone(),
             limits: self.limits.clone(),
             calls_in_flight: self.calls_in_flight,
@@ -145,6 +151,21 @@ impl AccountConfig {
 }
 
 impl Account {
+    /// An account of this name that has nothing else yet.
+    #[must_use]
+    pub fn named(alias: AccountAlias) -> Self {
+        Self {
+            alias,
+            app_key: String::new(),
+            app_secret: SecretString::default(),
+            access_token: None,
+            refresh_token: None,
+            limit: None,
+            limits: Vec::new(),
+            calls_in_flight: None,
+        }
+    }
+
     fn check(&self) -> Result<(), AccountsError> {
         let key = self.app_key.as_bytes();
         if !(1..=64).contains(&key.len())
@@ -153,12 +174,15 @@ impl Account {
             return Err(AccountsError::AppKey { alias: self.alias.clone(), found: self.app_key.clone() });
         }
         let empty = |secret: &SecretString| secret.expose_secret().trim().is_empty();
-        let key = match &self.access_token {
-            _ if empty(&self.app_secret) => "app_secret",
-            Some(token) if empty(token) => "access_token",
-            _ => return Ok(()),
-        };
-        Err(AccountsError::Empty { alias: self.alias.clone(), key })
+        let secrets = [
+            ("app_secret", Some(&self.app_secret)),
+            ("access_token", self.access_token.as_ref()),
+            ("refresh_token", self.refresh_token.as_ref()),
+        ];
+        match secrets.into_iter().find(|(_, secret)| secret.is_some_and(empty)) {
+            Some((key, _)) => Err(AccountsError::Empty { alias: self.alias.clone(), key }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -178,6 +202,7 @@ struct InlineAccount {
     app_key: String,
     app_secret: Inline,
     access_token: Option<Inline>,
+    refresh_token: Option<Inline>,
     limit: Option<Limit>,
     #[serde(default)]
     limits: Vec<Limit>,
@@ -191,6 +216,7 @@ impl From<InlineAccount> for Account {
             app_key: inline.app_key,
             app_secret: inline.app_secret.0,
             access_token: inline.access_token.map(|token| token.0),
+            refresh_token: inline.refresh_token.map(|token| token.0),
             limit: inline.limit,
             limits: inline.limits,
             calls_in_flight: inline.calls_in_flight,
@@ -253,6 +279,7 @@ mod tests {
             app_key: "1000000".to_owned(),
             app_secret: SecretRef::Env("APP_SECRET".to_owned()),
             access_token: None,
+            refresh_token: None,
             limit: None,
             limits: Vec::new(),
             calls_in_flight: None,

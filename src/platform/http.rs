@@ -178,6 +178,11 @@ pub(super) fn is_base_url(text: &str) -> bool {
         && url.password().is_none()
 }
 
+/// A URL with these parameters as its query; nothing if it is no URL.
+pub(super) fn with_query(url: &str, params: &[(&str, &str)]) -> Option<String> {
+    Url::parse_with_params(url, params).ok().map(String::from)
+}
+
 fn retry_after_of(response: &Response) -> Option<Duration> {
     let text = |name| response.headers().get(name)?.to_str().ok();
     let value = text(header::RETRY_AFTER)?;

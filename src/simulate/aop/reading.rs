@@ -16,6 +16,7 @@ fn vendor() -> Ali1688 {
     let (namespace_and_name, version) = ("com.alibaba.product/alibaba.product.get", "1");
     Ali1688::new(Settings {
         url: "http://gateway".into(),
+        authorise_url: "http://gateway/oauth/authorize".into(),
         api: namespace_and_name.into(),
         version: version.into(),
         item_param: "productID".into(),
