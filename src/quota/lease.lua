@@ -447,7 +447,16 @@ local function hold()
   if not load() then return { 'unknown', now } end
   for _, one in ipairs(input.holds) do
     local til = one.disabled and INFINITE or now + one.wait
-    if not one.name then
+    if one.released then
+      local state = meta
+      if one.name then state = account(one.name) end
+      if state then
+        state.disabled = false
+        if one.name then changed[one.name] = true end
+        -- Nobody was ever held until then.
+        announce(one.name or '', 0)
+      end
+    elseif not one.name then
       meta.held = one.disabled and meta.held or max(meta.held, til)
       meta.disabled = meta.disabled or one.disabled
       announce('', til)

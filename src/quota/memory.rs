@@ -122,6 +122,13 @@ impl Quota for Memory {
         }
     }
 
+    async fn release(&self, scope: Scope) {
+        match scope {
+            Scope::Source => self.table().enable_source(),
+            Scope::Account(index) => self.table().enable_account(index),
+        }
+    }
+
     fn is_held(&self, slot: &Slot) -> bool {
         self.table().is_held(slot.account, self.epoch.micros(slot.at))
     }

@@ -101,6 +101,9 @@ pub trait Quota: Send + Sync {
     /// checked again by [`Quota::is_held`].
     async fn hold(&self, scope: Scope, hold: Hold);
 
+    /// Whoever is disabled within `scope` may call again, for all workers.
+    async fn release(&self, scope: Scope);
+
     /// Whether a leased slot has been overtaken by a hold.
     fn is_held(&self, slot: &Slot) -> bool;
 }

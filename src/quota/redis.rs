@@ -159,6 +159,11 @@ impl Quota for Redis {
         self.shared.wake.notify_one();
     }
 
+    async fn release(&self, scope: Scope) {
+        self.shared.local().release(scope);
+        self.shared.wake.notify_one();
+    }
+
     fn is_held(&self, slot: &Slot) -> bool {
         self.shared.local().is_held(slot)
     }

@@ -230,6 +230,24 @@ impl Timetable {
         }
     }
 
+    /// The source may call again.
+    pub fn enable_source(&mut self) {
+        self.disabled = false;
+    }
+
+    /// The account may call again.
+    pub fn enable_account(&mut self, index: usize) {
+        if let Some(account) = self.accounts.get_mut(index).filter(|account| account.disabled) {
+            account.disabled = false;
+            self.enabled += 1;
+            if account.in_flight < account.in_flight_max {
+                self.enter(index);
+            }
+            let enabled = self.accounts.iter().filter(|account| !account.disabled);
+            self.interval = interval(enabled.map(|account| account.gate.spacing));
+        }
+    }
+
     /// Whether a slot has been overtaken by a hold.
     #[must_use]
     pub fn is_held(&self, index: usize, at: Micros) -> bool {

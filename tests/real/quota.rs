@@ -21,7 +21,7 @@ use weir::{
     simulate::limiter::{self, Limiter},
 };
 
-use crate::stack::{address, unique};
+use crate::stack::{address, eventually, unique};
 
 const JITTER: Duration = Duration::from_millis(10);
 
@@ -362,5 +362,10 @@ async fn a_hold_reaches_all_workers_at_once() {
     fleet.flows(20).await;
     let after: Vec<_> = calls.lock().unwrap()[made..].to_vec();
     assert!(after.iter().all(|(account, at)| *account != 3 && *at >= until), "{after:?}");
+    // Whoever disabled it need not be the one who releases it.
+    fleet.quotas[2].release(Scope::Account(3)).await;
+    fleet.quotas[2].release(Scope::Account(99)).await;
+    let before = fleet.calls_of(3);
+    eventually("the released account calls again", async || (fleet.calls_of(3) > before + 10).then_some(())).await;
     fleet.judge("held").await;
 }

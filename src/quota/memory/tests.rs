@@ -293,6 +293,24 @@ async fn disabled_accounts_stay_out_and_without_any_account_nobody_calls() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_released_account_calls_again_at_its_pace() {
+    let memory = rested(&vec![Some(limit(10, 5)); 2]).await;
+    memory.hold(Scope::Account(0), Hold::Disabled).await;
+    memory.hold(Scope::Account(1), Hold::Disabled).await;
+    assert_eq!(memory.lease(1).await, Lease::Nobody);
+    memory.release(Scope::Account(0)).await;
+    memory.release(Scope::Account(0)).await;
+    memory.release(Scope::Account(7)).await;
+    tokio::time::sleep(SECOND).await;
+    let slots = drain(&memory).await;
+    assert!(!slots.is_empty() && slots.iter().all(|slot| slot.account == 0 && !memory.is_held(slot)), "{slots:?}");
+    memory.hold(Scope::Source, Hold::Disabled).await;
+    assert_eq!(memory.lease(1).await, Lease::Nobody);
+    memory.release(Scope::Source).await;
+    assert_ne!(memory.lease(1).await, Lease::Nobody);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_returned_tail_is_handed_out_again() {
     let memory = rested(&[Some(limit(100, 5))]).await;
     let leased = drain(&memory).await;

@@ -66,7 +66,7 @@ pub struct Local {
     gap: Duration,
     /// Not worth asking before.
     ask_at: Instant,
-    outgoing: Vec<(Scope, Hold)>,
+    outgoing: Vec<(Scope, Option<Hold>)>,
     seq: u64,
     seq_known: u64,
     pub offset: Option<Offset>,
@@ -168,19 +168,26 @@ impl Local {
     }
 
     pub fn hold(&mut self, scope: Scope, hold: Hold) {
-        self.apply(scope, hold);
-        self.outgoing.push((scope, hold));
+        self.apply(scope, Some(hold));
+        self.outgoing.push((scope, Some(hold)));
     }
 
-    fn apply(&mut self, scope: Scope, hold: Hold) {
+    /// Ends that somebody is disabled.
+    pub fn release(&mut self, scope: Scope) {
+        self.apply(scope, None);
+        self.outgoing.push((scope, None));
+    }
+
+    /// No hold = nobody is disabled any more.
+    fn apply(&mut self, scope: Scope, hold: Option<Hold>) {
         match (scope, hold) {
-            (Scope::Source, Hold::Until(until)) => self.held_until = self.held_until.max(Some(until)),
-            (Scope::Source, Hold::Disabled) => self.disabled = true,
+            (Scope::Source, Some(Hold::Until(until))) => self.held_until = self.held_until.max(Some(until)),
+            (Scope::Source, hold) => self.disabled = hold.is_some(),
             (Scope::Account(index), hold) => {
                 let Some(account) = self.accounts.get_mut(index) else { return };
                 match hold {
-                    Hold::Until(until) => account.held_until = account.held_until.max(Some(until)),
-                    Hold::Disabled => account.disabled = true,
+                    Some(Hold::Until(until)) => account.held_until = account.held_until.max(Some(until)),
+                    hold => account.disabled = hold.is_some(),
                 }
             }
         }
@@ -193,13 +200,14 @@ impl Local {
     /// A hold that another worker announced.
     pub fn announced(&mut self, name: &str, until: Micros, now: Instant) {
         let scope = if name.is_empty() { Some(Scope::Source) } else { self.index(name).map(Scope::Account) };
-        let hold = if until == Micros::MAX {
-            Some(Hold::Disabled)
-        } else {
-            self.offset.map(|offset| Hold::Until(offset.instants(until, now).1))
-        };
-        if let (Some(scope), Some(hold)) = (scope, hold) {
-            self.apply(scope, hold);
+        let Some(scope) = scope else { return };
+        match until {
+            0 => self.apply(scope, None),
+            Micros::MAX => self.apply(scope, Some(Hold::Disabled)),
+            until => {
+                let hold = self.offset.map(|offset| Hold::Until(offset.instants(until, now).1));
+                hold.into_iter().for_each(|hold| self.apply(scope, Some(hold)));
+            }
         }
     }
 
@@ -209,7 +217,8 @@ impl Local {
         for account in &mut self.accounts {
             account.disabled = false;
         }
-        for (name, until) in holds {
+        // What is not held has no entry, or that of the source: 0 is no news of it here.
+        for (name, until) in holds.iter().filter(|(_, until)| *until > 0) {
             self.announced(name, *until, now);
         }
         for (scope, hold) in self.outgoing.clone() {
@@ -241,16 +250,17 @@ impl Local {
         Step::Wait([ask_at, return_at].into_iter().flatten().min())
     }
 
-    fn hold_ask(&self, (scope, hold): (Scope, Hold), now: Instant) -> HoldAsk {
+    fn hold_ask(&self, (scope, hold): (Scope, Option<Hold>), now: Instant) -> HoldAsk {
         let name = match scope {
             Scope::Account(index) => self.accounts.get(index).map(|account| account.name.clone()),
             Scope::Source => None,
         };
         let (wait, disabled) = match hold {
-            Hold::Until(until) => (until.saturating_duration_since(now), false),
-            Hold::Disabled => (Duration::ZERO, true),
+            Some(Hold::Until(until)) => (until.saturating_duration_since(now), false),
+            Some(Hold::Disabled) => (Duration::ZERO, true),
+            None => (Duration::ZERO, false),
         };
-        HoldAsk { name, wait: crate::quota::limit::micros(wait), disabled }
+        HoldAsk { name, wait: crate::quota::limit::micros(wait), disabled, released: hold.is_none() }
     }
 
     fn ask(&mut self, count: usize) -> Ask {

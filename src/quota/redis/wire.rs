@@ -66,6 +66,8 @@ pub struct HoldAsk {
     /// From now on, in microseconds.
     pub wait: Micros,
     pub disabled: bool,
+    /// The opposite: it is disabled no more.
+    pub released: bool,
 }
 
 /// One connection, which knows the server that it goes to.
