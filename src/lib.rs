@@ -33,6 +33,7 @@ pub mod sink;
 
 pub mod platform;
 pub mod quota;
+pub mod tokens;
 
 pub mod kafka;
 

@@ -1,5 +1,6 @@
 //! One file per command that is not a stage; here the command line as a whole.
 
+mod account;
 mod check;
 mod enqueue;
 pub mod exit;
@@ -102,6 +103,9 @@ enum Command {
     /// Ask ClickHouse in SQL.
     #[command(long_about = query::LONG_ABOUT, after_long_help = query::EXAMPLES)]
     Query(query::Args),
+    /// Accounts and their tokens: list, test, authorise, add.
+    #[command(subcommand)]
+    Account(account::Command),
     /// Check the configuration and each connection; print what is in effect.
     #[command(long_about = check::LONG_ABOUT, after_long_help = check::EXAMPLES)]
     Check(check::Args),
@@ -147,6 +151,7 @@ impl Cli {
             Command::Enqueue(_)
             | Command::Status(_)
             | Command::Query(_)
+            | Command::Account(_)
             | Command::Check(_)
             | Command::Topics(_)
             | Command::Schema(_) => Audience::Command,
@@ -169,6 +174,7 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
+        Command::Account(command) => until(stop, account::run(command, &config)).await,
         Command::Check(args) => until(stop, check::run(&args, &config)).await,
         Command::Topics(command) => until(stop, topics::run(&command, &config)).await,
         Command::Schema(command) => until(stop, schema::run(&command, &config)).await,

@@ -20,6 +20,7 @@ use crate::{
         health::{self, Health, RoleHealth},
     },
     sink,
+    tokens::{Store, TokenStore},
     topics::{Groups, Topic, Topics},
 };
 
@@ -88,6 +89,7 @@ impl From<FetchError> for RoleError {
         match error {
             FetchError::Intake(error) => error.into(),
             FetchError::Call(error) => Self::Failed(error.into()),
+            FetchError::Tokens(error) => Self::Failed(error.into()),
         }
     }
 }
@@ -252,6 +254,7 @@ impl Process {
             vendor: Arc::clone(&source.vendor),
             client: source.client.clone(),
             accounts: Arc::clone(&source.accounts),
+            tokens: self.tokens(source)?,
             guard: Guard::of(&limits),
             topics: self.topics.clone(),
             clock: self.clock.clone(),
@@ -264,6 +267,15 @@ impl Process {
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
         Ok(Fetch::new(reader, writer, caller, quota, self.config.fetch.clone()).run(self.stop.clone()).await?)
+    }
+
+    /// Where the source's renewed tokens are kept.
+    fn tokens(&self, source: &Source) -> anyhow::Result<Arc<dyn TokenStore>> {
+        let can_be_renewed = source.accounts.iter().any(|account| account.refresh_token.is_some());
+        if can_be_renewed && self.config.quota.store == quota::Store::Redis && self.config.tokens.store == Store::File {
+            warn!(source = %source.name, "the quota is shared through Redis, but renewed tokens are kept in a file: set tokens.store = \"redis\" if processes run on several machines");
+        }
+        self.config.token_store()
     }
 
     async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {

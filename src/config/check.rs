@@ -11,6 +11,7 @@ use crate::{
     quota::{self, Pacing},
     runtime::logging,
     sink::Store,
+    tokens,
     topics::Topics,
 };
 
@@ -90,6 +91,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     servers(&mut check, config);
     fetch(&mut check, config);
     quota(&mut check, config);
+    tokens(&mut check, config);
     retry(&mut check, config);
     sink(&mut check, config);
     if let Err(reason) = logging::check_filter(&config.log.filter) {
@@ -187,6 +189,16 @@ fn quota(check: &mut Check, config: &Config) {
     check.name("quota.prefix", &config.quota.prefix, 100);
     check.range("quota.margin", config.quota.margin, [0.0, Pacing::MARGIN_MAX]);
     check.duration("quota.jitter", config.quota.jitter, Duration::ZERO..=Pacing::JITTER_MAX);
+}
+
+fn tokens(check: &mut Check, config: &Config) {
+    let redis = config.redis.url.as_ref().map(ExposeSecret::expose_secret);
+    if let Err(error) = tokens::open(&config.tokens, config.folder(), redis, &config.quota.prefix) {
+        check.add("tokens.store", error.to_string());
+    }
+    if config.tokens.file.file_name().is_none() {
+        check.add("tokens.file", format!("found {}, allowed: a file's path", config.tokens.file.display()));
+    }
 }
 
 fn retry(check: &mut Check, config: &Config) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, error, info_span};
 
 use super::outcome::{CallFacts, Outcomes};
 use crate::{
@@ -17,9 +17,13 @@ use crate::{
         codec::{self, Received},
         trace,
     },
-    platform::{Account, Answer, HttpReply, Refusal, RefusalKind, Reply, Vendor, http},
+    platform::{Account, Answer, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor, http},
     quota::{Slot, guard::Guard},
     runtime::clock::{Clock, Dice, Timestamp},
+    tokens::{
+        TokenStore,
+        keeper::{Keeper, Verdict},
+    },
     topics::Topics,
 };
 
@@ -49,6 +53,15 @@ pub(super) struct Ended {
     pub(super) missed: Vec<Job>,
     /// A refusal that concerns more than one request's retry.
     pub(super) refusal: Option<Refusal>,
+    /// The account's token is refused for good.
+    pub(super) is_dead: bool,
+}
+
+impl Ended {
+    /// The slot was spent, and nobody's request with it.
+    fn nothing(account: usize) -> Self {
+        Self { account, outcomes: vec![], missed: vec![], refusal: None, is_dead: false }
+    }
 }
 
 /// What a caller is made of.
@@ -61,6 +74,8 @@ pub struct CallerParts {
     pub client: http::Client,
     /// Its accounts, in the order of the quota's.
     pub accounts: Arc<[Account]>,
+    /// Where their renewed tokens are kept.
+    pub tokens: Arc<dyn TokenStore>,
     /// The guard at the last door.
     pub guard: Guard,
     /// The topics' names.
@@ -74,6 +89,7 @@ pub struct CallerParts {
 /// Makes the calls of one source.
 pub struct Caller {
     pub(super) source: SourceName,
+    pub(super) tokens: Arc<Keeper>,
     parts: CallerParts,
     outcomes: Outcomes,
 }
@@ -83,7 +99,10 @@ impl Caller {
     #[must_use]
     pub fn new(parts: CallerParts) -> Self {
         let outcomes = Outcomes::new(parts.source.clone(), &parts.topics);
-        Self { source: parts.source.clone(), outcomes, parts }
+        let (source, store) = (parts.source.clone(), Arc::clone(&parts.tokens));
+        let (clock, dice) = (parts.clock.clone(), parts.dice.clone());
+        let tokens = Arc::new(Keeper::new(source, &parts.accounts, store, parts.client.timeout(), clock, dice));
+        Self { source: parts.source.clone(), tokens, outcomes, parts }
     }
 
     pub(super) fn batch_max(&self) -> usize {
@@ -123,24 +142,72 @@ impl Caller {
             // On a busy machine time has passed since the slot was taken: a late call is not made up for.
             if slot.is_late(Instant::now()) {
                 tracing::debug!("the slot was missed");
-                return Ended { account, outcomes: vec![], missed: jobs, refusal: None };
+                return Ended { missed: jobs, ..Ended::nothing(account) };
             }
-            let (reply, facts) = self.exchange(account, &jobs).await;
-            self.conclude(account, jobs, reply, &facts)
+            // The token of this moment: another one may be there when the reply comes.
+            let (caller, generation) = self.tokens.account(account);
+            let (reply, facts) = self.exchange(&caller, &jobs).await;
+            let mut ended = self.conclude(account, &caller, jobs, reply, &facts);
+            match &ended.refusal {
+                None => self.tokens.accepted(account, generation),
+                Some(refusal) if refusal.kind == RefusalKind::Denied(Denial::Token) => {
+                    ended.is_dead = self.tokens.refused(account, generation, refusal).await == Verdict::Dead;
+                }
+                Some(_) => {}
+            }
+            ended
         }
         .instrument(span)
         .await
     }
 
-    async fn exchange(&self, account: usize, jobs: &[Job]) -> (Reply, CallFacts) {
-        let Account { alias, .. } = &self.parts.accounts[account];
+    /// Spends the slot on a renewal of its account's token.
+    pub(super) async fn renew(self: Arc<Self>, slot: Slot) -> Ended {
+        let account = slot.account;
+        self.parts.guard.pass(account).await;
+        let Some(permit) = self.tokens.begin(account).await else { return Ended::nothing(account) };
+        if slot.is_late(Instant::now()) {
+            self.tokens.keep(permit);
+            return Ended::nothing(account);
+        }
+        let caller = Arc::clone(&self);
+        let renewal = async move {
+            let now = caller.parts.clock.now();
+            let renewed = if let Some(exchange) = caller.parts.vendor.prepare_renewal(&permit.account, now) {
+                let reply = caller.parts.client.exchange(&exchange).await;
+                reply.and_then(|reply| caller.parts.vendor.interpret_renewal(&reply))
+            } else {
+                let message = "this vendor's tokens cannot be renewed".to_owned();
+                Err(Refusal { kind: RefusalKind::Bug, code: "token".to_owned(), message })
+            };
+            let refusal = renewed.as_ref().err().map(|refusal| refusal.clone().redacted(&permit.account));
+            (caller.tokens.finish(permit, renewed).await, refusal)
+        };
+        // Once the vendor has renewed a token the old one may be dead: the new one is stored even if the stage ends.
+        #[allow(clippy::disallowed_methods, reason = "awaited right here; it ends with the client's time-out")]
+        let renewal = tokio::spawn(renewal);
+        match renewal.await {
+            Ok((verdict, refusal)) => {
+                // Only a throttle concerns others; the rest is between the keeper and the vendor.
+                let refusal = refusal.filter(|refusal| matches!(refusal.kind, RefusalKind::Throttled { .. }));
+                Ended { refusal, is_dead: verdict == Verdict::Dead, ..Ended::nothing(account) }
+            }
+            Err(error) => {
+                error!(source = %self.source, account = %self.alias(account), %error, "a renewal ended abnormally");
+                self.tokens.give_up(account);
+                Ended::nothing(account)
+            }
+        }
+    }
+
+    async fn exchange(&self, account: &Account, jobs: &[Job]) -> (Reply, CallFacts) {
         let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
         // Signed here and not earlier: signatures and timestamps go stale.
-        let exchange = self.parts.vendor.prepare(&self.parts.accounts[account], &requests, self.parts.clock.now());
+        let exchange = self.parts.vendor.prepare(account, &requests, self.parts.clock.now());
         let started = Instant::now();
         let result = self.parts.client.exchange(&exchange).await;
         let mut facts = CallFacts {
-            account: alias.clone(),
+            account: account.alias.clone(),
             ended_at: self.parts.clock.now(),
             latency: started.elapsed(),
             http_status: None,
@@ -173,8 +240,8 @@ impl Caller {
         }
     }
 
-    fn conclude(&self, account: usize, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {
-        let caller = &self.parts.accounts[account];
+    /// `caller` is the account with the tokens that the call carried.
+    fn conclude(&self, account: usize, caller: &Account, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {
         let mut worst = None;
         let mut conclude = |job: Job, answer: Result<Answer, Refusal>| {
             let records = match answer {
@@ -192,7 +259,7 @@ impl Caller {
             Reply::Each(answers) => jobs.into_iter().zip(answers).map(|(job, answer)| conclude(job, answer)).collect(),
             Reply::Refused(refusal) => jobs.into_iter().map(|job| conclude(job, Err(refusal.clone()))).collect(),
         };
-        Ended { account, outcomes, missed: vec![], refusal: worst }
+        Ended { outcomes, refusal: worst, ..Ended::nothing(account) }
     }
 }
 

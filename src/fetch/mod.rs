@@ -10,7 +10,7 @@ mod config;
 mod outcome;
 mod penalty;
 
-use std::{collections::VecDeque, pin::pin, sync::Arc};
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::{JoinError, JoinSet},
@@ -33,8 +33,9 @@ use crate::{
         intake::{Input, Intake, IntakeError},
         outbox::Position,
     },
-    platform::{Affected, Refusal, RefusalKind},
+    platform::{Affected, Denial, Refusal, RefusalKind},
     quota::{Hold, Lease, Quota, Scope, Slot},
+    tokens::{StoreError, keeper::Purpose},
 };
 
 /// Why fetch stopped.
@@ -46,7 +47,16 @@ pub enum FetchError {
     /// A defect in a vendor's code: the request's place in the log is kept, and the next start tries it again.
     #[error("a call ended abnormally: {0}")]
     Call(#[from] JoinError),
+    /// Without the tokens that were renewed since the configuration was written, nobody can call.
+    #[error(transparent)]
+    Tokens(#[from] StoreError),
 }
+
+/// A slot whose account has to wait for a token puts it off for at least and at most so long.
+const TOKEN_WAIT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+/// How often to ask whether an account is in use again when all are disabled.
+const NOBODY_WAIT: Duration = Duration::from_secs(1);
 
 /// The fetch stage of one source.
 pub struct Fetch<R, W> {
@@ -94,6 +104,10 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// # Errors
     /// [`FetchError`]; nothing is lost, the next start continues from the last commit.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), FetchError> {
+        let tokens = Arc::clone(&self.caller.tokens);
+        tokens.load(&*self.quota).await?;
+        let mut watch = JoinSet::new();
+        watch.spawn(Arc::clone(&tokens).watch(Arc::clone(&self.quota)));
         let mut stopped = pin!(stop.cancelled_owned());
         while !(self.stopping && self.calls.is_empty()) {
             self.dispatch().await;
@@ -103,6 +117,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 () = &mut stopped, if !self.stopping => self.begin_to_stop().await,
                 Some(ended) = self.calls.join_next() => self.end_calls(ended?).await?,
                 input = self.intake.next() => self.take(input?),
+                // Accounts may be in use again.
+                () = tokens.changed() => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
             }
         }
@@ -180,16 +196,36 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.slots.push_front(slot);
                 return;
             }
-            let jobs = self.take_jobs();
-            for job in &jobs {
-                self.regulate(&job.position.partition.clone());
-            }
-            self.calls.spawn(Arc::clone(&self.caller).call(slot, jobs));
+            self.spend(slot).await;
         }
         // Nobody to call for: others may use what is left of the lease.
         if !self.slots.is_empty() && self.backlog.is_empty() {
             self.quota.give_back(self.slots.drain(..).collect()).await;
         }
+    }
+
+    /// Makes a call in this slot, or renews its account's token.
+    async fn spend(&mut self, slot: Slot) {
+        let (account, now) = (slot.account, Instant::now());
+        let hold = match self.caller.tokens.purpose(account) {
+            Purpose::Call => {
+                let jobs = self.take_jobs();
+                for job in &jobs {
+                    self.regulate(&job.position.partition.clone());
+                }
+                self.calls.spawn(Arc::clone(&self.caller).call(slot, jobs));
+                return;
+            }
+            Purpose::Renewal => {
+                self.calls.spawn(Arc::clone(&self.caller).renew(slot));
+                return;
+            }
+            Purpose::Wait(until) => Hold::Until(until.clamp(now + TOKEN_WAIT[0], now + TOKEN_WAIT[1])),
+            Purpose::Nothing => Hold::Disabled,
+        };
+        // The slot is dropped. Without the hold an account that nothing limits would get one after the other.
+        self.quota.ended(account);
+        self.quota.hold(Scope::Account(account), hold).await;
     }
 
     fn has_room(&self) -> bool {
@@ -222,8 +258,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 Lease::Nobody => {
                     if !std::mem::replace(&mut self.nobody_told, true) {
                         let source = &self.caller.source;
-                        error!(%source, "every account is disabled: requests wait on Kafka until the accounts are repaired and fetch is restarted");
+                        error!(%source, "every account is disabled: requests wait on Kafka until an account is repaired: `weir account authorise` gives it a new token; with new credentials fetch has to be restarted");
                     }
+                    self.wake_at = Some(Instant::now() + NOBODY_WAIT);
                     return None;
                 }
             }
@@ -263,6 +300,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 None if ended.outcomes.is_empty() => {}
                 None => self.penalties.forgive(ended.account),
             }
+            if ended.is_dead {
+                self.quota.hold(Scope::Account(ended.account), Hold::Disabled).await;
+            }
             for (position, records) in ended.outcomes {
                 self.intake.complete(position, records);
             }
@@ -285,11 +325,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 };
                 self.quota.hold(scope, Hold::Until(Instant::now() + wait)).await;
             }
-            RefusalKind::Denied(denial) => {
-                error!(%source, account = %alias, code = refusal.code, message = refusal.message, ?denial, "the vendor refuses this account: it is disabled, the others carry its load");
+            RefusalKind::Denied(Denial::Account) => {
+                error!(%source, account = %alias, code = refusal.code, message = refusal.message, "the vendor refuses this account: it is disabled, the others carry its load");
                 self.quota.hold(Scope::Account(account), Hold::Disabled).await;
             }
-            RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
+            // The keeper of the tokens has seen to the one.
+            RefusalKind::Denied(Denial::Token) | RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
         }
     }
 

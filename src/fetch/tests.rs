@@ -15,6 +15,7 @@ use crate::{
     platform::{Account, Answer, Exchange, HttpReply, Reply, Vendor, http},
     quota::{guard::Guard, memory::Memory, pace::Pacing},
     runtime::clock::{Clock, Dice, Timestamp},
+    tokens::file::FileStore,
     topics::{self, Topics},
 };
 
@@ -53,6 +54,7 @@ fn caller_of(answer: fn() -> Reply) -> Caller {
             limits: vec![],
             calls_in_flight: None,
         }]),
+        tokens: Arc::new(FileStore::new("nowhere/tokens.json".into())),
         guard: Guard::new(&[], None),
         topics: Topics::new(topics::Config::default()),
         clock: Clock::simulated(Timestamp::from_millis(0)),

@@ -118,8 +118,8 @@ pub fn load(
     let mut loaded: Vec<Account> =
         accounts.iter().map(|account| account.resolve(at)).collect::<Result<_, AccountsError>>()?;
     if let Some(path) = accounts_file {
-        let inline = read_accounts_file(&at.folder.join(path))?;
-        loaded.extend(inline.into_iter().map(Account::from));
+        let path = at.folder.join(path);
+        loaded.extend(parse(&path, text(&path)?.expose_secret())?);
     }
     let mut aliases = HashSet::with_capacity(loaded.len());
     for account in &loaded {
@@ -224,16 +224,29 @@ impl From<InlineAccount> for Account {
     }
 }
 
-fn read_accounts_file(path: &Path) -> Result<Vec<InlineAccount>, AccountsError> {
-    let text = read("accounts_file", path, ACCOUNTS_LIMIT, Readers::OwnerOnly)?;
-    let file = <Toml as Format>::from_str::<AccountsFile>(text.expose_secret());
+/// The text of a file of accounts that only its owner can read.
+///
+/// # Errors
+/// [`AccountsError::Secret`]
+pub fn text(path: &Path) -> Result<SecretString, AccountsError> {
+    Ok(read("accounts_file", path, ACCOUNTS_LIMIT, Readers::OwnerOnly)?)
+}
+
+/// The accounts that such a text declares, each checked by itself.
+///
+/// # Errors
+/// [`AccountsError`] with the line, and without it if it could hold a secret.
+pub fn parse(path: &Path, text: &str) -> Result<Vec<Account>, AccountsError> {
+    let file = <Toml as Format>::from_str::<AccountsFile>(text);
     // Only the message: what the parser displays quotes the line, and the line has secrets in it.
     let file = file.map_err(|error| AccountsError::Toml {
         path: path.to_owned(),
-        line: line_of(text.expose_secret(), error.span().map_or(0, |span| span.start)),
+        line: line_of(text, error.span().map_or(0, |span| span.start)),
         message: error.message().to_owned(),
     })?;
-    Ok(file.account)
+    let accounts: Vec<_> = file.account.into_iter().map(Account::from).collect();
+    accounts.iter().try_for_each(Account::check)?;
+    Ok(accounts)
 }
 
 fn line_of(text: &str, at: usize) -> usize {

@@ -34,6 +34,7 @@ pub struct Timeouts {
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
+    timeout: Duration,
 }
 
 /// The client cannot be made: TLS does not start.
@@ -66,7 +67,13 @@ impl Client {
             .referer(false)
             .no_proxy()
             .build();
-        http.map(|http| Self { http }).map_err(|error| ClientError(chain(&error)))
+        http.map(|http| Self { http, timeout: timeouts.total }).map_err(|error| ClientError(chain(&error)))
+    }
+
+    /// How long one call takes at most.
+    #[must_use]
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Makes one call: posts the form and reads the whole reply, whatever its status.

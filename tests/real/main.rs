@@ -18,3 +18,4 @@ mod process;
 mod quota;
 mod sink;
 mod stack;
+mod tokens;

@@ -206,7 +206,9 @@ impl Local {
             Micros::MAX => self.apply(scope, Some(Hold::Disabled)),
             until => {
                 let hold = self.offset.map(|offset| Hold::Until(offset.instants(until, now).1));
-                hold.into_iter().for_each(|hold| self.apply(scope, Some(hold)));
+                if hold.is_some() {
+                    self.apply(scope, hold);
+                }
             }
         }
     }
