@@ -22,7 +22,7 @@ use serde::Deserialize;
 pub use problem::{ConfigError, Problem};
 
 use crate::{
-    fetch, kafka,
+    changes, fetch, kafka,
     message::SourceName,
     platform::SourceConfig,
     quota, retry,
@@ -60,12 +60,16 @@ pub struct Config {
     pub tokens: tokens::Config,
     /// `[retry]`
     pub retry: retry::Config,
+    /// `[changes]`
+    pub changes: changes::Config,
     /// `[sink]`
     pub sink: sink::Config,
     /// `[http]`
     pub http: health::Config,
     /// `[log]`
     pub log: logging::Config,
+    /// `[[calendar]]`, in the order of the file.
+    pub calendar: Vec<quota::calendar::Window>,
     /// `[[source]]`, in the order of the file.
     #[serde(rename = "source")]
     pub sources: Vec<SourceConfig>,

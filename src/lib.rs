@@ -8,7 +8,7 @@
 //!         │
 //!       fetch        a window of requests in flight → a quota slot → one call to the vendor
 //!         │          one Kafka transaction: outcomes + how far it has read
-//!         ├──────────────► weir.results ───┐
+//!         ├──────────────► weir.results ───┼──► changes ──► weir.changes ──► sink, repricers, alerts
 //!         └──────────────► weir.failures ──┤
 //!                              │           │
 //!                            retry         │    classify; wait; again, or give up
@@ -26,6 +26,7 @@ pub mod message;
 
 pub mod topics;
 
+pub mod changes;
 pub mod enqueue;
 pub mod fetch;
 pub mod retry;

@@ -30,6 +30,9 @@ pub struct Config {
     /// How long failures are kept; far above the longest delay of a retry.
     #[serde(with = "humantime_serde")]
     pub keep_failures: Duration,
+    /// How long changes are kept.
+    #[serde(with = "humantime_serde")]
+    pub keep_changes: Duration,
     /// How long dead letters are kept: somebody has to find the time to read them.
     #[serde(with = "humantime_serde")]
     pub keep_dead: Duration,
@@ -45,6 +48,7 @@ impl Default for Config {
             keep_requests: 7 * DAY,
             keep_results: 30 * DAY,
             keep_failures: 14 * DAY,
+            keep_changes: 30 * DAY,
             keep_dead: 90 * DAY,
         }
     }
@@ -96,10 +100,17 @@ impl Topics {
         format!("{}.failures", self.config.prefix)
     }
 
-    /// Written by fetch (unreadable requests) and retry; read by the sink. Key: item id, or none.
+    /// Written by fetch (unreadable requests), retry, and the sink (unreadable results); read by the sink. Key: item
+    /// id, or none.
     #[must_use]
     pub fn dead(&self) -> String {
         format!("{}.dead", self.config.prefix)
+    }
+
+    /// Written by the changes stage; read by the sink, and by repricers and alerts. Key: item id.
+    #[must_use]
+    pub fn changes(&self) -> String {
+        format!("{}.changes", self.config.prefix)
     }
 
     /// Every topic for these sources, as `topics apply` creates them.
@@ -118,6 +129,7 @@ impl Topics {
         topics.push(shared(self.results(), Kind::Result, config.keep_results));
         topics.push(shared(self.failures(), Kind::Failure, config.keep_failures));
         topics.push(shared(self.dead(), Kind::DeadLetter, config.keep_dead));
+        topics.push(shared(self.changes(), Kind::Change, config.keep_changes));
         topics
     }
 
@@ -151,6 +163,12 @@ impl Groups {
     #[must_use]
     pub fn retry(&self) -> String {
         format!("{}.retry", self.prefix)
+    }
+
+    /// Reads the results, to compare each with the one before.
+    #[must_use]
+    pub fn changes(&self) -> String {
+        format!("{}.changes", self.prefix)
     }
 
     /// Reads everything.

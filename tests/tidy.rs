@@ -78,12 +78,16 @@ fn opens_with_a_sentence(source: &Source) -> Vec<Finding> {
 
 /// Crates that only some places may use: crate path, those places, why. For reqwest also the tests in `src/`.
 const CONFINED: &[(&str, &[&str], &str)] = &[
-    ("rdkafka::", &["src/kafka", "tests/real"], "Kafka is behind kafka::{Reader, Writer}, in src/kafka/"),
+    (
+        "rdkafka::",
+        &["src/kafka", "tests/real", "tests/bench"],
+        "Kafka is behind kafka::{Reader, Writer}, in src/kafka/",
+    ),
     ("reqwest::", &["src/platform/http.rs", "tests"], "vendors are called through src/platform/http.rs alone"),
     ("clickhouse::", &["src/sink", "tests/real"], "ClickHouse is written and queried in src/sink/ alone"),
     (
         "redis::",
-        &["src/quota", "src/cache", "src/tokens", "src/cli/check", "src/cli/check.rs", "tests/real"],
+        &["src/quota", "src/cache", "src/tokens", "src/cli/check", "src/cli/check.rs", "tests/real", "tests/bench"],
         "Redis is behind the traits of src/quota/, src/cache/ and src/tokens/; src/cli/check asks only whether it is there",
     ),
 ];
@@ -115,7 +119,7 @@ fn uses(line: &str, name: &str) -> bool {
         })
 }
 
-const STAGES: [&str; 4] = ["enqueue", "fetch", "retry", "sink"];
+const STAGES: [&str; 5] = ["enqueue", "fetch", "retry", "changes", "sink"];
 
 fn stages_never_meet(source: &Source) -> Vec<Finding> {
     let Some(own) = STAGES.iter().find(|stage| source.is_under(&[&format!("src/{stage}"), &format!("src/{stage}.rs")]))

@@ -126,7 +126,8 @@ stamp() {
     local stat fields boot
     { read -r stat <"/proc/$1/stat" && read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null || return 1
     read -ra fields <<<"${stat##*) }" # what follows the name; the name may hold blanks
-    [[ ${fields[0]} != [ZX] ]] || return 1
+    # A killed process is a zombie at once, but holds its ports until its last thread is gone.
+    [[ ${fields[0]} != [ZX] ]] || (($(find "/proc/$1/task" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l) > 1)) || return 1
     printf '%s %s %s' "$1" "${fields[19]}" "$boot"
 }
 

@@ -7,6 +7,9 @@
 -- non_replicated_deduplication_window: how many inserted blocks a table remembers by their token. 115 200 is
 -- 4 x (8 partitions x 1 block a second x 1 hour of retries).
 --
+-- The sink counts the rows of a range of offsets after every insert in doubt. So nothing else may add rows under a topic
+-- and partition of Kafka that are not its records, and a TTL should leave the last days alone.
+--
 -- request_key is what uniqExact would compute from request_id; stored, it makes counting a batch three times cheaper.
 --
 -- Nothing is deleted by default. To keep rows for a year, whole months being dropped at once:
@@ -123,7 +126,7 @@ CREATE TABLE IF NOT EXISTS {database}.dead_letters
     batch            LowCardinality(String) COMMENT 'empty: submitted without a batch, or unreadable',
     requested_at     Nullable(DateTime64(3, 'UTC')),
     died_at          DateTime64(3, 'UTC') CODEC(Delta, ZSTD),
-    reason           LowCardinality(String) COMMENT 'exhausted, permanent, expired or invalid',
+    reason           LowCardinality(String) COMMENT 'exhausted, permanent, expired, budget or invalid',
     message          String CODEC(ZSTD),
     calls            UInt32,
     last_class       LowCardinality(String) COMMENT 'class and code of the last failed call; empty if there was none',

@@ -1,5 +1,10 @@
 -- The newest observation of each item. Read it with FINAL: old rows go when parts are merged.
 --
+-- An insert is not atomic with its views: a server that dies in between leaves rows in observations that never came
+-- here. So after every insert in doubt the sink feeds the block's rows to each view again. The same row twice is
+-- harmless in a ReplacingMergeTree, and so every table that a view here feeds has to be one (or a table that the same
+-- row can be added to twice): there at least once is enough.
+--
 -- Not split by month, since an item's rows of two months would then never meet in a merge. The window is its own:
 -- without it an insert that is retried would be known to observations, and doubled here.
 

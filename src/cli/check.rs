@@ -9,7 +9,10 @@ use super::{exit::Exit, terminal::say, topics::verdict};
 use crate::{
     config::{self, Config},
     kafka::admin::{self, AdminError},
-    platform::{Source, SourceConfig},
+    message::SourceName,
+    platform::{Source, SourceConfig, address::Address, http::Route},
+    quota::{self, Counting, Limit, calendar::Window, money::OnBudget},
+    runtime::clock::{Clock, Timestamp},
     sink::{Store, Trouble, TroubleKind, schema::MIGRATIONS},
     topics::Topics,
 };
@@ -27,6 +30,9 @@ Examples:
 
 Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid,
             69 a server cannot be reached";
+
+/// How many addresses of a source are named.
+const ADDRESSES_SHOWN: usize = 10;
 
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -69,7 +75,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
         findings.push(finding);
         Ok::<_, std::io::Error>(())
     };
-    for finding in sources(config) {
+    for finding in sources(config).into_iter().chain(calendar(config, Clock::System.now())) {
         add(finding)?;
     }
     if !args.offline {
@@ -106,7 +112,7 @@ fn sources(config: &Config) -> Vec<Finding> {
     let folder = config.folder();
     let finding = |source: &SourceConfig| Finding {
         what: format!("source {}", source.name),
-        verdict: match open(source, folder) {
+        verdict: match open(source, folder, &config.quota) {
             Ok(text) => Verdict::Fine(text),
             Err(text) => Verdict::Wrong(Exit::Usage, text),
         },
@@ -114,17 +120,87 @@ fn sources(config: &Config) -> Vec<Finding> {
     config.sources.iter().map(finding).collect()
 }
 
-fn open(source: &SourceConfig, folder: &Path) -> Result<String, String> {
+/// What is planned: each window, and when it is open.
+fn calendar(config: &Config, now: Timestamp) -> Vec<Finding> {
+    let finding = |window: &Window| {
+        let whom: Vec<_> = window.sources().iter().map(SourceName::as_str).collect();
+        let whom = if whom.is_empty() { "all sources".to_owned() } else { whom.join(", ") };
+        let when = match window.occurrence(now) {
+            Some((begin, end)) if begin <= now => format!("open now, until {}", window.local(end)),
+            Some((begin, end)) => format!("next {} to {}", window.local(begin), window.local(end)),
+            None => "over: it will not come again".to_owned(),
+        };
+        let text = format!("{whom} at {} of the pace; {when}", window.pace().get());
+        Finding { what: format!("calendar {}", window.name()), verdict: Verdict::Fine(text) }
+    };
+    config.calendar.iter().map(finding).collect()
+}
+
+fn open(source: &SourceConfig, folder: &Path, quota: &quota::Config) -> Result<String, String> {
     let opened = Source::open(source, folder, &config::variable).map_err(|error| error.problem.to_string())?;
     let accounts = opened.accounts.len();
-    let limit = opened.limit.as_ref().map_or_else(
-        || "no limit of the source's own".to_owned(),
+    let addresses = addresses(&opened);
+    let limit = opened.account_limit().map_or_else(
+        || {
+            let is_sought = opened.quota().or_unknown(&quota.unknown).accounts.iter().any(|account| account.is_guess);
+            let what = if is_sought { "an unknown limit, which is sought" } else { "no limit of the source's own" };
+            what.to_owned()
+        },
         |limit| {
             let per = humantime::format_duration(limit.per);
-            format!("{} calls per {per} each, {} at once", limit.calls, limit.burst)
+            let burst = match limit.kind {
+                Counting::Bucket => format!(", {} at once", limit.burst),
+                Counting::Fixed | Counting::Sliding => String::new(),
+            };
+            format!("{} calls per {per} each{burst}", limit.calls)
         },
     );
-    Ok(format!("{} with {accounts} account{}, {limit}", source.url, if accounts == 1 { "" } else { "s" }))
+    let preset = source.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
+    let s = if accounts == 1 { "" } else { "s" };
+    let money = money(source);
+    Ok(format!("{} with {accounts} account{s}, {limit}{preset}{addresses}{money}", source.url))
+}
+
+/// What a call costs and how many calls its budgets pay for.
+fn money(source: &SourceConfig) -> String {
+    let Some(budgets) = source.budgets() else { return String::new() };
+    let currency = source.currency.as_ref().map_or_else(String::new, |currency| format!(" {currency}"));
+    let of = |calls: Option<u64>, what: &str| calls.map(|calls| format!(", {calls} calls {what}")).unwrap_or_default();
+    let (day, batch) = (of(budgets.per_day, "a day"), of(budgets.per_batch, "a batch"));
+    let then = match budgets.on_budget {
+        _ if budgets.per_day.or(budgets.per_batch).is_none() => "",
+        OnBudget::Stop => ", then it stops",
+        OnBudget::Warn => ", then it warns",
+    };
+    format!("; {}{currency} a call{day}{batch}{then}", budgets.cost)
+}
+
+/// Which address has how many accounts, and what the vendor allows it; nothing if there is only the machine's own
+/// without a limit.
+fn addresses(source: &Source) -> String {
+    let quota = source.quota();
+    let limit = |index| match quota.of_address(index) {
+        [] => "no limit".to_owned(),
+        limits => {
+            let words = |limit: &Limit| format!("{} per {}", limit.calls, humantime::format_duration(limit.per));
+            limits.iter().map(words).collect::<Vec<_>>().join(" and ")
+        }
+    };
+    let counts = source.accounts_by_address();
+    let one = |(index, address): (usize, &Address)| {
+        let (name, count) = (&address.name, counts.get(index).copied().unwrap_or_default());
+        format!("{name} ({count} account{}, {})", if count == 1 { "" } else { "s" }, limit(index))
+    };
+    if let [only] = &*source.addresses
+        && quota.of_address(0).is_empty()
+        && matches!(only.route, Route::Direct)
+    {
+        return String::new();
+    }
+    let shown: Vec<_> = source.addresses.iter().enumerate().take(ADDRESSES_SHOWN).map(one).collect();
+    let more = source.addresses.len().saturating_sub(ADDRESSES_SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("; from {}{more}", shown.join(", "))
 }
 
 async fn kafka(config: &Config) -> Verdict {

@@ -25,6 +25,7 @@ pub fn all(config: &Config) -> Vec<Group> {
         |source| Group { stage: "fetch", name: groups.fetch(source), topics: vec![topics.requests(source)] };
     let mut all: Vec<_> = names.iter().map(of_source).collect();
     all.push(Group { stage: "retry", name: groups.retry(), topics: vec![topics.failures()] });
+    all.push(Group { stage: "changes", name: groups.changes(), topics: vec![topics.results()] });
     let every = topics.all(&names).into_iter().map(|topic| topic.name).collect();
     all.push(Group { stage: "sink", name: groups.sink(), topics: every });
     all

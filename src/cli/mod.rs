@@ -1,9 +1,11 @@
 //! One file per command that is not a stage; here the command line as a whole.
 
 mod account;
+mod changes;
 mod check;
 mod enqueue;
 pub mod exit;
+mod export;
 mod groups;
 mod query;
 pub mod run;
@@ -37,7 +39,8 @@ const LONG_ABOUT: &str = "\
 Collects data from rate-limited vendor APIs: IDs on Kafka in, one row per ID in ClickHouse out.
 
 IDs wait on a topic per source; fetch calls the vendor at exactly the pace that each account is allowed; results and \
-failures go to Kafka in transactions; retry asks again when it is time; the sink writes every record to ClickHouse.";
+failures go to Kafka in transactions; retry asks again when it is time; changes publishes what is new of each item; \
+the sink writes every record to ClickHouse.";
 
 const EXAMPLES: &str = "\
 A first collection:
@@ -45,7 +48,7 @@ A first collection:
   weir topics apply && weir schema apply           create topics and tables; safe to repeat
   weir run                                         all roles in one process, until Ctrl-C
   weir enqueue ids.txt --source ali1688 --wait     ask for the IDs of a file, watch them come in
-  weir query \"SELECT * FROM items FINAL LIMIT 5\"   look at the rows
+  weir query \"SELECT * FROM items LIMIT 5\"   look at the rows
 
 Exit codes:
   0 done, 1 failed, 64 invalid configuration or usage, 69 a server cannot be reached,
@@ -79,7 +82,7 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the roles: fetch, retry and sink, together or some of them.
+    /// Run the roles: fetch, retry, changes and sink, together or some of them.
     #[command(long_about = run::LONG_ABOUT, after_long_help = run::EXAMPLES)]
     Run(run::Args),
     /// Call the vendors: requests → results and failures.
@@ -90,6 +93,10 @@ enum Command {
     ///
     /// The same as `weir run --role retry`.
     Retry,
+    /// Publish what has changed of each item since it was last seen.
+    ///
+    /// The same as `weir run --role changes`.
+    Changes,
     /// Write every record to ClickHouse.
     ///
     /// The same as `weir run --role sink`.
@@ -106,6 +113,9 @@ enum Command {
     /// Accounts and their tokens: list, test, authorise, add.
     #[command(subcommand)]
     Account(account::Command),
+    /// Write the answer to a query into a file, CSV or Parquet.
+    #[command(long_about = export::LONG_ABOUT, after_long_help = export::EXAMPLES)]
+    Export(export::Args),
     /// Check the configuration and each connection; print what is in effect.
     #[command(long_about = check::LONG_ABOUT, after_long_help = check::EXAMPLES)]
     Check(check::Args),
@@ -147,11 +157,17 @@ impl Cli {
     #[must_use]
     pub const fn audience(&self) -> Audience {
         match self.command {
-            Command::Run(_) | Command::Fetch | Command::Retry | Command::Sink | Command::Simulate(_) => Audience::Role,
+            Command::Run(_)
+            | Command::Fetch
+            | Command::Retry
+            | Command::Changes
+            | Command::Sink
+            | Command::Simulate(_) => Audience::Role,
             Command::Enqueue(_)
             | Command::Status(_)
             | Command::Query(_)
             | Command::Account(_)
+            | Command::Export(_)
             | Command::Check(_)
             | Command::Topics(_)
             | Command::Schema(_) => Audience::Command,
@@ -169,12 +185,14 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Run(args) => run::run(args, config, stop).await,
         Command::Fetch => run::run(role(Role::Fetch), config, stop).await,
         Command::Retry => run::run(role(Role::Retry), config, stop).await,
+        Command::Changes => run::run(role(Role::Changes), config, stop).await,
         Command::Sink => run::run(role(Role::Sink), config, stop).await,
         Command::Simulate(args) => simulate::run(args, Clock::System, stop).await.map(|()| Exit::Done.into()),
         Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
         Command::Account(command) => until(stop, account::run(command, &config)).await,
+        Command::Export(args) => until(stop, export::run(args, &config)).await,
         Command::Check(args) => until(stop, check::run(&args, &config)).await,
         Command::Topics(command) => until(stop, topics::run(&command, &config)).await,
         Command::Schema(command) => until(stop, schema::run(&command, &config)).await,

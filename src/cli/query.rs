@@ -16,14 +16,14 @@ use crate::{
 pub(super) const LONG_ABOUT: &str = "\
 Ask ClickHouse in SQL.
 
-The answer is printed as it comes, as a table or in any of ClickHouse's formats. Tables: observations, items, \
-failures, dead_letters, requests. Views: batches, changes, source_health.";
+The answer is printed as it comes, as a table or in any of ClickHouse's formats. Tables: observations, failures, \
+dead_letters, requests. Views: items, changes, batches, source_health, and daily(time_zone = 'Asia/Shanghai').";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir query \"SELECT status, count() FROM items FINAL GROUP BY status\"
+  weir query \"SELECT status, count() FROM items GROUP BY status\"
   weir query --format CSVWithNames \"SELECT * FROM changes\" > changes.csv
-  weir query --file schemas/clickhouse/queries/2_prices.sql
+  weir query --file schemas/clickhouse/queries/08_drops.sql
   echo \"SELECT * FROM batches\" | weir query -";
 
 const FORMATS: &str = "One of ClickHouse's formats: CSV, TSV, JSONEachRow, Vertical, …; without it a table";

@@ -9,9 +9,13 @@ use tracing::{info, warn};
 
 use super::exit::{Ended, Exit};
 use crate::{
+    changes::{Changes, ChangesParts},
     config::{self, Config},
     fetch::{Caller, CallerParts, Fetch, FetchError},
-    kafka::{GroupConfig, KafkaReader, KafkaWriter, ReadError, admin, client::SESSION_TIMEOUT, intake::IntakeError},
+    kafka::{
+        GroupConfig, KafkaReader, KafkaWriter, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
+        intake::IntakeError,
+    },
     platform::config::{Source, SourceConfig},
     quota::{self, guard::Guard},
     retry::Retry,
@@ -37,7 +41,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const WELL_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) const LONG_ABOUT: &str = "\
-Run the roles: fetch, retry and sink, together or some of them.
+Run the roles: fetch, retry, changes and sink, together or some of them.
 
 Any number of processes may run the same role: they share the partitions among them. Each needs an [instance] name of \
 its own that stays the same over restarts. Ctrl-C or SIGTERM stops in good order: what is under way is finished and \
@@ -55,7 +59,7 @@ Examples:
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Which roles.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE", default_value = "fetch,retry,sink")]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE", default_value = "fetch,retry,changes,sink")]
     pub role: Vec<Role>,
 }
 
@@ -66,6 +70,8 @@ pub enum Role {
     Fetch,
     /// Asks again for what failed.
     Retry,
+    /// Publishes what has changed of each item.
+    Changes,
     /// Writes to ClickHouse.
     Sink,
 }
@@ -96,11 +102,11 @@ impl From<FetchError> for RoleError {
 
 impl From<sink::SinkError> for RoleError {
     fn from(error: sink::SinkError) -> Self {
-        if matches!(error, sink::SinkError::Read(ReadError::Fenced { .. })) {
-            Self::Fenced(error.into())
-        } else {
-            Self::Failed(error.into())
-        }
+        let is_fenced = matches!(
+            error,
+            sink::SinkError::Read(ReadError::Fenced { .. }) | sink::SinkError::Transact(TransactError::Fenced { .. })
+        );
+        if is_fenced { Self::Fenced(error.into()) } else { Self::Failed(error.into()) }
     }
 }
 
@@ -114,6 +120,7 @@ impl From<anyhow::Error> for RoleError {
 enum Task {
     Fetch(Box<Source>),
     Retry,
+    Changes,
     Sink,
 }
 
@@ -123,6 +130,7 @@ impl Task {
         match self {
             Self::Fetch(source) => format!("fetch/{}", source.name),
             Self::Retry => "retry".to_owned(),
+            Self::Changes => "changes".to_owned(),
             Self::Sink => "sink".to_owned(),
         }
     }
@@ -196,6 +204,9 @@ fn tasks(roles: &[Role], config: &Config) -> anyhow::Result<Vec<Task>> {
     if roles.contains(&Role::Retry) {
         tasks.push(Task::Retry);
     }
+    if roles.contains(&Role::Changes) {
+        tasks.push(Task::Changes);
+    }
     if roles.contains(&Role::Sink) {
         tasks.push(Task::Sink);
     }
@@ -237,6 +248,7 @@ impl Process {
         match task {
             Task::Fetch(source) => self.fetch(source, health).await,
             Task::Retry => self.retry(health).await,
+            Task::Changes => self.changes(health).await,
             Task::Sink => self.sink(health).await,
         }
     }
@@ -266,7 +278,14 @@ impl Process {
             .map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
-        Ok(Fetch::new(reader, writer, caller, quota, self.config.fetch.clone()).run(self.stop.clone()).await?)
+        let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
+        let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
+            .with_address_health(source.address_health)
+            .with_budgets(source.budgets);
+        tokio::select! {
+            ended = fetch.run(self.stop.clone()) => Ok(ended?),
+            never = calendar => match never {},
+        }
     }
 
     /// Where the source's renewed tokens are kept.
@@ -292,16 +311,40 @@ impl Process {
         Ok(retry.run(self.stop.clone()).await?)
     }
 
+    async fn changes(&self, health: &RoleHealth) -> Result<(), RoleError> {
+        let group = self.groups.changes();
+        if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
+            return Ok(());
+        }
+        let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
+        let reader = self.reader(group, vec![self.topics.results()])?;
+        let memory = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        health.ready();
+        let (topic, config) = (self.topics.changes().into(), self.config.changes.clone());
+        let parts = ChangesParts { reader, writer, memory, topic, config, dice: self.dice.clone() };
+        Ok(Changes::new(parts).run(self.stop.clone()).await?)
+    }
+
     async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
         let topics = self.topics.all(&self.config.source_names());
         if !self.topics_are_there(&topics, health).await {
             return Ok(());
         }
-        let names = topics.iter().map(|topic| topic.name.clone()).collect();
-        let reader = self.reader(self.groups.sink(), names)?;
+        let group = self.groups.sink();
         let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        let Some(writer) = self.writer(&group, health).await? else { return Ok(()) };
+        let reader = self.reader(group, topics.iter().map(|topic| topic.name.clone()).collect())?;
         health.ready();
-        sink::run(reader, store, &topics, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
+        let parts = sink::Parts {
+            reader,
+            writer,
+            store,
+            topics,
+            dead_topic: self.topics.dead().into(),
+            clock: self.clock.clone(),
+            health: health.clone(),
+        };
+        sink::run(parts, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
     }
 
     fn reader(&self, group: String, topics: Vec<String>) -> Result<KafkaReader, RoleError> {
@@ -317,6 +360,7 @@ impl Process {
         let group = match task {
             Task::Fetch(source) => self.groups.fetch(&source.name),
             Task::Retry => self.groups.retry(),
+            Task::Changes => self.groups.changes(),
             Task::Sink => self.groups.sink(),
         };
         let ours_is_over = SESSION_TIMEOUT + Duration::from_secs(3);

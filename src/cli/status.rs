@@ -1,6 +1,6 @@
 //! `weir status`: what waits on Kafka, and what ClickHouse knows of the batches and outcomes.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     config::Config,
     kafka::admin::{self, Lag},
+    runtime::health::{self, Condition},
     sink::query::{Format, query},
 };
 
@@ -22,7 +23,8 @@ pub(super) const LONG_ABOUT: &str = "\
 What waits, what is under way, what came last.
 
 From Kafka: for each stage and topic how many records it has yet to do. From ClickHouse: the batches under way and the \
-latest ones, and what the calls of the last ten minutes came to. If one of the two does not answer, the other is shown.";
+latest ones, and what the calls of the last ten minutes came to. If one of the two does not answer, the other is shown. \
+And from the process that runs here, if one listens on [http] listen: which of its roles wait, and for what.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -64,6 +66,9 @@ struct Report {
     batches: Vec<Value>,
     /// Sums of the view `source_health`.
     last_ten_minutes: Vec<Value>,
+    /// The roles of the process that listens on `[http] listen`, if there is one, and what each waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roles: Option<BTreeMap<String, Condition>>,
     /// What could not be found out.
     problems: Vec<String>,
 }
@@ -81,7 +86,7 @@ struct Line {
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
-    let (lag, tables) = tokio::join!(lag(config), tables(config));
+    let (lag, tables, roles) = tokio::join!(lag(config), tables(config), roles(config));
     let mut exit = Exit::Done;
     let mut problems = Vec::new();
     for error in [lag.as_ref().err(), tables.as_ref().err()].into_iter().flatten() {
@@ -89,13 +94,19 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
         problems.push(format!("{error:#}"));
     }
     let (batches, last_ten_minutes) = tables.unwrap_or_default();
-    let report = Report { lag: lag.unwrap_or_default(), batches, last_ten_minutes, problems };
+    let report = Report { lag: lag.unwrap_or_default(), batches, last_ten_minutes, roles, problems };
     if args.json {
         say(&serde_json::to_string_pretty(&report)?)?;
     } else {
         print(&report)?;
     }
     Ok(exit)
+}
+
+/// Nobody need be there: roles may run on other machines.
+async fn roles(config: &Config) -> Option<BTreeMap<String, Condition>> {
+    let answer = timeout(PATIENCE, health::ask(config.http.listen?)).await;
+    Some(answer.ok()?.ok()?.roles)
 }
 
 /// Both tables come from one server: if it does not answer to the first question, the second is not asked.
@@ -153,6 +164,11 @@ fn print(report: &Report) -> std::io::Result<()> {
     }
     section("Batches", BATCH_COLUMNS, &report.batches, "none yet: weir enqueue FILE --source NAME")?;
     section("Calls of the last ten minutes", OUTCOME_COLUMNS, &report.last_ten_minutes, "none")?;
+    for (role, condition) in report.roles.iter().flatten() {
+        if let Some(reason) = &condition.reason {
+            say(&format!("! {role} waits: {reason}"))?;
+        }
+    }
     for problem in &report.problems {
         say(&format!("! {problem}"))?;
     }

@@ -93,12 +93,14 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     quota(&mut check, config);
     tokens(&mut check, config);
     retry(&mut check, config);
+    changes(&mut check, config);
     sink(&mut check, config);
     if let Err(reason) = logging::check_filter(&config.log.filter) {
         let allowed = r#"a level (error, warn, info, debug, trace), or levels by target: "info,weir::fetch=debug""#;
         check.add("log.filter", format!("found {:?}, allowed: {allowed} ({reason})", config.log.filter));
     }
     sources(&mut check, config);
+    calendar(&mut check, config);
     check.0
 }
 
@@ -189,6 +191,12 @@ fn quota(check: &mut Check, config: &Config) {
     check.name("quota.prefix", &config.quota.prefix, 100);
     check.range("quota.margin", config.quota.margin, [0.0, Pacing::MARGIN_MAX]);
     check.duration("quota.jitter", config.quota.jitter, Duration::ZERO..=Pacing::JITTER_MAX);
+    let unknown = &config.quota.unknown;
+    if let Err(invalid) = unknown.validate() {
+        check.add("quota.unknown", invalid.to_string());
+    } else if !unknown.is_paced() {
+        check.add("quota.unknown", "found a budget, allowed: a limit of at most 10s, or one with spread = true");
+    }
 }
 
 fn tokens(check: &mut Check, config: &Config) {
@@ -215,6 +223,11 @@ fn retry(check: &mut Check, config: &Config) {
     check.range("retry.waiting", retry.waiting, [1, 1_000_000]);
 }
 
+fn changes(check: &mut Check, config: &Config) {
+    check.range("changes.rows", config.changes.rows, [1, 100_000]);
+    check.duration("changes.age", config.changes.age, Duration::from_millis(10)..=MINUTE);
+}
+
 fn sink(check: &mut Check, config: &Config) {
     check.range("sink.rows", config.sink.rows, [1, 1_000_000]);
     check.range("sink.bytes", config.sink.bytes, [ByteSize::kib(64), ByteSize::mib(256)]);
@@ -233,8 +246,29 @@ fn sources(check: &mut Check, config: &Config) {
         }
         // It becomes part of a topic's name.
         check.name(&key("name"), source.name.as_str(), 64);
+        // Each process counts its own: a fleet of n would spend n times as much.
+        let budget = &source.budget;
+        let stops = budget.per_batch.is_some() && source.on_budget == quota::money::OnBudget::Stop;
+        if stops && config.quota.store == quota::Store::Redis {
+            let allowed = "quota.store = \"memory\" (one process), or on_budget = \"warn\"";
+            let what = format!("batches are counted by each process for itself, so that it needs {allowed}");
+            check.add(&key("budget.per_batch"), what);
+        }
         if topics.requests(&source.name).len() > TOPIC_LIMIT {
             check.add(&key("name"), format!("its topic's name would be longer than {TOPIC_LIMIT} characters"));
+        }
+    }
+}
+
+fn calendar(check: &mut Check, config: &Config) {
+    let mut seen = BTreeSet::new();
+    for window in &config.calendar {
+        let key = |name: &str| format!("calendar.{}.{name}", window.name());
+        if window.name().trim().is_empty() || !seen.insert(window.name()) {
+            check.add(&key("name"), "each window needs a name of its own, for logs and for `weir check`");
+        }
+        for source in window.sources().iter().filter(|source| config.source(source.as_str()).is_none()) {
+            check.add(&key("sources"), format!("found {:?}, allowed: names of [[source]]", source.as_str()));
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Config, problem::is_secret};
-use crate::{fetch, kafka, platform::SourceConfig, quota, retry, runtime, sink, tokens, topics};
+use crate::{changes, fetch, kafka, platform::SourceConfig, quota, retry, runtime, sink, tokens, topics};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -25,9 +25,12 @@ struct Printed<'a> {
     quota: &'a quota::Config,
     tokens: Tokens<'a>,
     retry: &'a retry::Config,
+    changes: &'a changes::Config,
     sink: &'a sink::Config,
     http: &'a runtime::health::Config,
     log: &'a runtime::logging::Config,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    calendar: &'a [quota::calendar::Window],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     source: &'a [SourceConfig],
 }
@@ -95,9 +98,11 @@ fn table(config: &Config) -> Table {
             key: config.tokens.key.as_ref().map(|_| HIDDEN),
         },
         retry: &config.retry,
+        changes: &config.changes,
         sink: &config.sink,
         http: &config.http,
         log: &config.log,
+        calendar: &config.calendar,
         source: &config.sources,
     };
     Table::try_from(&printed).unwrap_or_default()

@@ -11,18 +11,22 @@ use tracing::{Instrument as _, error, info_span};
 
 use super::outcome::{CallFacts, Outcomes};
 use crate::{
-    kafka::{Outgoing, Record, outbox::Position},
+    kafka::{Outgoing, Partition, Record, outbox::Position},
     message::{
-        AccountAlias, DeadLetter, Reason, Request, RequestId, SourceName,
+        AccountAlias, DeadLetter, Origin, Reason, Request, RequestId, SourceName,
         codec::{self, Received},
         trace,
     },
-    platform::{Account, Answer, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor, http},
+    platform::{
+        Account, Answer, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor,
+        http::{self, NoReply},
+        redact,
+    },
     quota::{Slot, guard::Guard},
     runtime::clock::{Clock, Dice, Timestamp},
     tokens::{
         TokenStore,
-        keeper::{Keeper, Verdict},
+        keeper::{Keeper, Permit, Verdict},
     },
     topics::Topics,
 };
@@ -47,9 +51,20 @@ impl Job {
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) account: usize,
+    /// The address that it left from.
+    pub(super) address: usize,
+    /// How far it came.
+    pub(super) contact: Contact,
+    /// When its slot was.
+    pub(super) left_at: Instant,
+    /// How long the reply took, if there was one.
+    pub(super) latency: Option<Duration>,
+    /// What the reply's headers ask for.
+    pub(super) advice: Advice,
     /// The records of each request.
     pub(super) outcomes: Vec<(Position, Vec<Outgoing>)>,
-    /// Requests that were not called for, since the slot had passed by the time that the call could leave.
+    /// Requests that were not called for: the slot had passed by the time that the call could leave, or there was
+    /// no way to the vendor.
     pub(super) missed: Vec<Job>,
     /// A refusal that concerns more than one request's retry.
     pub(super) refusal: Option<Refusal>,
@@ -57,10 +72,45 @@ pub(super) struct Ended {
     pub(super) is_dead: bool,
 }
 
+/// How far a call came.
+#[derive(Debug)]
+pub(super) enum Contact {
+    /// It did not leave.
+    None,
+    /// The address that it should have left from did not let it, for this reason. The vendor knows nothing of it.
+    NoWay(String),
+    /// It left; the HTTP status of the reply, if there was one.
+    Called(Option<u16>),
+}
+
 impl Ended {
-    /// The slot was spent, and nobody's request with it.
-    fn nothing(account: usize) -> Self {
-        Self { account, outcomes: vec![], missed: vec![], refusal: None, is_dead: false }
+    /// Nothing has come of it yet.
+    fn nothing(slot: &Slot, address: usize) -> Self {
+        let (account, left_at, contact) = (slot.account, slot.at, Contact::None);
+        let (latency, advice, outcomes, missed, refusal) = (None, Advice::default(), vec![], vec![], None);
+        Self { account, address, contact, left_at, latency, advice, outcomes, missed, refusal, is_dead: false }
+    }
+}
+
+/// What a reply's headers ask for, whatever else it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Advice {
+    /// The service is not there for so long, for nobody: 503 with `Retry-After`.
+    pub(super) unavailable: Option<Duration>,
+    /// The account has nothing left for so long.
+    pub(super) used_up: Option<Duration>,
+}
+
+impl Advice {
+    /// Headers count in whole seconds, rounded who knows how: one second may be none, and windows as short as that are
+    /// what the pace is made for.
+    const RESOLUTION: Duration = Duration::from_secs(1);
+
+    pub(super) fn of(reply: &HttpReply) -> Self {
+        Self {
+            unavailable: reply.retry_after.filter(|_| reply.status == 503),
+            used_up: reply.used_up.filter(|wait| *wait > Self::RESOLUTION),
+        }
     }
 }
 
@@ -127,9 +177,30 @@ impl Caller {
         Err((position, records))
     }
 
+    pub(super) fn now(&self) -> Timestamp {
+        self.parts.clock.now()
+    }
+
+    /// The end of a request whose batch has spent its money.
+    pub(super) fn over_budget(&self, job: Job) -> (Position, Vec<Outgoing>) {
+        let Partition { topic, number } = &job.position.partition;
+        let dead = DeadLetter {
+            request_id: job.id,
+            source: self.source.clone(),
+            reason: Reason::Budget,
+            message: "the budget of its batch is spent: raise budget.per_batch and replay it".to_owned(),
+            died_at: self.now(),
+            origin: Origin { topic: topic.to_string(), partition: *number, offset: job.position.offset },
+            request: Some(job.request),
+            original_base64: None,
+        };
+        let records = self.outcomes.dead_letter(&dead, &job.traceparent);
+        (job.position, records)
+    }
+
     /// Makes one call for these requests in this slot. Always ends, at the latest with the client's time-out.
     pub(super) async fn call(self: Arc<Self>, slot: Slot, jobs: Vec<Job>) -> Ended {
-        let account = slot.account;
+        let (account, address) = (slot.account, slot.address);
         let first = &jobs[0];
         let attempt = first.request.calls.saturating_add(1);
         let span = info_span!(
@@ -138,89 +209,130 @@ impl Caller {
             account = %self.alias(account), batch = first.request.batch.as_ref().map(tracing::field::display),
         );
         async {
-            self.parts.guard.pass(account).await;
+            self.parts.guard.pass_from(account, address).await;
             // On a busy machine time has passed since the slot was taken: a late call is not made up for.
             if slot.is_late(Instant::now()) {
                 tracing::debug!("the slot was missed");
-                return Ended { missed: jobs, ..Ended::nothing(account) };
+                return Ended { missed: jobs, ..Ended::nothing(&slot, address) };
             }
             // The token of this moment: another one may be there when the reply comes.
             let (caller, generation) = self.tokens.account(account);
-            let (reply, facts) = self.exchange(&caller, &jobs).await;
-            let mut ended = self.conclude(account, &caller, jobs, reply, &facts);
-            match &ended.refusal {
-                None => self.tokens.accepted(account, generation),
-                Some(refusal) if refusal.kind == RefusalKind::Denied(Denial::Token) => {
-                    ended.is_dead = self.tokens.refused(account, generation, refusal).await == Verdict::Dead;
+            match self.exchange(&caller, address, &jobs).await {
+                Ok((reply, facts, advice)) => {
+                    let (outcomes, refusal) = self.conclude(&caller, jobs, reply, &facts);
+                    let is_dead = self.judge_token(account, generation, refusal.as_ref()).await;
+                    let latency = facts.http_status.map(|_| facts.latency);
+                    let contact = Contact::Called(facts.http_status);
+                    Ended { contact, latency, advice, outcomes, refusal, is_dead, ..Ended::nothing(&slot, address) }
                 }
-                Some(_) => {}
+                Err(why) => {
+                    let contact = Contact::NoWay(why);
+                    Ended { contact, missed: jobs, ..Ended::nothing(&slot, address) }
+                }
             }
-            ended
         }
         .instrument(span)
         .await
     }
 
+    /// What a reply says of the token that its call carried; whether the account is out of use with it.
+    async fn judge_token(&self, account: usize, generation: u64, refusal: Option<&Refusal>) -> bool {
+        match refusal {
+            None => self.tokens.accepted(account, generation),
+            Some(refusal) if refusal.kind == RefusalKind::Denied(Denial::Token) => {
+                return self.tokens.refused(account, generation, refusal).await == Verdict::Dead;
+            }
+            Some(_) => {}
+        }
+        false
+    }
+
     /// Spends the slot on a renewal of its account's token.
     pub(super) async fn renew(self: Arc<Self>, slot: Slot) -> Ended {
-        let account = slot.account;
-        self.parts.guard.pass(account).await;
-        let Some(permit) = self.tokens.begin(account).await else { return Ended::nothing(account) };
-        if slot.is_late(Instant::now()) {
-            self.tokens.keep(permit);
-            return Ended::nothing(account);
-        }
+        let (account, nothing) = (slot.account, Ended::nothing(&slot, slot.address));
+        let Some(permit) = self.tokens.begin(account).await else { return nothing };
         let caller = Arc::clone(&self);
-        let renewal = async move {
-            let now = caller.parts.clock.now();
-            let renewed = if let Some(exchange) = caller.parts.vendor.prepare_renewal(&permit.account, now) {
-                let reply = caller.parts.client.exchange(&exchange).await;
-                reply.and_then(|reply| caller.parts.vendor.interpret_renewal(&reply))
-            } else {
-                let message = "this vendor's tokens cannot be renewed".to_owned();
-                Err(Refusal { kind: RefusalKind::Bug, code: "token".to_owned(), message })
-            };
-            let refusal = renewed.as_ref().err().map(|refusal| refusal.clone().redacted(&permit.account));
-            (caller.tokens.finish(permit, renewed).await, refusal)
-        };
+        let renewal = async move { caller.renew_under(permit, &slot).await };
         // Once the vendor has renewed a token the old one may be dead: the new one is stored even if the stage ends.
         #[allow(clippy::disallowed_methods, reason = "awaited right here; it ends with the client's time-out")]
         let renewal = tokio::spawn(renewal);
-        match renewal.await {
-            Ok((verdict, refusal)) => {
-                // Only a throttle concerns others; the rest is between the keeper and the vendor.
-                let refusal = refusal.filter(|refusal| matches!(refusal.kind, RefusalKind::Throttled { .. }));
-                Ended { refusal, is_dead: verdict == Verdict::Dead, ..Ended::nothing(account) }
-            }
-            Err(error) => {
-                error!(source = %self.source, account = %self.alias(account), %error, "a renewal ended abnormally");
-                self.tokens.give_up(account);
-                Ended::nothing(account)
-            }
-        }
+        renewal.await.unwrap_or_else(|error| {
+            error!(source = %self.source, account = %self.alias(account), %error, "a renewal ended abnormally");
+            self.tokens.give_up(account);
+            nothing
+        })
     }
 
-    async fn exchange(&self, account: &Account, jobs: &[Job]) -> (Reply, CallFacts) {
+    async fn renew_under(&self, permit: Permit, slot: &Slot) -> Ended {
+        let nothing = Ended::nothing(slot, slot.address);
+        // Last, as for a call: the claim and the way into this task have taken their time.
+        self.parts.guard.pass_from(slot.account, slot.address).await;
+        if slot.is_late(Instant::now()) {
+            self.tokens.keep(permit);
+            return nothing;
+        }
+        let vendor = &self.parts.vendor;
+        let Some(exchange) = vendor.prepare_renewal(&permit.account, self.parts.clock.now()) else {
+            let message = "this vendor's tokens cannot be renewed".to_owned();
+            let refusal = Refusal { kind: RefusalKind::Bug, code: "token".to_owned(), message };
+            let is_dead = self.tokens.finish(permit, Err(refusal)).await == Verdict::Dead;
+            return Ended { is_dead, ..nothing };
+        };
+        let (renewed, contact, advice) = match self.parts.client.exchange_from(slot.address, &exchange).await {
+            Ok(reply) => (vendor.interpret_renewal(&reply), Contact::Called(Some(reply.status)), Advice::of(&reply)),
+            Err(NoReply::Refused(refusal)) => (Err(refusal), Contact::Called(None), Advice::default()),
+            Err(NoReply::Address(why)) => {
+                let why = redact(&permit.account, &why).into_owned();
+                self.tokens.put_back(permit).await;
+                return Ended { contact: Contact::NoWay(why), ..nothing };
+            }
+        };
+        let refusal = renewed.as_ref().err().map(|refusal| refusal.clone().redacted(&permit.account));
+        // What is denied is between the keeper and the vendor.
+        let refusal = refusal.filter(|refusal| !matches!(refusal.kind, RefusalKind::Denied(_)));
+        let is_dead = self.tokens.finish(permit, renewed).await == Verdict::Dead;
+        Ended { contact, advice, refusal, is_dead, ..nothing }
+    }
+
+    /// What a call is called that leaves from this address.
+    pub(super) fn address_name(&self, address: usize) -> &str {
+        self.parts.client.address_name(address)
+    }
+
+    pub(super) fn addresses(&self) -> usize {
+        self.parts.client.addresses()
+    }
+
+    /// The vendor's reply; or why the address let no call leave.
+    async fn exchange(
+        &self,
+        account: &Account,
+        address: usize,
+        jobs: &[Job],
+    ) -> Result<(Reply, CallFacts, Advice), String> {
         let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
         // Signed here and not earlier: signatures and timestamps go stale.
         let exchange = self.parts.vendor.prepare(account, &requests, self.parts.clock.now());
         let started = Instant::now();
-        let result = self.parts.client.exchange(&exchange).await;
+        let result = self.parts.client.exchange_from(address, &exchange).await;
         let mut facts = CallFacts {
             account: account.alias.clone(),
             ended_at: self.parts.clock.now(),
             latency: started.elapsed(),
             http_status: None,
         };
+        let mut advice = Advice::default();
         let reply = match result {
             Ok(reply) => {
                 facts.http_status = Some(reply.status);
+                advice = Advice::of(&reply);
                 self.understand(&requests, &reply)
             }
-            Err(refusal) => Reply::Refused(refusal),
+            Err(NoReply::Refused(refusal)) => Reply::Refused(refusal),
+            Err(NoReply::Address(why)) => return Err(redact(account, &why).into_owned()),
         };
         tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
-        (reply, facts)
+        Ok((reply, facts, advice))
     }
 
     /// What the vendor's reply means: something for each request, whatever the vendor's code does.
@@ -240,8 +352,15 @@ impl Caller {
         }
     }
 
-    /// `caller` is the account with the tokens that the call carried.
-    fn conclude(&self, account: usize, caller: &Account, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Ended {
+    /// The records of each request, and a refusal that concerns more than that. `caller` is the account with the tokens
+    /// that the call carried.
+    fn conclude(
+        &self,
+        caller: &Account,
+        jobs: Vec<Job>,
+        reply: Reply,
+        facts: &CallFacts,
+    ) -> (Vec<(Position, Vec<Outgoing>)>, Option<Refusal>) {
         let mut worst = None;
         let mut conclude = |job: Job, answer: Result<Answer, Refusal>| {
             let records = match answer {
@@ -259,7 +378,7 @@ impl Caller {
             Reply::Each(answers) => jobs.into_iter().zip(answers).map(|(job, answer)| conclude(job, answer)).collect(),
             Reply::Refused(refusal) => jobs.into_iter().map(|job| conclude(job, Err(refusal.clone()))).collect(),
         };
-        Ended { outcomes, refusal: worst, ..Ended::nothing(account) }
+        (outcomes, worst)
     }
 }
 

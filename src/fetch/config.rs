@@ -18,6 +18,8 @@ pub struct Config {
     pub calls_in_flight: usize,
     /// How many bytes of finished outcomes may wait for their transaction before calls pause.
     pub outcomes_limit: ByteSize,
+    /// Whether headers of a reply that say that a quota is used up hold the account before a refusal does.
+    pub heed_hints: bool,
     /// How long a partition that goes to another member may take to finish its calls in flight.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
@@ -30,6 +32,7 @@ impl Default for Config {
             backlog: 4_096,
             calls_in_flight: 1_024,
             outcomes_limit: ByteSize::mib(64),
+            heed_hints: true,
             drain: Duration::from_secs(5),
         }
     }

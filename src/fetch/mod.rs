@@ -4,11 +4,15 @@
 //! [`Quota`], and are handed to a task that makes the call; its outcomes go back to the intake, which
 //! commits them. Nothing here waits for one request to finish before it begins another.
 
+mod addresses;
 mod backlog;
 mod call;
 mod config;
+mod episode;
 mod outcome;
 mod penalty;
+mod spending;
+mod spread;
 
 use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
@@ -17,15 +21,19 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use call::{Caller, CallerParts};
 pub use config::Config;
 
 use self::{
+    addresses::Addresses,
     backlog::Backlog,
-    call::{Ended, Job},
+    call::{Advice, Contact, Ended, Job},
+    episode::Episodes,
     penalty::Penalties,
+    spending::{Spending, Spent},
+    spread::Spread,
 };
 use crate::{
     kafka::{
@@ -33,8 +41,9 @@ use crate::{
         intake::{Input, Intake, IntakeError},
         outbox::Position,
     },
-    platform::{Affected, Denial, Refusal, RefusalKind},
-    quota::{Hold, Lease, Quota, Scope, Slot},
+    message::BatchId,
+    platform::{Affected, Denial, Refusal, RefusalKind, address::HealthConfig},
+    quota::{Hold, Lease, Quota, Scope, Slot, money::Budgets},
     tokens::{StoreError, keeper::Purpose},
 };
 
@@ -71,6 +80,10 @@ pub struct Fetch<R, W> {
     caller: Arc<Caller>,
     calls: JoinSet<Ended>,
     penalties: Penalties,
+    addresses: Addresses,
+    spending: Spending,
+    episodes: Episodes,
+    spread: Spread,
     /// When to try to call again; `None`: as soon as something changes.
     wake_at: Option<Instant>,
     stopping: bool,
@@ -81,6 +94,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Slots leased at once, at most: the longest that a source's accounts are asked about in one step.
     const LEASE: usize = 64;
 
+    /// A vendor that names a longer wait has no more to give: a day's allowance, say.
+    const BUDGET_SPENT: Duration = Duration::from_secs(600);
+
     /// A stage that reads by `reader`, calls by `caller` at the times of `quota`, and writes by `writer`.
     pub fn new(reader: R, writer: W, caller: Caller, quota: Arc<dyn Quota>, config: Config) -> Self {
         Self {
@@ -89,14 +105,32 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             uncalled: Backlog::default(),
             quota,
             slots: VecDeque::new(),
+            addresses: Addresses::new(HealthConfig::default(), caller.addresses()),
             caller: Arc::new(caller),
             calls: JoinSet::new(),
             penalties: Penalties::default(),
+            spending: Spending::default(),
+            episodes: Episodes::default(),
+            spread: Spread::new(Instant::now()),
             wake_at: None,
             stopping: false,
             nobody_told: false,
             config,
         }
+    }
+
+    /// The same with other rules for the addresses that calls leave from.
+    #[must_use]
+    pub fn with_address_health(mut self, config: HealthConfig) -> Self {
+        self.addresses = Addresses::new(config, self.caller.addresses());
+        self
+    }
+
+    /// The same with a budget for what its calls cost.
+    #[must_use]
+    pub fn with_budgets(mut self, budgets: Option<Budgets>) -> Self {
+        self.spending = Spending::new(budgets);
+        self
     }
 
     /// Works until `stop`, then finishes the calls in flight, commits them and returns.
@@ -155,6 +189,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         let partition = position.partition.clone();
         match self.caller.receive(position, record) {
+            Ok(job) if !self.spending.may_call(job.request.batch.as_ref()) => {
+                self.uncalled.push(&partition, self.caller.over_budget(job));
+            }
             Ok(job) => self.backlog.push(&partition, job),
             Err(ended) => self.uncalled.push(&partition, ended),
         }
@@ -196,7 +233,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.slots.push_front(slot);
                 return;
             }
-            self.spend(slot).await;
+            self.use_slot(slot).await;
         }
         // Nobody to call for: others may use what is left of the lease.
         if !self.slots.is_empty() && self.backlog.is_empty() {
@@ -205,18 +242,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// Makes a call in this slot, or renews its account's token.
-    async fn spend(&mut self, slot: Slot) {
+    async fn use_slot(&mut self, slot: Slot) {
         let (account, now) = (slot.account, Instant::now());
         let hold = match self.caller.tokens.purpose(account) {
-            Purpose::Call => {
-                let jobs = self.take_jobs();
-                for job in &jobs {
-                    self.regulate(&job.position.partition.clone());
-                }
-                self.calls.spawn(Arc::clone(&self.caller).call(slot, jobs));
-                return;
-            }
+            Purpose::Call => return self.make_call(slot).await,
             Purpose::Renewal => {
+                self.probe(&slot).await;
                 self.calls.spawn(Arc::clone(&self.caller).renew(slot));
                 return;
             }
@@ -226,6 +257,29 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         // The slot is dropped. Without the hold an account that nothing limits would get one after the other.
         self.quota.ended(account);
         self.quota.hold(Scope::Account(account), hold).await;
+    }
+
+    async fn make_call(&mut self, slot: Slot) {
+        let jobs = self.take_jobs();
+        if jobs.is_empty() {
+            // The money of all that could start is spent.
+            self.slots.push_front(slot);
+            self.end_uncalled();
+            return;
+        }
+        self.probe(&slot).await;
+        self.charge(&jobs);
+        for job in &jobs {
+            self.regulate(&job.position.partition.clone());
+        }
+        self.calls.spawn(Arc::clone(&self.caller).call(slot, jobs));
+    }
+
+    /// If this is the first to leave from an address that was taken out, the others wait for what comes of it.
+    async fn probe(&mut self, slot: &Slot) {
+        if let Some(wait) = self.addresses.probe(slot.address) {
+            self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait)).await;
+        }
     }
 
     fn has_room(&self) -> bool {
@@ -275,11 +329,31 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             let goes_along =
                 |job: &Job| intake.may_start(&job.position) && jobs.first().is_none_or(|first| first.goes_with(job));
             match self.backlog.pop(goes_along) {
-                Some(job) => jobs.push(job),
+                Some(job) if self.spending.may_call(job.request.batch.as_ref()) => jobs.push(job),
+                Some(job) => {
+                    let partition = job.position.partition.clone();
+                    self.uncalled.push(&partition, self.caller.over_budget(job));
+                }
                 None => break,
             }
         }
         jobs
+    }
+
+    /// Counts what a call costs: the price of one call for each batch that it serves.
+    fn charge(&mut self, jobs: &[Job]) {
+        let now = self.caller.now();
+        for batch in batches(jobs) {
+            for spent in self.spending.charge(batch, now) {
+                let source = &self.caller.source;
+                match spent {
+                    Spent::Day(calls) => warn!(%source, calls, "the day's budget is spent; told to go on (on_budget)"),
+                    Spent::Batch(batch, calls) => {
+                        warn!(%source, %batch, calls, "the batch's budget is spent: with on_budget = \"stop\" the rest of it ends as dead letters with reason budget");
+                    }
+                }
+            }
+        }
     }
 
     /// Takes the outcomes of this call and of all others that have ended meanwhile.
@@ -288,6 +362,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         while let Some(ended) = next {
             let ended = ended?;
             self.quota.ended(ended.account);
+            self.react_address(&ended).await;
+            // What was not called for costs nothing.
+            for batch in batches(&ended.missed) {
+                self.spending.refund(batch);
+            }
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);
@@ -295,10 +374,18 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     self.backlog.push_first(&job.position.partition.clone(), job);
                 }
             }
-            match ended.refusal {
-                Some(refusal) => self.react(ended.account, &refusal).await,
+            if let Some(latency) = ended.latency {
+                self.spread.note(latency, Instant::now());
+            }
+            match &ended.refusal {
+                Some(refusal) => self.react((ended.account, ended.address), ended.left_at, refusal).await,
                 None if ended.outcomes.is_empty() => {}
-                None => self.penalties.forgive(ended.account),
+                None => self.penalties.forgive(ended.account, ended.left_at),
+            }
+            let is_throttled = matches!(&ended.refusal, Some(Refusal { kind: RefusalKind::Throttled { .. }, .. }));
+            // A throttle's own wait overrides the other headers.
+            if !is_throttled {
+                self.heed((ended.account, ended.address), ended.advice).await;
             }
             if ended.is_dead {
                 self.quota.hold(Scope::Account(ended.account), Hold::Disabled).await;
@@ -311,19 +398,53 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         Ok(())
     }
 
+    /// What a reply's headers mean for the calls to come.
+    async fn heed(&mut self, (account, address): (usize, usize), Advice { unavailable, used_up }: Advice) {
+        let (source, now) = (&self.caller.source, Instant::now());
+        if let Some(wait) = unavailable {
+            info!(%source, ?wait, "the vendor's service is away, and says for how long: nobody calls until then");
+            self.quota.hold(Scope::Source, Hold::Until(now + wait)).await;
+        }
+        if let Some(wait) = used_up.filter(|_| self.config.heed_hints) {
+            // Those under way say the same.
+            if !self.quota.is_held(&Slot { account, address, at: now, latest: now }) {
+                let account = self.caller.alias(account);
+                info!(%source, %account, ?wait, "the vendor says that the account's quota is used up until then");
+            }
+            self.quota.hold(Scope::Account(account), Hold::Until(now + wait)).await;
+        }
+    }
+
+    /// The vendor says: too fast. The shared time moves first, then the pace gives way.
+    async fn slow_down(&mut self, scope: Scope, account: usize, left_at: Instant, wait: Option<Duration>) {
+        let now = Instant::now();
+        let until = wait.map_or_else(|| self.penalties.punish(account, left_at, now), |wait| now + wait);
+        self.quota.hold(scope, Hold::Until(until)).await;
+        // So long is a budget spent, and no sign of a wrong pace.
+        if wait.is_some_and(|wait| wait > Self::BUDGET_SPENT) {
+            return;
+        }
+        self.quota.refused(scope, left_at).await;
+        if let Some(refusals) = self.episodes.refused(scope, now) {
+            let (source, account) = (&self.caller.source, self.caller.alias(account));
+            let (rest, share, spread) = (until - now, self.quota.pace(scope).share, self.spread.width());
+            warn!(%source, %account, ?scope, refusals, ?rest, share, ?spread, "refused beyond the promise: the pace gives way, and is tried again slowly. Is the limit right, does somebody else use the account, is quota.jitter less than the way's?");
+        }
+    }
+
     /// What a refusal means for the calls to come.
-    async fn react(&mut self, account: usize, refusal: &Refusal) {
+    async fn react(&mut self, (account, address): (usize, usize), left_at: Instant, refusal: &Refusal) {
         let source = &self.caller.source;
         let alias = self.caller.alias(account);
         match &refusal.kind {
             RefusalKind::Throttled { scope, wait } => {
-                let wait = wait.unwrap_or_else(|| self.penalties.punish(account));
-                warn!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
+                debug!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
                 let scope = match scope {
                     Affected::Account => Scope::Account(account),
+                    Affected::Address => Scope::Address(address),
                     Affected::Everyone => Scope::Source,
                 };
-                self.quota.hold(scope, Hold::Until(Instant::now() + wait)).await;
+                self.slow_down(scope, account, left_at, *wait).await;
             }
             RefusalKind::Denied(Denial::Account) => {
                 error!(%source, account = %alias, code = refusal.code, message = refusal.message, "the vendor refuses this account: it is disabled, the others carry its load");
@@ -332,6 +453,34 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             // The keeper of the tokens has seen to the one.
             RefusalKind::Denied(Denial::Token) | RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
         }
+    }
+
+    /// What the end of a call means for the others from the same address.
+    async fn react_address(&mut self, ended: &Ended) {
+        let (address, now) = (ended.address, Instant::now());
+        let kind = ended.refusal.as_ref().map(|refusal| &refusal.kind);
+        let (rest, why) = match &ended.contact {
+            Contact::None | Contact::Called(None) => return,
+            Contact::NoWay(why) => (self.addresses.failed(address, now), why.as_str()),
+            // Said without a code of the vendor's that would explain it.
+            Contact::Called(Some(403)) if matches!(kind, Some(RefusalKind::Outage | RefusalKind::Malformed)) => {
+                (self.addresses.forbidden(address, ended.account, now), "the vendor forbids its accounts (HTTP 403)")
+            }
+            Contact::Called(Some(_)) => {
+                if self.addresses.answered(address) {
+                    let (source, address) = (&self.caller.source, self.caller.address_name(address));
+                    info!(%source, address, "the address is used again");
+                }
+                return;
+            }
+        };
+        let (source, name) = (&self.caller.source, self.caller.address_name(address));
+        let Some(rest) = rest else {
+            debug!(%source, address = name, why, "no way to the vendor; the requests wait for another slot");
+            return;
+        };
+        warn!(%source, address = name, ?rest, why, "the address is taken out; its requests wait and spend no attempt");
+        self.quota.hold(Scope::Address(address), Hold::Until(now + rest)).await;
     }
 
     async fn begin_to_stop(&mut self) {
@@ -348,5 +497,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 }
 
+/// The batches that a call serves, each once; `None` for requests of no batch.
+fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
+    let mut batches: Vec<_> = jobs.iter().map(|job| job.request.batch.as_ref()).collect();
+    batches.sort_unstable();
+    batches.dedup();
+    batches
+}
+
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vendor_tests;

@@ -53,6 +53,7 @@ fn caller_of(answer: fn() -> Reply) -> Caller {
             limit: None,
             limits: vec![],
             calls_in_flight: None,
+            address: None,
         }]),
         tokens: Arc::new(FileStore::new("nowhere/tokens.json".into())),
         guard: Guard::new(&[], None),
@@ -118,7 +119,7 @@ fn job(calls: u32) -> Job {
 }
 
 fn replied() -> HttpReply {
-    HttpReply { status: 200, retry_after: None, body: Bytes::new() }
+    HttpReply { status: 200, retry_after: None, used_up: None, body: Bytes::new() }
 }
 
 #[test]
@@ -133,7 +134,7 @@ fn a_vendors_code_that_panics_or_answers_for_too_few_refuses_the_call() {
 #[tokio::test]
 async fn a_request_that_claims_the_most_calls_is_called_for_like_any_other() {
     let now = Instant::now();
-    let slot = Slot { account: 0, at: now, latest: now + Duration::from_secs(60) };
+    let slot = Slot { account: 0, address: 0, at: now, latest: now + Duration::from_secs(60) };
     let ended = Arc::new(caller()).call(slot, vec![job(u32::MAX)]).await;
     assert_eq!(ended.outcomes.len(), 1);
 }
@@ -155,4 +156,101 @@ fn a_result_too_large_for_a_record_is_a_failure_that_says_so() {
     let failure: crate::message::Failure = serde_json::from_slice(&records[0].value).unwrap();
     assert_eq!(failure.attempt.class, crate::message::Class::Bug);
     assert!(failure.attempt.message.contains("bytes"), "{failure:?}");
+}
+
+/// A stage whose calls end as a test says, and the quota that hears of it: two accounts of 10/s.
+fn stage(config: Config) -> (Fetch<impl Reader, Log>, Arc<Memory>) {
+    let log = Log::default();
+    let (_, reader) = log.reader();
+    let limit = crate::quota::Limit::new(10, Duration::from_secs(1), 5).unwrap();
+    let quota = Arc::new(Memory::new(vec![Some(limit); 2], Pacing::default()));
+    (Fetch::new(reader, log, caller(), Arc::clone(&quota) as Arc<dyn Quota>, config), quota)
+}
+
+fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>) -> Ended {
+    let refusal = kind.map(|kind| Refusal { kind, code: "c".to_owned(), message: "m".to_owned() });
+    let contact = call::Contact::Called(Some(200));
+    Ended {
+        account: 0,
+        address: 0,
+        contact,
+        left_at,
+        latency: None,
+        advice,
+        outcomes: vec![],
+        missed: vec![],
+        refusal,
+        is_dead: false,
+    }
+}
+
+/// For how long an account is held.
+fn held(quota: &Memory, account: usize) -> Duration {
+    let now = Instant::now();
+    let is_held = |secs: &u64| {
+        let at = now + Duration::from_secs(*secs);
+        quota.is_held(&Slot { account, address: 0, at, latest: at })
+    };
+    Duration::from_secs((0..200_000).take_while(is_held).count() as u64)
+}
+
+fn replied_with(status: u16, retry_after: u64, used_up: u64) -> Advice {
+    let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
+    Advice::of(&HttpReply { status, retry_after: seconds(retry_after), used_up: seconds(used_up), body: Bytes::new() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_is_used_up_holds_the_account_though_the_reply_was_good() {
+    for (heed_hints, seconds) in [(true, 40), (false, 0)] {
+        let (mut fetch, quota) = stage(Config { heed_hints, ..Config::default() });
+        fetch.end_calls(ended(Instant::now(), replied_with(200, 0, 40), None)).await.unwrap();
+        assert_eq!(held(&quota, 0).as_secs(), seconds);
+        assert_eq!(held(&quota, 1).as_secs(), 0, "the other account goes on");
+    }
+    let (mut fetch, quota) = stage(Config::default());
+    fetch.end_calls(ended(Instant::now(), replied_with(200, 0, 1), None)).await.unwrap();
+    assert_eq!(held(&quota, 0).as_secs(), 0, "whole seconds say nothing of less than one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_away_and_says_for_how_long_is_called_by_nobody() {
+    let (mut fetch, quota) = stage(Config::default());
+    let outage = Some(RefusalKind::Outage);
+    fetch.end_calls(ended(Instant::now(), replied_with(502, 30, 0), outage.clone())).await.unwrap();
+    assert_eq!(held(&quota, 1).as_secs(), 0, "Retry-After belongs to 503");
+    fetch.end_calls(ended(Instant::now(), replied_with(503, 30, 0), outage)).await.unwrap();
+    assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (30, 30));
+    assert_eq!(quota.pace(Scope::Source).refused, 0, "an outage is no sign of a wrong pace");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_throttles_is_one_rest_and_one_step_of_the_pace() {
+    let (mut fetch, quota) = stage(Config::default());
+    let left = Instant::now();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let throttled = |scope, wait| Some(RefusalKind::Throttled { scope, wait });
+    for call in 0..5 {
+        let left = left + Duration::from_millis(call * 20);
+        let end = ended(left, replied_with(429, 0, 0), throttled(Affected::Account, None));
+        fetch.end_calls(end).await.unwrap();
+    }
+    assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (10, 0));
+    let pace = quota.pace(Scope::Account(0));
+    assert!((pace.share - 1.0 / 1.05).abs() < 1e-9 && pace.refused == 5, "{pace:?}");
+    assert_eq!(quota.pace(Scope::Account(1)).refused, 0);
+
+    // The vendor's own time overrides its other headers, and an API's ban is everybody's.
+    let wait = Some(Duration::from_secs(7));
+    fetch.end_calls(ended(left, replied_with(429, 7, 3_000), throttled(Affected::Everyone, wait))).await.unwrap();
+    assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (10, 7));
+    assert_eq!(quota.pace(Scope::Source).refused, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ban_for_the_rest_of_the_day_is_obeyed_and_says_nothing_of_the_pace() {
+    let (mut fetch, quota) = stage(Config::default());
+    let day = RefusalKind::Throttled { scope: Affected::Account, wait: Some(Duration::from_secs(31_062)) };
+    fetch.end_calls(ended(Instant::now(), Advice::default(), Some(day))).await.unwrap();
+    assert_eq!(held(&quota, 0).as_secs(), 31_062);
+    assert_eq!(quota.pace(Scope::Account(0)), crate::quota::PaceState::default());
 }

@@ -274,11 +274,11 @@ pub trait Reader: Send + 'static {
     fn membership(&self) -> Membership;
 
     /// Commits without a transaction (the sink: its writes are not on Kafka). Partitions whose epoch is over
-    /// are left out silently: their new owner reads from the commit before.
+    /// are left out: their new owner reads from the commit before. Answers with those that were committed.
     ///
     /// # Errors
     /// [`WriteError::Commit`].
-    fn commit(&self, offsets: Offsets) -> impl Future<Output = Result<(), WriteError>> + Send;
+    fn commit(&self, offsets: Offsets) -> impl Future<Output = Result<Vec<Partition>, WriteError>> + Send;
 }
 
 /// Writes records, each acknowledged by all in-sync replicas.

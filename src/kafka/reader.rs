@@ -60,7 +60,7 @@ pub struct GroupConfig {
 enum Command {
     Pause(Partition),
     Resume(Partition),
-    Commit(Offsets, oneshot::Sender<Result<(), WriteError>>),
+    Commit(Offsets, oneshot::Sender<Result<Vec<Partition>, WriteError>>),
 }
 
 /// A [`Reader`] on Kafka.
@@ -146,7 +146,7 @@ impl Reader for KafkaReader {
         self.membership.clone()
     }
 
-    async fn commit(&self, offsets: Offsets) -> Result<(), WriteError> {
+    async fn commit(&self, offsets: Offsets) -> Result<Vec<Partition>, WriteError> {
         let (answer, end) = oneshot::channel();
         self.command(Command::Commit(offsets, answer));
         let ended =
@@ -380,14 +380,15 @@ impl Context {
         }
     }
 
-    fn commit(&self, consumer: &BaseConsumer<Self>, mut offsets: Offsets) -> Result<(), WriteError> {
+    fn commit(&self, consumer: &BaseConsumer<Self>, mut offsets: Offsets) -> Result<Vec<Partition>, WriteError> {
         offsets.retain(|(partition, epoch, _)| self.membership.epoch(partition) == Some(*epoch));
         if offsets.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let refused = |reason: String| WriteError::Commit { group: self.group.group.clone(), reason };
         let list = offset_list(&offsets).map_err(|error| refused(error.to_string()))?;
-        consumer.commit(&list, CommitMode::Sync).map_err(|error| refused(error.to_string()))
+        consumer.commit(&list, CommitMode::Sync).map_err(|error| refused(error.to_string()))?;
+        Ok(offsets.into_iter().map(|(partition, ..)| partition).collect())
     }
 
     fn new_epoch(&self) -> Epoch {

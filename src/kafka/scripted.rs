@@ -19,9 +19,21 @@ use crate::runtime::clock::Timestamp;
 pub(crate) struct World {
     pub records: Vec<Outgoing>,
     pub committed: HashMap<Partition, Committed>,
+    /// Every commit without a transaction, in order.
+    pub commits: Vec<(Partition, Epoch, Committed)>,
     pub paused: Vec<Partition>,
     /// Transactions do not end.
     pub is_away: bool,
+    /// Commits without a transaction are refused.
+    pub refuses_commits: bool,
+    /// Whose commits are taken; those of a partition that is not here are taken from anybody.
+    pub epochs: HashMap<Partition, Epoch>,
+}
+
+impl World {
+    fn takes(&self, partition: &Partition, epoch: Epoch) -> bool {
+        self.epochs.get(partition).is_none_or(|owner| *owner == epoch)
+    }
 }
 
 #[derive(Clone, Default)]
@@ -61,8 +73,20 @@ impl Reader for Scripted {
     fn membership(&self) -> Membership {
         Membership::new()
     }
-    async fn commit(&self, _: Offsets) -> Result<(), WriteError> {
-        unreachable!("these stages commit by transactions")
+    async fn commit(&self, offsets: Offsets) -> Result<Vec<Partition>, WriteError> {
+        let mut world = self.log.world();
+        if world.refuses_commits {
+            return Err(WriteError::Commit { group: "g".to_owned(), reason: "rebalance".to_owned() });
+        }
+        let mut taken = Vec::new();
+        for (partition, epoch, committed) in offsets {
+            if world.takes(&partition, epoch) {
+                taken.push(partition.clone());
+                world.committed.insert(partition.clone(), committed.clone());
+                world.commits.push((partition, epoch, committed));
+            }
+        }
+        Ok(taken)
     }
 }
 
@@ -72,6 +96,9 @@ impl Writer for Log {
             return std::future::pending().await;
         }
         let mut world = self.world();
+        if let Some((partition, ..)) = offsets.iter().find(|(partition, epoch, _)| !world.takes(partition, *epoch)) {
+            return Err(TransactError::Aborted(format!("{partition} has gone to another member")));
+        }
         world.records.extend(records);
         world.committed.extend(offsets.into_iter().map(|(partition, _, committed)| (partition, committed)));
         Ok(())

@@ -10,13 +10,16 @@ use serde::{
 };
 
 use super::{
-    DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, Reason, Request, RequestId, SourceName,
+    Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, Reason, Request, RequestId, SourceName,
     envelope::{Envelope, Headers, Kind, header},
 };
 use crate::runtime::clock::Timestamp;
 
 /// The longest value that is read as a request, in bytes.
 pub const REQUEST_LIMIT: usize = 64 * 1024;
+
+/// Room for a result with a vendor's usual reply, in bytes: growing there from nothing would copy it five times.
+const ROOM: usize = 4 * 1024;
 
 /// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -180,6 +183,14 @@ pub fn read_dead_letter(raw: &Raw<'_>) -> Result<DeadLetter, Unreadable> {
     read(raw, Kind::DeadLetter)
 }
 
+/// Reads a change.
+///
+/// # Errors
+/// [`Unreadable`] if it is not a change of a version that this weir knows.
+pub fn read_change(raw: &Raw<'_>) -> Result<Change, Unreadable> {
+    read(raw, Kind::Change)
+}
+
 fn read<T: DeserializeOwned>(raw: &Raw<'_>, kind: Kind) -> Result<T, Unreadable> {
     expect_type(raw, kind)?;
     match raw.value {
@@ -232,8 +243,10 @@ pub struct Encoded {
 #[must_use]
 pub fn encode<T: Serialize>(envelope: &Envelope<'_>, record: &T) -> Encoded {
     // serde_json refuses maps with keys that are no text, and failing `Serialize`s: the records have neither.
-    let Ok(value) = serde_json::to_vec(record) else { unreachable!("records are plain JSON") };
-    Encoded { headers: envelope.headers(), value: value.into() }
+    let mut value = Vec::with_capacity(ROOM);
+    let Ok(()) = serde_json::to_writer(&mut value, record) else { unreachable!("records are plain JSON") };
+    // Cut to its length: outcomes wait in memory for their transaction, by the thousand.
+    Encoded { headers: envelope.headers(), value: value.into_boxed_slice().into() }
 }
 
 /// At most `limit` bytes of a text that somebody else wrote, cut between characters.

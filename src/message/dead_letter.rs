@@ -16,6 +16,8 @@ pub enum Reason {
     Permanent,
     /// Older than the age limit, or past its `expires_at`.
     Expired,
+    /// The money for its batch is spent.
+    Budget,
     /// The record could not be read as a request (or failure) at all.
     Invalid,
 }
@@ -28,6 +30,7 @@ impl Reason {
             Self::Exhausted => "exhausted",
             Self::Permanent => "permanent",
             Self::Expired => "expired",
+            Self::Budget => "budget",
             Self::Invalid => "invalid",
         }
     }

@@ -20,11 +20,13 @@ pub enum Kind {
     Failure,
     /// [`super::DeadLetter`]
     DeadLetter,
+    /// [`super::Change`]
+    Change,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Request, Self::Result, Self::Failure, Self::DeadLetter];
+    pub const ALL: [Self; 5] = [Self::Request, Self::Result, Self::Failure, Self::DeadLetter, Self::Change];
 
     /// The CloudEvents type, version included.
     #[must_use]
@@ -34,6 +36,7 @@ impl Kind {
             Self::Result => "weir.result.v1",
             Self::Failure => "weir.failure.v1",
             Self::DeadLetter => "weir.dead_letter.v1",
+            Self::Change => "weir.change.v1",
         }
     }
 
@@ -45,6 +48,7 @@ impl Kind {
             Self::Result => "urn:weir:schema:result:v1",
             Self::Failure => "urn:weir:schema:failure:v1",
             Self::DeadLetter => "urn:weir:schema:dead_letter:v1",
+            Self::Change => "urn:weir:schema:change:v1",
         }
     }
 
@@ -56,6 +60,7 @@ impl Kind {
             Self::Result => "schemas/result.v1.schema.json",
             Self::Failure => "schemas/failure.v1.schema.json",
             Self::DeadLetter => "schemas/dead_letter.v1.schema.json",
+            Self::Change => "schemas/change.v1.schema.json",
         }
     }
 }

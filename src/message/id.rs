@@ -135,6 +135,15 @@ id!(
     /// A vendor API that weir collects from, as named in the configuration.
     SourceName, "the source name", 64
 );
+
+impl SourceName {
+    /// Whose a record is if that is part of what cannot be read.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self("unknown".into())
+    }
+}
+
 id!(
     /// What logs, records and rows call an account; never its key.
     AccountAlias, "the account alias", 64

@@ -5,6 +5,7 @@
 //! `schemas/` are generated from these types. A reader ignores fields that it does not know, so a newer
 //! writer may add some; what changes a meaning takes a new version in `ce_type`.
 
+mod change;
 pub mod codec;
 mod dead_letter;
 pub mod envelope;
@@ -14,6 +15,7 @@ mod request;
 mod result;
 pub mod trace;
 
+pub use change::{Change, Field, Watched};
 pub use dead_letter::{DeadLetter, Origin, Reason};
 pub use failure::{Attempt, Class, Failure};
 pub use id::{AccountAlias, BatchId, InvalidId, ItemId, RequestId, SourceName};

@@ -1,12 +1,14 @@
 //! The vendor's answer for an item. In code it is an [`Observation`], since `Result` is taken.
 
-use rust_decimal::Decimal;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha1::{Digest as _, Sha1};
 
-use super::{AccountAlias, BatchId, ItemId, RequestId, SourceName};
+use super::{
+    AccountAlias, BatchId, ItemId, RequestId, SourceName,
+    change::{Field, value},
+};
 use crate::runtime::clock::Timestamp;
 
 /// What the vendor said about the item.
@@ -97,12 +99,13 @@ impl Columns {
     /// `10.0` and `10.00` are one price, so that formatting alone makes no change.
     #[must_use]
     pub fn fingerprint(&self, status: Status) -> String {
-        let number = |text: &Option<String>| {
-            let text = text.as_deref().unwrap_or_default();
-            text.parse::<Decimal>().map_or_else(|_| text.to_owned(), |number| number.normalize().to_string())
-        };
-        let title = self.title.as_deref().unwrap_or_default().trim();
-        let watched = [status.as_str(), title, &number(&self.price), &number(&self.stock), &number(&self.rating)];
+        let watched = [
+            status.as_str().to_owned(),
+            value(Field::Title, self.title.as_deref()),
+            value(Field::Price, self.price.as_deref()),
+            value(Field::Stock, self.stock.as_deref()),
+            value(Field::Rating, self.rating.as_deref()),
+        ];
         let digest = Sha1::digest(watched.join("\u{1f}"));
         hex::encode(&digest[..8])
     }

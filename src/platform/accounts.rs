@@ -12,6 +12,7 @@ use figment::providers::{Format, Toml};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
+use super::preset::Preset;
 use super::secrets::{Inline, Readers, SecretError, SecretRef, Surroundings, read};
 use crate::{message::AccountAlias, quota::Limit};
 
@@ -37,6 +38,8 @@ pub struct Account {
     pub limits: Vec<Limit>,
     /// How many of its calls may be under way at once; `None` = any number.
     pub calls_in_flight: Option<u32>,
+    /// The address that its calls leave from; `None` = one is chosen for it.
+    pub address: Option<String>,
 }
 
 /// `[[source.account]]`: an account whose secrets are elsewhere.
@@ -64,6 +67,12 @@ pub struct AccountConfig {
     /// How many of its calls may be under way at once; without one, any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls_in_flight: Option<u32>,
+    /// A published limit by name, in place of `limit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
+    /// The address that its calls leave from; without one, one of the source's is chosen for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 /// Why accounts cannot be used. No message has a secret in it.
@@ -97,6 +106,14 @@ pub enum AccountsError {
         alias: AccountAlias,
         /// What it is.
         found: String,
+    },
+    /// A preset that says nothing about accounts.
+    #[error("account {alias}: preset {preset:?} says nothing about accounts; set it for the source, or give a limit")]
+    Preset {
+        /// Which account.
+        alias: AccountAlias,
+        /// Which preset.
+        preset: &'static str,
     },
     /// Two accounts of one name.
     #[error("account {alias} is declared twice: each alias names one account of a source")]
@@ -143,9 +160,10 @@ impl AccountConfig {
             app_secret: secret("app_secret", &self.app_secret)?,
             access_token: self.access_token.as_ref().map(|token| secret("access_token", token)).transpose()?,
             refresh_token: self.refresh_token.as_ref().map(|token| secret("refresh_token", token)).transpose()?,
-            limit: self.limit.clone(),
+            limit: limit_of(&self.alias, self.limit.clone(), self.preset)?,
             limits: self.limits.clone(),
             calls_in_flight: self.calls_in_flight,
+            address: self.address.clone(),
         })
     }
 }
@@ -163,6 +181,7 @@ impl Account {
             limit: None,
             limits: Vec::new(),
             calls_in_flight: None,
+            address: None,
         }
     }
 
@@ -207,20 +226,40 @@ struct InlineAccount {
     #[serde(default)]
     limits: Vec<Limit>,
     calls_in_flight: Option<u32>,
+    preset: Option<Preset>,
+    address: Option<String>,
 }
 
-impl From<InlineAccount> for Account {
-    fn from(inline: InlineAccount) -> Self {
-        Self {
+/// An account's own limit: the one that is given, else the preset's.
+fn limit_of(
+    alias: &AccountAlias,
+    limit: Option<Limit>,
+    preset: Option<Preset>,
+) -> Result<Option<Limit>, AccountsError> {
+    match (limit, preset) {
+        (None, Some(preset)) => {
+            let missing = || AccountsError::Preset { alias: alias.clone(), preset: preset.name() };
+            preset.account().map(Some).ok_or_else(missing)
+        }
+        (limit, _) => Ok(limit),
+    }
+}
+
+impl TryFrom<InlineAccount> for Account {
+    type Error = AccountsError;
+
+    fn try_from(inline: InlineAccount) -> Result<Self, AccountsError> {
+        Ok(Self {
+            limit: limit_of(&inline.alias, inline.limit, inline.preset)?,
             alias: inline.alias,
             app_key: inline.app_key,
             app_secret: inline.app_secret.0,
             access_token: inline.access_token.map(|token| token.0),
             refresh_token: inline.refresh_token.map(|token| token.0),
-            limit: inline.limit,
             limits: inline.limits,
             calls_in_flight: inline.calls_in_flight,
-        }
+            address: inline.address,
+        })
     }
 }
 
@@ -244,7 +283,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Vec<Account>, AccountsError> {
         line: line_of(text, error.span().map_or(0, |span| span.start)),
         message: error.message().to_owned(),
     })?;
-    let accounts: Vec<_> = file.account.into_iter().map(Account::from).collect();
+    let accounts = file.account.into_iter().map(Account::try_from).collect::<Result<Vec<_>, _>>()?;
     accounts.iter().try_for_each(Account::check)?;
     Ok(accounts)
 }
@@ -296,6 +335,8 @@ mod tests {
             limit: None,
             limits: Vec::new(),
             calls_in_flight: None,
+            preset: None,
+            address: None,
         }
     }
 

@@ -12,16 +12,20 @@ use serde::{Deserialize, Serialize};
 use super::{
     Account, Vendor,
     accounts::{self, AccountConfig, AccountsError},
+    address::{self, Address, AddressConfig, AddressError, HealthConfig},
     ali1688::{Ali1688, Pointers, Settings},
     http::{self, Client, Timeouts},
+    limits::SourceLimits,
     pick::InvalidPointer,
+    preset::Preset,
     secrets::Surroundings,
 };
 use crate::{
     message::SourceName,
     quota::{
         Limit,
-        plan::{AccountLimits, Limits},
+        money::{BudgetConfig, Budgets, Money, OnBudget},
+        plan::Limits,
     },
 };
 
@@ -74,7 +78,10 @@ pub struct SourceConfig {
     /// Accounts whose secrets are in the environment or in a file each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub account: Vec<AccountConfig>,
-    /// What the vendor allows each account that has no limit of its own; without one, as fast as it goes.
+    /// Limits that somebody has published, by name; the keys below go before them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
+    /// What the vendor allows each account that has no limit of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
     /// Further limits of each account that has none of its own, which hold together with that one.
@@ -86,6 +93,27 @@ pub struct SourceConfig {
     /// What the vendor allows each address that calls come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_limit: Option<Limit>,
+    /// Whether accounts without a limit go as fast as they can; else their limit is sought, beginning slowly.
+    #[serde(default)]
+    pub unlimited: bool,
+    /// What one call costs, in whatever the vendor bills.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_per_call: Option<Money>,
+    /// What that is in, for people: any text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+    /// How much may be spent.
+    #[serde(default)]
+    pub budget: BudgetConfig,
+    /// What happens when it is spent.
+    #[serde(default)]
+    pub on_budget: OnBudget,
+    /// Addresses that calls leave from: proxies, or addresses of the machine. Without any: its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub address: Vec<AddressConfig>,
+    /// When an address is taken out, and for how long.
+    #[serde(default)]
+    pub address_health: HealthConfig,
 }
 
 fn default_url() -> String {
@@ -131,14 +159,17 @@ pub struct Source {
     pub client: Client,
     /// Its accounts, at least one; slots name them by their index.
     pub accounts: Arc<[Account]>,
-    /// What the vendor allows each account that has no limit of its own.
-    pub limit: Option<Limit>,
-    /// What holds together with it.
-    pub limits: Vec<Limit>,
-    /// What the vendor allows all accounts together.
-    pub shared_limits: Vec<Limit>,
-    /// What the vendor allows each address that calls come from.
-    pub address_limit: Option<Limit>,
+    /// Accounts without a limit go as fast as they can.
+    pub unlimited: bool,
+    /// The addresses that calls leave from, at least one; slots name them by their index.
+    pub addresses: Arc<[Address]>,
+    /// When an address is taken out.
+    pub address_health: HealthConfig,
+    /// Of each account, the address that its calls leave from, and then those that replace it.
+    homes: Vec<Vec<usize>>,
+    /// What calls cost and may cost, if they cost something.
+    pub budgets: Option<Budgets>,
+    limits: SourceLimits,
 }
 
 /// Why a source cannot be opened.
@@ -167,6 +198,9 @@ pub enum Problem {
     /// A column pointer is none.
     #[error("columns: {0}")]
     Pointer(#[from] InvalidPointer),
+    /// An address cannot be used, or an account's is none.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// An account cannot be used.
     #[error(transparent)]
     Accounts(#[from] AccountsError),
@@ -193,18 +227,21 @@ impl Source {
     /// Everything that the vendor allows, as the quota reads it.
     #[must_use]
     pub fn quota(&self) -> Limits {
-        let account = |account: &Account| {
-            let own = account.limit.iter().chain(&account.limits);
-            let of_source = self.limit.iter().chain(&self.limits);
-            let has_own = account.limit.is_some() || !account.limits.is_empty();
-            let limits = if has_own { own.cloned().collect() } else { of_source.cloned().collect() };
-            AccountLimits { limits, address: 0, in_flight: account.calls_in_flight }
-        };
-        Limits {
-            accounts: self.accounts.iter().map(account).collect(),
-            source: self.shared_limits.clone(),
-            address: self.address_limit.iter().cloned().collect(),
-        }
+        let limits = self.limits.quota(&self.accounts, &self.addresses, &self.homes, self.address_health.failover);
+        Limits { unlimited: self.unlimited, ..limits }
+    }
+
+    /// What the vendor allows each account that has no limit of its own, preset included.
+    #[must_use]
+    pub fn account_limit(&self) -> Option<&Limit> {
+        self.limits.account.as_ref()
+    }
+
+    /// How many accounts call from each address, by index.
+    #[must_use]
+    pub fn accounts_by_address(&self) -> Vec<usize> {
+        let count = |index| self.homes.iter().filter(|order| order.first() == Some(&index)).count();
+        (0..self.addresses.len()).map(count).collect()
     }
 
     fn build(config: &SourceConfig, at: Surroundings<'_>) -> Result<Self, Problem> {
@@ -222,16 +259,22 @@ impl Source {
             let key = format!("calls_in_flight of account {}", account.alias);
             require(&key, &format!("{:?}", cap.unwrap_or_default()), cap != Some(0), "at least 1")?;
         }
+        let addresses = address::open(&config.address, at)?;
+        let home = |account: &Account| address::assign(&account.alias, account.address.as_deref(), &addresses);
+        let homes = accounts.iter().map(home).collect::<Result<_, _>>()?;
         let timeouts = Timeouts { total: config.timeout, connect: config.connect_timeout };
+        let client = Client::from_addresses(timeouts, &addresses);
         Ok(Self {
             name: config.name.clone(),
             vendor,
-            client: Client::new(timeouts).map_err(|error| Problem::Client(error.to_string()))?,
+            client: client.map_err(|error| Problem::Client(error.to_string()))?,
             accounts: accounts.into(),
-            limit: config.limit.clone(),
-            limits: config.limits.clone(),
-            shared_limits: config.shared_limits.clone(),
-            address_limit: config.address_limit.clone(),
+            unlimited: config.unlimited,
+            addresses: addresses.into(),
+            address_health: config.address_health,
+            homes,
+            budgets: config.budgets(),
+            limits: SourceLimits::of(config),
         })
     }
 }
@@ -259,7 +302,32 @@ impl SourceConfig {
         }
     }
 
+    /// What calls cost and may cost, in calls.
+    #[must_use]
+    pub fn budgets(&self) -> Option<Budgets> {
+        self.cost_per_call.map(|cost| Budgets::new(cost, &self.budget, self.on_budget))
+    }
+
+    fn check_budget(&self) -> Result<(), Problem> {
+        let has_budget = self.budget.per_day.is_some() || self.budget.per_batch.is_some();
+        let Some(Budgets { cost, per_day, per_batch, .. }) = self.budgets() else {
+            let (found, allowed) = ("not set".to_owned(), "an amount such as \"0.02\", since there is a budget");
+            let problem = Problem::Key { key: "cost_per_call".to_owned(), found, allowed };
+            return if has_budget { Err(problem) } else { Ok(()) };
+        };
+        let check = |key: &str, budget: Option<Money>, calls: Option<u64>| match (budget, calls) {
+            (Some(found), Some(0)) => {
+                let found = format!("{found}, less than one call at {cost}");
+                Err(Problem::Key { key: key.to_owned(), found, allowed: "at least cost_per_call" })
+            }
+            _ => Ok(()),
+        };
+        check("budget.per_day", self.budget.per_day, per_day)?;
+        check("budget.per_batch", self.budget.per_batch, per_batch)
+    }
+
     fn check(&self) -> Result<(), Problem> {
+        self.check_budget()?;
         require("url", &self.url, http::is_base_url(&self.url), "http:// or https://, a host and perhaps a path")?;
         let page = &self.authorise_url;
         require("authorise_url", page, http::is_base_url(page), "http:// or https://, a host and perhaps a path")?;
@@ -268,6 +336,13 @@ impl SourceConfig {
         require("api", &self.api, is_api, "namespace/name, like com.alibaba.product/alibaba.product.get")?;
         require("version", &self.version, is_word(&self.version), "ASCII letters, digits, - _ .")?;
         require("item_param", &self.item_param, is_word(&self.item_param), "ASCII letters, digits, - _ .")?;
+        let health = &self.address_health;
+        let failures = health.failures.to_string();
+        require("address_health.failures", &failures, health.failures > 0, "at least 1")?;
+        check_time("address_health.rest", health.rest)?;
+        let is_right = health.rest_max >= health.rest && health.rest_max <= Duration::from_secs(24 * 60 * 60);
+        let found = humantime::format_duration(health.rest_max).to_string();
+        require("address_health.rest_max", &found, is_right, "at least address_health.rest, at most 1day")?;
         check_time("timeout", self.timeout)?;
         check_time("connect_timeout", self.connect_timeout)?;
         let limits = self.limit.iter().map(|limit| ("limit", limit));
@@ -321,7 +396,7 @@ mod tests {
     fn a_source_needs_a_name_a_kind_and_an_account() {
         let source = open(MINIMAL).unwrap();
         assert_eq!(source.accounts.len(), 1);
-        assert_eq!(source.quota().accounts[0].limits, source.limit.iter().cloned().collect::<Vec<_>>());
+        assert_eq!(source.quota().accounts[0].limits, source.account_limit().cloned().into_iter().collect::<Vec<_>>());
         assert_eq!(source.vendor.batch_max(), 1);
     }
 
@@ -367,6 +442,17 @@ mod tests {
             ),
             ("columns = { title = \"subject\" }", "columns: \"subject\" is not a JSON pointer"),
             ("colour = \"red\"", "unknown field `colour`"),
+            ("budget = { per_day = \"1\" }", "cost_per_call is not set; it must be an amount"),
+            ("cost_per_call = 0.1", "expected a string"),
+            (
+                "cost_per_call = \"2\"\nbudget = { per_batch = \"1.5\" }",
+                "budget.per_batch is 1.5, less than one call at 2; it must be at least cost_per_call",
+            ),
+            ("address_health = { failures = 0 }", "address_health.failures is \"0\"; it must be at least 1"),
+            (
+                "address_health = { rest = \"5m\", rest_max = \"1m\" }",
+                "address_health.rest_max is \"1m\"; it must be at",
+            ),
             ("accounts_file = \"none.toml\"", "source ali1688: accounts_file: cannot read /nowhere/none.toml"),
         ];
         for (line, expected) in table {

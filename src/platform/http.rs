@@ -1,22 +1,24 @@
 //! The vendors' HTTP client: pooled connections, one call per exchange, nothing without a limit.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::{Response, Url, header};
+use reqwest::{Proxy, Response, Url};
+use secrecy::ExposeSecret;
 
-use super::{Exchange, HttpReply, Refusal, RefusalKind};
-use crate::{
-    message::codec::shorten,
-    runtime::clock::{Clock, Timestamp},
+use super::{
+    Exchange, HttpReply, Refusal, RefusalKind,
+    address::{Address, Credentials},
+    hints::{self, Hint},
 };
+use crate::{message::codec::shorten, runtime::clock::Clock};
 
 /// The longest body that is read, in bytes: far more than any product has, and little enough that its record
 /// fits into a topic.
 pub const BODY_LIMIT: usize = 4 * 1024 * 1024;
 
-/// The longest time that `Retry-After` is believed.
-pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// A proxy's "who are you?".
+const PROXY_AUTHENTICATION: u16 = 407;
 
 /// How much of an error's text is kept, in bytes.
 const MESSAGE_LIMIT: usize = 300;
@@ -30,11 +32,45 @@ pub struct Timeouts {
     pub connect: Duration,
 }
 
-/// A pool of connections. Clones share it.
+/// How calls leave.
+#[derive(Clone, Debug)]
+pub enum Route {
+    /// From whichever address the system takes.
+    Direct,
+    /// From this address of the machine.
+    Local(IpAddr),
+    /// Through a proxy.
+    Proxy {
+        /// Without anything secret.
+        url: String,
+        /// If the proxy wants some.
+        credentials: Option<Credentials>,
+    },
+}
+
+/// A pool of connections for each address that calls leave from. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: reqwest::Client,
+    ways: Arc<[Way]>,
     timeout: Duration,
+}
+
+/// One address and its connections.
+#[derive(Clone, Debug)]
+struct Way {
+    name: String,
+    route: Route,
+    http: reqwest::Client,
+}
+
+/// Why there is no reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoReply {
+    /// The vendor was not reached, and the address that the call should have left from is to blame: the proxy
+    /// does not answer, wants other credentials or cannot connect, or the machine does not have that address.
+    Address(String),
+    /// Anything else, as the vendor's.
+    Refused(Refusal),
 }
 
 /// The client cannot be made: TLS does not start.
@@ -53,21 +89,20 @@ impl Client {
     /// # Errors
     /// [`ClientError`] if the TLS library does not start.
     pub fn new(timeouts: Timeouts) -> Result<Self, ClientError> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
-            .timeout(timeouts.total)
-            .connect_timeout(timeouts.connect)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            .http2_adaptive_window(true)
-            // A redirect would send the secrets in the form to somebody else, and a call that is repeated
-            // behind our back would have no slot.
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .no_proxy()
-            .build();
-        http.map(|http| Self { http, timeout: timeouts.total }).map_err(|error| ClientError(chain(&error)))
+        Self::from_addresses(timeouts, &[Address { name: "direct".to_owned(), route: Route::Direct, limit: None }])
+    }
+
+    /// The same with these addresses, at least one; [`Self::exchange_from`] names them by their index.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; or a proxy's URL is none.
+    pub fn from_addresses(timeouts: Timeouts, addresses: &[Address]) -> Result<Self, ClientError> {
+        let way = |Address { name, route, .. }: &Address| {
+            let http = connections(timeouts, route).map_err(|error| ClientError(chain(&error.without_url())))?;
+            Ok(Way { name: name.clone(), route: route.clone(), http })
+        };
+        let ways = addresses.iter().map(way).collect::<Result<_, ClientError>>()?;
+        Ok(Self { ways, timeout: timeouts.total })
     }
 
     /// How long one call takes at most.
@@ -76,25 +111,107 @@ impl Client {
         self.timeout
     }
 
-    /// Makes one call: posts the form and reads the whole reply, whatever its status.
+    /// How many addresses there are.
+    #[must_use]
+    pub fn addresses(&self) -> usize {
+        self.ways.len()
+    }
+
+    /// What an address is called.
+    #[must_use]
+    pub fn address_name(&self, index: usize) -> &str {
+        self.ways.get(index).map_or("unknown", |way| way.name.as_str())
+    }
+
+    /// Makes one call from the first address: posts the form and reads the whole reply, whatever its status.
     ///
     /// # Errors
     /// A [`Refusal`] of kind [`RefusalKind::Outage`] if there is no whole reply, with one of the codes
-    /// `timeout`, `connect`, `dns`, `tls`, `closed` and `body`.
+    /// `address`, `timeout`, `connect`, `dns`, `tls`, `closed` and `body`.
+    ///
+    /// # Cancellation
+    /// As [`Self::exchange_from`].
+    pub async fn exchange(&self, exchange: &Exchange) -> Result<HttpReply, Refusal> {
+        self.exchange_from(0, exchange).await.map_err(|no_reply| match no_reply {
+            NoReply::Address(message) => Refusal { kind: RefusalKind::Outage, code: "address".to_owned(), message },
+            NoReply::Refused(refusal) => refusal,
+        })
+    }
+
+    /// Makes one call from the address of this index (beyond the last: from the first).
+    ///
+    /// # Errors
+    /// [`NoReply`]: who is to blame that there is no whole reply.
     ///
     /// # Cancellation
     /// Dropping the future closes the connection (HTTP/1.1) or resets the stream (HTTP/2); the vendor may
     /// have counted the call.
-    pub async fn exchange(&self, exchange: &Exchange) -> Result<HttpReply, Refusal> {
-        self.attempt(exchange).await.map_err(|broken| broken.refusal(&exchange.url))
+    pub async fn exchange_from(&self, address: usize, exchange: &Exchange) -> Result<HttpReply, NoReply> {
+        let Some(way) = self.ways.get(address).or_else(|| self.ways.first()) else {
+            return Err(NoReply::Address("the source has no address to call from".to_owned()));
+        };
+        let reply = way.attempt(exchange).await.map_err(|broken| way.blame(broken, &exchange.url))?;
+        if reply.status == PROXY_AUTHENTICATION && matches!(way.route, Route::Proxy { .. }) {
+            return Err(NoReply::Address("the proxy wants (other) credentials: HTTP 407".to_owned()));
+        }
+        Ok(reply)
+    }
+}
+
+/// The connections of one address.
+fn connections(timeouts: Timeouts, route: &Route) -> Result<reqwest::Client, reqwest::Error> {
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
+        .timeout(timeouts.total)
+        .connect_timeout(timeouts.connect)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Duration::from_secs(30))
+        .http2_adaptive_window(true)
+        // A redirect would send the secrets in the form to somebody else, and a call that is repeated
+        // behind our back would have no slot.
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .no_proxy();
+    match route {
+        Route::Direct => builder,
+        Route::Local(address) => builder.local_address(*address),
+        Route::Proxy { url, credentials } => {
+            let proxy = Proxy::all(url)?;
+            builder.proxy(match credentials {
+                Some(Credentials { user, password }) => {
+                    proxy.basic_auth(user.expose_secret(), password.expose_secret())
+                }
+                None => proxy,
+            })
+        }
+    }
+    .build()
+}
+
+impl Way {
+    /// Whether the address or the vendor is to blame.
+    ///
+    /// What goes wrong before a connection to the vendor is there is the proxy's, also if the proxy says that it
+    /// cannot reach it: the vendor has seen nothing of the call. TLS is between us and the vendor.
+    fn blame(&self, broken: Broken, url: &str) -> NoReply {
+        let is_address = match (&self.route, &broken) {
+            (Route::Proxy { .. }, Broken::Transport(error)) => {
+                error.is_connect() && code_of(error, &chain(error)) != "tls"
+            }
+            (Route::Local(_), Broken::Transport(error)) => is_not_ours(error),
+            (Route::Direct | Route::Local(_) | Route::Proxy { .. }, _) => false,
+        };
+        let refusal = broken.refusal(url);
+        if is_address { NoReply::Address(refusal.message) } else { NoReply::Refused(refusal) }
     }
 
     async fn attempt(&self, exchange: &Exchange) -> Result<HttpReply, Broken> {
         let sent = self.http.post(&exchange.url).form(&exchange.form).send().await;
         let response = sent.map_err(Broken::Transport)?;
         let status = response.status().as_u16();
-        let retry_after = retry_after_of(&response);
-        Ok(HttpReply { status, retry_after, body: body(response).await? })
+        let hint = hint_of(&response);
+        Ok(HttpReply { status, retry_after: hint.wait(), used_up: hint.used_up, body: body(response).await? })
     }
 }
 
@@ -138,6 +255,19 @@ impl Broken {
         let message = format!("POST {to}: {why}");
         Refusal { kind, code: code.to_owned(), message: shorten(&message, MESSAGE_LIMIT).into_owned() }
     }
+}
+
+/// Whether the machine does not have the address that a connection was to leave from.
+fn is_not_ours(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&dyn Error> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::AddrNotAvailable) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn code_of(error: &reqwest::Error, why: &str) -> &'static str {
@@ -190,37 +320,28 @@ pub(super) fn with_query(url: &str, params: &[(&str, &str)]) -> Option<String> {
     Url::parse_with_params(url, params).ok().map(String::from)
 }
 
-fn retry_after_of(response: &Response) -> Option<Duration> {
-    let text = |name| response.headers().get(name)?.to_str().ok();
-    let value = text(header::RETRY_AFTER)?;
-    // A date is meant on the sender's clock, which it sends along.
-    let now = text(header::DATE).and_then(http_date).unwrap_or_else(|| Clock::System.now());
-    retry_after(value, now)
+/// Whether a text is a proxy's URL: scheme, host and perhaps a port, and nothing secret.
+pub(super) fn is_proxy_url(text: &str) -> bool {
+    let Ok(url) = text.parse::<Url>() else {
+        return false;
+    };
+    matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h")
+        && url.has_host()
+        && matches!(url.path(), "" | "/")
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none()
 }
 
-/// The time from `now` that a `Retry-After` in either form asks for, at most [`RETRY_AFTER_MAX`].
-///
-/// Nothing if it is garbage, zero or in the past: the caller then backs off by its own rule.
-#[must_use]
-pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
-    let value = value.trim();
-    let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        value.parse().map_or(RETRY_AFTER_MAX, Duration::from_secs)
-    } else {
-        http_date(value)?.since(now)
+fn hint_of(response: &Response) -> Hint {
+    let header = |name: &str| {
+        let lines: Vec<&str> = response.headers().get_all(name).iter().filter_map(|line| line.to_str().ok()).collect();
+        (!lines.is_empty()).then(|| lines.join(", "))
     };
-    (!wait.is_zero()).then(|| wait.min(RETRY_AFTER_MAX))
-}
-
-/// A date in the form of today or in one of the two older ones that RFC 9110 has recipients accept.
-fn http_date(text: &str) -> Option<Timestamp> {
-    let older = || {
-        let formats = ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
-        let civil = formats.iter().find_map(|format| jiff::civil::DateTime::strptime(format, text).ok())?;
-        civil.to_zoned(jiff::tz::TimeZone::UTC).ok()
-    };
-    let at = jiff::fmt::rfc2822::parse(text).ok().or_else(older)?;
-    Some(Timestamp::from_millis(at.timestamp().as_millisecond()))
+    // Times are meant on the sender's clock, which it sends along.
+    let now = header("date").and_then(|value| hints::date(&value)).unwrap_or_else(|| Clock::System.now());
+    Hint::read(&header, now)
 }
 
 #[cfg(test)]

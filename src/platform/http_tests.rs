@@ -13,6 +13,7 @@ use futures::{StreamExt as _, stream};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
 
 use super::*;
+use crate::platform::proxies::Proxy;
 
 /// `{"ok":true}` as gzip, in hex.
 const GZIPPED: &str = "1f8b0800000000000203ab56cacf56b22a292a4dad0500905fd4a70b000000";
@@ -40,6 +41,9 @@ impl Server {
 fn router() -> Router {
     let mut busy = HeaderMap::new();
     busy.insert("retry-after", HeaderValue::from_static("7"));
+    let mut spent = HeaderMap::new();
+    spent.append("ratelimit", HeaderValue::from_static(r#""second";r=5;t=1"#));
+    spent.append("ratelimit", HeaderValue::from_static(r#""day";r=0;t=40"#));
     let mut dated = HeaderMap::new();
     dated.insert("date", HeaderValue::from_static("Tue, 14 Nov 2023 22:13:20 GMT"));
     dated.insert("retry-after", HeaderValue::from_static("Tue, 14 Nov 2023 22:14:20 GMT"));
@@ -51,6 +55,7 @@ fn router() -> Router {
     Router::new()
         .route("/echo", post(async |request: Request| request.into_body()))
         .route("/type", post(async |headers: HeaderMap| headers["content-type"].to_str().unwrap().to_owned()))
+        .route("/spent", post((spent, "{}")))
         .route("/busy", post((StatusCode::TOO_MANY_REQUESTS, busy, "slow down")))
         .route("/dated", post((StatusCode::SERVICE_UNAVAILABLE, dated, "")))
         .route("/gzip", post((gzip, hex::decode(GZIPPED).unwrap())))
@@ -116,6 +121,12 @@ async fn a_status_is_no_error_and_retry_after_is_read_in_both_forms() {
 }
 
 #[tokio::test]
+async fn a_good_reply_says_that_a_quota_is_used_up() {
+    let spent = Server::start().await.call("/spent").await.unwrap();
+    assert_eq!((spent.status, spent.used_up), (200, Some(Duration::from_secs(40))));
+}
+
+#[tokio::test]
 async fn a_compressed_reply_is_unpacked() {
     assert_eq!(Server::start().await.call("/gzip").await.unwrap().body, r#"{"ok":true}"#);
 }
@@ -158,6 +169,64 @@ async fn a_refused_port_and_a_server_without_tls_are_told_apart() {
     assert_outage(call(&server.url.replace("http:", "https:")).await, "tls");
 }
 
+/// The outcome of a call to `url` from an address.
+async fn call_from(route: Route, url: &str) -> Result<HttpReply, NoReply> {
+    let timeouts = Timeouts { total: Duration::from_millis(800), connect: Duration::from_millis(400) };
+    let address = Address { name: "a".to_owned(), route, limit: None };
+    let client = Client::from_addresses(timeouts, &[address]).unwrap();
+    client.exchange_from(0, &Exchange { url: url.to_owned(), form: vec![] }).await
+}
+
+fn through(proxy: &str, password: Option<&str>) -> Route {
+    let credentials =
+        password.map(|password| Credentials { user: "user".into(), password: password.to_owned().into() });
+    Route::Proxy { url: proxy.to_owned(), credentials }
+}
+
+#[tokio::test]
+async fn what_fails_on_the_way_to_the_vendor_is_the_proxys() {
+    let server = Server::start().await;
+    let echo = format!("{}/echo", server.url);
+    let secured = echo.replace("http:", "https:");
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let http = Proxy::http([127, 0, 0, 1], Some("user:hunter22")).await;
+    let socks = Proxy::socks([127, 0, 0, 1], Some("user:hunter22")).await;
+    let table = [
+        ("no proxy there", through(&format!("http://{nobody}"), None), echo.clone()),
+        ("no SOCKS there", through(&format!("socks5://{nobody}"), None), echo.clone()),
+        ("407 to a call", through(&http.url, Some("wrong-one")), echo.clone()),
+        ("407 to CONNECT", through(&http.url, Some("wrong-one")), secured.clone()),
+        ("SOCKS's 407", through(&socks.url, Some("wrong-one")), echo.clone()),
+        ("SOCKS cannot connect", through(&socks.url, Some("hunter22")), format!("http://{nobody}/")),
+        ("CONNECT cannot connect", through(&http.url, Some("hunter22")), format!("https://{nobody}/")),
+        ("not our address", Route::Local([192, 0, 2, 1].into()), echo.clone()),
+    ];
+    for (what, route, url) in table {
+        let outcome = call_from(route, &url).await;
+        let Err(NoReply::Address(why)) = outcome else { panic!("{what}: {outcome:?}") };
+        assert!(!why.contains("hunter22") && !why.contains("wrong-one"), "{what}: {why}");
+    }
+}
+
+#[tokio::test]
+async fn through_a_proxy_that_works_everything_is_the_vendors() {
+    let server = Server::start().await;
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for proxy in [Proxy::http([127, 0, 0, 61], None).await, Proxy::socks([127, 0, 0, 62], None).await] {
+        let call = async |url: String| call_from(through(&proxy.url, None), &url).await;
+        assert_eq!(call(format!("{}/busy", server.url)).await.unwrap().status, 429);
+        let slow = call(format!("{}/never", server.url)).await;
+        assert!(matches!(&slow, Err(NoReply::Refused(refusal)) if refusal.code == "timeout"), "{slow:?}");
+        let tls = call(format!("{}/echo", server.url.replace("http:", "https:"))).await;
+        assert!(matches!(&tls, Err(NoReply::Refused(refusal)) if refusal.code == "tls"), "{tls:?}");
+    }
+    let bad_gateway = Proxy::http([127, 0, 0, 61], None).await;
+    let reply = call_from(through(&bad_gateway.url, None), &format!("http://{nobody}/")).await.unwrap();
+    assert_eq!(reply.status, 502);
+    let refused = call_from(Route::Local([127, 0, 0, 1].into()), &format!("http://{nobody}/")).await;
+    assert!(matches!(&refused, Err(NoReply::Refused(refusal)) if refusal.code == "connect"), "{refused:?}");
+}
+
 #[tokio::test]
 async fn an_error_names_the_address_but_not_the_query() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -169,32 +238,6 @@ async fn an_error_names_the_address_but_not_the_query() {
 #[tokio::test]
 async fn an_impossible_url_is_our_fault() {
     assert_eq!(call("http://[").await.unwrap_err().kind, RefusalKind::Bug);
-}
-
-#[test]
-fn retry_after_is_believed_within_reason() {
-    let now = Timestamp::from_millis(784_111_777_000); // Sun, 06 Nov 1994 08:49:37 GMT
-    let table = [
-        ("120", Some(120)),
-        (" 120 ", Some(120)),
-        ("0", None),
-        ("", None),
-        ("-5", None),
-        ("1.5", None),
-        ("soon", None),
-        ("86401", Some(86_400)),
-        ("99999999999999999999999", Some(86_400)),
-        ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
-        ("Sunday, 06-Nov-94 08:50:37 GMT", Some(60)),
-        ("Sun Nov  6 08:50:37 1994", Some(60)),
-        ("Sun, 06 Nov 1994 08:49:37 GMT", None),
-        ("Sat, 06 Nov 1993 08:49:37 GMT", None),
-        ("Mon, 06 Nov 1994 08:50:37 GMT", None),
-        ("Thu, 06 Nov 2994 08:49:37 GMT", Some(86_400)),
-    ];
-    for (value, seconds) in table {
-        assert_eq!(retry_after(value, now), seconds.map(Duration::from_secs), "{value:?}");
-    }
 }
 
 #[test]

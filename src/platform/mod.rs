@@ -5,13 +5,20 @@
 //! with a batch API says so in [`Vendor::batch_max`].
 
 pub mod accounts;
+pub mod address;
 pub mod ali1688;
 pub mod config;
+pub mod hints;
 pub mod http;
+mod limits;
 pub mod pick;
+pub mod preset;
 pub mod private;
+#[cfg(test)]
+pub(crate) mod proxies;
 mod redact;
 pub mod secrets;
+mod structured;
 
 use std::time::Duration;
 
@@ -43,8 +50,11 @@ pub struct Exchange {
 pub struct HttpReply {
     /// The status.
     pub status: u16,
-    /// `Retry-After` in either form, as a time from now.
+    /// How long whoever is refused has to wait: `Retry-After` in either form, else until a quota that is used up
+    /// comes back. See [`hints`].
     pub retry_after: Option<Duration>,
+    /// When there is more of a quota of which nothing is left, if the headers say so; on good replies too.
+    pub used_up: Option<Duration>,
     /// The body, at most [`http::BODY_LIMIT`] bytes.
     pub body: bytes::Bytes,
 }
@@ -92,10 +102,19 @@ pub enum RefusalKind {
 }
 
 /// Whom a throttle concerns.
+///
+/// A source is one API of a vendor, and its accounts are used for nothing else here. So what the vendor bans per account
+/// (TOP's `limited-by-app-access-count`, `gw.QosAppFrequencyLimit`, Pangolin's 4029) and what it bans per account *and*
+/// API (`limited-by-app-api-access-count`) are both [`Self::Account`]: the other accounts go on. What it bans per API for
+/// all its callers (`limited-by-api-access-count`, `gw.QosAPIFrequencyLimit`, an overloaded service's 503) is
+/// [`Self::Everyone`]. The same credentials under two sources are two accounts: a ban of one says nothing of the other,
+/// which learns of it by a refusal of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Affected {
     /// The account that called.
     Account,
+    /// Every account that calls from the same address.
+    Address,
     /// Every account: switching does not help.
     Everyone,
 }

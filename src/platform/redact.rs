@@ -98,6 +98,7 @@ mod tests {
             limit: None,
             limits: Vec::new(),
             calls_in_flight: None,
+            address: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Aliases, Pacing, Quota,
+    Aliases, Counting, Limit, Pacing, Quota,
     memory::Memory,
     plan::Limits,
     redis::{self, Redis},
@@ -27,6 +27,8 @@ pub struct Config {
     /// As [`Pacing::jitter`].
     #[serde(with = "humantime_serde")]
     pub jitter: Duration,
+    /// With what an account begins of which nobody has said any limit: see [`Limits::or_unknown`].
+    pub unknown: Limit,
 }
 
 /// Why there is no quota.
@@ -52,6 +54,7 @@ pub fn open(
     limits: &Limits,
     clock: &Clock,
 ) -> Result<Arc<dyn Quota>, OpenError> {
+    let limits = &limits.or_unknown(&config.unknown);
     match config.store {
         Store::Memory => Ok(Arc::new(Memory::with_limits(limits, &config.pacing(), clock))),
         Store::Redis => {
@@ -90,6 +93,14 @@ impl Default for Config {
             on_redis_loss: OnRedisLoss::default(),
             margin,
             jitter,
+            unknown: Limit {
+                calls: 1,
+                per: Duration::from_secs(1),
+                burst: 1,
+                kind: Counting::Bucket,
+                starts_at: None,
+                spread: false,
+            },
         }
     }
 }

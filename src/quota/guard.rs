@@ -17,15 +17,17 @@ use tracing::warn;
 
 use super::{Counting, Limit, plan::Limits};
 
-/// An independent check of every call: per account, and for the address that the calls leave from.
+/// An independent check of every call: per account, per address that calls leave from, and for the source.
 ///
 /// It waits and never refuses; that it waited at all means that the pace is wrong, or that somebody else
 /// shares the account.
 #[derive(Debug)]
 pub struct Guard {
     accounts: Vec<Vec<Bucket>>,
-    /// For the source, and for the address that calls leave from.
-    shared: Vec<Bucket>,
+    /// Of each account, the index of the address that its calls leave from if nobody says otherwise.
+    homes: Vec<usize>,
+    addresses: Vec<Vec<Bucket>>,
+    source: Vec<Bucket>,
     held: AtomicU64,
 }
 
@@ -52,13 +54,15 @@ impl Guard {
         Self::of(&limits)
     }
 
-    /// A guard with everything that the vendor allows; all accounts leave from one address.
+    /// A guard with everything that the vendor allows.
     #[must_use]
     pub fn of(limits: &Limits) -> Self {
         let buckets = |limits: &[Limit]| limits.iter().filter_map(bucket).collect::<Vec<_>>();
         Self {
             accounts: limits.accounts.iter().map(|account| buckets(&account.limits)).collect(),
-            shared: limits.source.iter().chain(&limits.address).filter_map(bucket).collect(),
+            homes: limits.accounts.iter().map(|account| account.address).collect(),
+            addresses: (0..limits.address_count()).map(|index| buckets(limits.of_address(index))).collect(),
+            source: buckets(&limits.source),
             held: AtomicU64::new(0),
         }
     }
@@ -68,11 +72,19 @@ impl Guard {
     /// # Cancellation
     /// Safe: a dropped call may have taken a token of the address that nobody uses, which only costs speed.
     pub async fn pass(&self, account: usize) -> Duration {
-        let Err(mut wait) = self.ask(account) else { return Duration::ZERO };
+        self.pass_from(account, self.homes.get(account).copied().unwrap_or_default()).await
+    }
+
+    /// The same for a call that leaves from a certain address.
+    ///
+    /// # Cancellation
+    /// As [`Self::pass`].
+    pub async fn pass_from(&self, account: usize, address: usize) -> Duration {
+        let Err(mut wait) = self.ask(account, address) else { return Duration::ZERO };
         let arrived = Instant::now();
         loop {
             tokio::time::sleep(wait).await;
-            match self.ask(account) {
+            match self.ask(account, address) {
                 Ok(()) => break,
                 Err(more) => wait = more,
             }
@@ -90,9 +102,10 @@ impl Guard {
 
     /// Asks all limits at one instant: a token taken before a wait would say nothing about the time after it.
     /// So the address may be charged again for a call that its account held.
-    fn ask(&self, account: usize) -> Result<(), Duration> {
-        let account = self.accounts.get(account).map_or(&[][..], Vec::as_slice);
-        self.shared.iter().chain(account).try_for_each(|bucket| {
+    fn ask(&self, account: usize, address: usize) -> Result<(), Duration> {
+        let account = self.accounts.get(account).into_iter().flatten();
+        let address = self.addresses.get(address).into_iter().flatten();
+        self.source.iter().chain(address).chain(account).try_for_each(|bucket| {
             bucket.check().map_err(|refusal| refusal.wait_time_from(TokioClock.now()).max(Duration::from_nanos(1)))
         })
     }

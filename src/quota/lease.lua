@@ -1,12 +1,12 @@
 -- The timetable of one source in Redis: the same steps as src/quota/timetable.rs, one call per lease.
 --
 -- KEYS[1]  weir:quota:{<source>}; all other keys begin with it, so that a cluster keeps them together
--- ARGV[1]  what to do: configure | lease | hold | holds | remember
+-- ARGV[1]  what to do: configure | lease | hold | holds | pace | remember
 -- ARGV[2]  the server's run id as this connection learned it: another one in the state = restart or failover
 -- ARGV[3]  its arguments, as JSON
 --
 -- :meta     what concerns the whole source (MessagePack)
--- :account  name -> MessagePack {gate, address, held, disabled}
+-- :account  name -> MessagePack {gate, address, home, fallbacks, held, disabled}
 -- :queue:A  names of the accounts of address A by the time at which they may call next; disabled ones at +inf
 -- :returned slots that came back, "time:number:name", by time
 --
@@ -15,6 +15,8 @@
 
 local floor, max, min = math.floor, math.max, math.min
 local INFINITE = 9e15
+-- What tells the name of an address from an account's, which cannot begin like this.
+local ADDRESS = '\n'
 local META, ACCOUNT, RETURNED = KEYS[1] .. ':meta', KEYS[1] .. ':account', KEYS[1] .. ':returned'
 local function queue(address) return KEYS[1] .. ':queue:' .. address end
 
@@ -100,6 +102,45 @@ local function refund(budget, at)
   end
 end
 
+-- ---------------------------------------------------------------- paces (share.rs, adapt.rs)
+
+local SLOWER, PROBE_PER_MINUTE, STRETCH_MAX, STRETCH_MIN, DEAF, QUIET_MAX = 1.05, 0.001, 100, 0.001, 4, 10000000
+
+local function pace_new(basis)
+  return { basis = basis, operator = 1, calendar = 1, stretch = 1, deaf = 0, quiet = 0, refused = 0, learned = 0,
+    from = 0, slots = 0, before = 0 }
+end
+
+local function stretched(spacing, by) return by == 1 and spacing or math.ceil(spacing * by - 1e-6) end
+
+local function stretch_of(pace) return pace.stretch / (pace.operator * pace.calendar) end
+
+local function pace_slot(pace, at)
+  local quiet = pace.quiet == 0 and 0 or min(max(at - pace.quiet, 0), QUIET_MAX)
+  pace.quiet = max(pace.quiet, at)
+  if pace.basis == 'free' and pace.learned == 0 then
+    if at >= pace.from + 1000000 then
+      pace.before = at < pace.from + 2000000 and pace.slots or 0
+      pace.from, pace.slots = at, 0
+    end
+    pace.slots = pace.slots + 1
+    return
+  end
+  local minutes = quiet / 60000000
+  local shorter = 1 - PROBE_PER_MINUTE * minutes
+  if pace.basis == 'guess' and pace.refused == 0 then shorter = 2 ^ -minutes end
+  pace.stretch = max(pace.stretch * shorter, pace.basis == 'known' and 1 or STRETCH_MIN)
+end
+
+local function pace_refuse(pace, left, planned)
+  pace.refused = pace.refused + 1
+  if left < pace.deaf then return end
+  if planned == 0 and pace.learned == 0 then pace.learned = floor(1000000 / max(pace.slots, pace.before, 1)) end
+  pace.stretch = min(pace.stretch * SLOWER, STRETCH_MAX)
+  pace.deaf = max(now, left) + DEAF * stretched(planned > 0 and planned or pace.learned, pace.stretch)
+  pace.quiet = max(pace.quiet, now)
+end
+
 -- ---------------------------------------------------------------- gates
 
 local function gate_free_at(gate, at)
@@ -112,9 +153,9 @@ local function gate_free_at(gate, at)
   end
 end
 
-local function gate_take(gate, at)
+local function gate_take(gate, at, spacing)
   -- At least a microsecond, so that accounts without a limit take turns.
-  gate.next = at + max(gate.spacing, 1)
+  gate.next = at + max(spacing, 1)
   for _, budget in ipairs(gate.budgets) do charge(budget, at) end
 end
 
@@ -129,7 +170,8 @@ local function gate_doubt(gate, horizon, phase, since, known)
   for _, budget in ipairs(gate.budgets) do
     local calls = 0
     if since then
-      calls = gate.spacing > 0 and min(budget.calls, floor((horizon - since) / gate.spacing) + 1) or budget.calls
+      -- A guessed pace may have been exceeded.
+      calls = gate.spacing > 0 and not gate.guess and min(budget.calls, floor((horizon - since) / gate.spacing) + 1) or budget.calls
     elseif budget.learns or known then
       calls = budget.calls
     end
@@ -148,6 +190,8 @@ local function account(name)
   if accounts[name] == nil then
     local packed = redis.call('HGET', ACCOUNT, name)
     accounts[name] = packed and cmsgpack.unpack(packed) or false
+    -- A state of an earlier version.
+    if accounts[name] and not accounts[name].pace then accounts[name].pace = pace_new('known') end
   end
   return accounts[name]
 end
@@ -182,6 +226,12 @@ local function save()
   redis.call('SET', META, cmsgpack.pack(meta))
 end
 
+local function address_named(list, name)
+  for number, address in ipairs(list) do
+    if address.name == name then return address, number end
+  end
+end
+
 local function doubt_all(since, known)
   local horizon = now + meta.lease
   gate_doubt(meta.source, horizon, 0, since, known)
@@ -201,6 +251,8 @@ local function load()
   local packed = redis.call('GET', META)
   if not packed then return false end
   meta = cmsgpack.unpack(packed)
+  meta.pace = meta.pace or pace_new('known')
+  for _, gate in ipairs(meta.addresses) do gate.pace = gate.pace or pace_new('known') end
   -- Redis may have been told to evict keys when memory is short.
   local queued = 0
   for address = 1, #meta.addresses do queued = queued + redis.call('ZCARD', queue(address)) end
@@ -242,6 +294,15 @@ local function gate_of(rules, old)
   return gate
 end
 
+-- What was learned of a limit is forgotten when that changes; what people asked for stays.
+local function pace_of(one, before)
+  local old = before and before.pace
+  if old and old.basis == one.basis and before.gate.spacing == one.rules.spacing then return old end
+  local pace = pace_new(one.basis)
+  if old then pace.operator, pace.calendar, pace.refused = old.operator, old.calendar, old.refused end
+  return pace
+end
+
 local function spent_of(gate)
   local lists = {}
   for number, budget in ipairs(gate.budgets) do lists[number] = budget.spent end
@@ -273,6 +334,47 @@ local function recall_all(memory)
   return min(tonumber(memory.at), now)
 end
 
+local function refund_slot(name, at, address)
+  local state = account(name)
+  if not state then return end
+  gate_refund(state.gate, at)
+  if address then gate_refund(address, at) end
+  gate_refund(meta.source, at)
+  changed[name] = true
+end
+
+local function forget(member, name, at)
+  redis.call('ZREM', RETURNED, member)
+  local state = account(name)
+  if state then refund_slot(name, at, meta.addresses[state.address]) end
+end
+
+local function move_to(name, state, address)
+  for _, member in ipairs(redis.call('ZRANGE', RETURNED, 0, -1)) do
+    local at, other = string.match(member, '^(%d+):%d+:(.*)$')
+    if other == name then forget(member, name, tonumber(at)) end
+  end
+  redis.call('ZREM', queue(state.address), name)
+  state.address, changed[name] = address, true
+end
+
+-- Sends accounts away from addresses that are held, and home to those that are not any more.
+local function settle()
+  meta.home_at = nil
+  if not meta.hops then return end
+  for _, name in ipairs(meta.names) do
+    local state = account(name)
+    local wanted, held = state.home, meta.addresses[state.home].held
+    if held > now and #state.fallbacks > 0 then
+      meta.home_at = min(meta.home_at or INFINITE, held)
+      for _, other in ipairs(state.fallbacks) do
+        if meta.addresses[other].held <= now then wanted = other break end
+      end
+    end
+    if wanted ~= state.address then move_to(name, state, wanted) end
+  end
+end
+
 local function configure()
   local known = load()
   if not known then
@@ -285,18 +387,29 @@ local function configure()
   meta = {
     run = run, birth = old.birth, informed = old.informed or input.known, last = old.last, next_start = old.next_start, held = old.held, disabled = false,
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
-    source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
+    pace = old.pace or pace_new('known'), source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
   }
-  for number, rules in ipairs(plan.addresses) do meta.addresses[number] = gate_of(rules, old.addresses[number]) end
+  for number, rules in ipairs(plan.addresses) do
+    local before = address_named(old.addresses, rules.name)
+    local gate = gate_of(rules, before)
+    gate.name, gate.held = rules.name, before and before.held < INFINITE and before.held or 0
+    gate.pace = before and before.pace or pace_new('known')
+    if known and not before then gate_doubt(gate, now + input.lease, 0, nil, false) end
+    meta.addresses[number] = gate
+  end
   for address = 1, max(#old.addresses, #plan.addresses) do redis.call('DEL', queue(address)) end
   local kept = {}
   for number, one in ipairs(plan.accounts) do
     local before = known and account(one.name) or nil
     accounts[one.name] = {
-      gate = gate_of(one.rules, before and before.gate), address = one.address + 1,
+      pace = pace_of(one, before), gate = gate_of(one.rules, before and before.gate), address = one.address + 1, home = one.address + 1,
+      fallbacks = {},
       held = before and before.held or 0, disabled = false,
       cap = one.cap > 0 and one.cap or nil, flying = before and before.flying or {},
     }
+    for place, other in ipairs(one.fallbacks) do accounts[one.name].fallbacks[place] = other + 1 end
+    meta.hops = meta.hops or #one.fallbacks > 0
+    accounts[one.name].gate.guess = one.basis == 'guess'
     if one.cap > 0 then meta.capped[one.name] = true end
     if known and not before then gate_doubt(accounts[one.name].gate, now + meta.lease, 0, nil, false) end
     meta.names[number], kept[one.name], changed[one.name] = one.name, true, true
@@ -308,12 +421,14 @@ local function configure()
   if not known or (input.known and not old.informed) then
     doubt_all(input.memory and recall_all(input.memory) or nil, input.known)
   end
+  settle()
   save()
   return { 'configured', now, digits(meta.birth) }
 end
 
 local function free_at(state, at)
   local address = meta.addresses[state.address]
+  at = max(at, address.held)
   while true do
     local later = gate_free_at(meta.source, gate_free_at(address, gate_free_at(state.gate, at)))
     if later == at then return at end
@@ -360,24 +475,21 @@ end
 
 local function is_held(state, at)
   return not state or meta.disabled or state.disabled or at < state.held or at < meta.held
-end
-
-local function forget(member, name, at)
-  redis.call('ZREM', RETURNED, member)
-  local state = account(name)
-  if not state then return end
-  gate_refund(state.gate, at)
-  if meta.addresses[state.address] then gate_refund(meta.addresses[state.address], at) end
-  gate_refund(meta.source, at)
-  changed[name] = true
+    or at < meta.addresses[state.address].held
 end
 
 -- Takes slots back, and forgets those that nobody can use any more.
 local function take_back(earliest)
-  for i = 1, #input.returned, 2 do
-    meta.number = meta.number + 1
-    local at, name = input.returned[i], input.returned[i + 1]
-    redis.call('ZADD', RETURNED, digits(at), digits(at) .. ':' .. meta.number .. ':' .. name)
+  for i = 1, #input.returned, 3 do
+    local at, name, from = input.returned[i], input.returned[i + 1], input.returned[i + 2]
+    local state = account(name)
+    if state and meta.addresses[state.address].name == from then
+      meta.number = meta.number + 1
+      redis.call('ZADD', RETURNED, digits(at), digits(at) .. ':' .. meta.number .. ':' .. name)
+    else
+      -- The account's calls leave from elsewhere now.
+      refund_slot(name, at, (address_named(meta.addresses, from)))
+    end
     count_call(name, input.worker, -1)
   end
   for _, name in ipairs(input.ended) do count_call(name, input.worker, -1) end
@@ -402,10 +514,14 @@ end
 local function lease()
   if not load() then return { 'unknown', now } end
   if not meta.informed and input.birth ~= digits(meta.birth) then return { 'unknown', now } end
+  if meta.home_at and now >= meta.home_at then settle() end
   local earliest = max(now, meta.held)
   local til = now + min(input.ahead, meta.lease)
   take_back(earliest)
   local slots, next_at = {}, -1
+  local function grant(name, at)
+    slots[#slots + 1], slots[#slots + 2], slots[#slots + 3] = name, at, meta.addresses[account(name).address].name
+  end
   local found = input.count > 0 and not meta.disabled and load_candidates(input.count, earliest) or {}
   local left = meta.disabled and 0 or input.count
   while left > 0 do
@@ -418,18 +534,23 @@ local function lease()
       for _, other in ipairs(found) do
         if other.name == name then other.ready = max(other.ready, ready_at(account(name))) end
       end
-      slots[#slots + 1], slots[#slots + 2] = name, back_at
+      grant(name, back_at)
     else
       if not one then break end
       if at > til then next_at = at < INFINITE and at or -1 break end
       local state = account(one.name)
-      if one.idle then meta.next_start = at + meta.interval end
-      gate_take(state.gate, at)
-      gate_take(meta.addresses[state.address], at)
-      gate_take(meta.source, at)
+      local address, all = meta.addresses[state.address], stretch_of(meta.pace)
+      if one.idle then meta.next_start = at + stretched(meta.interval, all) end
+      pace_slot(state.pace, at)
+      pace_slot(meta.pace, at)
+      local planned = state.gate.spacing > 0 and state.gate.spacing or state.pace.learned
+      gate_take(state.gate, at, stretched(planned, all * stretch_of(state.pace)))
+      pace_slot(address.pace, at)
+      gate_take(address, at, stretched(address.spacing, all * stretch_of(address.pace)))
+      gate_take(meta.source, at, stretched(meta.source.spacing, all))
       count_call(one.name, input.worker, 1)
       one.ready, one.idle, changed[one.name] = ready_at(state), false, true
-      slots[#slots + 1], slots[#slots + 2] = one.name, at
+      grant(one.name, at)
     end
     left = left - 1
   end
@@ -442,7 +563,7 @@ local function announce(scope, til)
   redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode({ scope, digits(til) }))
 end
 
--- Moves the shared time of the source (no name) or of an account, for everybody.
+-- Moves the shared time of the source (no name), of an address or of an account, for everybody.
 local function hold()
   if not load() then return { 'unknown', now } end
   for _, one in ipairs(input.holds) do
@@ -450,11 +571,19 @@ local function hold()
     if one.released then
       local state = meta
       if one.name then state = account(one.name) end
+      if one.address then state = address_named(meta.addresses, one.address) end
       if state then
-        state.disabled = false
+        if one.address then state.held = 0 settle() else state.disabled = false end
         if one.name then changed[one.name] = true end
         -- Nobody was ever held until then.
-        announce(one.name or '', 0)
+        announce(one.address and ADDRESS .. one.address or one.name or '', 0)
+      end
+    elseif one.address then
+      local address = address_named(meta.addresses, one.address)
+      if address then
+        address.held = max(address.held, til)
+        announce(ADDRESS .. one.address, til)
+        settle()
       end
     elseif not one.name then
       meta.held = one.disabled and meta.held or max(meta.held, til)
@@ -476,6 +605,9 @@ end
 local function holds()
   if not load() then return { 'unknown', now } end
   local list = { '', meta.disabled and '+inf' or digits(meta.held) }
+  for _, address in ipairs(meta.addresses) do
+    if address.held > now then list[#list + 1], list[#list + 2] = ADDRESS .. address.name, digits(address.held) end
+  end
   for _, name in ipairs(meta.names) do
     local state = account(name)
     if state.disabled or state.held > now then
@@ -485,5 +617,24 @@ local function holds()
   return { 'holds', now, meta.seq, list }
 end
 
-local steps = { configure = configure, lease = lease, hold = hold, holds = holds, remember = remember }
+-- Shares that somebody asks for, and refusals: of an account, of an address or else of the source, for everybody.
+local function pace()
+  if not load() then return { 'unknown', now } end
+  for _, one in ipairs(input.paces) do
+    local state, gate = one.name and account(one.name), one.address and address_named(meta.addresses, one.address)
+    local target, planned = meta.pace, max(meta.source.spacing, meta.interval)
+    if one.name then target, planned = state and state.pace, state and state.gate.spacing end
+    if one.address then target, planned = gate and gate.pace, gate and gate.spacing end
+    if target then
+      if one.age then pace_refuse(target, now - one.age, planned) else target[one.by] = one.share end
+      if one.name then changed[one.name] = true end
+      local told = { account = one.name or '', address = one.address or '', share = 1 / stretch_of(target), refused = target.refused }
+      redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode(told))
+    end
+  end
+  save()
+  return { 'done', now }
+end
+
+local steps = { configure = configure, lease = lease, hold = hold, holds = holds, pace = pace, remember = remember }
 return steps[ARGV[1]]()

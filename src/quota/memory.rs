@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Hold, Lease, Limit, Pacing, Quota, Scope, Slot,
+    Hold, Lease, Limit, PaceBy, PaceState, Pacing, Quota, Scope, Share, Slot,
     limit::{Micros, micros},
     plan::{Limits, Plan},
     timetable::{Granted, Timetable},
@@ -83,9 +83,9 @@ impl Memory {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(&self, (account, at): (usize, Micros)) -> Slot {
+    fn slot(&self, (account, at): (usize, Micros), address: usize) -> Slot {
         let at = self.epoch.instant(at);
-        Slot { account, at, latest: at + self.lateness[account] }
+        Slot { account, address, at, latest: at + self.lateness[account] }
     }
 }
 
@@ -94,8 +94,11 @@ impl Quota for Memory {
     async fn lease(&self, wanted: usize) -> Lease {
         let now = Instant::now();
         let until = self.epoch.micros(now + HORIZON);
-        match self.table().lease(wanted, self.epoch.micros(now), until) {
-            Granted::Slots(slots) => Lease::Slots(slots.into_iter().map(|slot| self.slot(slot)).collect()),
+        let mut table = self.table();
+        match table.lease(wanted, self.epoch.micros(now), until) {
+            Granted::Slots(slots) => {
+                Lease::Slots(slots.into_iter().map(|slot| self.slot(slot, table.address_of(slot.0))).collect())
+            }
             // Only the end of a call can help, and whoever ends one asks again.
             Granted::NotBefore(Micros::MAX) => Lease::NotBefore(now + HORIZON),
             // Asking as soon as the slot comes within the horizon leaves time to wake up for it.
@@ -105,7 +108,15 @@ impl Quota for Memory {
     }
 
     async fn give_back(&self, slots: Vec<Slot>) {
-        self.table().give_back(slots.into_iter().map(|slot| (slot.account, self.epoch.micros(slot.at))));
+        let mut table = self.table();
+        for slot in slots {
+            let at = self.epoch.micros(slot.at);
+            if slot.address == table.address_of(slot.account) {
+                table.give_back([(slot.account, at)]);
+            } else {
+                table.give_up(slot.account, at, slot.address);
+            }
+        }
     }
 
     fn ended(&self, account: usize) {
@@ -117,6 +128,13 @@ impl Quota for Memory {
         match (scope, hold) {
             (Scope::Source, Hold::Until(until)) => table.hold_source(self.epoch.micros(until)),
             (Scope::Source, Hold::Disabled) => table.disable_source(),
+            (Scope::Address(index), hold) => {
+                let until = match hold {
+                    Hold::Until(until) => self.epoch.micros(until),
+                    Hold::Disabled => Micros::MAX,
+                };
+                table.hold_address(index, until, self.epoch.micros(Instant::now()));
+            }
             (Scope::Account(index), Hold::Until(until)) => table.hold_account(index, self.epoch.micros(until)),
             (Scope::Account(index), Hold::Disabled) => table.disable_account(index),
         }
@@ -125,12 +143,26 @@ impl Quota for Memory {
     async fn release(&self, scope: Scope) {
         match scope {
             Scope::Source => self.table().enable_source(),
+            Scope::Address(index) => self.table().enable_address(index, self.epoch.micros(Instant::now())),
             Scope::Account(index) => self.table().enable_account(index),
         }
     }
 
     fn is_held(&self, slot: &Slot) -> bool {
-        self.table().is_held(slot.account, self.epoch.micros(slot.at))
+        self.table().is_held_at(slot.account, self.epoch.micros(slot.at), slot.address)
+    }
+
+    async fn set_pace(&self, scope: Scope, by: PaceBy, share: Share) {
+        self.table().set_pace(scope, by, share);
+    }
+
+    async fn refused(&self, scope: Scope, left_at: Instant) {
+        let now = self.epoch.micros(Instant::now());
+        self.table().refused(scope, self.epoch.micros(left_at), now);
+    }
+
+    fn pace(&self, scope: Scope) -> PaceState {
+        self.table().pace(scope)
     }
 }
 

@@ -3,19 +3,26 @@
 //! A [`Quota`] leases several [`Slot`]s of a source ahead, in time order over its accounts; each is permission
 //! for one call at one instant. A slot that is missed is dropped, never caught up. [`plan`] says what the
 //! vendor's [`Limit`]s come down to: the spacing that [`pace`] derives, and [`budget`]s. [`timetable`] is the
-//! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet. [`guard`] stands at the last door with
+//! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet. [`adapt`] lets the pace give way where the
+//! vendor refuses all the same, and [`share`] says who else asked for less. [`guard`] stands at the last door with
 //! the limit itself.
 
+pub mod adapt;
 pub mod budget;
+pub mod calendar;
 mod config;
+#[cfg(test)]
+mod feedback;
 pub mod guard;
 mod limit;
 pub mod memory;
 #[cfg(test)]
 mod model;
+pub mod money;
 pub mod pace;
 pub mod plan;
 pub mod redis;
+pub mod share;
 pub mod timetable;
 
 use std::{sync::Arc, time::Duration};
@@ -24,6 +31,7 @@ use async_trait::async_trait;
 pub use config::{Config, OnRedisLoss, OpenError, Store, open};
 pub use limit::{Counting, InvalidLimit, Limit, Micros};
 pub use pace::Pacing;
+pub use share::{PaceBy, PaceState, Share};
 use tokio::time::Instant;
 
 use crate::message::AccountAlias;
@@ -33,6 +41,8 @@ use crate::message::AccountAlias;
 pub struct Slot {
     /// Index of the account in the source's list.
     pub account: usize,
+    /// Index of the address that the call leaves from.
+    pub address: usize,
     /// When the call leaves.
     pub at: Instant,
     /// Until when it still may: a later one would arrive in the time of later slots.
@@ -64,11 +74,16 @@ pub enum Lease {
     Nobody,
 }
 
-/// What a refusal, or an operator, takes out of use.
+/// What a refusal, or an operator, takes out of use or slows down.
+///
+/// A source is one API, and an account belongs to one source. So a ban per (account, API) is [`Self::Account`], and one
+/// per API, whoever calls, is [`Self::Source`]: they are kept apart, and neither touches another source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// One account, for all its calls.
     Account(usize),
+    /// One address that calls leave from, for all accounts that use it.
+    Address(usize),
     /// The source's API, for all accounts.
     Source,
 }
@@ -106,6 +121,18 @@ pub trait Quota: Send + Sync {
 
     /// Whether a leased slot has been overtaken by a hold.
     fn is_held(&self, slot: &Slot) -> bool;
+
+    /// Lets everybody call within `scope` at this share of the planned rate, from the next slot that is made on; a source's
+    /// share is that of each of its accounts, addresses and shared limits. What others asked for stays, and multiplies.
+    /// Budgets are allowances and stay whole.
+    async fn set_pace(&self, scope: Scope, by: PaceBy, share: Share);
+
+    /// The vendor refused a call as too fast that had left at `left_at`: the pace within `scope` gives way for everybody,
+    /// as [`adapt`] has it.
+    async fn refused(&self, scope: Scope, left_at: Instant);
+
+    /// How fast calls go within `scope`.
+    fn pace(&self, scope: Scope) -> PaceState;
 }
 
 /// The accounts of a source by index, as slots name them.

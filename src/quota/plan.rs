@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{
     Limit, Pacing,
+    adapt::Basis,
     budget::Rule,
     limit::{Micros, micros},
 };
@@ -16,8 +17,44 @@ pub struct Limits {
     pub accounts: Vec<AccountLimits>,
     /// All calls of the source.
     pub source: Vec<Limit>,
-    /// The calls that leave from each address.
+    /// The calls that leave from each address that has no limits of its own.
     pub address: Vec<Limit>,
+    /// The addresses by index, as far as there is something to say of them.
+    pub addresses: Vec<AddressLimits>,
+    /// Accounts without a limit go as fast as they can: somebody said so.
+    pub unlimited: bool,
+}
+
+/// What a vendor allows one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressLimits {
+    /// What the fleet calls it: whoever has another list of addresses shares those of the same name.
+    pub name: String,
+    /// What holds instead of [`Limits::address`]; `None` = that.
+    pub own: Option<Vec<Limit>>,
+}
+
+impl Limits {
+    /// With `unknown` for every account that nothing paces, neither a limit of its own nor one that it shares.
+    ///
+    /// An API without any limit is rare, and one whose limit nobody has looked up is not: calling that one as fast as it
+    /// goes gets the account banned at its first backlog. So it begins slowly and is sought, as [`super::adapt`] has
+    /// it; as fast as it goes is for those who say so.
+    #[must_use]
+    pub fn or_unknown(&self, unknown: &Limit) -> Self {
+        let mut limits = self.clone();
+        let is_paced = |limits: &[Limit]| limits.iter().any(Limit::is_paced);
+        if self.unlimited || is_paced(&self.source) {
+            return limits;
+        }
+        let is_unknown =
+            |account: &&mut AccountLimits| !is_paced(&account.limits) && !is_paced(self.of_address(account.address));
+        for account in limits.accounts.iter_mut().filter(is_unknown) {
+            account.limits.push(unknown.clone());
+            account.is_guess = true;
+        }
+        limits
+    }
 }
 
 /// What a vendor allows an account.
@@ -25,10 +62,14 @@ pub struct Limits {
 pub struct AccountLimits {
     /// Limits that all hold together; none = as fast as it goes.
     pub limits: Vec<Limit>,
-    /// From which address its calls leave: any number, the same for accounts that share one.
+    /// Index of the address that its calls leave from: the same for accounts that share one.
     pub address: usize,
+    /// Where it goes, in this order, as long as that one is held; empty = it waits.
+    pub fallbacks: Vec<usize>,
     /// How many of its calls may be under way at once; `None` = any number.
     pub in_flight: Option<u32>,
+    /// Its limits are a guess, with which a search begins.
+    pub is_guess: bool,
 }
 
 impl Limits {
@@ -39,6 +80,30 @@ impl Limits {
             |limit: Option<Limit>| AccountLimits { limits: limit.into_iter().collect(), ..Default::default() };
         Self { accounts: limits.into_iter().map(account).collect(), ..Self::default() }
     }
+
+    /// How many addresses there are; at least one.
+    #[must_use]
+    pub fn address_count(&self) -> usize {
+        let used = self.accounts.iter().map(|account| account.address + 1).max();
+        used.unwrap_or_default().max(self.addresses.len()).max(1)
+    }
+
+    /// What the vendor allows the address of this index.
+    #[must_use]
+    pub fn of_address(&self, index: usize) -> &[Limit] {
+        let own = self.addresses.get(index).and_then(|address| address.own.as_deref());
+        own.unwrap_or(&self.address)
+    }
+}
+
+impl AccountLimits {
+    fn basis(&self) -> Basis {
+        match self.limits.iter().any(Limit::is_paced) {
+            true if self.is_guess => Basis::Guess,
+            true => Basis::Known,
+            false => Basis::Free,
+        }
+    }
 }
 
 /// The same in the terms of the arithmetic.
@@ -48,6 +113,8 @@ pub struct Plan {
     pub accounts: Vec<AccountPlan>,
     /// By index; at least one.
     pub addresses: Vec<Rules>,
+    /// What the fleet calls them.
+    pub address_names: Vec<String>,
     /// For all calls together.
     pub source: Rules,
 }
@@ -57,8 +124,12 @@ pub struct Plan {
 pub struct AccountPlan {
     /// What it keeps to.
     pub rules: Rules,
+    /// What its spacing is.
+    pub basis: Basis,
     /// Index of its address.
     pub address: usize,
+    /// Where it goes, in this order, as long as that one is held.
+    pub fallbacks: Vec<usize>,
     /// How many of its calls may be under way.
     pub in_flight: Option<u32>,
     /// How late a slot of it may be used, after all its limits.
@@ -78,19 +149,27 @@ impl Plan {
     /// The plan for these limits at this pacing.
     #[must_use]
     pub fn new(limits: &Limits, pacing: &Pacing) -> Self {
-        let shared = pacing.pace(&limits.source).lateness.min(pacing.pace(&limits.address).lateness);
-        let mut numbers: Vec<usize> = limits.accounts.iter().map(|account| account.address).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
+        let numbers = || 0..limits.address_count();
+        let lateness = |limits: &[Limit]| pacing.pace(limits).lateness;
+        // An account may move, so that every address counts for it.
+        let shared = numbers().map(|number| lateness(limits.of_address(number)));
+        let shared = shared.fold(lateness(&limits.source), Duration::min);
         let account = |account: &AccountLimits| AccountPlan {
             rules: Rules::new(&account.limits, pacing),
-            address: numbers.binary_search(&account.address).unwrap_or_default(),
+            basis: account.basis(),
+            address: account.address,
+            fallbacks: account.fallbacks.clone(),
             in_flight: account.in_flight,
-            lateness: pacing.pace(&account.limits).lateness.min(shared),
+            lateness: lateness(&account.limits).min(shared),
+        };
+        let name = |number: usize| {
+            let named = limits.addresses.get(number).map(|address| address.name.clone());
+            named.unwrap_or_else(|| number.to_string())
         };
         Self {
             accounts: limits.accounts.iter().map(account).collect(),
-            addresses: vec![Rules::new(&limits.address, pacing); numbers.len().max(1)],
+            addresses: numbers().map(|number| Rules::new(limits.of_address(number), pacing)).collect(),
+            address_names: numbers().map(name).collect(),
             source: Rules::new(&limits.source, pacing),
         }
     }
@@ -111,4 +190,32 @@ pub fn interval(spacings: impl Iterator<Item = Micros>) -> Micros {
     // Without accounts the sum is zero, with an unlimited one infinite: neither has an interval.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float is clamped, not cut")]
     if per_micro > 0.0 { (1.0 / per_micro) as Micros } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::Counting;
+
+    #[test]
+    fn only_an_account_that_nothing_paces_begins_with_a_guess() {
+        let second = Duration::from_secs(1);
+        let (unknown, limit) = (Limit::new(1, second, 1).unwrap(), Limit::new(10, second, 5).unwrap());
+        let day = Limit::window(5_000, second * 86_400, Counting::Sliding).unwrap();
+        let limits = Limits::of_accounts([None, Some(limit.clone()), Some(day.clone())]);
+        let guessed = limits.or_unknown(&unknown);
+        assert_eq!(guessed.accounts[0].limits, std::slice::from_ref(&unknown));
+        assert_eq!(guessed.accounts[1], limits.accounts[1]);
+        assert_eq!(guessed.accounts[2].limits, [day, unknown.clone()], "a budget holds on top");
+        let bases: Vec<_> =
+            Plan::new(&guessed, &Pacing::default()).accounts.iter().map(|account| account.basis).collect();
+        assert_eq!(bases, [Basis::Guess, Basis::Known, Basis::Guess]);
+        for paced in [
+            Limits { unlimited: true, ..limits.clone() },
+            Limits { source: vec![limit.clone()], ..limits.clone() },
+            Limits { address: vec![limit], ..limits },
+        ] {
+            assert_eq!(paced.or_unknown(&unknown), paced);
+        }
+    }
 }

@@ -20,10 +20,10 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
 use self::{
     driver::Driver,
-    local::{Known, Local},
+    local::{Heard, Known, Local},
 };
 use super::{
-    Aliases, Hold, Lease, Pacing, Quota, Scope, Slot,
+    Aliases, Hold, Lease, PaceBy, PaceState, Pacing, Quota, Scope, Share, Slot,
     limit::Micros,
     plan::{Limits, Plan},
 };
@@ -98,11 +98,12 @@ impl Redis {
             held_until: None,
             disabled: false,
             is_capped: account.in_flight.is_some(),
+            pace: Heard::default(),
         };
         let accounts = names.iter().zip(&plan.accounts).map(known).collect();
         let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
         let shared = Arc::new(Shared {
-            local: Mutex::new(Local::new(accounts, block(&plan), ahead)),
+            local: Mutex::new(Local::new(accounts, plan.address_names.clone(), block(&plan), ahead)),
             wake: Notify::new(),
             counts: Mutex::default(),
         });
@@ -166,5 +167,19 @@ impl Quota for Redis {
 
     fn is_held(&self, slot: &Slot) -> bool {
         self.shared.local().is_held(slot)
+    }
+
+    async fn set_pace(&self, scope: Scope, by: PaceBy, share: Share) {
+        self.shared.local().set_pace(scope, by, share);
+        self.shared.wake.notify_one();
+    }
+
+    async fn refused(&self, scope: Scope, left_at: Instant) {
+        self.shared.local().refused(scope, left_at, Instant::now());
+        self.shared.wake.notify_one();
+    }
+
+    fn pace(&self, scope: Scope) -> PaceState {
+        self.shared.local().pace(scope)
     }
 }

@@ -11,11 +11,21 @@
 //! begin at the same instant: they begin one source interval apart (the interval at which the accounts together
 //! call), so that the calls of a source leave evenly after a start, a pause and a lull alike.
 //!
+//! A pace is a spacing, and shares and refusals stretch it: those of an account or address its own, those of the source every
+//! spacing there is, so that a source at half its pace makes half the calls whichever limit binds it.
+//!
 //! A slot that comes back is handed out again as it is, whoever asks: the vendor cannot tell the difference.
+//!
+//! While an address is held, accounts that may go elsewhere do (the first of their fallbacks that is not held),
+//! and they come home when it is over. Everything that a slot costs is charged where its call leaves from.
+
+mod paces;
 
 use std::collections::BTreeSet;
 
+use self::paces::Pace;
 use super::{
+    adapt::{Basis, stretched},
     budget::Budget,
     limit::Micros,
     plan::{AccountPlan, Plan, Rules, interval},
@@ -65,8 +75,8 @@ impl Gate {
         }
     }
 
-    fn take(&mut self, at: Micros) {
-        self.next = at + self.spacing;
+    fn take(&mut self, at: Micros, spacing: Micros) {
+        self.next = at + spacing;
         self.budgets.iter_mut().for_each(|budget| budget.charge(at));
     }
 
@@ -81,7 +91,11 @@ type Place = (Micros, u64, usize);
 #[derive(Clone, Debug)]
 struct Account {
     gate: Gate,
+    pace: Pace,
+    /// Where its calls leave from now.
     address: usize,
+    home: usize,
+    fallbacks: Vec<usize>,
     /// Not before this time by a hold.
     held_until: Micros,
     disabled: bool,
@@ -95,7 +109,10 @@ struct Account {
 #[derive(Clone, Debug)]
 struct Address {
     gate: Gate,
+    pace: Pace,
     queue: BTreeSet<Place>,
+    /// Not before this time by a hold; `Micros::MAX` = until an operator acts.
+    held_until: Micros,
 }
 
 /// The slots of one source.
@@ -104,6 +121,7 @@ pub struct Timetable {
     accounts: Vec<Account>,
     addresses: Vec<Address>,
     source: Gate,
+    pace: Pace,
     /// Between two slots if all accounts call evenly.
     interval: Micros,
     /// The next idle account starts no earlier.
@@ -118,6 +136,8 @@ pub struct Timetable {
     returned: BTreeSet<Place>,
     /// Numbers the places, so that equal times are served in turn.
     arrivals: u64,
+    /// When a hold of an address ends and accounts come home; `Micros::MAX` = nobody is away.
+    home_at: Micros,
 }
 
 impl Timetable {
@@ -128,11 +148,17 @@ impl Timetable {
     #[must_use]
     pub fn new(plan: &Plan, now: Micros) -> Self {
         let first = |rules: &Rules| Gate::new(rules, now + rules.spacing.min(FIRST_WAIT_MAX), now);
-        let address = |rules: &Rules| Address { gate: first(rules), queue: BTreeSet::new() };
+        let address = |rules: &Rules| Address {
+            gate: first(rules),
+            pace: Pace::new(Basis::Known),
+            queue: BTreeSet::new(),
+            held_until: 0,
+        };
         let mut table = Self {
             accounts: Vec::with_capacity(plan.accounts.len()),
             addresses: plan.addresses.iter().map(address).collect(),
             source: first(&plan.source),
+            pace: Pace::new(Basis::Known),
             interval: interval(plan.accounts.iter().map(|account| account.rules.spacing)),
             next_start: now,
             held_until: 0,
@@ -140,15 +166,25 @@ impl Timetable {
             enabled: plan.accounts.len(),
             returned: BTreeSet::new(),
             arrivals: 0,
+            home_at: Micros::MAX,
         };
         let count = plan.accounts.len() as u64;
-        for (index, AccountPlan { rules, address, in_flight, .. }) in (0u64..).zip(&plan.accounts) {
+        for (index, AccountPlan { rules, basis, address, fallbacks, in_flight, .. }) in (0u64..).zip(&plan.accounts) {
             let mut gate = first(rules);
             gate.next += rules.spacing * index / count;
             let in_flight_max = in_flight.unwrap_or(u32::MAX);
-            let (address, place) = (*address, None);
-            let account = Account { gate, address, held_until: 0, disabled: false, in_flight: 0, in_flight_max, place };
-            table.accounts.push(account);
+            table.accounts.push(Account {
+                gate,
+                pace: Pace::new(*basis),
+                address: *address,
+                home: *address,
+                fallbacks: fallbacks.clone(),
+                held_until: 0,
+                disabled: false,
+                in_flight: 0,
+                in_flight_max,
+                place: None,
+            });
             table.enter(table.accounts.len() - 1);
         }
         table
@@ -158,6 +194,9 @@ impl Timetable {
     pub fn lease(&mut self, wanted: usize, now: Micros, until: Micros) -> Granted {
         if self.disabled || self.enabled == 0 {
             return Granted::Nobody;
+        }
+        if now >= self.home_at {
+            self.settle(now);
         }
         let earliest = now.max(self.held_until);
         self.expire(earliest);
@@ -192,6 +231,20 @@ impl Timetable {
         }
     }
 
+    /// A slot comes back that was for another address than the account's calls leave from now: nobody can use it.
+    pub fn give_up(&mut self, index: usize, at: Micros, address: usize) {
+        if index < self.accounts.len() {
+            self.end_call(index);
+            self.refund(index, at, address);
+        }
+    }
+
+    /// Where the account's calls leave from now.
+    #[must_use]
+    pub fn address_of(&self, index: usize) -> usize {
+        self.accounts.get(index).map_or(0, |account| account.address)
+    }
+
     /// A call of the account has ended.
     pub fn ended(&mut self, index: usize) {
         if index < self.accounts.len() {
@@ -211,6 +264,14 @@ impl Timetable {
             if account.place.is_some() {
                 self.enter(index);
             }
+        }
+    }
+
+    /// No call leaves from the address before `until`; `Micros::MAX` = not any more.
+    pub fn hold_address(&mut self, address: usize, until: Micros, now: Micros) {
+        if let Some(address) = self.addresses.get_mut(address) {
+            address.held_until = address.held_until.max(until);
+            self.settle(now);
         }
     }
 
@@ -248,13 +309,62 @@ impl Timetable {
         }
     }
 
-    /// Whether a slot has been overtaken by a hold.
+    /// Calls may leave from the address again.
+    pub fn enable_address(&mut self, address: usize, now: Micros) {
+        if let Some(address) = self.addresses.get_mut(address) {
+            address.held_until = 0;
+            self.settle(now);
+        }
+    }
+
+    /// Whether a slot of the account, from the address that its calls leave from now, has been overtaken by a hold.
     #[must_use]
     pub fn is_held(&self, index: usize, at: Micros) -> bool {
+        self.accounts.get(index).is_none_or(|account| self.is_held_at(index, at, account.address))
+    }
+
+    /// The same of a slot from a certain address.
+    #[must_use]
+    pub fn is_held_at(&self, index: usize, at: Micros, address: usize) -> bool {
         let account = self.accounts.get(index);
         self.disabled
             || at < self.held_until
+            || self.addresses.get(address).is_none_or(|address| at < address.held_until)
             || account.is_none_or(|account| account.disabled || at < account.held_until)
+    }
+
+    /// Sends accounts away from addresses that are held, and home to those that are not any more.
+    fn settle(&mut self, now: Micros) {
+        let mut home_at = Micros::MAX;
+        for index in 0..self.accounts.len() {
+            let account = &self.accounts[index];
+            if account.fallbacks.is_empty() {
+                continue;
+            }
+            let is_free = |address: &&usize| self.addresses[**address].held_until <= now;
+            let home = account.home;
+            let wanted = std::iter::once(&home).chain(&account.fallbacks).find(is_free).copied().unwrap_or(home);
+            if self.addresses[home].held_until > now {
+                home_at = home_at.min(self.addresses[home].held_until);
+            }
+            if wanted != account.address {
+                self.move_to(index, wanted);
+            }
+        }
+        self.home_at = home_at;
+    }
+
+    fn move_to(&mut self, index: usize, address: usize) {
+        let returned: Vec<_> = self.returned.iter().filter(|slot| slot.2 == index).copied().collect();
+        for slot in returned {
+            self.forget(slot);
+        }
+        let has_place = self.accounts[index].place.is_some();
+        self.leave(index);
+        self.accounts[index].address = address;
+        if has_place {
+            self.enter(index);
+        }
     }
 
     /// Forgets returned slots that nobody can use any more.
@@ -269,9 +379,14 @@ impl Timetable {
     fn forget(&mut self, slot: Place) {
         self.returned.remove(&slot);
         let (at, _, index) = slot;
-        let address = self.accounts[index].address;
+        self.refund(index, at, self.accounts[index].address);
+    }
+
+    fn refund(&mut self, index: usize, at: Micros, address: usize) {
         self.accounts[index].gate.refund(at);
-        self.addresses[address].gate.refund(at);
+        if let Some(address) = self.addresses.get_mut(address) {
+            address.gate.refund(at);
+        }
         self.source.refund(at);
         if self.accounts[index].place.is_some() {
             self.enter(index);
@@ -302,9 +417,14 @@ impl Timetable {
     }
 
     /// The earliest time from `at` on at which account, address and source all allow a call.
-    fn free_at(&self, index: usize, mut at: Micros) -> Micros {
+    fn free_at(&self, index: usize, at: Micros) -> Micros {
         let account = &self.accounts[index];
-        let gates = [&account.gate, &self.addresses[account.address].gate, &self.source];
+        let address = &self.addresses[account.address];
+        let gates = [&account.gate, &address.gate, &self.source];
+        let mut at = at.max(address.held_until);
+        if at == Micros::MAX {
+            return at;
+        }
         loop {
             let later = gates.iter().fold(at, |at, gate| gate.free_at(at));
             if later == at {
@@ -317,12 +437,18 @@ impl Timetable {
     /// Gives the slot at `at` to the account.
     fn take(&mut self, index: usize, at: Micros, earliest: Micros) {
         let account = &mut self.accounts[index];
+        let all = self.pace.stretch();
         if account.place.is_some_and(|place| place.0 <= earliest) {
-            self.next_start = at + self.interval;
+            self.next_start = at + stretched(self.interval, all);
         }
-        account.gate.take(at);
-        self.addresses[account.address].gate.take(at);
-        self.source.take(at);
+        account.pace.adapt.slot(at);
+        self.pace.adapt.slot(at);
+        let own = account.pace.adapt.spacing(account.gate.spacing, all / account.pace.shares.product());
+        account.gate.take(at, own);
+        let address = &mut self.addresses[account.address];
+        address.pace.adapt.slot(at);
+        address.gate.take(at, stretched(address.gate.spacing, all * address.pace.stretch()));
+        self.source.take(at, stretched(self.source.spacing, all));
         self.enter(index);
         self.begin_call(index);
     }

@@ -122,6 +122,24 @@ impl Clock {
         Self::Simulated { start, since: tokio::time::Instant::now() }
     }
 
+    /// Time since some moment in the past, that goes on while the machine is suspended, which tokio's does not. For
+    /// what must not be believed any longer after a while.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        match self {
+            Self::System => {
+                use rustix::time::{ClockId, clock_gettime};
+                // Elsewhere the monotonic clock counts suspension, or there is none that does.
+                #[cfg(target_os = "linux")]
+                let clock = ClockId::Boottime;
+                #[cfg(not(target_os = "linux"))]
+                let clock = ClockId::Monotonic;
+                Duration::try_from(clock_gettime(clock)).unwrap_or_default()
+            }
+            Self::Simulated { since, .. } => since.elapsed(),
+        }
+    }
+
     /// The time of day.
     #[must_use]
     pub fn now(&self) -> Timestamp {

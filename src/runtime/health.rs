@@ -9,7 +9,10 @@ use std::{
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::sync::CancellationToken;
 
 /// `[http]`: where health is asked for.
@@ -49,7 +52,7 @@ fn read_listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Sock
 pub struct Health(Arc<Mutex<BTreeMap<String, Condition>>>);
 
 /// The condition of one role.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     /// Whether it is at work.
     pub ready: bool,
@@ -59,7 +62,7 @@ pub struct Condition {
 }
 
 /// What `/ready` answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Whether every role is; false as long as there is none.
     pub ready: bool,
@@ -149,9 +152,43 @@ pub async fn serve(listener: TcpListener, health: Health, stop: CancellationToke
     axum::serve(listener, router(health)).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
+/// The longest answer that [`ask`] reads, in bytes.
+const ANSWER_LIMIT: u64 = 1024 * 1024;
+
+/// What the process that listens there says of its roles.
+///
+/// # Errors
+/// Nobody listens, or it is not weir.
+pub async fn ask(listen: SocketAddr) -> io::Result<Report> {
+    let mut stream = TcpStream::connect(listen).await?;
+    stream.write_all(b"GET /ready HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.take(ANSWER_LIMIT).read_to_string(&mut answer).await?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+    serde_json::from_str(body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_process_says_of_its_roles_can_be_asked_for() {
+        let health = Health::default();
+        health.role("sink").not_ready("rows wait");
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let server = serve(listener, health.clone(), stop.clone());
+        let asked = async {
+            let report = ask(address).await.unwrap();
+            stop.cancel();
+            report
+        };
+        let (served, report) = tokio::join!(server, asked);
+        served.unwrap();
+        assert_eq!(report, health.report());
+        assert!(ask(address).await.is_err(), "nobody is there any more");
+    }
 
     #[test]
     fn a_process_without_roles_is_not_ready() {

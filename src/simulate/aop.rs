@@ -41,6 +41,8 @@ pub(super) struct Call<'a> {
     pub(super) params: &'a [(String, String)],
     /// Since the gateway's start.
     pub(super) arrived: Duration,
+    /// Whether the address that it came from is within its quota.
+    pub(super) is_address_within: bool,
 }
 
 /// What the gateway does with a call.
@@ -170,6 +172,9 @@ impl Gateway {
         let account = &self.accounts[index];
         check_signature(call, account)?;
         let item = param(call.params, "productID").and_then(|text| text.parse().ok());
+        if !call.is_address_within {
+            return Err(Refusal::throttle(Outcome::Refused(Refused::Violation)));
+        }
         self.check_frequency(call.arrived, index, item, verdict)?;
         self.check_token(call, index, verdict.serial)?;
         let item = check_params(call.params, item)?;

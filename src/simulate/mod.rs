@@ -4,6 +4,7 @@
 //! holds, `limiter` is the vendor's own judgement of the quota.
 
 mod accounts;
+mod addresses;
 mod aop;
 mod catalogue;
 mod dice;
@@ -32,7 +33,7 @@ pub use self::{
     meter::Rates,
     options::{Args, Latency, Options},
     server::{Simulator, start},
-    stats::{Offender, Report},
+    stats::{AddressReport, Offender, Report},
 };
 use crate::{message::InvalidId, runtime::clock::Clock};
 

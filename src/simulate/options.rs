@@ -24,6 +24,8 @@ pub struct Options {
     pub quota: Quota,
     /// How tokens live and die.
     pub tokens: TokenRules,
+    /// The quota of each address that calls come from.
+    pub address_quota: Quota,
     /// How long an answer takes.
     pub latency: Latency,
     /// What there is and what goes wrong.
@@ -41,6 +43,7 @@ impl Default for Options {
             accounts_file: None,
             quota: Quota::Bucket { rate: 10.0, burst: 5 },
             tokens: TokenRules::default(),
+            address_quota: Quota::None,
             latency: Latency { from: Duration::from_millis(200), to: Duration::from_millis(500) },
             shares: Shares::default(),
             drift: None,
@@ -197,7 +200,7 @@ pub struct Args {
     /// The window of --limit fixed and sliding.
     #[arg(long, default_value = "1s", value_parser = duration, help_heading = "Quota")]
     window: Duration,
-    /// No quota at all.
+    /// No quota of accounts at all.
     #[arg(long, help_heading = "Quota")]
     no_limit: bool,
     /// How long an access token lives; without it, for ever.
@@ -206,6 +209,9 @@ pub struct Args {
     /// A renewal ends the access token and the refresh token before it at once.
     #[arg(long, help_heading = "Tokens")]
     token_rotation: bool,
+    /// Calls per second and address that calls come from, in any stretch of a second; without it any number.
+    #[arg(long, value_name = "CALLS", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Quota")]
+    address_rate: Option<u32>,
     /// How long an answer takes: one duration, or two for evenly between them. Refusals take no time.
     #[arg(long, default_value = "200ms..500ms", value_name = "FROM..TO", help_heading = "World")]
     latency: Latency,
@@ -263,6 +269,10 @@ impl Args {
         let options = Options {
             quota: self.quota(),
             tokens: TokenRules { life: self.token_life, rotation: self.token_rotation },
+            address_quota: self.address_rate.map_or(Quota::None, |calls| {
+                let window = Duration::from_secs(1);
+                Quota::Sliding { calls, window }
+            }),
             listen: self.listen,
             seed: self.seed,
             accounts: self.accounts,
@@ -338,6 +348,14 @@ mod tests {
         assert_eq!(options("--limit fixed --window 2s").quota, Quota::Fixed { calls: 20, window });
         assert_eq!(options("--limit sliding --window 2s --rate 4").quota, Quota::Sliding { calls: 8, window });
         assert_eq!(options("--no-limit").quota, Quota::None);
+    }
+
+    #[test]
+    fn addresses_have_a_quota_if_it_is_asked_for() {
+        let window = Duration::from_secs(1);
+        assert_eq!(options("--address-rate 99").address_quota, Quota::Sliding { calls: 99, window });
+        assert_eq!(options("").address_quota, Quota::None);
+        assert!(parse("--address-rate 0").unwrap_err().contains("address-rate"));
     }
 
     #[test]

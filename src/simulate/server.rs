@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use axum::{
     Json, RequestExt, Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, Form, Path, Query, Request, State},
+    extract::{ConnectInfo, DefaultBodyLimit, Form, Path, Query, Request, State},
     http::{HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{any, get, post},
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Latency, Options, SimulateError, accounts,
+    addresses::Addresses,
     aop::{Call, Gateway, Reply},
     catalogue::Catalogue,
     dice::{Question, roll},
@@ -41,6 +42,7 @@ pub struct Simulator {
 #[derive(Debug)]
 struct World {
     gateway: Gateway,
+    addresses: Addresses,
     stats: Stats,
     latency: Latency,
     seed: u64,
@@ -67,6 +69,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Simulator, Simulate
     let world = Arc::new(World {
         stats: Stats::new(accounts.len()),
         gateway: Gateway::new(accounts, options.quota, options.tokens, catalogue, options.drift, clock),
+        addresses: Addresses::new(options.address_quota),
         latency: options.latency,
         seed: options.seed,
         started: Instant::now(),
@@ -111,6 +114,7 @@ impl Simulator {
     /// Sets the counts to zero. What the world remembers of troubled items and quotas stays.
     pub fn reset(&self) {
         self.world.stats.reset(self.world.started.elapsed());
+        self.world.addresses.reset();
     }
 
     /// Waits until the server ends by itself, which only an error makes it do.
@@ -148,7 +152,8 @@ impl Drop for Simulator {
 impl World {
     fn report(&self) -> Report {
         let accounts = self.gateway.accounts();
-        self.stats.report(self.started.elapsed(), |index| accounts[index].alias.to_string())
+        let report = self.stats.report(self.started.elapsed(), |index| accounts[index].alias.to_string());
+        Report { addresses: self.addresses.report(|index| accounts[index].alias.to_string()), ..report }
     }
 }
 
@@ -157,7 +162,8 @@ async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -
         // Without it a reply may wait 40 ms for the client's acknowledgement. A socket that refuses is closing.
         let _ = socket.set_nodelay(true);
     });
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 fn router(world: Arc<World>) -> Router {
@@ -174,6 +180,7 @@ fn router(world: Arc<World>) -> Router {
 
 async fn reset(State(world): State<Arc<World>>) -> StatusCode {
     world.stats.reset(world.started.elapsed());
+    world.addresses.reset();
     StatusCode::NO_CONTENT
 }
 
@@ -191,7 +198,11 @@ async fn authorise(State(world): State<Arc<World>>, Query(params): Query<Vec<(St
 }
 
 /// One call to the gateway.
-async fn call(State(world): State<Arc<World>>, request: Request) -> Response {
+async fn call(
+    State(world): State<Arc<World>>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
     // The head has just been read: this is the arrival that the quota is judged by, whatever follows.
     let arrived = world.started.elapsed();
     if request.method() != Method::GET && request.method() != Method::POST {
@@ -200,7 +211,9 @@ async fn call(State(world): State<Arc<World>>, request: Request) -> Response {
     let in_flight = world.stats.arrive(arrived);
     let path = request.uri().path().strip_prefix("/openapi/").unwrap_or_default().to_owned();
     let params = params(request).await;
-    let verdict = world.gateway.judge(&Call { path: &path, params: &params, arrived });
+    let is_address_within = world.addresses.admit(from.ip(), arrived);
+    let verdict = world.gateway.judge(&Call { path: &path, params: &params, arrived, is_address_within });
+    world.addresses.count(from.ip(), verdict.account);
     if let Some(item) = verdict.item {
         world.stats.asked_for(item);
     }

@@ -91,6 +91,22 @@ pub struct Report {
     pub calls_per_item_max: u64,
     /// The accounts with most violations, the worst first.
     pub offenders: Vec<Offender>,
+    /// The addresses that calls came from, by number.
+    #[serde(default)]
+    pub addresses: Vec<AddressReport>,
+}
+
+/// An address that calls came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressReport {
+    /// Which address.
+    pub address: std::net::IpAddr,
+    /// How many calls came from it.
+    pub calls: u64,
+    /// How many of these were over its quota; the report's `violations` include those with a valid signature.
+    pub violations: u64,
+    /// The accounts that called from it, in order, at most 1,000.
+    pub accounts: Vec<String>,
 }
 
 /// An account that went over its quota.
@@ -214,6 +230,7 @@ impl Stats {
             distinct_items_exact: items.exact,
             calls_per_item_max: items.most,
             offenders: self.offenders(alias),
+            addresses: Vec::new(),
         }
     }
 

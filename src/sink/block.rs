@@ -4,6 +4,7 @@ use std::{collections::VecDeque, mem, time::Duration};
 
 use tokio::time::Instant;
 
+use super::{insert::ROWS_MAX, intent::Intent};
 use crate::{
     kafka::{Partition, Record},
     runtime::clock::Timestamp,
@@ -12,10 +13,13 @@ use crate::{
 /// What a record weighs in memory beside its bytes: the struct, its headers' names, the row made of it.
 const OVERHEAD: usize = 256;
 
+/// How far a block may grow beyond `rows` when more is waiting: fewer, larger inserts are cheaper for ClickHouse.
+pub(super) const GROWTH: usize = 8;
+
 /// When a block is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Records, at most.
+    /// With so many records a block is ready; if more wait by then, it takes up to eight times as many.
     pub rows: usize,
     /// Bytes in memory, at most; one record that is larger is a block of its own.
     pub bytes: usize,
@@ -33,8 +37,7 @@ pub struct Block {
     pub records: Vec<Record>,
     /// What they weigh in memory.
     pub bytes: usize,
-    month: u32,
-    opened: Instant,
+    came_at: Instant,
 }
 
 impl Block {
@@ -44,34 +47,38 @@ impl Block {
         self.records.first().map_or(0, |record| record.offset)
     }
 
-    /// The offset of its last record.
+    /// The offset after its last record.
     #[must_use]
-    pub fn last(&self) -> i64 {
-        self.records.last().map_or(0, |record| record.offset)
+    pub fn next(&self) -> i64 {
+        self.records.last().map_or(0, |record| record.offset + 1)
     }
 
-    /// What ClickHouse recognises a repeated insert by: the same for the same range of the same partition.
-    #[must_use]
-    pub fn token(&self) -> String {
-        format!("{}:{}:{}-{}", self.partition.topic, self.partition.number, self.first(), self.last())
+    /// Cuts off the records from `index` on.
+    pub(super) fn split_off(&mut self, index: usize) -> Self {
+        let records = self.records.split_off(index);
+        let bytes = records.iter().map(weight).sum();
+        self.bytes -= bytes;
+        Self { partition: self.partition.clone(), records, bytes, came_at: self.came_at }
     }
+}
 
-    /// When its first record came.
-    #[must_use]
-    pub fn opened(&self) -> Instant {
-        self.opened
-    }
+/// What [`Blocks::take`] found.
+#[derive(Debug)]
+pub enum Cut {
+    /// A block that no intent is known of.
+    New(Block),
+    /// The block of an intent, whole again.
+    Rebuilt(Block, Intent),
+    /// Not all records of an intent are on Kafka any longer.
+    Lost(Intent),
+}
 
-    fn takes(&self, record: &Record, limits: &Limits) -> bool {
-        self.records.len() < limits.rows
-            && self.bytes.saturating_add(weight(record)) <= limits.bytes
-            // ClickHouse recognises a repetition within one partition of the table, and these are months.
-            && self.month == month(record.time)
-    }
-
-    fn is_full(&self, limits: &Limits) -> bool {
-        self.records.len() >= limits.rows || self.bytes >= limits.bytes
-    }
+/// A record that waits to be in a block.
+#[derive(Debug)]
+struct Waiting {
+    record: Record,
+    came_at: Instant,
+    bytes: usize,
 }
 
 /// The records of one partition on their way into blocks.
@@ -79,66 +86,149 @@ impl Block {
 pub struct Blocks {
     partition: Partition,
     limits: Limits,
-    sealed: VecDeque<Block>,
-    open: Option<Block>,
-    last: Option<i64>,
+    /// Blocks that were announced before; they have to be cut exactly so again.
+    rebuild: VecDeque<Intent>,
+    waiting: VecDeque<Waiting>,
+    /// Where the month of the records changes: ClickHouse recognises a repetition within one partition of the table,
+    /// and these are months.
+    borders: VecDeque<i64>,
+    last: Option<(i64, u32)>,
+    gone_at: Option<Instant>,
     bytes: usize,
+    is_sealed: bool,
 }
 
 impl Blocks {
-    /// Nothing yet.
+    /// Nothing yet. The blocks of `rebuild`, by offset, come first.
     #[must_use]
-    pub fn new(partition: Partition, limits: Limits) -> Self {
-        Self { partition, limits, sealed: VecDeque::new(), open: None, last: None, bytes: 0 }
+    pub fn new(partition: Partition, limits: Limits, rebuild: Vec<Intent>) -> Self {
+        Self {
+            partition,
+            limits,
+            rebuild: rebuild.into(),
+            waiting: VecDeque::new(),
+            borders: VecDeque::new(),
+            last: None,
+            gone_at: None,
+            bytes: 0,
+            is_sealed: false,
+        }
     }
 
-    /// Adds the next record. One that is not beyond the last one is dropped: it is in a block already.
+    /// Other limits, for the blocks that are yet to be cut.
+    pub fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Adds the next record. One that is not beyond the last one is dropped: it is here already.
     pub fn push(&mut self, record: Record, now: Instant) {
-        if self.last.is_some_and(|last| record.offset <= last) {
+        if self.last.is_some_and(|(last, _)| record.offset <= last) {
             return;
         }
-        self.last = Some(record.offset);
+        let month = month(record.time);
+        if self.last.is_some_and(|(_, before)| before != month) {
+            self.borders.push_back(record.offset);
+        }
+        self.last = Some((record.offset, month));
         let bytes = weight(&record);
         self.bytes += bytes;
-        if self.open.as_ref().is_some_and(|open| !open.takes(&record, &self.limits)) {
-            self.sealed.extend(self.open.take());
-        }
-        let open = self.open.get_or_insert_with(|| Block {
-            partition: self.partition.clone(),
-            records: Vec::new(),
-            bytes: 0,
-            month: month(record.time),
-            opened: now,
-        });
-        open.bytes += bytes;
-        open.records.push(record);
-        if open.is_full(&self.limits) {
-            self.sealed.extend(self.open.take());
-        }
+        self.is_sealed = false;
+        self.waiting.push_back(Waiting { record, came_at: now, bytes });
+    }
+
+    /// The records before `until` are gone from Kafka: they will not come.
+    pub fn gone(&mut self, until: i64, now: Instant) {
+        self.gone_at = Some(now);
+        let month = self.last.map_or(0, |(_, month)| month);
+        self.last = Some((self.last.map_or(until - 1, |(last, _)| last.max(until - 1)), month));
     }
 
     /// The next block that is full or old enough at `now`, in order of the offsets.
-    pub fn take(&mut self, now: Instant) -> Option<Block> {
-        if self.sealed.is_empty() && self.open.as_ref().is_some_and(|open| open.opened + self.limits.age <= now) {
-            self.seal();
+    pub fn take(&mut self, now: Instant) -> Option<Cut> {
+        if self.due().is_none_or(|due| due > now) {
+            return None;
         }
-        let block = self.sealed.pop_front()?;
-        self.bytes -= block.bytes;
-        Some(block)
+        let Some(intent) = self.rebuild.pop_front() else {
+            return self.cut(self.length()).map(Cut::New);
+        };
+        let count = self.waiting.partition_point(|waiting| waiting.record.offset < intent.next);
+        let whole = count == intent.records() && count > 0;
+        match self.cut(count) {
+            Some(block) if whole && block.first() == intent.first && block.next() == intent.next => {
+                Some(Cut::Rebuilt(block, intent))
+            }
+            _ => Some(Cut::Lost(intent)),
+        }
     }
 
-    /// Ends the open block, however small it is.
+    /// How many records the next new block takes.
+    fn length(&self) -> usize {
+        let (mut rows, mut bytes) = (0, 0_usize);
+        let border = self.border();
+        for waiting in &self.waiting {
+            bytes = bytes.saturating_add(waiting.bytes);
+            let other_month = border.is_some_and(|border| waiting.record.offset >= border);
+            if other_month || rows >= self.limits.rows.saturating_mul(GROWTH).min(ROWS_MAX) {
+                break;
+            }
+            if rows > 0 && bytes > self.limits.bytes {
+                break;
+            }
+            rows += 1;
+        }
+        rows
+    }
+
+    /// The first offset of another month than the first that waits.
+    fn border(&self) -> Option<i64> {
+        let first = self.waiting.front()?.record.offset;
+        self.borders.iter().copied().find(|border| *border > first)
+    }
+
+    fn cut(&mut self, rows: usize) -> Option<Block> {
+        let came_at = self.waiting.front()?.came_at;
+        let mut bytes = 0;
+        let mut record = |waiting: Waiting| {
+            bytes += waiting.bytes;
+            waiting.record
+        };
+        let records: Vec<Record> = self.waiting.drain(..rows).map(&mut record).collect();
+        self.bytes -= bytes;
+        let last = records.last()?.offset;
+        while self.borders.front().is_some_and(|border| *border <= last) {
+            self.borders.pop_front();
+        }
+        Some(Block { partition: self.partition.clone(), records, bytes, came_at })
+    }
+
+    /// Puts back what was cut off a block.
+    pub(super) fn put_back(&mut self, block: Block) {
+        self.bytes += block.bytes;
+        for record in block.records.into_iter().rev() {
+            let bytes = weight(&record);
+            self.waiting.push_front(Waiting { record, came_at: block.came_at, bytes });
+        }
+    }
+
+    /// Ends the last block, however small it is.
     pub fn seal(&mut self) {
-        self.sealed.extend(self.open.take());
+        self.is_sealed = true;
     }
 
-    /// When [`Self::take`] will have a block; `None` while there are no records.
+    /// When [`Self::take`] will have a block; `None` while records are missing for it.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        match self.sealed.front() {
-            Some(block) => Some(block.opened),
-            None => self.open.as_ref().map(|open| open.opened + self.limits.age),
+        if let Some(intent) = self.rebuild.front() {
+            let is_complete = self.last.is_some_and(|(last, _)| last + 1 >= intent.next);
+            // If nothing of it is left there is no record to take the time from, but it is due all the same.
+            return self.waiting.front().map(|waiting| waiting.came_at).or(self.gone_at).filter(|_| is_complete);
         }
+        let came_at = self.waiting.front()?.came_at;
+        let is_full = self.is_sealed
+            || self.border().is_some()
+            || self.waiting.len() >= self.limits.rows
+            || self.bytes >= self.limits.bytes;
+        Some(if is_full { came_at } else { came_at + self.limits.age })
     }
 
     /// What waits here, in bytes of memory.
@@ -186,52 +276,67 @@ mod tests {
         Limits { rows, bytes, age: Duration::from_secs(1) }
     }
 
+    fn new(limits: Limits) -> Blocks {
+        Blocks::new(partition(), limits, Vec::new())
+    }
+
+    fn taken(blocks: &mut Blocks, now: Instant) -> Option<Block> {
+        match blocks.take(now)? {
+            Cut::New(block) => Some(block),
+            cut => panic!("{cut:?}"),
+        }
+    }
+
     fn ranges(blocks: &mut Blocks, now: Instant) -> Vec<(i64, i64)> {
-        std::iter::from_fn(|| blocks.take(now)).map(|block| (block.first(), block.last())).collect()
+        std::iter::from_fn(|| taken(blocks, now)).map(|block| (block.first(), block.next())).collect()
     }
 
     #[test]
     fn a_block_is_ready_when_it_has_enough_rows_or_is_old_enough() {
         let start = Instant::now();
-        let mut blocks = Blocks::new(partition(), limits(3, usize::MAX));
-        for offset in 10..15 {
+        let mut blocks = new(limits(3, usize::MAX));
+        for offset in 10..13 {
             blocks.push(record(offset, 1, 0), start);
         }
-        assert_eq!(ranges(&mut blocks, start), [(10, 12)]);
-        assert_eq!(blocks.due(), Some(start + Duration::from_secs(1)));
-        assert_eq!(ranges(&mut blocks, start + Duration::from_secs(1)), [(13, 14)]);
+        assert_eq!(ranges(&mut blocks, start), [(10, 13)]);
+        for offset in 13..15 {
+            blocks.push(record(offset, 1, 0), start);
+        }
+        assert_eq!((blocks.due(), ranges(&mut blocks, start)), (Some(start + Duration::from_secs(1)), vec![]));
+        assert_eq!(ranges(&mut blocks, start + Duration::from_secs(1)), [(13, 15)]);
         assert_eq!((blocks.due(), blocks.bytes()), (None, 0));
     }
 
     #[test]
-    fn a_token_names_the_range_so_a_rebuilt_block_has_the_same_one() {
-        let mut blocks = Blocks::new(partition(), limits(2, usize::MAX));
-        for offset in [7, 9] {
-            blocks.push(record(offset, 1, 0), Instant::now());
+    fn what_has_waited_goes_together_up_to_eight_times_the_rows() {
+        let start = Instant::now();
+        let mut blocks = new(limits(3, usize::MAX));
+        for offset in 0..30 {
+            blocks.push(record(offset, 1, 0), start);
         }
-        assert_eq!(blocks.take(Instant::now()).unwrap().token(), "weir.results:3:7-9");
+        assert_eq!(ranges(&mut blocks, start), [(0, 24), (24, 30)]);
     }
 
     #[test]
     fn another_month_begins_another_block() {
         let november = 1_795_824_000_000; // 2026-11-28
         let december = november + 7 * 86_400_000;
-        let mut blocks = Blocks::new(partition(), limits(100, usize::MAX));
+        let mut blocks = new(limits(100, usize::MAX));
         for (offset, time) in [(1, november), (2, december), (3, december), (4, november)] {
             blocks.push(record(offset, 1, time), Instant::now());
         }
         blocks.seal();
-        assert_eq!(ranges(&mut blocks, Instant::now()), [(1, 1), (2, 3), (4, 4)]);
+        assert_eq!(ranges(&mut blocks, Instant::now()), [(1, 2), (2, 4), (4, 5)]);
     }
 
     #[test]
     fn a_record_larger_than_a_block_is_a_block_of_its_own() {
-        let mut blocks = Blocks::new(partition(), limits(100, 2_000));
+        let mut blocks = new(limits(100, 2_000));
         for (offset, size) in [(1, 10), (2, 50_000), (3, 10)] {
             blocks.push(record(offset, size, 0), Instant::now());
         }
         blocks.seal();
-        assert_eq!(ranges(&mut blocks, Instant::now()), [(1, 1), (2, 2), (3, 3)]);
+        assert_eq!(ranges(&mut blocks, Instant::now()), [(1, 2), (2, 3), (3, 4)]);
     }
 
     #[test]
@@ -248,34 +353,79 @@ mod tests {
         }
     }
 
+    fn intent(first: i64, next: i64, rows: usize) -> Intent {
+        Intent { first, next, rows, ..Intent::default() }
+    }
+
+    #[test]
+    fn an_announced_block_is_cut_exactly_so_again_whatever_the_limits_say() {
+        let start = Instant::now();
+        let announced = vec![intent(10, 15, 4), intent(15, 17, 2)];
+        let mut blocks = Blocks::new(partition(), limits(2, 1), announced);
+        for offset in [10, 11, 12] {
+            blocks.push(record(offset, 1, 0), start);
+        }
+        assert!(blocks.due().is_none() && blocks.take(start + Duration::from_secs(9)).is_none(), "not whole yet");
+        for offset in [14, 15, 16, 17] {
+            blocks.push(record(offset, 1, 0), start);
+        }
+        let mut ranges = Vec::new();
+        while let Some(Cut::Rebuilt(block, intent)) = blocks.take(start) {
+            assert_eq!((block.first(), block.next(), block.records.len()), (intent.first, intent.next, intent.rows));
+            ranges.push(intent.first);
+        }
+        assert_eq!(ranges, [10, 15]);
+    }
+
+    #[test]
+    fn an_announced_block_with_a_hole_is_lost_and_the_next_is_not() {
+        let start = Instant::now();
+        for (gone, kept) in [(12, vec![12, 13, 14, 15, 16]), (15, vec![15, 16]), (0, vec![10, 11, 13, 14, 15, 16])] {
+            let mut blocks = Blocks::new(partition(), limits(2, 1_000), vec![intent(10, 15, 5), intent(15, 17, 2)]);
+            blocks.gone(gone, start);
+            for offset in kept {
+                blocks.push(record(offset, 1, 0), start);
+            }
+            assert!(matches!(blocks.take(start), Some(Cut::Lost(lost)) if lost.first == 10), "gone until {gone}");
+            assert!(matches!(blocks.take(start), Some(Cut::Rebuilt(block, _)) if block.first() == 15));
+        }
+        let mut blocks = Blocks::new(partition(), limits(2, 1_000), vec![intent(10, 15, 5)]);
+        blocks.gone(20, start);
+        assert!(matches!(blocks.take(start), Some(Cut::Lost(_))), "although no record ever comes");
+    }
+
     proptest! {
         #[test]
         fn blocks_cover_every_record_once_in_order_and_respect_the_bounds(
-            steps in prop::collection::vec((1i64..4, 0usize..3_000, 0i64..120, 0u64..700, any::<bool>()), 1..200),
+            steps in prop::collection::vec((1i64..4, 0usize..3_000, 0i64..120, 0u64..700, any::<bool>(), 0usize..5), 1..200),
             rows in 1usize..20,
             bytes in 500usize..10_000,
         ) {
             let limits = limits(rows, bytes);
-            let mut blocks = Blocks::new(partition(), limits);
-            let (mut now, mut offset, mut taken, mut pushed) = (Instant::now(), 0, Vec::new(), Vec::new());
-            for (gap, size, day, wait, take) in steps {
+            let mut blocks = new(limits);
+            let (mut now, mut offset, mut cut, mut pushed) = (Instant::now(), 0, Vec::new(), Vec::new());
+            for (gap, size, day, wait, take, back) in steps {
                 offset += gap;
                 now += Duration::from_millis(wait);
                 pushed.push(offset);
                 blocks.push(record(offset, size, day * 86_400_000), now);
                 blocks.push(record(offset, size, 0), now); // read twice: dropped
-                if take {
-                    taken.extend(std::iter::from_fn(|| blocks.take(now)));
-                    prop_assert!(blocks.due().is_none_or(|due| due > now));
+                while let Some(mut block) = take.then(|| taken(&mut blocks, now)).flatten() {
+                    if block.records.len() > back && back > 0 {
+                        let rest = block.split_off(back);
+                        blocks.put_back(rest);
+                    }
+                    cut.push(block);
                 }
+                prop_assert!(!take || blocks.due().is_none_or(|due| due > now));
             }
             blocks.seal();
-            taken.extend(std::iter::from_fn(|| blocks.take(now)));
-            let covered: Vec<_> = taken.iter().flat_map(|block| block.records.iter().map(|r| r.offset)).collect();
+            cut.extend(std::iter::from_fn(|| taken(&mut blocks, now)));
+            let covered: Vec<_> = cut.iter().flat_map(|block| block.records.iter().map(|r| r.offset)).collect();
             prop_assert_eq!(covered, pushed);
             prop_assert_eq!(blocks.bytes(), 0);
-            for block in &taken {
-                prop_assert!(!block.records.is_empty() && block.records.len() <= rows);
+            for block in &cut {
+                prop_assert!(!block.records.is_empty() && block.records.len() <= rows * GROWTH);
                 prop_assert!(block.bytes <= bytes || block.records.len() == 1);
                 prop_assert_eq!(block.bytes, block.records.iter().map(weight).sum::<usize>());
                 prop_assert!(block.records.iter().all(|r| month(r.time) == month(block.records[0].time)));

@@ -171,6 +171,18 @@ impl Trouble {
         }
     }
 
+    /// Whether ClickHouse ran out of memory over what it was given (`MEMORY_LIMIT_EXCEEDED`).
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        self.code == Some(241)
+    }
+
+    /// Whether it cannot merge as fast as it is given parts (`TOO_MANY_PARTS`).
+    #[must_use]
+    pub fn is_too_often(&self) -> bool {
+        self.code == Some(252)
+    }
+
     /// No answer within `limit`.
     #[must_use]
     pub fn timed_out(limit: Duration) -> Self {

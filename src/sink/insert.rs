@@ -1,16 +1,17 @@
-//! One block → one insert: LZ4, synchronous, under the block's token.
+//! One block → one insert: LZ4, synchronous, under a token; and the count that tells whether it is there.
 
 use std::time::Duration;
 
-use clickhouse::{Client, Row, RowWrite, error::Error};
+use clickhouse::{Client, Row, RowWrite, error::Error, query::Query};
+use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{
-    block::Block,
     connection::{ClickHouseConfig, ConnectionError, Trouble, TroubleKind},
-    row::{self, DeadLetterRow, FailureRow, ObservationRow, Parsed, RequestRow, Route},
+    row::{self, ChangeRow, DeadLetterRow, FailureRow, ObservationRow, Parsed, RequestRow},
+    sealed::{self, Sealed},
 };
-use crate::message::codec::Raw;
+use crate::message::envelope::Kind;
 
 /// The most rows that ClickHouse takes as one block, and so recognises under one token. Its default is a little more.
 pub const ROWS_MAX: usize = 1_000_000;
@@ -18,30 +19,32 @@ pub const ROWS_MAX: usize = 1_000_000;
 /// How long the answer to a ping may take.
 const PING: Duration = Duration::from_secs(5);
 
-/// So many records are parsed before other tasks of the thread get their turn.
+/// So many rows are written before other tasks of the thread get their turn.
 const TURN: usize = 32;
-
-/// What became of a block's records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Rows in the table of their kind.
-    pub rows: usize,
-    /// Unreadable records, now in `dead_letters`.
-    pub invalid: usize,
-    /// Unreadable requests, which fetch makes dead letters of.
-    pub skipped: usize,
-}
 
 /// Takes blocks.
 pub trait Insert: Send + Sync + 'static {
-    /// Stores a block. The same block again is no harm: its token is known.
+    /// Stores the rows of a block under a token. Under the same token again it is no harm.
     ///
     /// # Cancellation
     /// Whether the rows are stored is then unknown.
     ///
     /// # Errors
-    /// [`Trouble`]: perhaps stored, perhaps not. Try the same block again.
-    fn insert(&self, block: &Block, route: &Route) -> impl Future<Output = Result<Tally, Trouble>> + Send;
+    /// [`Trouble`]: perhaps stored, perhaps not.
+    fn insert(&self, sealed: &Sealed, token: &str) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// How many rows of the block's range are in its table.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    fn count(&self, sealed: &Sealed) -> impl Future<Output = Result<u64, Trouble>> + Send;
+
+    /// Feeds the block's rows to the tables of the views once more: an insert that was broken off may have stored the
+    /// rows and not come to the views.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    fn refill(&self, sealed: &Sealed) -> impl Future<Output = Result<(), Trouble>> + Send;
 }
 
 /// The database.
@@ -70,16 +73,36 @@ impl Store {
         Ok(answer.map_err(|_| Trouble::timed_out(limit))??)
     }
 
-    async fn write(&self, block: &Block, route: &Route) -> Result<Tally, Error> {
-        let mut tables = Tables::new(self, block.token());
-        for (count, record) in block.records.iter().enumerate() {
-            let raw = record.raw(&block.partition);
-            tables.add(&raw, &row::parse(&raw, route)).await?;
+    async fn write(&self, sealed: &Sealed, token: &str) -> Result<(), Error> {
+        match sealed.kind {
+            Kind::Request => self.send::<RequestRow<'static>>(sealed, token, request_row).await,
+            Kind::Result => self.send::<ObservationRow<'static>>(sealed, token, observation_row).await,
+            Kind::Failure => self.send::<FailureRow<'static>>(sealed, token, failure_row).await,
+            Kind::DeadLetter => self.send::<DeadLetterRow>(sealed, token, dead_letter_row).await,
+            Kind::Change => self.send::<ChangeRow<'static>>(sealed, token, change_row).await,
+        }
+    }
+
+    async fn send<T: RowWrite>(
+        &self,
+        sealed: &Sealed,
+        token: &str,
+        row: for<'a> fn(&'a Sealed, &'a sealed::Row) -> Option<T::Value<'a>>,
+    ) -> Result<(), Error> {
+        // An insert without rows is one too many.
+        if sealed.rows.is_empty() {
+            return Ok(());
+        }
+        let mut insert = self.open::<T>(row::table(sealed.kind), token).await?;
+        for (count, record) in sealed.rows.iter().enumerate() {
+            if let Some(row) = row(sealed, record) {
+                insert.write(&row).await?;
+            }
             if count % TURN == TURN - 1 {
                 tokio::task::yield_now().await;
             }
         }
-        tables.end().await
+        insert.end().await
     }
 
     async fn open<T: Row>(&self, table: &str, token: &str) -> Result<clickhouse::insert::Insert<T>, Error> {
@@ -89,114 +112,157 @@ impl Store {
             // An answer before the rows are stored would be a promise that nobody keeps; newer servers default to 1.
             .with_setting("async_insert", "0")
             .with_setting("wait_end_of_query", "1")
+            // What nobody waits for any longer need not be finished.
+            .with_setting("max_execution_time", self.timeout.as_secs().max(1).to_string())
             .with_setting("insert_deduplicate", "1")
             .with_setting("insert_deduplication_token", token)
-            // The views' tables would otherwise take a repeated block again.
+            // The views' tables would otherwise take a repeated block again; and an error of a view is an error.
             .with_setting("deduplicate_blocks_in_dependent_materialized_views", "1")
+            .with_setting("materialized_views_ignore_errors", "0")
             // Split into several blocks, the parts would have tokens of their own.
             .with_setting("max_insert_block_size", ROWS_MAX.to_string())
             .with_setting("min_insert_block_size_rows", ROWS_MAX.to_string())
             .with_setting("min_insert_block_size_bytes", "0"))
     }
+
+    async fn within<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Trouble> {
+        match timeout(self.timeout, answer).await {
+            Ok(outcome) => outcome.map_err(Trouble::from),
+            Err(_) => Err(Trouble::timed_out(self.timeout)),
+        }
+    }
+
+    async fn refill_views(&self, sealed: &Sealed) -> Result<(), Error> {
+        let table = row::table(sealed.kind);
+        let views: Vec<View> = self.client.query_raw(VIEWS).param("table", table).fetch_all().await?;
+        for View { view, select, target, columns, bears_it } in views {
+            if bears_it == 0 {
+                tracing::warn!(
+                    view,
+                    target,
+                    "after a broken insert rows may be missing there: it is no table that the same row can be added to twice"
+                );
+                continue;
+            }
+            let (range, database) = (quoted(&range_of(sealed)), self.client.database().unwrap_or_default());
+            // Without deduplication: a token could be known for rows that are not there.
+            let sql = format!(
+                "INSERT INTO {target} ({columns}) {select} SETTINGS insert_deduplicate = 0, async_insert = 0, \
+                 additional_table_filters = {{'{database}.{table}': {range}}}"
+            );
+            self.client.query_raw(&sql).execute().await?;
+        }
+        Ok(())
+    }
+}
+
+/// The materialized views that read a table, and whether the tables that they feed bear the same row twice: those that
+/// replace it, and those that only keep the least and the greatest.
+const VIEWS: &str = r"
+SELECT view, select, target, columns, toUInt8(engine LIKE '%Replacing%'
+    OR (engine LIKE '%AggregatingMergeTree' AND target NOT IN
+        (SELECT concat(database, '.', table) FROM system.columns WHERE type LIKE '%AggregateFunction(%'
+            AND NOT match(type, '^SimpleAggregateFunction\((min|max),')))) AS bears_it
+FROM
+(
+    SELECT name AS view, as_select AS select, extract(create_table_query, ' TO ([^ (]+)') AS target
+    FROM system.tables
+    WHERE database = currentDatabase() AND engine = 'MaterializedView' AND name IN
+        (SELECT arrayJoin(dependencies_table) FROM system.tables WHERE database = currentDatabase() AND name = {table: String})
+) AS views
+INNER JOIN
+(
+    SELECT table AS view, arrayStringConcat(groupArray(concat('`', name, '`')), ', ') AS columns
+    FROM (SELECT table, name FROM system.columns WHERE database = currentDatabase() ORDER BY position) GROUP BY table
+) AS columns USING (view)
+LEFT JOIN (SELECT concat(database, '.', name) AS target, engine FROM system.tables) AS tables USING (target)";
+
+#[derive(Row, Deserialize)]
+struct View {
+    view: String,
+    select: String,
+    target: String,
+    columns: String,
+    bears_it: u8,
 }
 
 impl Insert for Store {
-    async fn insert(&self, block: &Block, route: &Route) -> Result<Tally, Trouble> {
-        let outcome = match timeout(self.timeout, self.write(block, route)).await {
-            Ok(outcome) => outcome.map_err(Trouble::from),
-            Err(_) => Err(Trouble::timed_out(self.timeout)),
-        };
+    async fn insert(&self, sealed: &Sealed, token: &str) -> Result<(), Trouble> {
+        let outcome = self.within(self.write(sealed, token)).await;
         if outcome.as_ref().is_err_and(|trouble| trouble.kind == TroubleKind::Schema) {
             // The client remembers what the tables were like; `schema apply` may mend them while we wait.
             self.client.clear_cached_metadata().await;
         }
         outcome
     }
-}
 
-/// The inserts of one block: into the table of its kind, and into `dead_letters` for what cannot be read.
-struct Tables<'a> {
-    store: &'a Store,
-    token: String,
-    requests: Table<RequestRow<'static>>,
-    observations: Table<ObservationRow<'static>>,
-    failures: Table<FailureRow<'static>>,
-    dead_letters: Table<DeadLetterRow>,
-    tally: Tally,
-}
-
-impl<'a> Tables<'a> {
-    fn new(store: &'a Store, token: String) -> Self {
-        Self {
-            store,
-            token,
-            requests: Table::new("requests"),
-            observations: Table::new("observations"),
-            failures: Table::new("failures"),
-            dead_letters: Table::new("dead_letters"),
-            tally: Tally::default(),
-        }
+    async fn count(&self, sealed: &Sealed) -> Result<u64, Trouble> {
+        let sql = format!("SELECT count() FROM {} WHERE {}", row::table(sealed.kind), range_of(sealed));
+        let query: Query = self.client.query_raw(&sql).with_setting("use_query_cache", "0");
+        self.within(query.fetch_one::<u64>()).await
     }
 
-    async fn add(&mut self, raw: &Raw<'_>, parsed: &Parsed) -> Result<(), Error> {
-        let (store, token, tally) = (self.store, self.token.as_str(), &mut self.tally);
-        match parsed {
-            Parsed::Skipped(_) => {
-                tally.skipped += 1;
-                return Ok(());
-            }
-            Parsed::Invalid(_) => tally.invalid += 1,
-            Parsed::Request(_) | Parsed::Result(_) | Parsed::Failure(_) | Parsed::DeadLetter(_) => tally.rows += 1,
-        }
-        match parsed {
-            Parsed::Request(request) => self.requests.write(store, token, &RequestRow::new(raw, request)).await,
-            Parsed::Result(seen) => self.observations.write(store, token, &ObservationRow::new(raw, seen)).await,
-            Parsed::Failure(failure) => self.failures.write(store, token, &FailureRow::new(raw, failure)).await,
-            Parsed::DeadLetter(dead) => self.dead_letters.write(store, token, &DeadLetterRow::new(raw, dead)).await,
-            Parsed::Invalid(why) => {
-                tracing::debug!(record = %raw.position_id(), %why, "unreadable: stored as a dead letter");
-                self.dead_letters.write(store, token, &DeadLetterRow::unreadable(raw, why)).await
-            }
-            Parsed::Skipped(_) => Ok(()),
-        }
-    }
-
-    async fn end(self) -> Result<Tally, Error> {
-        self.requests.end().await?;
-        self.observations.end().await?;
-        self.failures.end().await?;
-        self.dead_letters.end().await?;
-        Ok(self.tally)
+    async fn refill(&self, sealed: &Sealed) -> Result<(), Trouble> {
+        self.within(self.refill_views(sealed)).await
     }
 }
 
-/// An insert into one table, begun with its first row: a block may have none for it, and an insert without rows is
-/// one too many.
-struct Table<T> {
-    name: &'static str,
-    insert: Option<clickhouse::insert::Insert<T>>,
+/// The rows of a block, as a condition. The times let ClickHouse skip all parts but those of that moment: the tables
+/// are not sorted by offset.
+fn range_of(sealed: &Sealed) -> String {
+    let (partition, intent) = (&sealed.partition, &sealed.intent);
+    let range = format!(
+        "topic = {} AND partition = {} AND offset >= {} AND offset < {}",
+        quoted(&partition.topic),
+        partition.number,
+        intent.first,
+        intent.next
+    );
+    let times = || sealed.rows.iter().map(|row| row::storable(row.record.time));
+    match times().min().zip(times().max()) {
+        Some((from, to)) => {
+            let time = |millis: i64| format!("fromUnixTimestamp64Milli({millis}, 'UTC')");
+            format!("{range} AND recorded_at >= {} AND recorded_at <= {}", time(from), time(to))
+        }
+        None => range,
+    }
 }
 
-impl<T: Row> Table<T> {
-    const fn new(name: &'static str) -> Self {
-        Self { name, insert: None }
-    }
+/// A text of SQL.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
 
-    async fn write(&mut self, store: &Store, token: &str, row: &T::Value<'_>) -> Result<(), Error>
-    where
-        T: RowWrite,
-    {
-        let insert = match &mut self.insert {
-            Some(insert) => insert,
-            closed => closed.insert(store.open(self.name, token).await?),
-        };
-        insert.write(row).await
-    }
+fn request_row<'a>(block: &'a Sealed, row: &'a sealed::Row) -> Option<RequestRow<'a>> {
+    let Parsed::Request(request) = &row.parsed else { return None };
+    Some(RequestRow::new(&row.record.raw(&block.partition), request))
+}
 
-    async fn end(self) -> Result<(), Error> {
-        match self.insert {
-            Some(insert) => insert.end().await,
-            None => Ok(()),
-        }
+fn observation_row<'a>(block: &'a Sealed, row: &'a sealed::Row) -> Option<ObservationRow<'a>> {
+    let Parsed::Result(seen) = &row.parsed else { return None };
+    Some(ObservationRow::new(&row.record.raw(&block.partition), seen))
+}
+
+fn failure_row<'a>(block: &'a Sealed, row: &'a sealed::Row) -> Option<FailureRow<'a>> {
+    let Parsed::Failure(failure) = &row.parsed else { return None };
+    Some(FailureRow::new(&row.record.raw(&block.partition), failure))
+}
+
+fn change_row<'a>(block: &'a Sealed, row: &'a sealed::Row) -> Option<ChangeRow<'a>> {
+    let Parsed::Change(change) = &row.parsed else { return None };
+    Some(ChangeRow::new(&row.record.raw(&block.partition), change))
+}
+
+fn dead_letter_row(block: &Sealed, row: &sealed::Row) -> Option<DeadLetterRow> {
+    let raw = row.record.raw(&block.partition);
+    match &row.parsed {
+        Parsed::DeadLetter(dead) => Some(DeadLetterRow::new(&raw, dead)),
+        Parsed::Raw(why) => Some(DeadLetterRow::unreadable(&raw, why)),
+        Parsed::Request(_)
+        | Parsed::Result(_)
+        | Parsed::Failure(_)
+        | Parsed::Change(_)
+        | Parsed::Poison(_)
+        | Parsed::Skipped(_) => None,
     }
 }

@@ -1,26 +1,33 @@
-//! sink: every topic → ClickHouse, one block of contiguous offsets at a time.
+//! sink: every topic → ClickHouse, one block of contiguous offsets at a time, each record exactly one row.
 //!
 //! ```text
-//!  Reader ──► Blocks per partition ──► Store::insert ──► commit last + 1
-//!             rows, bytes or age       LZ4, one token     only then
+//!  Reader ──► Blocks ──► read ──► intent in the commit ──► insert under a token ──► the next commit
+//!             rows, bytes or age    waits for the ack       counted if in doubt       last + 1, next intents
 //! ```
 //!
-//! [`block`] cuts a partition's records into offset ranges, [`row`] says which row each record becomes,
-//! [`insert`] stores a range under a token that ClickHouse recognises, `stage` holds them together. While
-//! ClickHouse takes nothing, blocks wait, partitions pause, and memory stays within `sink.memory`.
+//! [`block`] cuts a partition's records into offset ranges, [`sealed`] reads them into rows ([`row`]), [`intent`] is
+//! what the commit says of them, [`insert`] stores them, [`doubt`] decides what an answer means and `settle` asks,
+//! `lane` is one partition's state, and `stage` holds them together. While ClickHouse takes nothing, blocks wait,
+//! partitions pause, and memory stays within `sink.memory`.
 //!
-//! Killed between insert and commit, the sink reads the records again. Cut into the same ranges they are
-//! recognised by their tokens; cut otherwise (by age) they are stored twice, so everything that counts, counts
-//! distinct requests.
+//! Killed at any moment, the next owner of a partition finds in its commit the blocks that may be in the table, makes
+//! exactly those again, and counts before it inserts. What cannot be read becomes a dead letter, written in one
+//! transaction with the intent of its block.
 
 pub mod block;
 pub mod connection;
+pub mod doubt;
 pub mod insert;
+pub mod intent;
+mod lane;
 mod patience;
 pub mod query;
 pub mod row;
 pub mod schema;
+pub mod sealed;
+mod settle;
 mod stage;
+mod watched;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -29,11 +36,12 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 pub use connection::{ClickHouseConfig, ConnectionError, Trouble, TroubleKind};
-pub use insert::{Insert, Store, Tally};
+pub use insert::{Insert, Store};
 pub use row::Route;
 
 use crate::{
-    kafka::{ReadError, Reader},
+    kafka::{ReadError, Reader, TransactError, Writer},
+    runtime::{clock::Clock, health::RoleHealth},
     topics::Topic,
 };
 
@@ -41,7 +49,7 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Rows of a block, at most; never more than a million.
+    /// Records that make a block; if more wait by then it takes up to eight times as many, never over a million.
     pub rows: usize,
     /// Bytes of a block in memory, at most.
     pub bytes: ByteSize,
@@ -75,6 +83,14 @@ pub enum SinkError {
     /// Kafka.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The transactions of dead letters.
+    #[error(transparent)]
+    Transact(#[from] TransactError),
+    /// A stop that could not wait any longer for Kafka.
+    #[error(
+        "stopped while Kafka did not answer: a commit was under way, and the next start finds out what became of it"
+    )]
+    Stopped,
     /// A record of a topic that the sink was not told about.
     #[error("the sink was handed topic {topic:?}, but does not know what is on it")]
     Topic {
@@ -86,19 +102,36 @@ pub enum SinkError {
     Insert(#[from] tokio::task::JoinError),
 }
 
-/// Stores every record of `topics` that `reader` brings, until `stop`: then what has been read is still stored, as
-/// far as ClickHouse takes it at once, and committed.
+/// What the sink works with.
+#[derive(Debug)]
+pub struct Parts<R, W, I> {
+    /// Where records come from, and commits go.
+    pub reader: R,
+    /// Writes dead letters.
+    pub writer: W,
+    /// ClickHouse.
+    pub store: I,
+    /// What is read.
+    pub topics: Vec<Topic>,
+    /// The topic of dead letters.
+    pub dead_topic: Arc<str>,
+    /// The time.
+    pub clock: Clock,
+    /// Where the sink says how it is.
+    pub health: RoleHealth,
+}
+
+/// Stores every record that the reader brings, until `stop`: then what has been read is still stored, as far as
+/// ClickHouse takes it at once, and committed.
 ///
 /// # Errors
 /// [`SinkError`]. Nothing is lost: what was not committed is read again.
-pub async fn run<R: Reader, I: Insert>(
-    reader: R,
-    store: I,
-    topics: &[Topic],
+pub async fn run<R: Reader, W: Writer, I: Insert>(
+    parts: Parts<R, W, I>,
     config: Config,
     stop: CancellationToken,
 ) -> Result<(), SinkError> {
-    let routes: HashMap<Arc<str>, Arc<Route>> =
-        topics.iter().map(|topic| (topic.name.as_str().into(), Arc::new(Route::from(topic)))).collect();
-    stage::Stage::new(reader, store, routes, config.limits(), config.memory()).run(stop).await
+    let route = |topic: &Topic| (topic.name.as_str().into(), Arc::new(Route::from(topic)));
+    let routes: HashMap<Arc<str>, Arc<Route>> = parts.topics.iter().map(route).collect();
+    stage::Stage::new(parts, routes, (config.limits(), config.memory()), stop).run().await
 }

@@ -1,4 +1,4 @@
-//! A block is offered until ClickHouse takes it; people hear of it once, not at every attempt.
+//! What ClickHouse refuses now: people hear of it once, and blocks grow while it has too many parts.
 
 use std::{
     collections::HashMap,
@@ -6,48 +6,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-use super::{
-    block::Block,
-    connection::Trouble,
-    insert::{Insert, Tally},
-    row::Route,
-};
+use super::{block::Limits, connection::Trouble};
 use crate::message::envelope::Kind;
-
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// Offers the block, the same one under the same token, until it is taken; `None` if `patience` ended first. An
-/// attempt that has begun is awaited even then.
-pub(super) async fn insert<I: Insert>(
-    store: &I,
-    block: &Block,
-    route: &Route,
-    troubles: &Troubles,
-    patience: &CancellationToken,
-) -> Option<Tally> {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match store.insert(block, route).await {
-            Ok(tally) => {
-                troubles.over(route.kind);
-                return Some(tally);
-            }
-            Err(trouble) => {
-                troubles.meet(route.kind, trouble, block);
-            }
-        }
-        tokio::select! {
-            biased;
-            () = patience.cancelled() => return None,
-            () = sleep(pause) => {}
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
 
 /// What ClickHouse refuses now, by kind of record: one table may be wrong while the others are not.
 #[derive(Debug, Default)]
@@ -55,23 +17,23 @@ pub(super) struct Troubles(Mutex<HashMap<Kind, (Trouble, Instant)>>);
 
 impl Troubles {
     /// Says what is wrong, unless it has been said. True if it was.
-    fn meet(&self, kind: Kind, trouble: Trouble, block: &Block) -> bool {
+    pub fn meet(&self, kind: Kind, trouble: &Trouble, block: &str) -> bool {
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |(known, _): &(Trouble, Instant)| known.kind == trouble.kind && known.code == trouble.code;
         let new = !now.values().any(same);
         if new {
             tracing::error!(
-                block = %block.token(),
+                block,
                 "rows wait: {trouble}. Nothing is lost: reading pauses, and the same block is offered again until it is taken"
             );
         }
         let since = now.get(&kind).map_or_else(Instant::now, |(_, since)| *since);
-        now.insert(kind, (trouble, since));
+        now.insert(kind, (trouble.clone(), since));
         new
     }
 
     /// Says so when the last trouble is over.
-    fn over(&self, kind: Kind) -> bool {
+    pub fn over(&self, kind: Kind) -> bool {
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((_, since)) = now.remove(&kind) else { return false };
         let last = now.is_empty();
@@ -80,72 +42,100 @@ impl Troubles {
         }
         last
     }
+
+    /// What is wrong now, for `/ready`.
+    pub fn text(&self) -> Option<String> {
+        let now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        now.values().min_by_key(|(_, since)| *since).map(|(trouble, _)| format!("rows wait: {trouble}"))
+    }
+}
+
+/// How often blocks may double while ClickHouse has too many parts.
+const LEVEL_MAX: u32 = 3;
+
+/// How long it must have been quiet before blocks shrink again.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Larger and fewer blocks while ClickHouse cannot merge as fast as it is given parts. Pure.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pressure {
+    level: u32,
+    changed_at: Instant,
+    refused_at: Instant,
+}
+
+impl Pressure {
+    pub fn none(now: Instant) -> Self {
+        Self { level: 0, changed_at: now, refused_at: now }
+    }
+
+    /// ClickHouse has refused a part. True if that changes the limits: not more often than once in the time that a
+    /// larger block needs to show its effect.
+    pub fn rise(&mut self, now: Instant, age: Duration) -> bool {
+        self.refused_at = now;
+        let rises = self.level < LEVEL_MAX && (self.level == 0 || now >= self.changed_at + age * (1 << self.level));
+        if rises {
+            self.level += 1;
+            self.changed_at = now;
+        }
+        rises
+    }
+
+    /// Nothing was refused for a while. True if that changes the limits.
+    pub fn fall(&mut self, now: Instant) -> bool {
+        let falls = self.level > 0 && now >= self.changed_at.max(self.refused_at) + QUIET;
+        if falls {
+            self.level -= 1;
+            self.changed_at = now;
+        }
+        falls
+    }
+
+    /// The limits of blocks now.
+    pub fn limits(&self, base: Limits) -> Limits {
+        let factor = 1 << self.level;
+        Limits { rows: base.rows.saturating_mul(factor), bytes: base.bytes, age: base.age * (1 << self.level) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        kafka::{Partition, Record},
-        runtime::clock::Timestamp,
-        sink::{
-            block::{Blocks, Limits},
-            connection::TroubleKind,
-        },
-    };
-
-    fn block() -> Block {
-        let partition = Partition { topic: "weir.results".into(), number: 0 };
-        let mut blocks = Blocks::new(partition, Limits { rows: 1, bytes: 1, age: Duration::ZERO });
-        let time = Timestamp::default();
-        blocks.push(Record { offset: 5, time, key: None, value: None, headers: Vec::new() }, Instant::now());
-        blocks.take(Instant::now()).unwrap()
-    }
+    use crate::sink::connection::TroubleKind;
 
     fn trouble(kind: TroubleKind) -> Trouble {
         Trouble { kind, code: None, message: "m".to_owned() }
     }
 
-    /// Refuses so many times; remembers when it was asked, and for what.
-    struct Reluctant(Mutex<(usize, Vec<(String, Instant)>)>);
-
-    impl Insert for Reluctant {
-        async fn insert(&self, block: &Block, _: &Route) -> Result<Tally, Trouble> {
-            let mut inner = self.0.lock().unwrap();
-            inner.1.push((block.token(), Instant::now()));
-            if inner.1.len() <= inner.0 { Err(trouble(TroubleKind::Unable)) } else { Ok(Tally::default()) }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_same_token_is_offered_at_growing_intervals_until_it_is_taken() {
-        let store = Reluctant(Mutex::new((7, Vec::new())));
-        let (route, never) = (Route { kind: Kind::Result, source: None }, CancellationToken::new());
-        assert!(insert(&store, &block(), &route, &Troubles::default(), &never).await.is_some());
-        let asked = store.0.into_inner().unwrap().1;
-        assert!(asked.iter().all(|(token, _)| token == "weir.results:0:5-5"));
-        let pauses: Vec<_> = asked.windows(2).map(|pair| (pair[1].1 - pair[0].1).as_secs()).collect();
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn whoever_loses_patience_stops_between_attempts() {
-        let store = Reluctant(Mutex::new((usize::MAX, Vec::new())));
-        let (route, patience) = (Route { kind: Kind::Result, source: None }, CancellationToken::new());
-        patience.cancel();
-        assert!(insert(&store, &block(), &route, &Troubles::default(), &patience).await.is_none());
-        assert_eq!(store.0.into_inner().unwrap().1.len(), 1);
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_trouble_is_told_once_until_it_changes() {
         let troubles = Troubles::default();
-        assert!(troubles.meet(Kind::Result, trouble(TroubleKind::Away), &block()));
-        assert!(!troubles.meet(Kind::Result, trouble(TroubleKind::Away), &block()));
-        assert!(!troubles.meet(Kind::Failure, trouble(TroubleKind::Away), &block()));
-        assert!(troubles.meet(Kind::Result, trouble(TroubleKind::Schema), &block()));
-        assert!(!troubles.over(Kind::Result));
-        assert!(troubles.over(Kind::Failure));
+        assert!(troubles.meet(Kind::Result, &trouble(TroubleKind::Away), "t:0:1-2"));
+        assert!(!troubles.meet(Kind::Result, &trouble(TroubleKind::Away), "t:0:1-2"));
+        assert!(!troubles.meet(Kind::Failure, &trouble(TroubleKind::Away), "t:0:1-2"));
+        assert!(troubles.meet(Kind::Result, &trouble(TroubleKind::Schema), "t:0:1-2"));
+        assert!(!troubles.over(Kind::Result) && troubles.text().is_some());
+        assert!(troubles.over(Kind::Failure) && troubles.text().is_none());
         assert!(!troubles.over(Kind::Failure));
+    }
+
+    #[test]
+    fn blocks_grow_step_by_step_while_parts_are_refused_and_shrink_when_it_is_quiet() {
+        let base = Limits { rows: 10, bytes: 1_000, age: Duration::from_secs(1) };
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut pressure = Pressure::none(start);
+        let mut grown = Vec::new();
+        for second in 0..20 {
+            if pressure.rise(at(second), base.age) {
+                grown.push((second, pressure.limits(base).rows, pressure.limits(base).age.as_secs()));
+            }
+        }
+        assert_eq!(grown[0], (0, 20, 2));
+        assert_eq!(grown.len() as u32, LEVEL_MAX);
+        assert_eq!(pressure.limits(base).rows, 80);
+        assert!(!pressure.fall(at(78)) && pressure.fall(at(79)));
+        assert_eq!(pressure.limits(base).rows, 40);
+        assert!(!pressure.fall(at(80)));
     }
 }

@@ -90,13 +90,19 @@ pub struct Sample {
 
 /// The files of `schemas/clickhouse/queries/`, in the order of their names.
 pub fn samples() -> impl Iterator<Item = Sample> {
-    const FILES: [&str; 6] = [
-        include_str!("../../schemas/clickhouse/queries/1_outcomes.sql"),
-        include_str!("../../schemas/clickhouse/queries/2_prices.sql"),
-        include_str!("../../schemas/clickhouse/queries/3_latency.sql"),
-        include_str!("../../schemas/clickhouse/queries/4_failures.sql"),
-        include_str!("../../schemas/clickhouse/queries/5_accounts.sql"),
-        include_str!("../../schemas/clickhouse/queries/6_freshness.sql"),
+    const FILES: [&str; 12] = [
+        include_str!("../../schemas/clickhouse/queries/01_outcomes.sql"),
+        include_str!("../../schemas/clickhouse/queries/02_prices.sql"),
+        include_str!("../../schemas/clickhouse/queries/03_latency.sql"),
+        include_str!("../../schemas/clickhouse/queries/04_failures.sql"),
+        include_str!("../../schemas/clickhouse/queries/05_accounts.sql"),
+        include_str!("../../schemas/clickhouse/queries/06_freshness.sql"),
+        include_str!("../../schemas/clickhouse/queries/07_price_history.sql"),
+        include_str!("../../schemas/clickhouse/queries/08_drops.sql"),
+        include_str!("../../schemas/clickhouse/queries/09_new_and_vanished.sql"),
+        include_str!("../../schemas/clickhouse/queries/10_sellers.sql"),
+        include_str!("../../schemas/clickhouse/queries/11_success.sql"),
+        include_str!("../../schemas/clickhouse/queries/12_volatile.sql"),
     ];
     FILES.into_iter().map(|file| {
         let (title, sql) = file.split_once('\n').unwrap_or(("", file));

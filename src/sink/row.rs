@@ -7,9 +7,9 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     message::{
-        BatchId, DeadLetter, Failure, Observation, Reason, Request, SourceName,
+        BatchId, Change, DeadLetter, Failure, Field, Observation, Reason, Request, SourceName,
         codec::{self, Raw, Received, Unreadable},
-        envelope::Kind,
+        envelope::{Kind, header},
     },
     runtime::clock::Timestamp,
     topics::Topic,
@@ -44,10 +44,30 @@ pub enum Parsed {
     Failure(Box<Failure>),
     /// For table `dead_letters`.
     DeadLetter(Box<DeadLetter>),
-    /// Unreadable: it goes to `dead_letters` as it is.
-    Invalid(Unreadable),
-    /// An unreadable request: not ours to store, since fetch writes its dead letter.
+    /// For table `item_changes`.
+    Change(Box<Change>),
+    /// An unreadable dead letter: its bytes are stored in `dead_letters`. Sent round again it would come back.
+    Raw(Unreadable),
+    /// An unreadable result or change: it gets a dead letter, and no row of its own.
+    Poison(Unreadable),
+    /// An unreadable request or failure: not ours to store, since fetch or retry writes its dead letter.
     Skipped(Unreadable),
+}
+
+impl Parsed {
+    /// Whether the record becomes a row.
+    #[must_use]
+    pub const fn has_row(&self) -> bool {
+        match self {
+            Self::Request(_)
+            | Self::Result(_)
+            | Self::Failure(_)
+            | Self::DeadLetter(_)
+            | Self::Change(_)
+            | Self::Raw(_) => true,
+            Self::Poison(_) | Self::Skipped(_) => false,
+        }
+    }
 }
 
 /// Reads a record of a topic.
@@ -59,16 +79,50 @@ pub fn parse(raw: &Raw<'_>, route: &Route) -> Parsed {
             Err(why) => Parsed::Skipped(why),
         },
         (Kind::Request, None) => Parsed::Skipped(Unreadable::Empty),
-        (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result),
-        (Kind::Failure, _) => read(codec::read_failure(raw), Parsed::Failure),
-        (Kind::DeadLetter, _) => read(codec::read_dead_letter(raw), Parsed::DeadLetter),
+        (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result, Parsed::Poison),
+        (Kind::Failure, _) => read(codec::read_failure(raw), Parsed::Failure, Parsed::Skipped),
+        (Kind::DeadLetter, _) => read(codec::read_dead_letter(raw), Parsed::DeadLetter, Parsed::Raw),
+        (Kind::Change, _) => read(codec::read_change(raw), Parsed::Change, Parsed::Poison),
     }
 }
 
-fn read<T>(record: Result<T, Unreadable>, parsed: fn(Box<T>) -> Parsed) -> Parsed {
+fn read<T>(
+    record: Result<T, Unreadable>,
+    parsed: fn(Box<T>) -> Parsed,
+    unreadable: fn(Unreadable) -> Parsed,
+) -> Parsed {
     match record {
         Ok(record) => parsed(Box::new(record)),
-        Err(why) => Parsed::Invalid(why),
+        Err(why) => unreadable(why),
+    }
+}
+
+/// The table for records of a kind.
+#[must_use]
+pub const fn table(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Request => "requests",
+        Kind::Result => "observations",
+        Kind::Failure => "failures",
+        Kind::DeadLetter => "dead_letters",
+        Kind::Change => "item_changes",
+    }
+}
+
+/// What every table begins and ends with: the record that a row is of, and its trace.
+struct Place<'a> {
+    topic: &'a str,
+    partition: i32,
+    offset: i64,
+    recorded_at: i64,
+    traceparent: &'a str,
+}
+
+impl<'a> Place<'a> {
+    fn of(raw: &Raw<'a>) -> Self {
+        let Raw { topic, partition, offset, time, headers, .. } = *raw;
+        let traceparent = header(headers, "traceparent").unwrap_or_default();
+        Self { topic, partition, offset, recorded_at: storable(time), traceparent }
     }
 }
 
@@ -125,13 +179,14 @@ pub struct RequestRow<'a> {
 impl<'a> RequestRow<'a> {
     /// The row of a request.
     #[must_use]
-    pub fn new(raw: &'a Raw<'a>, received: &'a Received) -> Self {
+    pub fn new(raw: &Raw<'a>, received: &'a Received) -> Self {
         let request = &received.request;
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic,
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic,
+            partition,
+            offset,
+            recorded_at,
             request_id: received.id.as_str(),
             source: request.source.as_ref().map_or("", SourceName::as_str),
             item: request.item.as_str(),
@@ -140,7 +195,7 @@ impl<'a> RequestRow<'a> {
             expires_at: request.expires_at.map(storable),
             calls: calls(request),
             params: if request.params.is_empty() { String::new() } else { json(&request.params) },
-            traceparent: raw.traceparent().unwrap_or_default(),
+            traceparent,
         }
     }
 }
@@ -184,15 +239,16 @@ impl<'a> ObservationRow<'a> {
     /// The row of a result. A price that is no `Decimal(18, 4)` is kept as text; any other number that does not
     /// fit its column is NULL there and still stands in `raw`.
     #[must_use]
-    pub fn new(raw: &'a Raw<'a>, seen: &'a Observation) -> Self {
+    pub fn new(raw: &Raw<'a>, seen: &'a Observation) -> Self {
         let columns = &seen.columns;
         let price = text(columns.price.as_ref()).trim();
         let exact = decimal(price);
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic,
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic,
+            partition,
+            offset,
+            recorded_at,
             request_id: seen.request_id.as_str(),
             source: seen.source.as_str(),
             item: seen.item.as_str(),
@@ -218,7 +274,7 @@ impl<'a> ObservationRow<'a> {
             vendor_updated: text(columns.vendor_updated.as_ref()),
             fingerprint: &seen.fingerprint,
             raw: seen.raw.as_ref().map_or("", |raw| raw.get()),
-            traceparent: raw.traceparent().unwrap_or_default(),
+            traceparent,
         }
     }
 }
@@ -250,13 +306,14 @@ pub struct FailureRow<'a> {
 impl<'a> FailureRow<'a> {
     /// The row of a failure.
     #[must_use]
-    pub fn new(raw: &'a Raw<'a>, failure: &'a Failure) -> Self {
+    pub fn new(raw: &Raw<'a>, failure: &'a Failure) -> Self {
         let (request, attempt) = (&failure.request, &failure.attempt);
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic,
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic,
+            partition,
+            offset,
+            recorded_at,
             request_id: failure.request_id.as_str(),
             source: failure.source.as_str(),
             item: request.item.as_str(),
@@ -271,7 +328,7 @@ impl<'a> FailureRow<'a> {
             http_status: attempt.http_status,
             latency_ms: attempt.latency_ms,
             not_before: attempt.not_before.map(storable),
-            traceparent: raw.traceparent().unwrap_or_default(),
+            traceparent,
         }
     }
 }
@@ -310,11 +367,12 @@ impl DeadLetterRow {
         let last = request.and_then(|request| request.history.last());
         // What is no base64 is stored as it stands: somebody else wrote it, and it is all that there is.
         let original = dead.original_base64.as_deref().map(|text| BASE64.decode(text).unwrap_or_else(|_| text.into()));
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic.to_owned(),
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic: topic.to_owned(),
+            partition,
+            offset,
+            recorded_at,
             request_id: dead.request_id.to_string(),
             source: dead.source.to_string(),
             item: request.map_or("", |request| request.item.as_str()).to_owned(),
@@ -331,7 +389,7 @@ impl DeadLetterRow {
             origin_offset: dead.origin.offset,
             request: request.map(json).unwrap_or_default(),
             original: Blob(original.unwrap_or_default()),
-            traceparent: raw.traceparent().unwrap_or_default().to_owned(),
+            traceparent: traceparent.to_owned(),
         }
     }
 
@@ -339,28 +397,81 @@ impl DeadLetterRow {
     /// reading it again makes the same row.
     #[must_use]
     pub fn unreadable(raw: &Raw<'_>, why: &Unreadable) -> Self {
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
-            topic: raw.topic.to_owned(),
-            partition: raw.partition,
-            offset: raw.offset,
-            recorded_at: storable(raw.time),
+            topic: topic.to_owned(),
+            partition,
+            offset,
+            recorded_at,
             request_id: raw.position_id().to_string(),
             source: String::new(),
             item: String::new(),
             batch: String::new(),
             requested_at: None,
-            died_at: storable(raw.time),
+            died_at: recorded_at,
             reason: Reason::Invalid.as_str(),
             message: why.to_string(),
             calls: 0,
             last_class: "",
             last_code: String::new(),
-            origin_topic: raw.topic.to_owned(),
-            origin_partition: raw.partition,
-            origin_offset: raw.offset,
+            origin_topic: topic.to_owned(),
+            origin_partition: partition,
+            origin_offset: offset,
             request: String::new(),
             original: Blob(raw.value.unwrap_or_default().to_owned()),
-            traceparent: raw.traceparent().unwrap_or_default().to_owned(),
+            traceparent: traceparent.to_owned(),
+        }
+    }
+}
+
+/// A row of `item_changes`.
+#[derive(Debug, Row, Serialize)]
+pub struct ChangeRow<'a> {
+    topic: &'a str,
+    partition: i32,
+    offset: i64,
+    recorded_at: i64,
+    source: &'a str,
+    item: &'a str,
+    field: &'a str,
+    old: &'a str,
+    new: &'a str,
+    old_number: Option<i64>,
+    new_number: Option<i64>,
+    currency: &'a str,
+    old_at: i64,
+    new_at: i64,
+    batch: &'a str,
+    request_id: &'a str,
+    traceparent: &'a str,
+}
+
+impl<'a> ChangeRow<'a> {
+    /// The row of a change. A title is never a number, whatever it looks like.
+    #[must_use]
+    pub fn new(raw: &Raw<'a>, change: &'a Change) -> Self {
+        let (old, new) = (text(change.old.as_ref()), text(change.new.as_ref()));
+        let is_number = matches!(change.field, Field::Price | Field::Stock | Field::Rating);
+        let number = |text: &str| decimal(text.trim()).filter(|_| is_number);
+        let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
+        Self {
+            topic,
+            partition,
+            offset,
+            recorded_at,
+            source: change.source.as_str(),
+            item: change.item.as_str(),
+            field: change.field.as_str(),
+            old,
+            new,
+            old_number: number(old),
+            new_number: number(new),
+            currency: text(change.currency.as_ref()),
+            old_at: storable(change.old_at),
+            new_at: storable(change.new_at),
+            batch: batch(change.batch.as_ref()),
+            request_id: change.request_id.as_str(),
+            traceparent,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the sink does with each event: fill blocks, insert, commit, pause, hand over.
+//! What the sink does with each event: read blocks, announce, insert, commit, pause, hand over.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,18 +8,29 @@ use std::{
 
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    SinkError,
-    block::{Block, Blocks, Limits},
-    insert::{Insert, Tally},
-    patience::{self, Troubles},
+    Parts, SinkError,
+    block::{Cut, Limits},
+    doubt::Doubt,
+    insert::Insert,
+    intent::IntentError,
+    lane::{self, Lane},
+    patience::{Pressure, Troubles},
     row::Route,
+    sealed::{self, Grave, Reading, Sealed},
+    settle::{End, Terms, Told, settle},
 };
-use crate::kafka::{Assignment, Committed, Epoch, Event, Handover, Partition, Reader, Record};
+use crate::{
+    kafka::{
+        Assignment, Committed, Epoch, Event, Handover, Offsets, Outgoing, Partition, ReadError, Reader, Record,
+        TransactError, WriteError, Writer,
+    },
+    runtime::{clock::Clock, health::RoleHealth},
+};
 
 /// Inserts at once. Each makes a part in ClickHouse, so more would only make more to merge.
 const INSERTS_MAX: usize = 4;
@@ -30,76 +41,68 @@ const COMMIT_AGAIN: Duration = Duration::from_secs(1);
 /// How long a stop waits for what is in flight and buffered.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
-/// The sink at work. `run` is its only task beside the inserts, so nothing here is shared.
-pub(super) struct Stage<R, I> {
+/// The sink at work. `run` is its only task beside the readings and inserts, so nothing here is shared.
+pub(super) struct Stage<R, W, I> {
     reader: R,
+    writer: W,
     store: Arc<I>,
+    dead_topic: Arc<str>,
+    clock: Clock,
+    health: RoleHealth,
     routes: HashMap<Arc<str>, Arc<Route>>,
-    limits: Limits,
+    base: Limits,
     memory: usize,
-    owned: BTreeMap<Partition, Owned>,
-    inserts: JoinSet<Inserted>,
+    lanes: BTreeMap<Partition, Lane>,
+    tasks: JoinSet<Done>,
     /// Partitions with an insert in flight, perhaps from before a rebalance: one at a time for each.
     busy: HashMap<Partition, Epoch>,
-    /// Revoked partitions whose last insert is in flight.
-    leaving: Vec<(Vec<Partition>, Handover)>,
-    /// Stored, but not yet committed.
-    stored: BTreeMap<Partition, (Epoch, i64)>,
     commit_again: Option<Instant>,
-    troubles: Arc<Troubles>,
-    patience: CancellationToken,
+    troubles: Troubles,
+    pressure: Pressure,
+    stop: CancellationToken,
 }
 
-/// A partition that is ours.
-struct Owned {
+/// The end of something that took a while.
+struct Done {
+    partition: Partition,
     epoch: Epoch,
-    route: Arc<Route>,
-    blocks: Blocks,
-    in_flight: usize,
-    paused: bool,
-    patience: CancellationToken,
+    what: What,
 }
 
-impl Owned {
-    fn bytes(&self) -> usize {
-        self.blocks.bytes() + self.in_flight
-    }
+enum What {
+    Read(Box<Reading>, Instant),
+    Tried(Box<Sealed>, Doubt, End),
 }
 
-/// The end of an insert.
-struct Inserted {
-    block: Block,
-    epoch: Epoch,
-    /// `None`: nobody waited for ClickHouse any longer.
-    tally: Option<Tally>,
-}
-
-impl<R: Reader, I: Insert> Stage<R, I> {
-    pub(super) fn new(
-        reader: R,
-        store: I,
+impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
+    pub fn new(
+        parts: Parts<R, W, I>,
         routes: HashMap<Arc<str>, Arc<Route>>,
-        limits: Limits,
-        memory: usize,
+        (base, memory): (Limits, usize),
+        stop: CancellationToken,
     ) -> Self {
+        let Parts { reader, writer, store, dead_topic, clock, health, .. } = parts;
         Self {
             reader,
+            writer,
             store: Arc::new(store),
+            dead_topic,
+            clock,
+            health,
             routes,
-            limits,
+            base,
             memory,
-            owned: BTreeMap::new(),
-            inserts: JoinSet::new(),
+            lanes: BTreeMap::new(),
+            tasks: JoinSet::new(),
             busy: HashMap::new(),
-            leaving: Vec::new(),
-            stored: BTreeMap::new(),
             commit_again: None,
-            troubles: Arc::default(),
-            patience: CancellationToken::new(),
+            troubles: Troubles::default(),
+            pressure: Pressure::none(Instant::now()),
+            stop,
         }
     }
 
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), SinkError> {
+    pub async fn run(mut self) -> Result<(), SinkError> {
         loop {
             let due = self.due();
             let wake = async {
@@ -110,170 +113,271 @@ impl<R: Reader, I: Insert> Stage<R, I> {
             };
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return self.finish().await,
-                Some(inserted) = self.inserts.join_next() => self.inserted(inserted?),
+                () = self.stop.cancelled() => return self.finish().await,
+                Some(done) = self.tasks.join_next() => self.done(done?),
                 () = wake => {}
                 event = self.reader.next() => self.take(event?)?,
             }
-            self.advance().await;
+            self.advance().await?;
         }
     }
 
     /// What follows from any change.
-    async fn advance(&mut self) {
-        self.commit().await;
+    async fn advance(&mut self) -> Result<(), SinkError> {
+        self.read_blocks();
+        // A block without rows is done with its announcement, and that is progress in its turn.
+        while self.commit().await? {}
         self.release();
         self.start_inserts();
         self.balance();
+        self.report();
+        Ok(())
     }
 
     /// When something has to happen without an event.
     fn due(&self) -> Option<Instant> {
-        let idle = self.owned.iter().filter(|(partition, _)| !self.busy.contains_key(partition));
-        let block = idle.filter_map(|(_, owned)| owned.blocks.due()).min();
-        // With all inserts busy the next end of one is what to wait for.
-        let block = block.filter(|_| self.inserts.len() < INSERTS_MAX);
-        block.into_iter().chain(self.commit_again).min()
+        let now = Instant::now();
+        let lanes = self.lanes.values().filter_map(|lane| lane.due(now));
+        lanes.chain(self.commit_again).min()
     }
 
     fn take(&mut self, event: Event) -> Result<(), SinkError> {
+        let now = Instant::now();
         match event {
             Event::Assigned(assignments) => {
-                assignments.into_iter().try_for_each(|assignment| self.assigned(assignment))
+                return assignments.into_iter().try_for_each(|assignment| self.assigned(assignment));
             }
-            Event::Records { partition, epoch, records } => {
-                self.records(&partition, epoch, records);
-                Ok(())
-            }
-            Event::Gone { partition, range, .. } => {
+            Event::Records { partition, epoch, records } => self.records(&partition, epoch, records, now),
+            Event::Gone { partition, epoch, range } => {
                 let count = range.end.saturating_sub(range.start);
                 tracing::error!(
                     %partition, first = range.start, last = range.end - 1,
-                    "up to {count} records were deleted by the topic's retention before they were stored: they are not in ClickHouse"
+                    "up to {count} records were deleted by the topic's retention before they were stored: they are not \
+                     in ClickHouse, unless they were on their way when the sink ended"
                 );
-                Ok(())
-            }
-            Event::Revoked(partitions, handover) => {
-                for partition in &partitions {
-                    self.forget(partition);
+                if let Some(lane) = self.lanes.get_mut(&partition).filter(|lane| lane.epoch == epoch) {
+                    lane.gone(range.end, now);
                 }
-                self.leaving.push((partitions, handover));
-                Ok(())
             }
-            Event::Lost(partitions) => {
-                for partition in &partitions {
-                    self.forget(partition);
-                    self.stored.remove(partition);
-                }
-                Ok(())
-            }
+            Event::Revoked(partitions, handover) => self.revoked(&partitions, handover),
+            Event::Lost(partitions) => self.lanes.retain(|partition, _| !partitions.contains(partition)),
         }
-    }
-
-    fn assigned(&mut self, assignment: Assignment) -> Result<(), SinkError> {
-        let Assignment { partition, epoch, .. } = assignment;
-        let Some(route) = self.routes.get(&partition.topic).cloned() else {
-            return Err(SinkError::Topic { topic: partition.topic });
-        };
-        let owned = Owned {
-            epoch,
-            route,
-            blocks: Blocks::new(partition.clone(), self.limits),
-            in_flight: 0,
-            paused: false,
-            patience: self.patience.child_token(),
-        };
-        self.forget(&partition);
-        self.owned.insert(partition, owned);
         Ok(())
     }
 
-    fn records(&mut self, partition: &Partition, epoch: Epoch, records: Vec<Record>) {
-        let Some(owned) = self.owned.get_mut(partition).filter(|owned| owned.epoch == epoch) else { return };
-        let now = Instant::now();
-        for record in records {
-            owned.blocks.push(record, now);
-        }
-    }
-
-    /// Drops what is buffered: its new owner reads it again. An attempt in flight is awaited, but not repeated.
-    fn forget(&mut self, partition: &Partition) {
-        if let Some(owned) = self.owned.remove(partition) {
-            owned.patience.cancel();
-        }
-    }
-
-    fn inserted(&mut self, inserted: Inserted) {
-        let Inserted { block, epoch, tally } = inserted;
-        let (partition, next) = (block.partition.clone(), block.last() + 1);
-        self.busy.remove(&partition);
-        if let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch) {
-            owned.in_flight -= block.bytes;
-        }
-        let Some(Tally { rows, invalid, skipped }) = tally else { return };
-        tracing::debug!(block = %block.token(), rows, invalid, skipped, "stored");
-        if invalid > 0 {
-            tracing::warn!(block = %block.token(), invalid, "unreadable records: they are in dead_letters, reason invalid");
-        }
-        if self.may_commit(&partition, epoch) {
-            self.stored.insert(partition, (epoch, next));
-        }
-    }
-
-    /// Ours, or about to leave us in good order; not lost, and not assigned anew in the meantime.
-    fn may_commit(&self, partition: &Partition, epoch: Epoch) -> bool {
-        match self.owned.get(partition) {
-            Some(owned) => owned.epoch == epoch,
-            None => self.leaving.iter().any(|(partitions, _)| partitions.contains(partition)),
-        }
-    }
-
-    async fn commit(&mut self) {
-        if self.stored.is_empty() || self.commit_again.is_some_and(|again| again > Instant::now()) {
-            return;
-        }
-        let offset = |(partition, (epoch, next)): (&Partition, &(Epoch, i64))| {
-            (partition.clone(), *epoch, Committed { offset: *next, metadata: String::new() })
+    fn assigned(&mut self, assignment: Assignment) -> Result<(), SinkError> {
+        let partition = assignment.partition.clone();
+        let Some(route) = self.routes.get(&partition.topic).cloned() else {
+            return Err(SinkError::Topic { topic: partition.topic });
         };
-        match self.reader.commit(self.stored.iter().map(offset).collect()).await {
-            Ok(()) => {
-                self.stored.clear();
-                self.commit_again = None;
+        let refused =
+            |error: IntentError| ReadError::Ledger { partition: partition.clone(), reason: error.to_string() };
+        let lane = Lane::new(assignment, route, self.pressure.limits(self.base)).map_err(refused)?;
+        self.lanes.insert(partition, lane);
+        Ok(())
+    }
+
+    fn records(&mut self, partition: &Partition, epoch: Epoch, records: Vec<Record>, now: Instant) {
+        let lane = self.lanes.get_mut(partition).filter(|lane| lane.epoch == epoch && lane.leaving.is_none());
+        if let Some(lane) = lane {
+            lane.push(records, now);
+        }
+    }
+
+    /// The partitions go when nothing of them is under way. What is only buffered is read again by their new owner.
+    fn revoked(&mut self, partitions: &[Partition], handover: Handover) {
+        let handover = Arc::new(handover);
+        for partition in partitions {
+            if let Some(lane) = self.lanes.get_mut(partition) {
+                lane.leaving = Some(Arc::clone(&handover));
+            }
+        }
+    }
+
+    /// Starts to read what is full or old enough.
+    fn read_blocks(&mut self) {
+        let now = Instant::now();
+        let grave = Grave { topic: Arc::clone(&self.dead_topic), now: self.clock.now() };
+        for (partition, lane) in &mut self.lanes {
+            let Some(cut) = lane.cut(now) else { continue };
+            let (partition, epoch) = (partition.clone(), lane.epoch);
+            let (route, grave) = (Arc::clone(&lane.route), grave.clone());
+            self.tasks.spawn(async move {
+                let reading = match cut {
+                    Cut::New(block) => sealed::read(block, &route, &grave).await,
+                    Cut::Rebuilt(block, intent) => sealed::read_again(block, intent, &route).await,
+                    Cut::Lost(intent) => {
+                        let sealed = sealed::lost(partition.clone(), intent, route.kind);
+                        Reading { sealed, letters: Vec::new(), rest: None }
+                    }
+                };
+                Done { partition, epoch, what: What::Read(Box::new(reading), now) }
+            });
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let Done { partition, epoch, what } = done;
+        let lane = self.lanes.get_mut(&partition).filter(|lane| lane.epoch == epoch);
+        match what {
+            What::Read(reading, came_at) => {
+                if let Some(lane) = lane {
+                    lane.read(*reading, came_at);
+                }
+            }
+            What::Tried(sealed, doubt, end) => {
+                self.busy.remove(&partition);
+                if let Some(lane) = lane {
+                    lane.ended(*sealed, doubt, end.clone(), Instant::now());
+                    self.told(&partition, &end);
+                }
+            }
+        }
+    }
+
+    /// Says what an end means, and draws the consequences for all partitions.
+    fn told(&mut self, partition: &Partition, end: &End) {
+        let Some(lane) = self.lanes.get(partition) else { return };
+        match end {
+            End::Stored => {
+                self.troubles.over(lane.route.kind);
+            }
+            End::Refused(trouble) => {
+                let from = lane.wanted().map_or(0, |(wanted, _)| wanted.offset);
+                self.troubles.meet(lane.route.kind, trouble, &format!("{partition} from offset {from}"));
+                if trouble.is_too_often() && self.pressure.rise(Instant::now(), self.base.age) {
+                    self.set_limits();
+                }
+            }
+            End::Halted(_) => {
+                if let Some((halt, sealed)) = lane.halt() {
+                    tracing::error!("{}", Told(halt, sealed));
+                }
+            }
+            End::Stale | End::Split => {}
+        }
+    }
+
+    fn set_limits(&mut self) {
+        let limits = self.pressure.limits(self.base);
+        tracing::info!(rows = limits.rows, age = ?limits.age, "the size of blocks changes");
+        for lane in self.lanes.values_mut() {
+            lane.limit(limits);
+        }
+    }
+
+    /// Commits progress and intents; those with dead letters in a transaction with them. True if all was taken, and
+    /// there was something.
+    async fn commit(&mut self) -> Result<bool, SinkError> {
+        let (now, sent_at) = (Instant::now(), self.clock.uptime());
+        if self.commit_again.is_some_and(|again| again > now) {
+            return Ok(false);
+        }
+        let (mut plain, mut with, mut letters) = (Offsets::new(), Offsets::new(), Vec::<Outgoing>::new());
+        for (partition, lane) in &self.lanes {
+            let Some(committed) = lane.due_commit(now, sent_at) else { continue };
+            let before = letters.len();
+            letters.extend(lane.letters().cloned());
+            let offsets = if letters.len() > before { &mut with } else { &mut plain };
+            offsets.push((partition.clone(), lane.epoch, committed));
+        }
+        self.commit_again = None;
+        let is_something = !(plain.is_empty() && with.is_empty());
+        if !plain.is_empty() {
+            let answer = tokio::select! {
+                answer = self.reader.commit(plain.clone()) => answer,
+                () = overdue(&self.stop) => return Ok(false),
+            };
+            self.plain(answer, plain, sent_at);
+        }
+        if !with.is_empty() {
+            let membership = self.reader.membership();
+            let answer = tokio::select! {
+                answer = self.writer.transact(letters, membership, with.clone()) => answer,
+                // It may still be committed: what it holds must not be written again by this process.
+                () = overdue(&self.stop) => return Err(SinkError::Stopped),
+            };
+            self.transacted(answer, with, sent_at)?;
+        }
+        Ok(is_something && self.commit_again.is_none())
+    }
+
+    fn plain(&mut self, answer: Result<Vec<Partition>, WriteError>, offsets: Offsets, sent_at: Duration) {
+        match answer {
+            Ok(taken) => {
+                for (partition, epoch, committed) in offsets {
+                    if taken.contains(&partition) {
+                        self.committed(&partition, epoch, committed, sent_at);
+                    } else {
+                        // It has gone; the event that says so is on its way.
+                        self.lanes.remove(&partition);
+                    }
+                }
             }
             Err(error) => {
-                tracing::warn!(%error, "stored, but not committed; tried again");
-                self.stored.retain(|partition, _| self.owned.contains_key(partition));
-                self.commit_again = (!self.stored.is_empty()).then(|| Instant::now() + COMMIT_AGAIN);
+                tracing::warn!(%error, "a commit was refused; tried again");
+                self.refused(&offsets);
             }
         }
+    }
+
+    fn transacted(
+        &mut self,
+        answer: Result<(), TransactError>,
+        offsets: Offsets,
+        sent_at: Duration,
+    ) -> Result<(), SinkError> {
+        match answer {
+            Ok(()) => {
+                for (partition, epoch, committed) in offsets {
+                    self.committed(&partition, epoch, committed, sent_at);
+                }
+                Ok(())
+            }
+            Err(TransactError::Aborted(reason)) => {
+                tracing::warn!(reason, "dead letters and their commit were rolled back; tried again");
+                self.refused(&offsets);
+                Ok(())
+            }
+            Err(error @ (TransactError::Fenced { .. } | TransactError::Rebuild(_))) => Err(error.into()),
+        }
+    }
+
+    fn committed(&mut self, partition: &Partition, epoch: Epoch, committed: Committed, sent_at: Duration) {
+        if let Some(lane) = self.lanes.get_mut(partition).filter(|lane| lane.epoch == epoch) {
+            lane.committed(committed, sent_at);
+        }
+    }
+
+    /// A partition that is about to leave is not held back by it: its new owner counts.
+    fn refused(&mut self, offsets: &Offsets) {
+        self.lanes.retain(|partition, lane| {
+            lane.leaving.is_none() || !offsets.iter().any(|(refused, ..)| refused == partition)
+        });
+        self.commit_again = Some(Instant::now() + COMMIT_AGAIN);
     }
 
     /// Lets revoked partitions go when nothing of them is in flight or waits for its commit.
     fn release(&mut self) {
-        let (busy, stored) = (&self.busy, &self.stored);
-        self.leaving.retain(|(partitions, _)| {
-            partitions.iter().any(|partition| busy.contains_key(partition) || stored.contains_key(partition))
-        });
+        let (now, uptime) = (Instant::now(), self.clock.uptime());
+        self.lanes.retain(|_, lane| lane.leaving.is_none() || lane.is_busy() || lane.due_commit(now, uptime).is_some());
     }
 
     fn start_inserts(&mut self) {
-        let now = Instant::now();
-        while self.inserts.len() < INSERTS_MAX {
+        let (now, uptime) = (Instant::now(), self.clock.uptime());
+        while self.busy.len() < INSERTS_MAX {
             // The oldest first, so that no partition waits for ever behind busier ones.
-            let idle = self.owned.iter_mut().filter(|(partition, _)| !self.busy.contains_key(partition));
-            let due = idle.filter_map(|(partition, owned)| owned.blocks.due().map(|due| (due, partition, owned)));
-            let Some((due, partition, owned)) = due.min_by_key(|(due, ..)| *due) else { return };
-            if due > now {
-                return;
-            }
-            let Some(block) = owned.blocks.take(now) else { return };
-            owned.in_flight += block.bytes;
-            self.busy.insert(partition.clone(), owned.epoch);
-            let (store, route, troubles) = (self.store.clone(), owned.route.clone(), self.troubles.clone());
-            let (epoch, patience) = (owned.epoch, owned.patience.clone());
-            self.inserts.spawn(async move {
-                let tally = patience::insert(&*store, &block, &route, &troubles, &patience).await;
-                Inserted { block, epoch, tally }
+            let idle = self.lanes.iter_mut().filter(|(partition, _)| !self.busy.contains_key(partition));
+            let ready = idle.filter_map(|(partition, lane)| Some((lane.ready_since(now, uptime)?, partition, lane)));
+            let Some((_, partition, lane)) = ready.min_by_key(|(since, ..)| *since) else { return };
+            let Some(lane::Job { sealed, mut doubt, announced_at, split }) = lane.start() else { return };
+            let (partition, epoch) = (partition.clone(), lane.epoch);
+            self.busy.insert(partition.clone(), epoch);
+            let (store, clock) = (Arc::clone(&self.store), self.clock.clone());
+            self.tasks.spawn(async move {
+                let is_fresh = || lane::is_fresh(announced_at, clock.uptime());
+                let end = settle(&*store, &sealed, &mut doubt, Terms { is_fresh, split }).await;
+                Done { partition, epoch, what: What::Tried(Box::new(sealed), doubt, end) }
             });
         }
     }
@@ -281,28 +385,42 @@ impl<R: Reader, I: Insert> Stage<R, I> {
     /// Pauses partitions that hold too much, and lets them flow again when they hold little: a pause costs what
     /// Kafka's client has read ahead, so not at every block.
     fn balance(&mut self) {
-        let total: usize = self.owned.values().map(Owned::bytes).sum();
-        let share = self.memory / self.owned.len().max(1);
-        let (most, crowded) = (self.limits.bytes.saturating_mul(2), total >= self.memory);
-        for (partition, owned) in &mut self.owned {
-            let bytes = owned.bytes();
+        if self.pressure.fall(Instant::now()) {
+            self.set_limits();
+        }
+        let total: usize = self.lanes.values().map(Lane::bytes).sum();
+        let share = self.memory / self.lanes.len().max(1);
+        let (most, crowded) = (self.base.bytes.saturating_mul(2), total >= self.memory);
+        for (partition, lane) in &mut self.lanes {
+            let bytes = lane.bytes();
             let full = bytes >= most || (crowded && bytes >= share);
-            if full && !owned.paused {
+            if full && !lane.is_paused {
                 self.reader.pause(partition);
-                owned.paused = true;
-            } else if owned.paused && bytes <= most / 2 && (bytes <= share / 2 || total <= self.memory / 2) {
+                lane.is_paused = true;
+            } else if lane.is_paused && bytes <= most / 2 && (bytes <= share / 2 || total <= self.memory / 2) {
                 self.reader.resume(partition);
-                owned.paused = false;
+                lane.is_paused = false;
             }
+        }
+    }
+
+    /// Says on `/ready` what the rows wait for.
+    fn report(&self) {
+        let health: &RoleHealth = &self.health;
+        let mut halted = self.lanes.values().filter_map(Lane::halt);
+        match (halted.next(), self.troubles.text()) {
+            (Some((halt, sealed)), _) => health.not_ready(Told(halt, sealed).to_string()),
+            (None, Some(trouble)) => health.not_ready(trouble),
+            (None, None) => health.ready(),
         }
     }
 
     /// Stores and commits what has been read, as far as ClickHouse takes it at the first offer.
     async fn finish(mut self) -> Result<(), SinkError> {
-        self.patience.cancel();
-        for owned in self.owned.values_mut() {
-            owned.blocks.seal();
+        for lane in self.lanes.values_mut() {
+            lane.seal();
         }
+        self.commit_again = None;
         timeout(STOP_WITHIN, self.flush()).await.unwrap_or_else(|_| {
             tracing::warn!("stopped before everything that was read is stored; it will be read again");
             Ok(())
@@ -310,22 +428,22 @@ impl<R: Reader, I: Insert> Stage<R, I> {
     }
 
     async fn flush(&mut self) -> Result<(), SinkError> {
-        self.start_inserts();
-        while let Some(inserted) = self.inserts.join_next().await {
-            let inserted = inserted?;
-            if inserted.tally.is_none() {
-                // What follows in this partition must not be committed over a gap.
-                self.owned.remove(&inserted.block.partition);
-            }
-            self.inserted(inserted);
-            self.commit().await;
-            self.start_inserts();
+        self.advance().await?;
+        while let Some(done) = self.tasks.join_next().await {
+            self.done(done?);
+            self.advance().await?;
         }
-        self.commit_again = None;
-        self.commit().await;
         Ok(())
     }
 }
 
+/// Ends when a stop has been asked for, and nothing may wait for it any longer.
+async fn overdue(stop: &CancellationToken) {
+    stop.cancelled().await;
+    sleep(STOP_WITHIN).await;
+}
+
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

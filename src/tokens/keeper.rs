@@ -232,6 +232,12 @@ impl Keeper {
         entry.permit = Some(permit);
     }
 
+    /// Gives a right back that could not be used, since the vendor could not be reached from here.
+    pub async fn put_back(&self, Permit { index, claim, .. }: Permit) {
+        self.store.release(claim).await;
+        self.entries()[index].is_renewing = false;
+    }
+
     /// A renewal was broken off.
     pub fn give_up(&self, index: usize) {
         self.entries()[index].is_renewing = false;
@@ -416,7 +422,18 @@ impl Keeper {
         }
     }
 
+    /// Gives back claims that were kept for a slot which has not come: other processes wait for them.
+    async fn put_back_stale(&self) {
+        let now = Instant::now();
+        let is_stale = |permit: &mut Permit| permit.until <= now;
+        let stale: Vec<_> = self.entries().iter_mut().filter_map(|entry| entry.permit.take_if(is_stale)).collect();
+        for permit in stale {
+            self.store.release(permit.claim).await;
+        }
+    }
+
     async fn look(&self, quota: &dyn Quota) -> Result<(), StoreError> {
+        self.put_back_stale().await;
         let unstored: Vec<_> = self.entries().iter().filter_map(Entry::unstored).collect();
         for (alias, record) in unstored {
             self.store.put(&self.source, &alias, &record).await?;

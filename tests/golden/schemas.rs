@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use weir::{
     message::{
-        Attempt, Class, Columns, DeadLetter, Failure, ItemId, Observation, Origin, Reason, Request, RequestId,
-        SourceName, Status, Via, codec, envelope::Kind,
+        Attempt, Change, Class, Columns, DeadLetter, Failure, Field, ItemId, Observation, Origin, Reason, Request,
+        RequestId, SourceName, Status, Via, codec, envelope::Kind,
     },
     runtime::clock::Timestamp,
 };
@@ -23,6 +23,7 @@ fn generated(kind: Kind) -> Value {
         Kind::Result => schema_for!(Observation),
         Kind::Failure => schema_for!(Failure),
         Kind::DeadLetter => schema_for!(DeadLetter),
+        Kind::Change => schema_for!(Change),
     };
     let mut schema = Value::from(schema);
     // What `ce_dataschema` says, so that whoever holds a record finds its schema.
@@ -75,6 +76,7 @@ fn readable(kind: Kind, record: &Value) -> bool {
         Kind::Result => codec::read_observation(&raw).is_ok(),
         Kind::Failure => codec::read_failure(&raw).is_ok(),
         Kind::DeadLetter => codec::read_dead_letter(&raw).is_ok(),
+        Kind::Change => codec::read_change(&raw).is_ok(),
     }
 }
 
@@ -157,14 +159,32 @@ fn written() -> Vec<(Kind, Value)> {
         let failure = Failure { request_id: request_id(), source: source(), request: request(), attempt: attempt() };
         (Kind::Failure, record(&Failure { attempt: Attempt { class, ..attempt() }, ..failure }))
     });
-    let reasons = [Reason::Exhausted, Reason::Permanent, Reason::Expired].map(|reason| dead(reason, Some(request())));
+    let reasons = [Reason::Exhausted, Reason::Permanent, Reason::Expired, Reason::Budget];
+    let reasons = reasons.map(|reason| dead(reason, Some(request())));
     let statuses = [(Status::Found, Some(r#"{"price":10.00}"#)), (Status::Absent, None), (Status::OffShelf, None)];
     let mut all = vec![(Kind::Request, record(&request())), (Kind::Request, record(&bare))];
     all.extend(statuses.map(|(status, raw)| (Kind::Result, record(&observation(status, raw)))));
     all.extend(classes);
     all.extend(reasons.map(|dead| (Kind::DeadLetter, record(&dead))));
     all.push((Kind::DeadLetter, record(&dead(Reason::Invalid, None))));
+    let fields = [Field::Status, Field::Price, Field::Title, Field::Stock, Field::Rating];
+    all.extend(fields.map(|field| (Kind::Change, record(&change(field)))));
     all
+}
+
+fn change(field: Field) -> Change {
+    Change {
+        source: source(),
+        item: request().item,
+        field,
+        old: Some("10.00".to_owned()),
+        new: None,
+        currency: Some("CNY".to_owned()),
+        old_at: now(),
+        new_at: now(),
+        batch: None,
+        request_id: request_id(),
+    }
 }
 
 /// The least that a record of each kind needs.
@@ -183,6 +203,10 @@ fn minimal(kind: Kind) -> Value {
         Kind::DeadLetter => json!({
             "request_id": "r1", "source": "ali1688", "reason": "invalid", "message": "",
             "died_at": "2026-11-21T09:00:00Z", "origin": {"topic": "t", "partition": 0, "offset": 0},
+        }),
+        Kind::Change => json!({
+            "source": "ali1688", "item": "1", "field": "status", "request_id": "r1",
+            "old_at": "2026-11-21T09:00:00Z", "new_at": "2026-11-21T09:00:00Z",
         }),
     }
 }

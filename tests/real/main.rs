@@ -10,12 +10,17 @@
     reason = "a test that fails says so by panicking"
 )]
 
+mod addresses;
+mod analytics;
+mod doubt;
 mod fetch;
 mod kafka;
 mod kill;
 mod outage;
 mod process;
+mod proxy;
 mod quota;
 mod sink;
 mod stack;
 mod tokens;
+mod torture;

@@ -14,17 +14,17 @@ use crate::{
     stack::{DEADLINE, address, eventually, unique},
 };
 
-/// Kafka, ClickHouse and Redis for one test alone, deleted at the end.
-struct Servers {
+/// Servers for one test alone, deleted at the end.
+pub struct Servers {
     name: String,
-    addresses: HashMap<String, String>,
+    pub addresses: HashMap<String, String>,
 }
 
 impl Servers {
-    async fn start(what: &str) -> Self {
+    pub async fn start(what: &str, which: &[&str]) -> Self {
         let name = unique(&format!("test-{what}"));
         let mut servers = Self { name, addresses: HashMap::new() };
-        for server in ["kafka", "clickhouse"] {
+        for server in which {
             servers.control("start", server).await;
         }
         let env = servers.control("env", "").await;
@@ -33,7 +33,7 @@ impl Servers {
         servers
     }
 
-    async fn control(&self, action: &str, server: &str) -> String {
+    pub async fn control(&self, action: &str, server: &str) -> String {
         let mut command = Command::new(address("WEIR_TEST_CONTROL"));
         command.arg(action).arg(&self.name).args((!server.is_empty()).then_some(server));
         let output = command.output().await.unwrap();
@@ -70,7 +70,7 @@ async fn counts(weir: &Installation) -> Option<(u64, u64)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_go_and_come_back_and_every_id_ends() {
-    let servers = Servers::start("outage").await;
+    let servers = Servers::start("outage", &["kafka", "clickhouse"]).await;
     let folder: TempDir = tempfile::tempdir().unwrap();
     let simulator = simulator(folder.path()).await;
     let more = format!(

@@ -47,6 +47,7 @@ listen = "off"
 name = "ali1688"
 kind = "ali1688"
 url = "{url}"
+unlimited = true
 accounts_file = "{accounts}"
 "#,
             url = simulator.url(),

@@ -13,7 +13,7 @@ use tokio::{task::JoinSet, time::Instant};
 use weir::{
     message::{AccountAlias, SourceName},
     quota::{
-        Counting, Hold, Lease, Limit, Pacing, Quota, Scope,
+        Counting, Hold, Lease, Limit, PaceBy, Pacing, Quota, Scope, Share,
         plan::{AccountLimits, Limits},
         redis::Redis,
     },
@@ -368,4 +368,75 @@ async fn a_hold_reaches_all_workers_at_once() {
     let before = fleet.calls_of(3);
     eventually("the released account calls again", async || (fleet.calls_of(3) > before + 10).then_some(())).await;
     fleet.judge("held").await;
+}
+
+/// How many calls the fleet makes in so many seconds.
+async fn made_in(fleet: &Fleet, seconds: u64) -> usize {
+    let before = fleet.made();
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    fleet.made() - before
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_of_the_pace_counts_for_all_workers_and_once_however_many_ask() {
+    let server = Server::start();
+    let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);
+    fleet.flows(20).await;
+    // What was leased before may still leave: up to four seconds.
+    let ahead = || tokio::time::sleep(Duration::from_millis(4_500));
+    ahead().await;
+    let whole = made_in(&fleet, 5).await;
+    for quota in &fleet.quotas {
+        quota.set_pace(Scope::Source, PaceBy::Calendar, Share::new(0.5).unwrap()).await;
+    }
+    ahead().await;
+    let half = made_in(&fleet, 5).await;
+    fleet.quotas[2].set_pace(Scope::Source, PaceBy::Operator, Share::new(0.5).unwrap()).await;
+    ahead().await;
+    let quarter = made_in(&fleet, 5).await;
+    for by in [PaceBy::Operator, PaceBy::Calendar] {
+        fleet.quotas[1].set_pace(Scope::Source, by, Share::WHOLE).await;
+    }
+    ahead().await;
+    let again = made_in(&fleet, 5).await;
+    println!("in 5 s: {whole} calls, at half {half}, at a quarter {quarter}, then {again}");
+    assert!(half * 100 <= whole * 55 && half * 100 >= whole * 40, "{whole} {half}");
+    assert!(quarter * 100 <= whole * 30 && quarter > 0, "{whole} {quarter}");
+    assert!(again * 100 >= whole * 90, "{whole} {again}");
+    fleet.judge("shares").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_refusals_slows_the_account_by_one_step_for_the_whole_fleet() {
+    let server = Server::start();
+    let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);
+    fleet.flows(20).await;
+    let scope = Scope::Account(3);
+    // The same burst, seen by all workers: what left before the first step is no further one.
+    let left_at = Instant::now();
+    for quota in &fleet.quotas {
+        quota.refused(scope, left_at).await;
+        let expected = quota.pace(scope).share;
+        assert!((expected - 1.0 / 1.05).abs() < 0.05, "known before Redis has answered: {expected}");
+    }
+    heard(&fleet, scope, 4, 1.0 / 1.05).await;
+    // Each further round is another.
+    for round in 2..=3 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        fleet.quotas[round].refused(scope, Instant::now()).await;
+        heard(&fleet, scope, 3 + round as u64, 1.05_f64.powi(-i32::try_from(round).unwrap())).await;
+    }
+    assert_eq!(fleet.quotas[0].pace(Scope::Account(2)).refused, 0, "the other accounts go on");
+    fleet.judge("refused").await;
+}
+
+/// Waits until every worker knows that so many calls were refused, and at which share that leaves the pace.
+async fn heard(fleet: &Fleet, scope: Scope, refused: u64, share: f64) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let paces = || fleet.quotas.iter().map(|quota| quota.pace(scope)).collect::<Vec<_>>();
+    // A few calls without a refusal make up for a little of it.
+    while !paces().iter().all(|pace| pace.refused == refused && (pace.share - share).abs() < 0.001) {
+        assert!(Instant::now() < deadline, "expected {refused} refusals and {share}: {:?}", paces());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

@@ -145,6 +145,14 @@ impl Driver {
                         }
                     })
                 }
+                Step::Pace(paces) => {
+                    let reply = server.pace(&paces).await;
+                    reply.inspect(|reply| {
+                        if !matches!(reply.what, What::Unknown) {
+                            self.shared.local().told_paces(paces.len());
+                        }
+                    })
+                }
                 Step::Holds => server.holds().await,
                 Step::Lease(ask) => server.lease(&ask).await.inspect(|reply| self.time(reply)),
             };
@@ -219,5 +227,9 @@ fn hear(shared: &Shared, push: &PushInfo) {
         && let Some((name, until)) = wire::announced(payload)
     {
         shared.local().announced(&name, until, Instant::now());
+    } else if let Some(Value::BulkString(payload)) = push.data.last()
+        && let Some(paced) = wire::paced(payload)
+    {
+        shared.local().paced(&paced);
     }
 }

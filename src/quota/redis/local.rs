@@ -1,14 +1,22 @@
 //! What a worker knows between two calls to Redis: slots that it may hand out, and holds. No I/O.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use super::{
     offset::Offset,
-    wire::{Ask, HoldAsk},
+    wire::{Ask, HoldAsk, Named, PaceAsk, PaceChange, Paced},
 };
-use crate::quota::{Hold, Lease, Scope, Slot, limit::Micros, memory::HORIZON};
+use crate::quota::{
+    Hold, Lease, PaceBy, PaceState, Scope, Share, Slot,
+    adapt::SLOWER,
+    limit::{Micros, micros},
+    memory::HORIZON,
+};
 
 /// How long slots that came back may wait for the next call to Redis, if there will be one anyway …
 const RETURN_LATER: Duration = Duration::from_millis(500);
@@ -16,6 +24,8 @@ const RETURN_LATER: Duration = Duration::from_millis(500);
 const RETURN_SOON: Duration = Duration::from_millis(20);
 /// A worker that is not heard of for so long is gone, and its calls have ended: no time-out is longer.
 const GONE: Duration = Duration::from_secs(660);
+/// How many refusals may wait for Redis.
+const PACES: usize = 256;
 /// When to ask again if nobody can say.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -28,6 +38,41 @@ pub struct Known {
     pub disabled: bool,
     /// Calls under way are counted, since there may be only so many.
     pub is_capped: bool,
+    pub pace: Heard,
+}
+
+/// A pace as Redis announced it last; until it has answered, as this worker expects it.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    state: PaceState,
+    /// Calls that left before this slow nothing down any more.
+    slowed_at: Option<Instant>,
+}
+
+impl Heard {
+    fn refused(&mut self, left_at: Instant, now: Instant) {
+        self.state.refused += 1;
+        if self.slowed_at.is_none_or(|slowed_at| left_at >= slowed_at) {
+            self.state.share /= SLOWER;
+            self.slowed_at = Some(now);
+        }
+    }
+}
+
+/// A change of pace that Redis is to be told of.
+#[derive(Clone, Copy, Debug)]
+enum Told {
+    Asked(PaceBy, Share),
+    Refused(Instant),
+}
+
+/// What is known of an address that calls leave from.
+#[derive(Clone, Debug)]
+pub struct KnownAddress {
+    pub name: String,
+    pub held_until: Option<Instant>,
+    pub disabled: bool,
+    pub pace: Heard,
 }
 
 /// What the driver does next.
@@ -35,6 +80,8 @@ pub struct Known {
 pub enum Step {
     /// Tell Redis of these holds.
     Hold(Vec<HoldAsk>),
+    /// Tell Redis of these changes of pace.
+    Pace(Vec<PaceAsk>),
     /// Ask for all holds: some were missed.
     Holds,
     /// Ask for slots, or give some back.
@@ -47,13 +94,17 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Local {
     accounts: Vec<Known>,
+    /// Their indexes: a source may have 10,000.
+    by_name: HashMap<String, usize>,
+    addresses: Vec<KnownAddress>,
     held_until: Option<Instant>,
     disabled: bool,
     /// Slots to hand out, by time, as Redis knows them.
     slots: VecDeque<(Slot, Micros)>,
     /// Slots handed out lately: they may come back.
     out: VecDeque<(Slot, Micros)>,
-    returned: Vec<(usize, Micros)>,
+    /// Account, time and address.
+    returned: Vec<(usize, Micros, usize)>,
     ended: Vec<usize>,
     /// When to tell Redis of what came back.
     return_at: Option<Instant>,
@@ -67,6 +118,9 @@ pub struct Local {
     /// Not worth asking before.
     ask_at: Instant,
     outgoing: Vec<(Scope, Option<Hold>)>,
+    paces: VecDeque<(Scope, Told)>,
+    /// The source's.
+    pace: Heard,
     seq: u64,
     seq_known: u64,
     pub offset: Option<Offset>,
@@ -79,9 +133,13 @@ pub struct Local {
 }
 
 impl Local {
-    pub fn new(accounts: Vec<Known>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
+    pub fn new(accounts: Vec<Known>, addresses: Vec<String>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
+        let address = |name| KnownAddress { name, held_until: None, disabled: false, pace: Heard::default() };
+        let by_name = accounts.iter().enumerate().map(|(index, account)| (account.name.clone(), index)).collect();
         Self {
             accounts,
+            by_name,
+            addresses: addresses.into_iter().map(address).collect(),
             held_until: None,
             disabled: false,
             slots: VecDeque::new(),
@@ -95,6 +153,8 @@ impl Local {
             gap: gap.min(Duration::from_micros(ahead) / 4).max(Duration::from_millis(10)),
             ask_at: Instant::now(),
             outgoing: Vec::new(),
+            paces: VecDeque::new(),
+            pace: Heard::default(),
             seq: 0,
             seq_known: 0,
             offset: None,
@@ -130,10 +190,10 @@ impl Local {
         let (kept, gone): (VecDeque<_>, VecDeque<_>) = self
             .slots
             .drain(..)
-            .partition(|(slot, _)| !slot.is_late(now) && !held(&self.accounts, self.held_until, slot));
+            .partition(|(slot, _)| !slot.is_late(now) && !held(&self.accounts, &self.addresses, self.held_until, slot));
         self.slots = kept;
         self.return_at = self.return_at.or((!gone.is_empty()).then_some(now + RETURN_LATER));
-        self.returned.extend(gone.into_iter().map(|(slot, at)| (slot.account, at)));
+        self.returned.extend(gone.into_iter().map(|(slot, at)| (slot.account, at, slot.address)));
         while self.out.front().is_some_and(|(slot, _)| slot.at + Duration::from_secs(5) < now) {
             self.out.pop_front();
         }
@@ -151,7 +211,7 @@ impl Local {
             self.demand = 0;
             back.extend(self.slots.drain(..));
         }
-        self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at)));
+        self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at, slot.address)));
         let return_at = now + if self.demand == 0 { RETURN_SOON } else { RETURN_LATER };
         if !self.returned.is_empty() {
             self.return_at = Some(self.return_at.map_or(return_at, |at| at.min(return_at)));
@@ -183,6 +243,14 @@ impl Local {
         match (scope, hold) {
             (Scope::Source, Some(Hold::Until(until))) => self.held_until = self.held_until.max(Some(until)),
             (Scope::Source, hold) => self.disabled = hold.is_some(),
+            (Scope::Address(index), hold) => {
+                let Some(address) = self.addresses.get_mut(index) else { return };
+                match hold {
+                    Some(Hold::Until(until)) => address.held_until = address.held_until.max(Some(until)),
+                    Some(Hold::Disabled) => address.disabled = true,
+                    None => (address.held_until, address.disabled) = (None, false),
+                }
+            }
             (Scope::Account(index), hold) => {
                 let Some(account) = self.accounts.get_mut(index) else { return };
                 match hold {
@@ -194,12 +262,16 @@ impl Local {
     }
 
     pub fn is_held(&self, slot: &Slot) -> bool {
-        self.disabled || held(&self.accounts, self.held_until, slot)
+        self.disabled || held(&self.accounts, &self.addresses, self.held_until, slot)
     }
 
     /// A hold that another worker announced.
     pub fn announced(&mut self, name: &str, until: Micros, now: Instant) {
-        let scope = if name.is_empty() { Some(Scope::Source) } else { self.index(name).map(Scope::Account) };
+        let scope = match Named::of(name) {
+            Named::Source => Some(Scope::Source),
+            Named::Address(name) => self.address(name).map(Scope::Address),
+            Named::Account(name) => self.index(name).map(Scope::Account),
+        };
         let Some(scope) = scope else { return };
         match until {
             0 => self.apply(scope, None),
@@ -219,6 +291,9 @@ impl Local {
         for account in &mut self.accounts {
             account.disabled = false;
         }
+        for address in &mut self.addresses {
+            address.disabled = false;
+        }
         // What is not held has no entry, or that of the source: 0 is no news of it here.
         for (name, until) in holds.iter().filter(|(_, until)| *until > 0) {
             self.announced(name, *until, now);
@@ -230,13 +305,20 @@ impl Local {
     }
 
     fn index(&self, name: &str) -> Option<usize> {
-        self.accounts.iter().position(|account| account.name == name)
+        self.by_name.get(name).copied()
+    }
+
+    fn address(&self, name: &str) -> Option<usize> {
+        self.addresses.iter().position(|address| address.name == name)
     }
 
     /// What to do next.
     pub fn step(&mut self, now: Instant) -> Step {
         if !self.outgoing.is_empty() {
             return Step::Hold(self.outgoing.iter().map(|hold| self.hold_ask(*hold, now)).collect());
+        }
+        if !self.paces.is_empty() {
+            return Step::Pace(self.paces.iter().map(|pace| self.pace_ask(*pace, now)).collect());
         }
         if self.seq != self.seq_known {
             return Step::Holds;
@@ -255,25 +337,96 @@ impl Local {
     fn hold_ask(&self, (scope, hold): (Scope, Option<Hold>), now: Instant) -> HoldAsk {
         let name = match scope {
             Scope::Account(index) => self.accounts.get(index).map(|account| account.name.clone()),
-            Scope::Source => None,
+            Scope::Source | Scope::Address(_) => None,
+        };
+        let address = match scope {
+            Scope::Address(index) => self.addresses.get(index).map(|address| address.name.clone()),
+            Scope::Source | Scope::Account(_) => None,
         };
         let (wait, disabled) = match hold {
             Some(Hold::Until(until)) => (until.saturating_duration_since(now), false),
             Some(Hold::Disabled) => (Duration::ZERO, true),
             None => (Duration::ZERO, false),
         };
-        HoldAsk { name, wait: crate::quota::limit::micros(wait), disabled, released: hold.is_none() }
+        HoldAsk { name, address, wait: micros(wait), disabled, released: hold.is_none() }
+    }
+
+    /// Somebody asks for a share.
+    pub fn set_pace(&mut self, scope: Scope, by: PaceBy, share: Share) {
+        self.tell(scope, Told::Asked(by, share));
+    }
+
+    /// The vendor refused a call.
+    pub fn refused(&mut self, scope: Scope, left_at: Instant, now: Instant) {
+        self.tell(scope, Told::Refused(left_at));
+        if let Some(pace) = self.heard(scope) {
+            pace.refused(left_at, now);
+        }
+    }
+
+    /// A slowdown takes a single refusal: what exceeds the queue while Redis is away is only not counted.
+    fn tell(&mut self, scope: Scope, told: Told) {
+        let is_known = self.heard(scope).is_some();
+        if is_known && (self.paces.len() < PACES || matches!(told, Told::Asked(..))) {
+            self.paces.push_back((scope, told));
+        }
+    }
+
+    /// How fast calls go, as far as this worker has heard.
+    pub fn pace(&mut self, scope: Scope) -> PaceState {
+        self.heard(scope).map(|heard| heard.state).unwrap_or_default()
+    }
+
+    /// A pace that a worker, this one perhaps, has changed.
+    pub fn paced(&mut self, paced: &Paced) {
+        let state = PaceState { share: paced.share, refused: paced.refused };
+        let scope = match (paced.account.as_str(), paced.address.as_str()) {
+            ("", "") => Some(Scope::Source),
+            ("", address) => self.address(address).map(Scope::Address),
+            (account, _) => self.index(account).map(Scope::Account),
+        };
+        if let Some(pace) = scope.and_then(|scope| self.heard(scope)) {
+            pace.state = state;
+        }
+    }
+
+    fn heard(&mut self, scope: Scope) -> Option<&mut Heard> {
+        match scope {
+            Scope::Source => Some(&mut self.pace),
+            Scope::Address(index) => self.addresses.get_mut(index).map(|address| &mut address.pace),
+            Scope::Account(index) => self.accounts.get_mut(index).map(|account| &mut account.pace),
+        }
+    }
+
+    /// So many changes of pace have been told.
+    pub fn told_paces(&mut self, count: usize) {
+        self.paces.drain(..count.min(self.paces.len()));
+    }
+
+    fn pace_ask(&self, (scope, told): (Scope, Told), now: Instant) -> PaceAsk {
+        let (mut name, mut address) = (None, None);
+        match scope {
+            Scope::Source => {}
+            Scope::Address(index) => address = self.addresses.get(index).map(|address| address.name.clone()),
+            Scope::Account(index) => name = self.accounts.get(index).map(|account| account.name.clone()),
+        }
+        let what = match told {
+            Told::Asked(by, share) => PaceChange::Asked { by, share },
+            Told::Refused(left_at) => PaceChange::Refused { age: micros(now.saturating_duration_since(left_at)) },
+        };
+        PaceAsk { name, address, what }
     }
 
     fn ask(&mut self, count: usize) -> Ask {
         let mut returned = Vec::new();
-        for (account, at) in self.returned.drain(..) {
+        for (account, at, address) in self.returned.drain(..) {
             returned.push(at.into());
             returned.push(self.accounts[account].name.clone().into());
+            returned.push(self.addresses[address].name.clone().into());
         }
         self.return_at = None;
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
-        let (worker, gone) = (self.worker.clone(), crate::quota::limit::micros(GONE));
+        let (worker, gone) = (self.worker.clone(), micros(GONE));
         Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned }
     }
 
@@ -283,7 +436,7 @@ impl Local {
     }
 
     /// Slots have come.
-    pub fn receive(&mut self, slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64, now: Instant) {
+    pub fn receive(&mut self, slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64, now: Instant) {
         self.seq = seq;
         let Some(offset) = self.offset else { return };
         self.ask_at = if slots.is_empty() { now + ASK_AGAIN } else { now };
@@ -293,14 +446,15 @@ impl Local {
             // Everything that may be leased is leased: asking at once would bring one slot at a time.
             self.ask_at = ask_at.checked_sub(ahead).unwrap_or(now).max(now) + self.gap;
         }
-        for (name, micros) in slots {
-            let Some(account) = self.index(&name) else { continue };
+        for (name, micros, address) in slots {
+            // Of a newer configuration than ours: nobody here can use it.
+            let (Some(account), Some(address)) = (self.index(&name), self.address(&address)) else { continue };
             // Never early by any reckoning, and not late by any.
             let (first, at) = offset.instants(micros, now);
-            let slot = Slot { account, at, latest: first + self.accounts[account].lateness };
+            let slot = Slot { account, address, at, latest: first + self.accounts[account].lateness };
             if slot.latest < slot.at {
                 self.discarded += 1;
-                self.returned.push((account, micros));
+                self.returned.push((account, micros, address));
                 self.return_at = self.return_at.or(Some(now + RETURN_LATER));
                 continue;
             }
@@ -310,7 +464,9 @@ impl Local {
     }
 }
 
-fn held(accounts: &[Known], source: Option<Instant>, slot: &Slot) -> bool {
+fn held(accounts: &[Known], addresses: &[KnownAddress], source: Option<Instant>, slot: &Slot) -> bool {
     let before = |held: Option<Instant>| held.is_some_and(|held| slot.at < held);
-    before(source) || accounts.get(slot.account).is_none_or(|account| account.disabled || before(account.held_until))
+    before(source)
+        || addresses.get(slot.address).is_none_or(|address| address.disabled || before(address.held_until))
+        || accounts.get(slot.account).is_none_or(|account| account.disabled || before(account.held_until))
 }

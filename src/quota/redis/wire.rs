@@ -1,13 +1,15 @@
 //! What is said to Redis: the script, its arguments and its replies.
 
 use ::redis::{RedisError, RedisResult, Script, Value, aio::MultiplexedConnection, from_redis_value};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::quota::{
+    PaceBy, Share,
+    adapt::Basis,
     budget::Rule,
     limit::Micros,
-    plan::{Plan, Rules, interval},
+    plan::{AccountPlan, Plan, Rules, interval},
 };
 
 /// The arithmetic, as Redis does it.
@@ -32,8 +34,9 @@ pub enum What {
     Done,
     /// The plan is written into a state of this birth.
     Configured(String),
-    /// Slots by account name; when the next one comes, if that is known; how many holds there have been.
-    Slots { slots: Vec<(String, Micros)>, next_at: Option<Micros>, seq: u64 },
+    /// Slots by account name, each with the name of its address; when the next one comes, if that is known; how
+    /// many holds there have been.
+    Slots { slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64 },
     /// What is spent, as JSON that only the script understands.
     Memory(String),
     /// All holds that matter; no name = the source.
@@ -54,7 +57,7 @@ pub struct Ask {
     pub gone: Micros,
     /// The accounts whose calls have ended.
     pub ended: Vec<String>,
-    /// Times and names in turn.
+    /// Times, names of accounts and names of addresses in turn.
     pub returned: Vec<serde_json::Value>,
 }
 
@@ -63,11 +66,45 @@ pub struct Ask {
 pub struct HoldAsk {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// From now on, in microseconds.
     pub wait: Micros,
     pub disabled: bool,
     /// The opposite: it is disabled no more.
     pub released: bool,
+}
+
+/// A change of pace's arguments: a share that somebody asks for, or a refusal.
+#[derive(Clone, Debug, Serialize)]
+pub struct PaceAsk {
+    /// The account; without it and an address, the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    #[serde(flatten)]
+    pub what: PaceChange,
+}
+
+/// What happens to a pace.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum PaceChange {
+    /// Somebody asks for a share.
+    Asked { by: PaceBy, share: Share },
+    /// The vendor refused a call that left so long ago, in microseconds.
+    Refused { age: Micros },
+}
+
+/// An announcement of a pace.
+#[derive(Debug, Deserialize)]
+pub struct Paced {
+    /// This and the address empty = the source.
+    pub account: String,
+    pub address: String,
+    pub share: f64,
+    pub refused: u64,
 }
 
 /// One connection, which knows the server that it goes to.
@@ -124,6 +161,11 @@ impl Server {
         self.call("hold", &serde_json::json!({ "holds": holds })).await
     }
 
+    /// Changes paces.
+    pub async fn pace(&mut self, paces: &[PaceAsk]) -> RedisResult<Reply> {
+        self.call("pace", &serde_json::json!({ "paces": paces })).await
+    }
+
     /// Asks for all holds.
     pub async fn holds(&mut self) -> RedisResult<Reply> {
         self.call("holds", &serde_json::json!({})).await
@@ -153,7 +195,7 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
         "slots" => {
             let seq = from_redis_value(part())?;
             let next_at: i64 = from_redis_value(part())?;
-            let slots = from_redis_value::<Vec<(String, Micros)>>(part())?;
+            let slots = from_redis_value::<Vec<(String, Micros, String)>>(part())?;
             What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq }
         }
         "configured" => What::Configured(from_redis_value(part())?),
@@ -173,20 +215,63 @@ fn until_of(text: &str) -> Micros {
     text.parse().unwrap_or(Micros::MAX)
 }
 
-/// An announcement of a hold: the account's name (empty = the source) and until when.
+/// Whom a hold concerns, by the name that an announcement gives: empty for the source, behind a line's end for an
+/// address (no account's name has one).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named<'a> {
+    Source,
+    Address(&'a str),
+    Account(&'a str),
+}
+
+impl<'a> Named<'a> {
+    pub fn of(name: &'a str) -> Self {
+        match name.strip_prefix('\n') {
+            Some(address) => Self::Address(address),
+            None if name.is_empty() => Self::Source,
+            None => Self::Account(name),
+        }
+    }
+}
+
+/// An announcement of a hold: whom it concerns (see [`Named`]) and until when.
 pub fn announced(payload: &[u8]) -> Option<(String, Micros)> {
     let (name, until): (String, String) = serde_json::from_slice(payload).ok()?;
     Some((name, until_of(&until)))
 }
 
+/// An announcement of a pace, if it is one.
+pub fn paced(payload: &[u8]) -> Option<Paced> {
+    serde_json::from_slice(payload).ok()
+}
+
 fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
-    let account = |(account, name): (&crate::quota::plan::AccountPlan, &String)| serde_json::json!({ "name": name, "address": account.address, "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules) });
+    let account = |(account, name): (&AccountPlan, &String)| {
+        serde_json::json!({
+            "name": name, "address": account.address, "fallbacks": account.fallbacks,
+            "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules),
+            "basis": basis_name(account.basis),
+        })
+    };
+    let address = |(rules, name): (&Rules, &String)| {
+        let mut address = rules_json(rules);
+        address["name"] = name.as_str().into();
+        address
+    };
     serde_json::json!({
         "accounts": plan.accounts.iter().zip(names).map(account).collect::<Vec<_>>(),
-        "addresses": plan.addresses.iter().map(rules_json).collect::<Vec<_>>(),
+        "addresses": plan.addresses.iter().zip(&plan.address_names).map(address).collect::<Vec<_>>(),
         "source": rules_json(&plan.source),
         "interval": interval(plan.accounts.iter().map(|account| account.rules.spacing)),
     })
+}
+
+const fn basis_name(basis: Basis) -> &'static str {
+    match basis {
+        Basis::Known => "known",
+        Basis::Guess => "guess",
+        Basis::Free => "free",
+    }
 }
 
 fn rules_json(rules: &Rules) -> serde_json::Value {

@@ -56,7 +56,12 @@ impl Draft {
     }
 
     fn judged(&self, gateway: &Gateway) -> Verdict {
-        gateway.judge(&Call { path: &self.path, params: &self.params, arrived: Duration::ZERO })
+        gateway.judge(&Call {
+            path: &self.path,
+            params: &self.params,
+            arrived: Duration::ZERO,
+            is_address_within: true,
+        })
     }
 }
 

@@ -194,6 +194,9 @@ impl Gateway {
         let unknown = || Refusal::new("gw.AppKeyNotFound", format!("The request app key {key} is not found"));
         let index = *self.by_key.get(key).ok_or_else(unknown)?;
         verdict.account = Some(index);
+        if !call.is_address_within {
+            return Err(Refusal::throttle(Outcome::Refused(Refused::Violation)));
+        }
         self.check_frequency(call.arrived, index, None, verdict)?;
         let of = |name| param(call.params, name);
         if of("client_id") != Some(key) || of("client_secret") != Some(self.accounts[index].app_secret.expose_secret())

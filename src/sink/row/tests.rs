@@ -168,20 +168,22 @@ fn the_bytes_of_an_unreadable_request_are_bytes_again() {
 }
 
 #[test]
-fn an_unreadable_outcome_becomes_a_dead_letter_with_its_bytes() {
+fn an_unreadable_dead_letter_keeps_its_bytes() {
     let headers = Headers::new();
-    for kind in [Kind::Result, Kind::Failure, Kind::DeadLetter] {
-        let raw = raw(&headers, b"\xff{");
-        let Parsed::Invalid(why) = parse(&raw, &route(kind)) else { panic!("unreadable") };
-        let row = DeadLetterRow::unreadable(&raw, &why);
-        assert_eq!((row.reason, row.original.0.as_slice()), ("invalid", b"\xff{".as_slice()));
-        assert_eq!((row.request_id.as_str(), row.died_at), ("weir.results/3/42", TIME));
-        assert!(row.message.contains(kind.ce_type()), "{}", row.message);
-    }
+    let raw = raw(&headers, b"\xff{");
+    let Parsed::Raw(why) = parse(&raw, &route(Kind::DeadLetter)) else { panic!("unreadable") };
+    let row = DeadLetterRow::unreadable(&raw, &why);
+    assert_eq!((row.reason, row.original.0.as_slice()), ("invalid", b"\xff{".as_slice()));
+    assert_eq!((row.request_id.as_str(), row.died_at), ("weir.results/3/42", TIME));
+    assert!(row.message.contains(Kind::DeadLetter.ce_type()), "{}", row.message);
 }
 
 #[test]
-fn an_unreadable_request_is_left_to_fetch() {
+fn what_cannot_be_read_has_no_row_and_only_a_results_dead_letter_is_ours() {
     let headers = Headers::new();
-    assert!(matches!(parse(&raw(&headers, b""), &route(Kind::Request)), Parsed::Skipped(_)));
+    for kind in [Kind::Request, Kind::Failure, Kind::Result] {
+        let parsed = parse(&raw(&headers, b""), &route(kind));
+        assert!(!parsed.has_row());
+        assert_eq!(matches!(parsed, Parsed::Poison(_)), kind == Kind::Result, "{kind:?}");
+    }
 }

@@ -9,166 +9,189 @@ use tokio::{
 
 use super::*;
 use crate::{
-    kafka::{Membership, Offsets, ReadError, WriteError},
+    kafka::scripted::Log,
     message::{SourceName, envelope::Kind},
-    runtime::clock::Timestamp,
+    runtime::{clock::Timestamp, health::Health},
     sink::{Config, connection::Trouble, connection::TroubleKind},
     topics::Topic,
 };
 
-/// What the sink has done, and how the world treats it.
+/// What ClickHouse has, and how it treats the sink.
 #[derive(Default)]
-struct World {
-    commits: Vec<(Partition, Epoch, i64)>,
-    paused: Vec<Partition>,
+struct Tables {
     stored: Vec<(String, usize)>,
     attempts: usize,
+    counts: usize,
     at_once: usize,
     at_once_max: usize,
     away: bool,
-    refuse_commits: bool,
+    /// Says this code instead of taking a block of more rows than that.
+    refuse: Option<(u32, usize)>,
+    /// What a count finds, if it is not what was stored.
+    found: Option<u64>,
     insert_takes: Duration,
 }
 
 #[derive(Clone, Default)]
-struct Shared(Arc<Mutex<World>>);
+struct Fake(Arc<Mutex<Tables>>);
 
-impl Shared {
-    fn get(&self) -> MutexGuard<'_, World> {
+impl Fake {
+    fn get(&self) -> MutexGuard<'_, Tables> {
         self.0.lock().unwrap()
     }
-}
 
-struct Scripted {
-    events: mpsc::Receiver<Event>,
-    world: Shared,
-}
-
-impl Reader for Scripted {
-    async fn next(&mut self) -> Result<Event, ReadError> {
-        match self.events.recv().await {
-            Some(event) => Ok(event),
-            None => std::future::pending().await,
+    fn refusal(&self, rows: usize) -> Option<Trouble> {
+        let tables = self.get();
+        let code = tables.refuse.filter(|(_, most)| rows > *most).map(|(code, _)| code);
+        let trouble = |kind, code| Trouble { kind, code, message: "no".to_owned() };
+        if tables.away {
+            Some(trouble(TroubleKind::Away, None))
+        } else {
+            code.map(|code| trouble(TroubleKind::Unable, Some(code)))
         }
     }
-    fn pause(&self, partition: &Partition) {
-        self.world.get().paused.push(partition.clone());
-    }
-    fn resume(&self, partition: &Partition) {
-        self.world.get().paused.retain(|paused| paused != partition);
-    }
-    fn membership(&self) -> Membership {
-        unreachable!("the sink has no transactions")
-    }
-    async fn commit(&self, offsets: Offsets) -> Result<(), WriteError> {
-        let mut world = self.world.get();
-        if world.refuse_commits {
-            return Err(WriteError::Commit { group: "g".to_owned(), reason: "rebalance".to_owned() });
-        }
-        world.commits.extend(offsets.into_iter().map(|(partition, epoch, to)| (partition, epoch, to.offset)));
-        Ok(())
-    }
 }
-
-#[derive(Clone)]
-struct Fake(Shared);
 
 impl Insert for Fake {
-    async fn insert(&self, block: &Block, _: &Route) -> Result<Tally, Trouble> {
+    async fn insert(&self, sealed: &Sealed, token: &str) -> Result<(), Trouble> {
         let takes = {
-            let mut world = self.0.get();
-            world.attempts += 1;
-            world.at_once += 1;
-            world.at_once_max = world.at_once_max.max(world.at_once);
-            world.insert_takes
+            let mut tables = self.get();
+            tables.attempts += 1;
+            tables.at_once += 1;
+            tables.at_once_max = tables.at_once_max.max(tables.at_once);
+            tables.insert_takes
         };
         tokio::time::sleep(takes).await;
-        let mut world = self.0.get();
-        world.at_once -= 1;
-        if world.away {
-            return Err(Trouble { kind: TroubleKind::Away, code: None, message: "gone".to_owned() });
+        self.get().at_once -= 1;
+        if let Some(trouble) = self.refusal(sealed.rows.len()) {
+            return Err(trouble);
         }
-        world.stored.push((block.token(), block.records.len()));
-        Ok(Tally { rows: block.records.len(), ..Tally::default() })
+        self.get().stored.push((token.to_owned(), sealed.rows.len()));
+        Ok(())
+    }
+
+    async fn count(&self, sealed: &Sealed) -> Result<u64, Trouble> {
+        if let Some(trouble) = self.refusal(0) {
+            return Err(trouble);
+        }
+        let mut tables = self.get();
+        tables.counts += 1;
+        let prefix = sealed.intent.token(&sealed.partition, 1);
+        let stored: usize =
+            tables.stored.iter().filter(|(token, _)| token.starts_with(&prefix)).map(|(_, rows)| rows).sum();
+        Ok(tables.found.unwrap_or(stored as u64))
+    }
+
+    async fn refill(&self, _: &Sealed) -> Result<(), Trouble> {
+        Ok(())
     }
 }
 
 /// A running sink.
 struct Sink {
-    events: mpsc::Sender<Event>,
-    world: Shared,
+    events: mpsc::UnboundedSender<Event>,
+    log: Log,
+    tables: Fake,
+    health: Health,
     stop: CancellationToken,
     task: JoinHandle<Result<(), SinkError>>,
 }
 
 fn start(config: Config) -> Sink {
-    let world = Shared::default();
-    let (events, received) = mpsc::channel(100);
-    let topics = vec![Topic {
-        name: "t".to_owned(),
-        kind: Kind::Request,
+    let (log, tables, health) = (Log::default(), Fake::default(), Health::default());
+    let (events, reader) = log.reader();
+    let topic = |name: &str, kind| Topic {
+        name: name.to_owned(),
+        kind,
         source: Some(SourceName::new("s").unwrap()),
         partitions: 8,
         keep: Duration::ZERO,
-    }];
-    let (reader, store) = (Scripted { events: received, world: world.clone() }, Fake(world.clone()));
+    };
+    let parts = Parts {
+        reader,
+        writer: log.clone(),
+        store: tables.clone(),
+        topics: vec![topic("t", Kind::Request), topic("r", Kind::Result), topic("d", Kind::DeadLetter)],
+        dead_topic: "d".into(),
+        clock: Clock::simulated(Timestamp::from_millis(0)),
+        health: health.role("sink"),
+    };
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
-    let task = tokio::spawn(async move { crate::sink::run(reader, store, &topics, config, stopped).await });
-    Sink { events, world, stop, task }
+    let task = tokio::spawn(async move { crate::sink::run(parts, config, stopped).await });
+    Sink { events, log, tables, health, stop, task }
+}
+
+fn record(offset: i64, value: &[u8]) -> Record {
+    Record {
+        offset,
+        time: Timestamp::default(),
+        key: None,
+        value: Some(bytes::Bytes::copy_from_slice(value)),
+        headers: Vec::new(),
+    }
 }
 
 impl Sink {
-    async fn send(&self, event: Event) {
-        self.events.send(event).await.unwrap();
+    fn send(&self, event: Event) {
+        self.events.send(event).unwrap();
     }
 
-    async fn assign(&self, number: i32, epoch: u64) {
-        let assignment = Assignment { partition: partition(number), epoch: Epoch(epoch), committed: None };
-        self.send(Event::Assigned(vec![assignment])).await;
+    fn assign(&self, number: i32, epoch: u64) {
+        self.assign_at(partition(number), epoch, None);
     }
 
-    async fn records(&self, number: i32, epoch: u64, offsets: std::ops::Range<i64>) {
-        let record = |offset| Record {
-            offset,
-            time: Timestamp::default(),
-            key: None,
-            value: Some(vec![b'1'; 1_000].into()),
-            headers: Vec::new(),
-        };
-        let records = offsets.map(record).collect();
-        self.send(Event::Records { partition: partition(number), epoch: Epoch(epoch), records }).await;
+    fn assign_at(&self, partition: Partition, epoch: u64, committed: Option<(i64, &str)>) {
+        let committed = committed.map(|(offset, metadata)| Committed { offset, metadata: metadata.to_owned() });
+        self.send(Event::Assigned(vec![Assignment { partition, epoch: Epoch(epoch), committed }]));
+    }
+
+    fn records(&self, number: i32, epoch: u64, offsets: std::ops::Range<i64>) {
+        let records = offsets.map(|offset| record(offset, &[b'1'; 200])).collect();
+        self.send(Event::Records { partition: partition(number), epoch: Epoch(epoch), records });
     }
 
     /// Asks for partition `number` back; the answer arrives when the sink lets it go.
-    async fn revoke(&self, number: i32) -> oneshot::Receiver<()> {
+    fn revoke(&self, number: i32) -> oneshot::Receiver<()> {
         let (answer, released) = oneshot::channel();
-        self.send(Event::Revoked(vec![partition(number)], Handover(Some(answer)))).await;
+        self.send(Event::Revoked(vec![partition(number)], Handover(Some(answer))));
         released
     }
 
-    async fn stop(self) -> Shared {
+    async fn stop(self) -> (Log, Fake) {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
-        self.world
+        (self.log, self.tables)
     }
 
     fn stored(&self) -> Vec<String> {
-        self.world.get().stored.iter().map(|(token, _)| token.clone()).collect()
+        self.tables.get().stored.iter().map(|(token, _)| token.clone()).collect()
     }
 
     fn attempts(&self) -> usize {
-        self.world.get().attempts
+        self.tables.get().attempts
     }
 
-    fn committed(&self) -> Vec<(i32, u64, i64)> {
-        commits(&self.world)
+    fn commits(&self) -> Vec<(i32, u64, i64, String)> {
+        commits(&self.log)
+    }
+
+    fn condition(&self) -> String {
+        self.health.report().roles["sink"].reason.clone().unwrap_or_default()
     }
 }
 
-fn commits(world: &Shared) -> Vec<(i32, u64, i64)> {
-    world.get().commits.iter().map(|(partition, epoch, offset)| (partition.number, epoch.0, *offset)).collect()
+fn commits(log: &Log) -> Vec<(i32, u64, i64, String)> {
+    let world = log.world();
+    let commit = |(partition, epoch, to): &(Partition, Epoch, Committed)| {
+        (partition.number, epoch.0, to.offset, to.metadata.clone())
+    };
+    world.commits.iter().map(commit).collect()
+}
+
+fn commit(number: i32, epoch: u64, offset: i64, metadata: &str) -> (i32, u64, i64, String) {
+    (number, epoch, offset, metadata.to_owned())
 }
 
 fn partition(number: i32) -> Partition {
@@ -184,194 +207,444 @@ async fn wait(millis: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_block_is_stored_at_once_and_the_rest_when_it_is_old() {
+async fn a_full_block_is_announced_and_stored_at_once_and_the_rest_when_it_is_old() {
     let sink = start(rows(10));
-    sink.assign(0, 1).await;
-    sink.records(0, 1, 100..115).await;
+    sink.assign(0, 1);
+    sink.records(0, 1, 100..110);
     wait(1).await;
-    assert_eq!((sink.stored(), sink.committed()), (vec!["t:0:100-109".to_owned()], vec![(0, 1, 110)]));
+    sink.records(0, 1, 110..115);
+    wait(1).await;
+    assert_eq!(sink.stored(), ["t:0:100-109"]);
+    assert_eq!(sink.commits(), [commit(0, 1, 100, "B1:100-110/10"), commit(0, 1, 110, "")]);
     wait(1_000).await;
     assert_eq!(sink.stored(), ["t:0:100-109", "t:0:110-114"]);
-    assert_eq!(sink.committed(), [(0, 1, 110), (0, 1, 115)]);
+    assert_eq!(sink.commits()[2..], [commit(0, 1, 110, "B1:110-115/5"), commit(0, 1, 115, "")]);
+    assert_eq!(sink.tables.get().counts, 0, "nothing was in doubt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_load_there_is_one_commit_for_each_block_and_blocks_grow() {
+    let sink = start(rows(10));
+    sink.tables.get().insert_takes = Duration::from_millis(500);
+    sink.assign(0, 1);
+    for step in 0..40 {
+        sink.records(0, 1, step * 10..step * 10 + 10);
+        wait(50).await;
+    }
+    wait(5_000).await;
+    let blocks = sink.stored().len();
+    assert!((4..=12).contains(&blocks), "{:?}", sink.stored());
+    assert!(sink.commits().len() <= blocks + 2, "{:?}", sink.commits());
+    assert_eq!(sink.tables.get().stored.iter().map(|(_, rows)| rows).sum::<usize>(), 400);
+    assert!(sink.tables.get().stored.iter().all(|(_, rows)| *rows <= 80));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_insert_begins_before_its_intent_is_acknowledged() {
+    let sink = start(rows(1));
+    sink.log.world().refuses_commits = true;
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..1);
+    wait(60_000).await;
+    assert_eq!(sink.attempts(), 0);
+    sink.log.world().refuses_commits = false;
+    wait(1_100).await;
+    assert_eq!((sink.attempts(), sink.stored().len()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_insert_per_partition_and_four_in_all() {
     let sink = start(rows(1));
-    sink.world.get().insert_takes = Duration::from_secs(1);
+    sink.tables.get().insert_takes = Duration::from_secs(1);
     for number in 0..6 {
-        sink.assign(number, 1).await;
-        sink.records(number, 1, 0..3).await;
+        sink.assign(number, 1);
+        sink.records(number, 1, 0..1);
+        wait(1).await;
+        sink.records(number, 1, 1..2);
     }
     wait(500).await;
-    assert_eq!(sink.world.get().at_once, 4);
+    assert_eq!(sink.tables.get().at_once, 4);
     assert_eq!(sink.attempts(), 4);
     wait(10_000).await;
-    assert_eq!(sink.world.get().at_once_max, 4);
+    assert_eq!(sink.tables.get().at_once_max, 4);
     for number in 0..6 {
-        let mine: Vec<_> = sink.committed().into_iter().filter(|(n, ..)| *n == number).map(|(.., to)| to).collect();
-        assert_eq!(mine, [1, 2, 3], "partition {number}");
+        let done = sink.commits().into_iter().filter(|(n, ..)| *n == number).map(|(_, _, to, _)| to).max();
+        assert_eq!(done, Some(2), "partition {number}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_store_is_away_nothing_is_committed_and_memory_is_bounded_and_then_all_of_it_is_stored() {
+async fn while_the_store_is_away_nothing_advances_and_memory_is_bounded_and_then_all_of_it_is_stored() {
     let sink = start(Config { rows: 10, bytes: bytesize::ByteSize::kb(20), ..Config::default() });
-    sink.world.get().away = true;
-    sink.assign(0, 1).await;
+    sink.tables.get().away = true;
+    sink.assign(0, 1);
     let mut read = 0;
-    for _ in 0..100 {
-        if !sink.world.get().paused.is_empty() {
+    for _ in 0..1_000 {
+        if !sink.log.world().paused.is_empty() {
             break;
         }
-        sink.records(0, 1, read..read + 5).await;
+        sink.records(0, 1, read..read + 5);
         read += 5;
         wait(10).await;
     }
-    assert!((25..60).contains(&read), "paused after {read} records of 1 kB, with blocks of 20 kB");
+    assert!((50..120).contains(&read), "paused after {read} records of 0.5 kB, with blocks of 20 kB");
     wait(120_000).await;
-    assert_eq!((sink.committed(), sink.stored()), (vec![], vec![]));
-    sink.world.get().away = false;
+    assert!(sink.commits().iter().all(|(_, _, offset, _)| *offset == 0) && sink.stored().is_empty());
+    assert!(sink.condition().contains("does not answer"), "{}", sink.condition());
+    sink.tables.get().away = false;
     wait(31_000).await;
-    assert_eq!(sink.world.get().stored.iter().map(|(_, rows)| *rows).sum::<usize>(), usize::try_from(read).unwrap());
-    assert_eq!(sink.committed().last(), Some(&(0, 1, read)));
-    assert!(sink.world.get().paused.is_empty(), "reading goes on");
+    assert_eq!(sink.tables.get().stored.iter().map(|(_, rows)| *rows).sum::<usize>(), usize::try_from(read).unwrap());
+    assert_eq!(sink.commits().last(), Some(&commit(0, 1, read, "")));
+    assert!(sink.log.world().paused.is_empty(), "reading goes on");
+    assert_eq!(sink.condition(), "");
 }
 
 #[tokio::test(start_paused = true)]
 async fn many_partitions_together_stay_within_the_memory() {
     let sink = start(Config { memory: bytesize::ByteSize::kb(100), ..Config::default() });
-    sink.world.get().away = true;
+    sink.tables.get().away = true;
     for number in 0..5 {
-        sink.assign(number, 1).await;
+        sink.assign(number, 1);
     }
     let (mut sent, mut round) = (0, 0);
-    while sink.world.get().paused.len() < 5 && round < 100 {
+    while sink.log.world().paused.len() < 5 && round < 1_000 {
         for number in 0..5 {
-            if !sink.world.get().paused.contains(&partition(number)) {
-                sink.records(number, 1, round..round + 1).await;
+            if !sink.log.world().paused.contains(&partition(number)) {
+                sink.records(number, 1, round..round + 1);
                 sent += 1;
             }
         }
         round += 1;
         wait(1).await;
     }
-    assert!((60..90).contains(&sent), "{sent} records of 1.3 kB for 100 kB");
+    assert!((150..250).contains(&sent), "{sent} records of 0.5 kB for 100 kB");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_insert_that_was_refused_is_counted_before_it_is_repeated_and_after() {
+    let sink = start(rows(1));
+    sink.tables.get().refuse = Some((164, 0));
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..1);
+    wait(500).await;
+    assert_eq!((sink.attempts(), sink.tables.get().counts), (1, 0));
+    assert!(sink.condition().contains("code 164"), "{}", sink.condition());
+    sink.tables.get().refuse = None;
+    wait(1_000).await;
+    assert_eq!((sink.attempts(), sink.tables.get().counts), (2, 2));
+    assert_eq!(sink.stored(), ["t:0:0-0"], "under the same token");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_are_met_at_growing_intervals_and_the_intent_is_renewed_before_it_is_too_old() {
+    let sink = start(rows(1));
+    sink.tables.get().refuse = Some((243, 0));
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..1);
+    wait(300_000).await;
+    let attempts = sink.attempts();
+    assert!((10..20).contains(&attempts), "{attempts} in five minutes");
+    let renewed = sink.commits().iter().filter(|(.., metadata)| metadata == "B1:0-1/1").count();
+    assert!(renewed > 5, "{renewed} commits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_takes_too_much_memory_is_split_until_it_fits() {
+    let sink = start(rows(8));
+    sink.tables.get().refuse = Some((241, 3));
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..8);
+    wait(30_000).await;
+    assert_eq!(sink.stored(), ["t:0:0-1", "t:0:2-3", "t:0:4-5", "t:0:6-7"]);
+    assert_eq!(sink.commits().last(), Some(&commit(0, 1, 8, "")));
+    let split = commit(0, 1, 0, "B1:0-4/4;4-8/4");
+    assert!(sink.commits().contains(&split), "{:?}", sink.commits());
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_parts_make_blocks_larger() {
+    let sink = start(rows(1));
+    sink.tables.get().refuse = Some((252, 0));
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..1);
+    wait(10_000).await;
+    sink.tables.get().refuse = None;
+    wait(30_000).await;
+    let before = sink.stored().len();
+    for offset in 1..9 {
+        sink.records(0, 1, offset..offset + 1);
+        wait(300).await;
+    }
+    wait(10_000).await;
+    let blocks = sink.stored().len() - before;
+    assert!(blocks <= 4, "{blocks} blocks for 8 records");
+    assert_eq!(sink.tables.get().stored.iter().map(|(_, rows)| rows).sum::<usize>(), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_from_an_intent_is_made_again_exactly_and_counted_first() {
+    let sink = start(rows(3));
+    sink.tables.get().stored.push(("t:0:10-14".to_owned(), 4));
+    sink.assign_at(partition(0), 7, Some((10, "B1:10-15/4;15-17/2")));
+    sink.send(Event::Records {
+        partition: partition(0),
+        epoch: Epoch(7),
+        records: [10, 11, 13, 14, 15, 16, 17].map(|offset| record(offset, b"1")).to_vec(),
+    });
+    wait(10).await;
+    assert_eq!(sink.stored(), ["t:0:10-14", "t:0:15-16"], "the first was there, the second was not");
+    assert_eq!(sink.commits()[0], commit(0, 7, 10, "B1:10-15/4;15-17/2"), "announced anew before anything begins");
+    wait(2_000).await;
+    assert_eq!(sink.stored().last().unwrap(), "t:0:17-17");
+    assert_eq!(sink.commits().last(), Some(&commit(0, 7, 18, "")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_odd_number_of_rows_stops_that_partition_alone_and_says_what_to_do() {
+    let sink = start(rows(1));
+    sink.tables.get().found = Some(3);
+    sink.assign_at(partition(0), 1, Some((10, "B1:10-15/5")));
+    sink.assign(1, 1);
+    sink.records(0, 1, 10..15);
+    sink.records(1, 1, 0..1);
+    wait(5_000).await;
+    assert_eq!(sink.stored(), ["t:1:0-0"]);
+    let told = sink.condition();
+    for part in ["t/0", "10 to 14", "requests has 3 rows", "must be 5 or none", "ALTER TABLE requests DELETE WHERE"] {
+        assert!(told.contains(part), "{part:?} in {told}");
+    }
+    // Somebody does so.
+    sink.tables.get().found = None;
+    wait(31_000).await;
+    assert_eq!(sink.stored(), ["t:1:0-0", "t:0:10-14"]);
+    assert_eq!(sink.condition(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_of_an_intent_that_kafka_no_longer_holds_are_named_unless_their_rows_are_there() {
+    for (found, committed) in [(Some(5), true), (Some(0), false)] {
+        let sink = start(rows(1));
+        sink.tables.get().found = found;
+        sink.assign_at(partition(0), 1, Some((10, "B1:10-15/5")));
+        sink.send(Event::Gone { partition: partition(0), epoch: Epoch(1), range: 10..13 });
+        sink.records(0, 1, 13..16);
+        wait(5_000).await;
+        let told = sink.condition();
+        assert_eq!(sink.stored(), if committed { vec!["t:0:15-15".to_owned()] } else { vec![] }, "{told}");
+        assert_eq!(sink.commits().last().unwrap().2 == 16, committed);
+        assert_eq!(told.contains("t/0 stands still at offsets 10 to 14"), !committed, "{told}");
+        assert_eq!(told.contains("the offset of the sink's group for this partition to 15"), !committed, "{told}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_is_not_ours_to_read_ends_the_sink() {
+    let sink = start(rows(1));
+    sink.assign_at(partition(0), 1, Some((10, "B2:10-15/5")));
+    let error = sink.task.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("run the newer version"), "{error}");
+}
+
+fn result(partition: i32) -> Partition {
+    Partition { topic: "r".into(), number: partition }
+}
+
+const GOOD: &[u8] = br#"{"request_id":"r1","source":"s","item":"1","status":"absent","via":"call","calls":1,
+    "requested_at":1,"fetched_at":2,"latency_ms":3}"#;
+
+#[tokio::test(start_paused = true)]
+async fn a_poison_record_becomes_a_dead_letter_with_the_intent_and_the_block_goes_on() {
+    let sink = start(rows(4));
+    sink.assign_at(result(0), 1, Some((5, "")));
+    let values = [(5, GOOD), (6, b"{broken"), (7, GOOD), (9, GOOD)];
+    let records = values.map(|(offset, value)| record(offset, value)).to_vec();
+    sink.send(Event::Records { partition: result(0), epoch: Epoch(1), records });
+    wait(10).await;
+    assert_eq!(sink.tables.get().stored, [("r:0:5-9".to_owned(), 3)]);
+    let world = sink.log.world();
+    assert_eq!(world.records.len(), 1);
+    let letter: crate::message::DeadLetter = serde_json::from_slice(&world.records[0].value).unwrap();
+    assert_eq!((letter.request_id.as_str(), &*world.records[0].topic), ("r/0/6", "d"));
+    assert_eq!(world.committed[&result(0)], Committed { offset: 10, metadata: String::new() });
+    assert_eq!(world.commits.len(), 1, "the intent came with the transaction: {:?}", world.commits);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_crash_a_poison_record_has_no_second_dead_letter() {
+    let sink = start(rows(4));
+    sink.assign_at(result(0), 2, Some((5, "B1:5-10/2+1!1")));
+    let values = [(5, GOOD), (6, b"{broken"), (9, GOOD)];
+    let records = values.map(|(offset, value)| record(offset, value)).to_vec();
+    sink.send(Event::Records { partition: result(0), epoch: Epoch(2), records });
+    wait(10).await;
+    assert_eq!(sink.tables.get().stored, [("r:0:5-9".to_owned(), 2)]);
+    assert_eq!(sink.log.world().records.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unreadable_dead_letter_is_a_row_and_never_sent_round_again() {
+    let sink = start(rows(2));
+    let partition = Partition { topic: "d".into(), number: 0 };
+    sink.assign_at(partition.clone(), 1, None);
+    let records = vec![record(0, b"{broken"), record(1, b"")];
+    sink.send(Event::Records { partition, epoch: Epoch(1), records });
+    wait(10).await;
+    assert_eq!(
+        (sink.tables.get().stored.clone(), sink.log.world().records.len()),
+        (vec![("d:0:0-1".to_owned(), 2)], 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_but_poison_makes_blocks_without_an_insert() {
+    let sink = start(rows(10));
+    sink.assign_at(result(0), 1, None);
+    let records = (0..10).map(|offset| record(offset, b"x")).collect();
+    sink.send(Event::Records { partition: result(0), epoch: Epoch(1), records });
+    wait(10).await;
+    assert_eq!((sink.attempts(), sink.log.world().records.len()), (0, 10));
+    assert_eq!(sink.log.world().committed[&result(0)].offset, 10);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_revoked_partition_is_let_go_when_its_insert_is_stored_and_committed() {
     let sink = start(rows(10));
-    sink.world.get().insert_takes = Duration::from_secs(2);
-    sink.assign(0, 1).await;
-    sink.records(0, 1, 0..15).await;
+    sink.tables.get().insert_takes = Duration::from_secs(2);
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..10);
     wait(100).await;
-    let mut released = sink.revoke(0).await;
+    sink.records(0, 1, 10..15);
+    let mut released = sink.revoke(0);
     wait(1_000).await;
     assert!(released.try_recv().is_err(), "the insert is still in flight");
     wait(1_000).await;
     assert!(released.try_recv().is_ok());
     wait(5_000).await;
-    assert_eq!((sink.stored(), sink.committed()), (vec!["t:0:0-9".to_owned()], vec![(0, 1, 10)]), "and no more");
+    assert_eq!(sink.stored(), ["t:0:0-9"], "and no more");
+    assert_eq!(sink.commits().last(), Some(&commit(0, 1, 10, "")));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_partition_is_let_go_at_once() {
     let sink = start(rows(10));
-    sink.assign(0, 1).await;
-    sink.records(0, 1, 0..3).await;
-    let mut released = sink.revoke(0).await;
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..3);
+    let mut released = sink.revoke(0);
     wait(1).await;
     assert!(released.try_recv().is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_partition_is_let_go_although_the_store_is_away() {
+async fn a_partition_is_let_go_with_its_intent_although_the_store_is_away() {
     let sink = start(rows(1));
-    sink.world.get().away = true;
-    sink.assign(0, 1).await;
-    sink.records(0, 1, 0..1).await;
+    sink.tables.get().away = true;
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..1);
     wait(5_000).await;
-    let mut released = sink.revoke(0).await;
+    let mut released = sink.revoke(0);
     wait(1).await;
     assert!(released.try_recv().is_ok());
-    assert!(sink.committed().is_empty());
+    assert_eq!(sink.commits().last(), Some(&commit(0, 1, 0, "B1:0-1/1")), "its new owner has to count");
 }
 
 #[tokio::test(start_paused = true)]
 async fn nothing_of_a_lost_partition_is_committed() {
     let sink = start(rows(1));
-    sink.world.get().insert_takes = Duration::from_secs(1);
-    sink.assign(0, 1).await;
-    sink.records(0, 1, 0..3).await;
+    sink.tables.get().insert_takes = Duration::from_secs(1);
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..1);
     wait(10).await;
-    sink.send(Event::Lost(vec![partition(0)])).await;
+    sink.send(Event::Lost(vec![partition(0)]));
     wait(5_000).await;
-    assert_eq!((sink.attempts(), sink.committed()), (1, vec![]));
+    assert_eq!((sink.attempts(), sink.commits().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_has_gone_unnoticed_begins_no_insert() {
+    let sink = start(rows(1));
+    sink.assign(0, 1);
+    sink.log.world().epochs.insert(partition(0), Epoch(2));
+    sink.records(0, 1, 0..1);
+    wait(60_000).await;
+    assert_eq!((sink.attempts(), sink.commits().len()), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_partition_that_comes_back_waits_for_its_old_insert_and_starts_under_its_new_epoch() {
     let sink = start(rows(1));
-    sink.world.get().insert_takes = Duration::from_secs(1);
-    sink.assign(0, 1).await;
-    sink.records(0, 1, 0..1).await;
+    sink.tables.get().insert_takes = Duration::from_secs(1);
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..1);
     wait(10).await;
-    sink.send(Event::Lost(vec![partition(0)])).await;
-    sink.assign(0, 2).await;
-    sink.records(0, 1, 1..2).await; // on its way since before: of nobody's epoch
-    sink.records(0, 2, 0..2).await;
+    sink.send(Event::Lost(vec![partition(0)]));
+    sink.assign_at(partition(0), 2, Some((0, "B1:0-1/1")));
+    sink.records(0, 1, 1..2); // on its way since before: of nobody's epoch
+    sink.records(0, 2, 0..2);
     wait(500).await;
     assert_eq!(sink.attempts(), 1);
     wait(5_000).await;
-    assert_eq!(sink.committed(), [(0, 2, 1), (0, 2, 2)]);
+    assert_eq!(sink.stored(), ["t:0:0-0", "t:0:1-1"], "the first was counted and found");
+    assert_eq!(sink.commits().last(), Some(&commit(0, 2, 2, "")));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_commit_is_tried_again() {
+async fn progress_whose_commit_is_refused_is_committed_later_without_storing_again() {
     let sink = start(rows(1));
-    sink.world.get().refuse_commits = true;
-    sink.assign(0, 1).await;
-    sink.records(0, 1, 0..1).await;
+    sink.tables.get().insert_takes = Duration::from_secs(1);
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..1);
+    wait(500).await;
+    sink.log.world().refuses_commits = true;
     wait(2_500).await;
-    sink.world.get().refuse_commits = false;
+    sink.log.world().refuses_commits = false;
     wait(1_000).await;
-    assert_eq!((sink.committed(), sink.attempts()), (vec![(0, 1, 1)], 1), "committed without storing again");
+    assert_eq!((sink.commits().last(), sink.attempts()), (Some(&commit(0, 1, 1, "")), 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_stores_and_commits_what_was_read() {
     let sink = start(rows(10));
-    sink.assign(0, 1).await;
-    sink.assign(1, 1).await;
-    sink.records(0, 1, 0..25).await;
-    sink.records(1, 1, 7..8).await;
+    sink.assign(0, 1);
+    sink.assign(1, 1);
+    sink.records(0, 1, 0..25);
+    sink.records(1, 1, 7..8);
     wait(1).await;
-    let world = sink.stop().await;
-    let mut last = commits(&world);
-    last.retain(|(_, _, to)| [25, 8].contains(to));
-    last.sort_unstable();
-    assert_eq!(last, [(0, 1, 25), (1, 1, 8)]);
+    let (log, _) = sink.stop().await;
+    for (number, done) in [(0, 25), (1, 8)] {
+        assert_eq!(log.world().committed[&partition(number)], Committed { offset: done, metadata: String::new() });
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_does_not_wait_for_a_store_that_is_away_and_commits_nothing_over_the_gap() {
+async fn a_stop_does_not_wait_for_a_store_that_is_away() {
     let sink = start(rows(1));
-    sink.world.get().away = true;
-    sink.assign(0, 1).await;
-    sink.records(0, 1, 0..5).await;
+    sink.tables.get().away = true;
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..5);
     wait(10_000).await;
     let before = Instant::now();
-    let world = sink.stop().await;
+    let (log, _) = sink.stop().await;
     assert!(before.elapsed() <= STOP_WITHIN);
-    assert!(commits(&world).is_empty());
+    assert_eq!(log.world().committed[&partition(0)].offset, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_a_long_insert_whose_intent_stays() {
+    let sink = start(rows(1));
+    sink.tables.get().insert_takes = Duration::from_secs(50);
+    sink.assign(0, 1);
+    sink.records(0, 1, 0..1);
+    wait(100).await;
+    let before = Instant::now();
+    let (log, _) = sink.stop().await;
+    assert!(before.elapsed() <= STOP_WITHIN + Duration::from_millis(10));
+    assert_eq!(log.world().committed[&partition(0)], Committed { offset: 0, metadata: "B1:0-1/1".to_owned() });
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_topic_that_nobody_told_of_ends_the_sink() {
     let sink = start(rows(1));
-    let stranger = Partition { topic: "other".into(), number: 0 };
-    sink.send(Event::Assigned(vec![Assignment { partition: stranger, epoch: Epoch(1), committed: None }])).await;
+    sink.assign_at(Partition { topic: "other".into(), number: 0 }, 1, None);
     let error = sink.task.await.unwrap().unwrap_err();
     assert!(error.to_string().contains("\"other\""), "{error}");
 }

@@ -4,7 +4,7 @@ SELECT
     min(price) AS cheapest, argMin(item, (price, item)) AS cheapest_item,
     quantileExact(0.5)(price) AS median,
     max(price) AS dearest, argMax(item, (price, item)) AS dearest_item
-FROM items FINAL
+FROM items
 WHERE status = 'found' AND price IS NOT NULL
 GROUP BY source, currency
 ORDER BY source, items DESC;

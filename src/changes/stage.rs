@@ -1,0 +1,301 @@
+//! What the changes stage does with each event: gather, compare, publish, remember.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use super::{Config, Key, Memory};
+use crate::{
+    kafka::{
+        Assignment, Committed, Epoch, Event, Offsets, Outgoing, Partition, ReadError, Reader, Record, TransactError,
+        Writer, intake::IntakeError,
+    },
+    message::{
+        Change, Observation, Watched, codec,
+        envelope::{Envelope, Kind},
+        trace,
+    },
+    runtime::clock::Dice,
+};
+
+/// Kind and version of the commits' metadata: `C1:<next>`, changes of lower offsets are published.
+const KIND: &str = "C1:";
+
+/// How soon a round that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a stop waits for the last round.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// `ce_source` of what is written here.
+const WRITER: &str = "weir/changes";
+
+/// What the stage is made of.
+pub struct ChangesParts<R, W, M> {
+    /// Reads the results.
+    pub reader: R,
+    /// Writes the changes.
+    pub writer: W,
+    /// Remembers the items.
+    pub memory: M,
+    /// The topic of the changes.
+    pub topic: Arc<str>,
+    /// How much at once.
+    pub config: Config,
+    /// Randomness for trace ids.
+    pub dice: Dice,
+}
+
+/// The stage. Its only task is `run`, so nothing here is shared.
+pub struct Changes<R, W, M> {
+    parts: ChangesParts<R, W, M>,
+    owned: BTreeMap<Partition, Owned>,
+    /// When the oldest result that is held came.
+    since: Option<Instant>,
+    /// Not before, since the last round failed.
+    again_at: Option<Instant>,
+    is_paused: bool,
+}
+
+/// A partition that is ours.
+struct Owned {
+    epoch: Epoch,
+    /// Changes of offsets below are on their topic.
+    published: i64,
+    /// The first offset of this round, and the one after its last.
+    range: Option<(i64, i64)>,
+    seen: Vec<Seen>,
+}
+
+/// A result without its raw JSON, which nobody needs here.
+struct Seen {
+    offset: i64,
+    observation: Observation,
+    traceparent: String,
+}
+
+/// What a round comes to.
+struct Round {
+    records: Vec<Outgoing>,
+    offsets: Offsets,
+    remembered: HashMap<Key, Watched>,
+}
+
+impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
+    /// A stage made of these parts.
+    #[must_use]
+    pub fn new(parts: ChangesParts<R, W, M>) -> Self {
+        Self { parts, owned: BTreeMap::new(), since: None, again_at: None, is_paused: false }
+    }
+
+    /// Publishes changes until `stop`.
+    ///
+    /// # Errors
+    /// [`IntakeError`]: start again from what is committed.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), IntakeError> {
+        loop {
+            let due = self.due();
+            let wake = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    // What it does not reach is read again after the next start.
+                    return timeout(STOP_WITHIN, self.round()).await.unwrap_or(Ok(()));
+                }
+                () = wake => self.round().await?,
+                event = self.parts.reader.next() => self.take(event?)?,
+            }
+            self.balance();
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.owned.values().map(|owned| owned.seen.len()).sum()
+    }
+
+    /// When the next round begins.
+    fn due(&self) -> Option<Instant> {
+        let since = self.since?;
+        let full = self.held() >= self.parts.config.rows;
+        let due = if full { since } else { since + self.parts.config.age };
+        Some(self.again_at.map_or(due, |again| again.max(due)))
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), IntakeError> {
+        match event {
+            Event::Assigned(assignments) => {
+                assignments.into_iter().try_for_each(|assignment| self.assigned(assignment))?;
+            }
+            Event::Records { partition, epoch, records } => self.records(&partition, epoch, &records),
+            Event::Gone { partition, range, .. } => error!(
+                %partition, first = range.start, last = range.end - 1,
+                "results were deleted by the topic's retention before they were compared: their changes are not known"
+            ),
+            // No round is under way while an event is handled: there is nothing to finish.
+            Event::Revoked(partitions, _) | Event::Lost(partitions) => {
+                self.owned.retain(|partition, _| !partitions.contains(partition));
+            }
+        }
+        Ok(())
+    }
+
+    fn assigned(&mut self, assignment: Assignment) -> Result<(), ReadError> {
+        let Assignment { partition, epoch, committed } = assignment;
+        let published = committed.as_ref().map_or(Ok(0), published_by);
+        let published = published.map_err(|reason| ReadError::Ledger { partition: partition.clone(), reason })?;
+        self.owned.insert(partition, Owned { epoch, published, range: None, seen: Vec::new() });
+        Ok(())
+    }
+
+    fn records(&mut self, partition: &Partition, epoch: Epoch, records: &[Record]) {
+        let Some(owned) = self.owned.get_mut(partition).filter(|owned| owned.epoch == epoch) else { return };
+        self.since.get_or_insert_with(Instant::now);
+        for record in records {
+            let first = owned.range.map_or(record.offset, |(first, _)| first);
+            owned.range = Some((first, record.offset + 1));
+            let raw = record.raw(partition);
+            match codec::read_observation(&raw) {
+                Ok(observation) => owned.seen.push(Seen {
+                    offset: record.offset,
+                    observation: Observation { raw: None, ..observation },
+                    traceparent: trace::continued(raw.traceparent(), &self.parts.dice),
+                }),
+                // The sink makes its dead letter.
+                Err(why) => debug!(%partition, offset = record.offset, %why, "not a result"),
+            }
+        }
+    }
+
+    /// Compares, publishes and remembers what is held. A failure that waiting can mend leaves it as it was.
+    async fn round(&mut self) -> Result<(), IntakeError> {
+        if self.owned.values().all(|owned| owned.range.is_none()) {
+            return Ok(());
+        }
+        self.again_at = Some(Instant::now() + AGAIN);
+        let items: Vec<Key> = self.keys();
+        let mut known = HashMap::new();
+        if !items.is_empty() {
+            known = match self.parts.memory.recall(&items).await {
+                Ok(known) => known,
+                Err(error) => {
+                    warn!(%error, items = items.len(), "cannot look up what is known of the items; changes wait");
+                    return Ok(());
+                }
+            };
+        }
+        let round = self.compare(known);
+        debug!(items = items.len(), changes = round.records.len(), partitions = round.offsets.len(), "a round");
+        let membership = self.parts.reader.membership();
+        match self.parts.writer.transact(round.records, membership, round.offsets).await {
+            Ok(()) => {}
+            Err(TransactError::Aborted(reason)) => {
+                debug!(reason, "the changes are sent again");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        for owned in self.owned.values_mut() {
+            owned.published = owned.range.map_or(owned.published, |(_, next)| owned.published.max(next));
+        }
+        if let Err(error) = self.parts.memory.remember(&round.remembered).await {
+            warn!(%error, items = round.remembered.len(), "changes are published, but not yet remembered; tried again");
+            return Ok(());
+        }
+        self.end_round().await;
+        Ok(())
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        let seen = self.owned.values().flat_map(|owned| &owned.seen);
+        let mut keys: Vec<Key> =
+            seen.map(|seen| (seen.observation.source.clone(), seen.observation.item.clone())).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    fn compare(&self, mut known: HashMap<Key, Watched>) -> Round {
+        let mut round = Round { records: Vec::new(), offsets: Vec::new(), remembered: HashMap::new() };
+        for (partition, owned) in &self.owned {
+            let Some((first, next)) = owned.range else { continue };
+            for Seen { offset, observation, traceparent } in &owned.seen {
+                let key = (observation.source.clone(), observation.item.clone());
+                let Some((changes, now)) = Watched::compare(known.get(&key), observation) else { continue };
+                known.insert(key.clone(), now.clone());
+                round.remembered.insert(key, now);
+                if *offset >= owned.published {
+                    round.records.extend(changes.iter().map(|change| self.outgoing(change, traceparent)));
+                }
+            }
+            let metadata = format!("{KIND}{}", next.max(owned.published));
+            round.offsets.push((partition.clone(), owned.epoch, Committed { offset: first, metadata }));
+        }
+        round
+    }
+
+    fn outgoing(&self, change: &Change, traceparent: &str) -> Outgoing {
+        let id = format!("{}#{}", change.request_id, change.field.as_str());
+        let envelope = Envelope {
+            kind: Kind::Change,
+            id: &id,
+            writer: WRITER,
+            time: change.new_at,
+            traceparent: Some(traceparent),
+        };
+        let codec::Encoded { headers, value } = codec::encode(&envelope, change);
+        let key = Some(Bytes::copy_from_slice(change.item.as_str().as_bytes()));
+        Outgoing { topic: Arc::clone(&self.parts.topic), key, value, headers }
+    }
+
+    /// All is remembered: what is committed moves behind the round.
+    async fn end_round(&mut self) {
+        self.since = None;
+        self.again_at = None;
+        let mut offsets = Offsets::new();
+        for (partition, owned) in &mut self.owned {
+            owned.seen.clear();
+            if let Some((_, next)) = owned.range.take() {
+                let metadata = format!("{KIND}{}", owned.published);
+                offsets.push((partition.clone(), owned.epoch, Committed { offset: next, metadata }));
+            }
+        }
+        if let Err(error) = self.parts.reader.commit(offsets).await {
+            debug!(%error, "the round would be read and remembered once more");
+        }
+    }
+
+    /// Stops the flow while more than two rounds are held.
+    fn balance(&mut self) {
+        let is_full = self.held() >= self.parts.config.rows.saturating_mul(2);
+        if is_full != self.is_paused {
+            self.is_paused = is_full;
+            for partition in self.owned.keys() {
+                if is_full { self.parts.reader.pause(partition) } else { self.parts.reader.resume(partition) }
+            }
+        }
+    }
+}
+
+/// How far changes were published, by the metadata of a commit.
+fn published_by(committed: &Committed) -> Result<i64, String> {
+    let Some(text) = committed.metadata.strip_prefix(KIND) else {
+        if committed.metadata.is_empty() {
+            return Ok(committed.offset);
+        }
+        let found: String = committed.metadata.chars().take(8).collect();
+        return Err(format!("the commit metadata begins with {found:?}, this version of weir reads {KIND:?}"));
+    };
+    text.parse().map_err(|_| format!("the commit metadata {text:?} is no offset"))
+}

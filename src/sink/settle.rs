@@ -1,0 +1,137 @@
+//! One try at a block: insert it, or find out whether it is stored already.
+
+use std::fmt;
+
+use super::{
+    connection::{Trouble, TroubleKind},
+    doubt::{Doubt, Step, TOKENS_MAX, Verdict},
+    insert::Insert,
+    row,
+    sealed::{Sealed, Unusable},
+};
+
+/// How a try has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Every row is there, once.
+    Stored,
+    /// The intent is too old for an insert to begin: commit it again.
+    Stale,
+    /// No row is there, and the block is to be split.
+    Split,
+    /// ClickHouse cannot now. Try again later.
+    Refused(Trouble),
+    /// Trying again does not help: a person has to look.
+    Halted(Halt),
+}
+
+/// Why a partition stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// A number of rows that no insert of this block can have left.
+    Odd {
+        /// What was counted.
+        found: u64,
+    },
+    /// Inserts are acknowledged, but no row is there.
+    Vanished,
+    /// The block has to be made again, but cannot.
+    Unusable(Unusable),
+}
+
+/// What one try may do.
+pub struct Terms<F> {
+    /// Whether the intent is still young enough for an insert to begin.
+    pub is_fresh: F,
+    /// Whether the block was too large for ClickHouse.
+    pub split: bool,
+}
+
+/// Tries until the block is stored or something is in the way; bounded by the number of tokens.
+pub async fn settle<I: Insert, F: Fn() -> bool + Send>(
+    store: &I,
+    sealed: &Sealed,
+    doubt: &mut Doubt,
+    terms: Terms<F>,
+) -> End {
+    loop {
+        match doubt.step() {
+            Step::Insert(_) if !(terms.is_fresh)() => return End::Stale,
+            Step::Insert(number) => {
+                let token = sealed.intent.token(&sealed.partition, number);
+                match store.insert(sealed, &token).await {
+                    Ok(()) if doubt.acknowledged() => return End::Stored,
+                    Ok(()) => {}
+                    Err(trouble) => {
+                        doubt.failed(is_answer(&trouble));
+                        return End::Refused(trouble);
+                    }
+                }
+            }
+            Step::Count => {
+                let found = match store.count(sealed).await {
+                    Ok(found) => found,
+                    Err(trouble) => return End::Refused(trouble),
+                };
+                let token = sealed.intent.token(&sealed.partition, 1);
+                tracing::info!(block = token, found, rows = sealed.intent.rows, "counted a block in doubt");
+                match (doubt.counted(found, sealed.intent.rows as u64), sealed.trouble) {
+                    // The views' tables are written after the block's own, and may have been left without.
+                    (Verdict::Stored, _) => match store.refill(sealed).await {
+                        Ok(()) => return End::Stored,
+                        Err(trouble) => return End::Refused(trouble),
+                    },
+                    (Verdict::Odd, _) => return End::Halted(Halt::Odd { found }),
+                    (Verdict::Vanished, _) => return End::Halted(Halt::Vanished),
+                    (Verdict::Absent, Some(unusable)) => return End::Halted(Halt::Unusable(unusable)),
+                    (Verdict::Absent, None) if terms.split && doubt.may_split() => return End::Split,
+                    (Verdict::Absent, None) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Whether ClickHouse itself has ended the insert: then nothing of it comes late.
+fn is_answer(trouble: &Trouble) -> bool {
+    trouble.code.is_some() && trouble.kind != TroubleKind::Away
+}
+
+/// A halt for people: what was found, and what to do.
+pub struct Told<'a>(pub &'a Halt, pub &'a Sealed);
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(halt, Sealed { partition, kind, intent, .. }) = self;
+        let (first, last, rows, table) = (intent.first, intent.next - 1, intent.rows, row::table(*kind));
+        let range = format!(
+            "topic = '{}' AND partition = {} AND offset >= {first} AND offset <= {last}",
+            partition.topic, partition.number
+        );
+        write!(f, "{partition} stands still at offsets {first} to {last}: ")?;
+        match halt {
+            Halt::Odd { found } => write!(
+                f,
+                "table {table} has {found} rows of them, and it must be {rows} or none. If they may go: ALTER TABLE \
+                 {table} DELETE WHERE {range}; then they are inserted again by themselves"
+            ),
+            Halt::Vanished => write!(
+                f,
+                "ClickHouse acknowledged their {rows} rows under {TOKENS_MAX} tokens, but table {table} has none of \
+                 them. Does a TTL or somebody delete them? They are counted again every half a minute"
+            ),
+            Halt::Unusable(Unusable::Lost) => write!(
+                f,
+                "their insert was begun, table {table} has none of their {rows} rows, and Kafka does not hold all of the \
+                 records any longer. Bring the rows back from a backup (WHERE {range}), or give them up by setting the \
+                 offset of the sink's group for this partition to {} or later while the sink is stopped",
+                intent.next
+            ),
+            Halt::Unusable(Unusable::ReadsDifferently) => write!(
+                f,
+                "another version of weir announced {rows} rows of them, and this one reads the records differently. \
+                 Run that version until these are stored"
+            ),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! 10,000 accounts in one process: memory, and time per slot, without any calls.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as WallClock},
+};
+
+use tokio::runtime::Builder;
+use weir::{
+    message::{AccountAlias, SourceName},
+    quota::{Lease, Limit, Pacing, Quota, memory::Memory, plan::Limits, redis::Redis},
+    runtime::clock::Clock,
+};
+
+use crate::process;
+
+const ACCOUNTS: usize = 10_000;
+
+/// Leases all slots that 10,000 accounts of 10/s have for `span`, from memory and from Redis, and prints it.
+pub fn run(redis: &str, span: Duration) {
+    let limit = Limit::new(10, Duration::from_secs(1), 5).unwrap();
+    let limits = Limits::of_accounts(vec![Some(limit); ACCOUNTS]);
+    let aliases: Arc<[AccountAlias]> =
+        (0..ACCOUNTS).map(|index| AccountAlias::new(format!("a{index}")).unwrap()).collect();
+    let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("worker").enable_all().build().unwrap();
+    let before = process::memory_kib();
+    let memory = Memory::with_limits(&limits, &Pacing::default(), &Clock::System);
+    let kib = process::memory_kib().saturating_sub(before);
+    print("memory", kib, &runtime.block_on(lease(&memory, span)));
+    drop(memory);
+    let source = SourceName::new("ali1688").unwrap();
+    let prefix = format!("bench-{}", uuid::Uuid::now_v7());
+    let before = process::memory_kib();
+    runtime.block_on(async {
+        let quota = Redis::new(redis, &prefix, &source, &aliases, &limits, &Pacing::default()).unwrap();
+        let leased = lease(&quota, span).await;
+        print("Redis", process::memory_kib().saturating_sub(before), &leased);
+    });
+}
+
+struct Leased {
+    slots: u64,
+    asked: u64,
+    /// In `lease` alone.
+    busy: Duration,
+    cpu: Duration,
+    span: Duration,
+}
+
+async fn lease(quota: &dyn Quota, span: Duration) -> Leased {
+    // Until the first slots come: Redis has to be told of 10,000 accounts.
+    while !matches!(quota.lease(1).await, Lease::Slots(_)) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (since, cpu) = (WallClock::now(), process::cpu("vendor"));
+    let mut leased = Leased { slots: 0, asked: 0, busy: Duration::ZERO, cpu: Duration::ZERO, span };
+    while since.elapsed() < span {
+        let asked = WallClock::now();
+        let lease = quota.lease(64).await;
+        leased.busy += asked.elapsed();
+        leased.asked += 1;
+        match lease {
+            Lease::Slots(slots) => leased.slots += slots.len() as u64,
+            Lease::NotBefore(at) => {
+                let now = tokio::time::Instant::now();
+                tokio::time::sleep_until(at.clamp(now + Duration::from_millis(1), now + span)).await;
+            }
+            Lease::Nobody => panic!("no account is disabled"),
+        }
+    }
+    leased.cpu = process::cpu("vendor").saturating_sub(cpu);
+    leased.span = since.elapsed();
+    leased
+}
+
+fn print(store: &str, kib: u64, leased: &Leased) {
+    let slots = (leased.slots as f64).max(1.0);
+    println!(
+        "10,000 accounts of 10/s, slots alone, {store:<6}: {:>9.0} slots/s, {:.2} µs in lease and {:.2} µs CPU a slot, \
+         {:.1} MiB",
+        leased.slots as f64 / leased.span.as_secs_f64(),
+        leased.busy.as_secs_f64() * 1e6 / slots,
+        leased.cpu.as_secs_f64() * 1e6 / slots,
+        kib as f64 / 1024.0,
+    );
+    assert!(leased.asked > 0, "nothing was measured");
+}

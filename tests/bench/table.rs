@@ -1,0 +1,91 @@
+//! The figures as a person reads them: goal, figure, floor, ratio.
+
+use std::fmt;
+
+/// What a figure should be.
+#[derive(Clone, Copy)]
+pub enum Goal {
+    /// At least this.
+    AtLeast(f64),
+    /// At most this.
+    AtMost(f64),
+    /// It only explains another figure.
+    None,
+}
+
+/// One line of the table.
+pub struct Figure {
+    pub what: &'static str,
+    pub unit: &'static str,
+    pub goal: Goal,
+    pub value: Option<f64>,
+    /// What the same work costs, or reaches, without weir.
+    pub floor: Option<f64>,
+}
+
+/// All lines, in the order in which they were measured.
+#[derive(Default)]
+pub struct Table(Vec<Figure>);
+
+impl Table {
+    /// Adds a figure.
+    pub fn add(&mut self, figure: Figure) {
+        self.0.push(figure);
+    }
+
+    /// Adds a line that only explains the floor of the figure above.
+    pub fn explain(&mut self, what: &'static str, unit: &'static str, floor: f64) {
+        self.add(Figure { what, unit, goal: Goal::None, value: None, floor: Some(floor) });
+    }
+}
+
+impl Figure {
+    fn goal(&self) -> String {
+        match self.goal {
+            Goal::AtLeast(goal) => format!("≥ {}", self.number(goal)),
+            Goal::AtMost(goal) => format!("≤ {}", self.number(goal)),
+            Goal::None => String::new(),
+        }
+    }
+
+    fn verdict(&self) -> &'static str {
+        let Some(value) = self.value else { return "" };
+        match self.goal {
+            Goal::AtLeast(goal) if value < goal => "MISSED",
+            Goal::AtMost(goal) if value > goal => "MISSED",
+            Goal::AtLeast(_) | Goal::AtMost(_) => "ok",
+            Goal::None => "",
+        }
+    }
+
+    fn number(&self, value: f64) -> String {
+        let digits = usize::from(value.abs() < 100.0 && value.fract().abs() > 0.05);
+        format!("{} {}", grouped(&format!("{value:.digits$}")), self.unit).trim_end().to_owned()
+    }
+}
+
+/// `1234567.8` → `1,234,567.8`.
+fn grouped(number: &str) -> String {
+    let whole = number.split('.').next().unwrap_or(number).len();
+    let comma = |at: usize| at > 0 && at < whole && (whole - at).is_multiple_of(3);
+    number.chars().enumerate().flat_map(|(at, c)| comma(at).then_some(',').into_iter().chain([c])).collect()
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let row = |f: &mut fmt::Formatter<'_>, [what, goal, value, floor, ratio, verdict]: [&str; 6]| {
+            let line = format!("{what:<36} {goal:>14} {value:>14} {floor:>14} {ratio:>6}  {verdict}");
+            writeln!(f, "{}", line.trim_end())
+        };
+        row(f, ["", "goal", "figure", "floor", "ratio", ""])?;
+        for figure in &self.0 {
+            let shown = |value: Option<f64>| value.map_or_else(String::new, |value| figure.number(value));
+            let ratio =
+                figure.value.zip(figure.floor).map_or_else(String::new, |(v, floor)| format!("{:.2}", v / floor));
+            let cells =
+                [figure.what, &figure.goal(), &shown(figure.value), &shown(figure.floor), &ratio, figure.verdict()];
+            row(f, cells)?;
+        }
+        Ok(())
+    }
+}
