@@ -65,8 +65,16 @@ pub struct Topic {
     pub source: Option<SourceName>,
     /// How many partitions.
     pub partitions: i32,
-    /// How long records are kept.
+    /// How long records are kept; of a compacted topic, records that a newer one of the same key replaces.
     pub keep: Duration,
+}
+
+impl Topic {
+    /// Whether the newest record of each key is kept for ever, and older ones need not be.
+    #[must_use]
+    pub fn is_compacted(&self) -> bool {
+        matches!(self.kind, Kind::QuotaReport | Kind::QuotaSetting)
+    }
 }
 
 /// The names of all topics.
@@ -113,6 +121,21 @@ impl Topics {
         format!("{}.changes", self.config.prefix)
     }
 
+    /// Written by fetch (its reports) and `weir quota` (what is set); read by fetch at its start and from then on,
+    /// and by `weir quota`. Compacted. Key: `report/<source>/<instance>/<chunk>`, `set/<source>[/<account>]`.
+    #[must_use]
+    pub fn quota(&self) -> String {
+        format!("{}.quota", self.config.prefix)
+    }
+
+    /// The topics for these sources of which each record becomes a row: what the sink reads.
+    #[must_use]
+    pub fn rows(&self, sources: &[SourceName]) -> Vec<Topic> {
+        let mut topics = self.all(sources);
+        topics.retain(|topic| !topic.is_compacted());
+        topics
+    }
+
     /// Every topic for these sources, as `topics apply` creates them.
     #[must_use]
     pub fn all(&self, sources: &[SourceName]) -> Vec<Topic> {
@@ -130,6 +153,14 @@ impl Topics {
         topics.push(shared(self.failures(), Kind::Failure, config.keep_failures));
         topics.push(shared(self.dead(), Kind::DeadLetter, config.keep_dead));
         topics.push(shared(self.changes(), Kind::Change, config.keep_changes));
+        topics.push(Topic {
+            name: self.quota(),
+            kind: Kind::QuotaReport,
+            source: None,
+            // What is set and what is reported stay in order.
+            partitions: 1,
+            keep: DAY,
+        });
         topics
     }
 
@@ -175,5 +206,22 @@ impl Groups {
     #[must_use]
     pub fn sink(&self) -> String {
         format!("{}.sink", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sink_reads_every_topic_but_the_one_that_is_compacted() {
+        let topics = Topics::new(Config::default());
+        let sources = [SourceName::new("ali1688").expect("a name")];
+        let names = |topics: Vec<Topic>| topics.into_iter().map(|topic| topic.name).collect::<Vec<_>>();
+        let mut all = names(topics.all(&sources));
+        assert!(all.contains(&topics.quota()), "{all:?}");
+        all.retain(|name| *name != topics.quota());
+        assert_eq!(names(topics.rows(&sources)), all);
+        assert!(all.len() > 3);
     }
 }

@@ -84,7 +84,7 @@ limit = { calls = 10, per = "1s" }
 fn help_explains_and_is_no_failure() {
     let weir = Weir::new("");
     weir.run(&["--help"], &[]).expect(0, &["weir enqueue ids.txt", "Exit codes"]);
-    for command in ["run", "enqueue", "status", "query", "check"] {
+    for command in ["run", "enqueue", "status", "quota", "query", "check"] {
         weir.run(&[command, "--help"], &[]).expect(0, &["Examples:", "weir "]);
     }
 }
@@ -97,6 +97,8 @@ fn a_wrong_command_line_ends_with_64() {
     weir.run(&["enqueue", "ids.txt"], &[]).expect(64, &["--source"]);
     weir.run(&["enqueue", "ids.txt", "--source", "ebay"], &[]).expect(64, &["\"ebay\"", "ali1688"]);
     weir.run(&["query", " "], &[]).expect(64, &["no SQL"]);
+    weir.run(&["quota", "set", "ali1688", "--pace", "2"], &[]).expect(64, &["'2'", "from 0.1% to 100%"]);
+    weir.run(&["quota", "pause", "ali1688", "--for", "ever"], &[]).expect(64, &["ever", "10m"]);
 }
 
 #[test]
@@ -149,6 +151,7 @@ fn a_file_of_ids_that_is_not_there_fails_before_anything_is_sent() {
     assert!(Path::new(&weir.file("ids.txt", "1\n")).exists());
     let nowhere = [("WEIR_KAFKA__BROKERS", NOWHERE)];
     weir.run(&["enqueue", "ids.txt", "--source", "ali1688"], &nowhere).expect(69, &[NOWHERE, "Is it running?"]);
+    weir.run(&["quota"], &nowhere).expect(69, &[NOWHERE, "Is it running?"]);
 }
 
 #[test]

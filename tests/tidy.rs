@@ -172,8 +172,9 @@ fn topic_names_in_one_place(source: &Source) -> Vec<Finding> {
         return Vec::new();
     }
     let literal = |line: &str| {
-        let whole = ["\"weir.requests", "\"weir.results", "\"weir.failures", "\"weir.dead\"", "\"weir.dead."];
-        let parts = ["}.requests.", "}.results\"", "}.failures\"", "}.dead\""];
+        let whole =
+            ["\"weir.requests", "\"weir.results", "\"weir.failures", "\"weir.dead\"", "\"weir.dead.", "\"weir.quota\""];
+        let parts = ["}.requests.", "}.results\"", "}.failures\"", "}.dead\"", "}.quota\""];
         whole.iter().chain(&parts).any(|part| line.contains(part))
     };
     let lines = source.code_without_tests().filter(|(_, line)| literal(line));

@@ -26,7 +26,7 @@ pub fn all(config: &Config) -> Vec<Group> {
     let mut all: Vec<_> = names.iter().map(of_source).collect();
     all.push(Group { stage: "retry", name: groups.retry(), topics: vec![topics.failures()] });
     all.push(Group { stage: "changes", name: groups.changes(), topics: vec![topics.results()] });
-    let every = topics.all(&names).into_iter().map(|topic| topic.name).collect();
+    let every = topics.rows(&names).into_iter().map(|topic| topic.name).collect();
     all.push(Group { stage: "sink", name: groups.sink(), topics: every });
     all
 }

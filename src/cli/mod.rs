@@ -8,6 +8,7 @@ pub mod exit;
 mod export;
 mod groups;
 mod query;
+mod quota;
 pub mod run;
 mod schema;
 mod status;
@@ -107,6 +108,9 @@ enum Command {
     /// What waits, what is under way, what came last.
     #[command(long_about = status::LONG_ABOUT, after_long_help = status::EXAMPLES)]
     Status(status::Args),
+    /// What each account is allowed, has used and is held by; pause, resume, slow down.
+    #[command(long_about = quota::LONG_ABOUT, after_long_help = quota::EXAMPLES)]
+    Quota(quota::Args),
     /// Ask ClickHouse in SQL.
     #[command(long_about = query::LONG_ABOUT, after_long_help = query::EXAMPLES)]
     Query(query::Args),
@@ -165,6 +169,7 @@ impl Cli {
             | Command::Simulate(_) => Audience::Role,
             Command::Enqueue(_)
             | Command::Status(_)
+            | Command::Quota(_)
             | Command::Query(_)
             | Command::Account(_)
             | Command::Export(_)
@@ -190,6 +195,7 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Simulate(args) => simulate::run(args, Clock::System, stop).await.map(|()| Exit::Done.into()),
         Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
+        Command::Quota(args) => until(stop, quota::run(args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
         Command::Account(command) => until(stop, account::run(command, &config)).await,
         Command::Export(args) => until(stop, export::run(args, &config)).await,

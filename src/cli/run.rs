@@ -1,6 +1,6 @@
 //! `weir run`: the roles of this process, each started again from its last commit when it fails.
 
-use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{path::Path, pin::pin, process::ExitCode, sync::Arc, time::Duration};
 
 use secrecy::ExposeSecret;
 use tokio::task::JoinSet;
@@ -13,11 +13,18 @@ use crate::{
     config::{self, Config},
     fetch::{Caller, CallerParts, Fetch, FetchError},
     kafka::{
-        GroupConfig, KafkaReader, KafkaWriter, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
-        intake::IntakeError,
+        GroupConfig, KafkaReader, KafkaWriter, ReadError, Reader, TransactError, Writer, admin,
+        client::SESSION_TIMEOUT, intake::IntakeError,
     },
     platform::config::{Source, SourceConfig},
-    quota::{self, guard::Guard},
+    quota::{
+        self,
+        guard::Guard,
+        journal::{
+            Journal, JournalError,
+            report::{Reporter, allowed},
+        },
+    },
     retry::Retry,
     runtime::{
         clock::{Clock, Dice},
@@ -97,6 +104,12 @@ impl From<FetchError> for RoleError {
             FetchError::Call(error) => Self::Failed(error.into()),
             FetchError::Tokens(error) => Self::Failed(error.into()),
         }
+    }
+}
+
+impl From<JournalError> for RoleError {
+    fn from(error: JournalError) -> Self {
+        Self::Failed(error.into())
     }
 }
 
@@ -274,16 +287,35 @@ impl Process {
         });
         let aliases = source.accounts.iter().map(|account| account.alias.clone()).collect();
         let redis = self.config.redis.url.as_ref().map(ExposeSecret::expose_secret);
-        let quota = quota::open(&self.config.quota, redis, &source.name, &aliases, &limits, &self.clock)
+        health.not_ready("reading what is spent and who is paused");
+        let topic = self.topics.quota();
+        let opened = Journal::open(&self.config.kafka, &topic, &source.name, self.clock.clone());
+        let journal = tokio::select! {
+            () = self.stop.cancelled() => return Ok(()),
+            journal = opened => journal?,
+        };
+        let past = journal.past();
+        let quota = quota::open(&self.config.quota, redis, &source.name, &aliases, &limits, &self.clock, &past)
             .map_err(|error| RoleError::Failed(error.into()))?;
+        journal.restore(&past, quota.as_ref(), &aliases).await;
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
         let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
             .with_address_health(source.address_health)
             .with_budgets(source.budgets);
+        let reporter = Reporter {
+            topic: topic.into(),
+            source: source.name.clone(),
+            instance: self.config.instance.name.clone(),
+            aliases,
+            allowed: allowed(&limits.or_unknown(&self.config.quota.unknown)),
+            quota: Arc::clone(&quota),
+            tally: fetch.tally(),
+            clock: self.clock.clone(),
+        };
         tokio::select! {
-            ended = fetch.run(self.stop.clone()) => Ok(ended?),
+            ended = self.fetch_and_report(fetch, journal, reporter, limits.has_budgets()) => ended,
             never = calendar => match never {},
         }
     }
@@ -295,6 +327,33 @@ impl Process {
             warn!(source = %source.name, "the quota is shared through Redis, but renewed tokens are kept in a file: set tokens.store = \"redis\" if processes run on several machines");
         }
         self.config.token_store()
+    }
+
+    /// Runs fetch with its journal beside it. Without the journal nobody calls: then fetch finishes what is in
+    /// flight and ends.
+    async fn fetch_and_report<R: Reader, W: Writer>(
+        &self,
+        fetch: Fetch<R, W>,
+        journal: Journal,
+        reporter: Reporter,
+        has_budgets: bool,
+    ) -> Result<(), RoleError> {
+        let (stop, ended) = (self.stop.child_token(), CancellationToken::new());
+        let mut fetch = pin!(fetch.run(stop.clone()));
+        let mut journal = pin!(journal.run(reporter, has_budgets, ended.clone()));
+        tokio::select! {
+            outcome = &mut fetch => {
+                ended.cancel();
+                let last = journal.await;
+                outcome?;
+                Ok(last?)
+            }
+            lost = &mut journal => {
+                stop.cancel();
+                fetch.await?;
+                Ok(lost?)
+            }
+        }
     }
 
     async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {
@@ -326,7 +385,7 @@ impl Process {
     }
 
     async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
-        let topics = self.topics.all(&self.config.source_names());
+        let topics = self.topics.rows(&self.config.source_names());
         if !self.topics_are_there(&topics, health).await {
             return Ok(());
         }

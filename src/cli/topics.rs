@@ -62,7 +62,7 @@ fn row(topic: &Topic, present: &HashMap<String, i32>) -> Vec<String> {
     let found = present.get(&topic.name);
     let verdict = verdict(topic, present).unwrap_or_default();
     let partitions = found.map_or_else(|| "-".to_owned(), ToString::to_string);
-    let keep = duration_text(topic.keep);
+    let keep = if topic.is_compacted() { "ever, the newest of each key".to_owned() } else { duration_text(topic.keep) };
     vec![topic.name.clone(), topic.kind.ce_type().to_owned(), partitions, keep, verdict]
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::platform::address::HealthConfig;
+use crate::{platform::address::HealthConfig, runtime::clock::Timestamp};
 
 /// The addresses of one source, by index.
 #[derive(Debug)]
@@ -25,6 +25,15 @@ struct State {
     rests: u32,
     /// Taken out until then, and no call since.
     rests_until: Option<Instant>,
+    /// Since when the others wait for the call that tries it.
+    tried_at: Option<Timestamp>,
+}
+
+/// An address is used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Back {
+    /// As of when nobody needs to wait for the call any more that tried it, if anybody does.
+    pub(super) tried_at: Option<Timestamp>,
 }
 
 impl Addresses {
@@ -61,15 +70,18 @@ impl Addresses {
         if is_banned { self.rest(address, now) } else { None }
     }
 
-    /// The vendor answered a call from here: whether it had been taken out before.
-    pub(super) fn answered(&mut self, address: usize) -> bool {
-        self.states.get_mut(address).is_some_and(|state| std::mem::take(state).rests > 0)
+    /// The vendor answered a call from here: something if it had been taken out before.
+    pub(super) fn answered(&mut self, address: usize) -> Option<Back> {
+        let State { rests, tried_at, .. } = std::mem::take(self.states.get_mut(address)?);
+        (rests > 0).then_some(Back { tried_at })
     }
 
     /// A call leaves: for how long the others of its address wait for what comes of it, if they do.
-    pub(super) fn probe(&mut self, address: usize) -> Option<Duration> {
+    pub(super) fn probe(&mut self, address: usize, now: Timestamp) -> Option<Duration> {
         let state = self.states.get_mut(address)?;
-        state.rests_until.take().map(|_| Self::PROBE.min(self.config.rest))
+        state.rests_until.take()?;
+        state.tried_at = Some(now);
+        Some(Self::PROBE.min(self.config.rest))
     }
 
     fn rest(&mut self, address: usize, now: Instant) -> Option<Duration> {
@@ -82,6 +94,7 @@ impl Addresses {
         let rest = rest.saturating_mul(1 << state.rests.min(16)).min(rest_max);
         state.rests = state.rests.saturating_add(1);
         state.rests_until = Some(now + rest);
+        state.tried_at = None;
         Some(rest)
     }
 }
@@ -91,6 +104,7 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const AT: Timestamp = Timestamp::from_millis(7);
 
     fn addresses() -> (Addresses, Instant) {
         (Addresses::new(HealthConfig::default(), 2), Instant::now())
@@ -104,8 +118,8 @@ mod tests {
         for _ in 0..6 {
             assert_eq!(addresses.failed(0, now), None, "of a call that had left before");
             now += SECOND * 600;
-            assert_eq!(addresses.probe(0), Some(5 * SECOND), "one call goes ahead");
-            assert_eq!(addresses.probe(0), None);
+            assert_eq!(addresses.probe(0, AT), Some(5 * SECOND), "one call goes ahead");
+            assert_eq!(addresses.probe(0, AT), None);
             rests.push(addresses.failed(0, now).unwrap().as_secs());
         }
         assert_eq!(rests, [30, 60, 120, 240, 480, 600, 600]);
@@ -117,11 +131,24 @@ mod tests {
         let (mut addresses, now) = addresses();
         for _ in 0..10 {
             assert_eq!((addresses.failed(0, now), addresses.failed(0, now)), (None, None));
-            assert!(!addresses.answered(0));
+            assert_eq!(addresses.answered(0), None);
         }
         (0..3).for_each(|_| _ = addresses.failed(0, now));
-        assert!(addresses.answered(0), "it comes back");
-        assert_eq!((addresses.probe(0), addresses.failed(0, now)), (None, None));
+        assert_eq!(addresses.answered(0), Some(Back { tried_at: None }), "it comes back, by a call of before");
+        assert_eq!((addresses.probe(0, AT), addresses.failed(0, now)), (None, None));
+    }
+
+    #[test]
+    fn who_waited_for_the_call_that_tried_an_address_is_released_when_it_is_answered() {
+        let (mut addresses, now) = addresses();
+        (0..3).for_each(|_| _ = addresses.failed(0, now));
+        assert!(addresses.probe(0, AT).is_some());
+        assert_eq!(addresses.answered(0), Some(Back { tried_at: Some(AT) }));
+        assert_eq!(addresses.answered(0), None, "once");
+        (0..3).for_each(|_| _ = addresses.failed(0, now));
+        assert!(addresses.probe(0, AT).is_some());
+        assert!(addresses.failed(0, now).is_some(), "it is still away: the new rest is not the call's to end");
+        assert_eq!(addresses.answered(0), Some(Back { tried_at: None }));
     }
 
     #[test]

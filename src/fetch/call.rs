@@ -22,7 +22,7 @@ use crate::{
         http::{self, NoReply},
         redact,
     },
-    quota::{Slot, guard::Guard},
+    quota::{Slot, Tally, guard::Guard},
     runtime::clock::{Clock, Dice, Timestamp},
     tokens::{
         TokenStore,
@@ -159,6 +159,15 @@ impl Caller {
         self.parts.vendor.batch_max()
     }
 
+    pub(super) fn now(&self) -> Timestamp {
+        self.parts.clock.now()
+    }
+
+    /// Counts for these accounts.
+    pub(super) fn tally(&self) -> Arc<Tally> {
+        Arc::new(Tally::new(self.parts.accounts.len(), self.parts.clock.clone()))
+    }
+
     pub(super) fn alias(&self, account: usize) -> &AccountAlias {
         &self.parts.accounts[account].alias
     }
@@ -175,10 +184,6 @@ impl Caller {
         };
         let records = self.outcomes.dead_letter(&dead, &traceparent);
         Err((position, records))
-    }
-
-    pub(super) fn now(&self) -> Timestamp {
-        self.parts.clock.now()
     }
 
     /// The end of a request whose batch has spent its money.

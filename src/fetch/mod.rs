@@ -11,6 +11,7 @@ mod config;
 mod episode;
 mod outcome;
 mod penalty;
+mod react;
 mod spending;
 mod spread;
 
@@ -21,7 +22,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 pub use call::{Caller, CallerParts};
 pub use config::Config;
@@ -29,7 +30,7 @@ pub use config::Config;
 use self::{
     addresses::Addresses,
     backlog::Backlog,
-    call::{Advice, Contact, Ended, Job},
+    call::{Contact, Ended, Job},
     episode::Episodes,
     penalty::Penalties,
     spending::{Spending, Spent},
@@ -42,8 +43,8 @@ use crate::{
         outbox::Position,
     },
     message::BatchId,
-    platform::{Affected, Denial, Refusal, RefusalKind, address::HealthConfig},
-    quota::{Hold, Lease, Quota, Scope, Slot, money::Budgets},
+    platform::{Refusal, RefusalKind, address::HealthConfig},
+    quota::{Cause, Hold, Lease, Quota, Scope, Slot, Tally, money::Budgets},
     tokens::{StoreError, keeper::Purpose},
 };
 
@@ -64,9 +65,6 @@ pub enum FetchError {
 /// A slot whose account has to wait for a token puts it off for at least and at most so long.
 const TOKEN_WAIT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
-/// How often to ask whether an account is in use again when all are disabled.
-const NOBODY_WAIT: Duration = Duration::from_secs(1);
-
 /// The fetch stage of one source.
 pub struct Fetch<R, W> {
     config: Config,
@@ -75,6 +73,7 @@ pub struct Fetch<R, W> {
     /// Records that ended without a call, and wait for the window or for room among the outcomes.
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
     quota: Arc<dyn Quota>,
+    tally: Arc<Tally>,
     /// Slots leased and not yet used, in time order.
     slots: VecDeque<Slot>,
     caller: Arc<Caller>,
@@ -94,12 +93,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Slots leased at once, at most: the longest that a source's accounts are asked about in one step.
     const LEASE: usize = 64;
 
+    /// While nobody may call, the quota is asked this often: an operator may end a hold at any time.
+    const LOOK_AGAIN: Duration = Duration::from_millis(500);
     /// A vendor that names a longer wait has no more to give: a day's allowance, say.
     const BUDGET_SPENT: Duration = Duration::from_secs(600);
 
     /// A stage that reads by `reader`, calls by `caller` at the times of `quota`, and writes by `writer`.
     pub fn new(reader: R, writer: W, caller: Caller, quota: Arc<dyn Quota>, config: Config) -> Self {
         Self {
+            tally: caller.tally(),
             intake: Intake::new(reader, writer, config.commit_every),
             backlog: Backlog::default(),
             uncalled: Backlog::default(),
@@ -117,6 +119,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             nobody_told: false,
             config,
         }
+    }
+
+    /// What becomes of the slots, for reports.
+    #[must_use]
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
     }
 
     /// The same with other rules for the addresses that calls leave from.
@@ -237,26 +245,33 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         // Nobody to call for: others may use what is left of the lease.
         if !self.slots.is_empty() && self.backlog.is_empty() {
-            self.quota.give_back(self.slots.drain(..).collect()).await;
+            self.return_slots().await;
         }
     }
 
     /// Makes a call in this slot, or renews its account's token.
     async fn use_slot(&mut self, slot: Slot) {
         let (account, now) = (slot.account, Instant::now());
-        let hold = match self.caller.tokens.purpose(account) {
+        let (until, why) = match self.caller.tokens.purpose(account) {
             Purpose::Call => return self.make_call(slot).await,
             Purpose::Renewal => {
                 self.probe(&slot).await;
                 self.calls.spawn(Arc::clone(&self.caller).renew(slot));
                 return;
             }
-            Purpose::Wait(until) => Hold::Until(until.clamp(now + TOKEN_WAIT[0], now + TOKEN_WAIT[1])),
-            Purpose::Nothing => Hold::Disabled,
+            Purpose::Wait(until) => {
+                (until.clamp(now + TOKEN_WAIT[0], now + TOKEN_WAIT[1]), "its token is being renewed")
+            }
+            // It was disabled for that, and somebody has ended the hold.
+            Purpose::Nothing => {
+                (now + TOKEN_WAIT[1], "its token is refused: `weir account authorise` gives it another")
+            }
         };
         // The slot is dropped. Without the hold an account that nothing limits would get one after the other.
         self.quota.ended(account);
-        self.quota.hold(Scope::Account(account), hold).await;
+        self.tally.returned(account);
+        let cause = Cause::new(why, self.caller.now());
+        self.quota.hold(Scope::Account(account), Hold::Until(until), &cause).await;
     }
 
     async fn make_call(&mut self, slot: Slot) {
@@ -277,9 +292,17 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// If this is the first to leave from an address that was taken out, the others wait for what comes of it.
     async fn probe(&mut self, slot: &Slot) {
-        if let Some(wait) = self.addresses.probe(slot.address) {
-            self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait)).await;
+        let now = self.caller.now();
+        if let Some(wait) = self.addresses.probe(slot.address, now) {
+            let cause = Cause::new("one call tries it again", now);
+            self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait), &cause).await;
         }
+    }
+
+    /// Hands back what is left of the lease.
+    async fn return_slots(&mut self) {
+        self.slots.iter().for_each(|slot| self.tally.returned(slot.account));
+        self.quota.give_back(self.slots.drain(..).collect()).await;
     }
 
     fn has_room(&self) -> bool {
@@ -297,6 +320,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 if !slot.is_late(Instant::now()) && !self.quota.is_held(&slot) {
                     return Some(slot);
                 }
+                if slot.is_late(Instant::now()) {
+                    self.tally.missed(slot.account);
+                } else {
+                    self.tally.returned(slot.account);
+                }
                 self.quota.give_back(vec![slot]).await;
             }
             let room = self.config.calls_in_flight - self.calls.len();
@@ -306,15 +334,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     self.slots.extend(slots);
                 }
                 Lease::NotBefore(at) => {
-                    self.wake_at = Some(at);
+                    self.wake_at = Some(at.min(Instant::now() + Self::LOOK_AGAIN));
                     return None;
                 }
                 Lease::Nobody => {
                     if !std::mem::replace(&mut self.nobody_told, true) {
                         let source = &self.caller.source;
-                        error!(%source, "every account is disabled: requests wait on Kafka until an account is repaired: `weir account authorise` gives it a new token; with new credentials fetch has to be restarted");
+                        error!(%source, "every account is disabled: requests wait on Kafka until an account is repaired: `weir account authorise` gives it a new token, `weir quota resume` ends its hold");
                     }
-                    self.wake_at = Some(Instant::now() + NOBODY_WAIT);
+                    self.wake_at = Some(Instant::now() + Self::LOOK_AGAIN);
                     return None;
                 }
             }
@@ -362,6 +390,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         while let Some(ended) = next {
             let ended = ended?;
             self.quota.ended(ended.account);
+            match &ended.contact {
+                Contact::Called(_) => self.tally.called(ended.account, ended.refusal.is_some()),
+                Contact::None => self.tally.missed(ended.account),
+                // Neither late nor a call: the vendor knows nothing of it.
+                Contact::NoWay(_) => {}
+            }
             self.react_address(&ended).await;
             // What was not called for costs nothing.
             for batch in batches(&ended.missed) {
@@ -387,8 +421,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             if !is_throttled {
                 self.heed((ended.account, ended.address), ended.advice).await;
             }
-            if ended.is_dead {
-                self.quota.hold(Scope::Account(ended.account), Hold::Disabled).await;
+            if let Some(cause) = self.caller.tokens.death(ended.account).filter(|_| ended.is_dead) {
+                self.quota.hold(Scope::Account(ended.account), Hold::Disabled, &cause).await;
             }
             for (position, records) in ended.outcomes {
                 self.intake.complete(position, records);
@@ -396,91 +430,6 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             next = self.calls.try_join_next();
         }
         Ok(())
-    }
-
-    /// What a reply's headers mean for the calls to come.
-    async fn heed(&mut self, (account, address): (usize, usize), Advice { unavailable, used_up }: Advice) {
-        let (source, now) = (&self.caller.source, Instant::now());
-        if let Some(wait) = unavailable {
-            info!(%source, ?wait, "the vendor's service is away, and says for how long: nobody calls until then");
-            self.quota.hold(Scope::Source, Hold::Until(now + wait)).await;
-        }
-        if let Some(wait) = used_up.filter(|_| self.config.heed_hints) {
-            // Those under way say the same.
-            if !self.quota.is_held(&Slot { account, address, at: now, latest: now }) {
-                let account = self.caller.alias(account);
-                info!(%source, %account, ?wait, "the vendor says that the account's quota is used up until then");
-            }
-            self.quota.hold(Scope::Account(account), Hold::Until(now + wait)).await;
-        }
-    }
-
-    /// The vendor says: too fast. The shared time moves first, then the pace gives way.
-    async fn slow_down(&mut self, scope: Scope, account: usize, left_at: Instant, wait: Option<Duration>) {
-        let now = Instant::now();
-        let until = wait.map_or_else(|| self.penalties.punish(account, left_at, now), |wait| now + wait);
-        self.quota.hold(scope, Hold::Until(until)).await;
-        // So long is a budget spent, and no sign of a wrong pace.
-        if wait.is_some_and(|wait| wait > Self::BUDGET_SPENT) {
-            return;
-        }
-        self.quota.refused(scope, left_at).await;
-        if let Some(refusals) = self.episodes.refused(scope, now) {
-            let (source, account) = (&self.caller.source, self.caller.alias(account));
-            let (rest, share, spread) = (until - now, self.quota.pace(scope).share, self.spread.width());
-            warn!(%source, %account, ?scope, refusals, ?rest, share, ?spread, "refused beyond the promise: the pace gives way, and is tried again slowly. Is the limit right, does somebody else use the account, is quota.jitter less than the way's?");
-        }
-    }
-
-    /// What a refusal means for the calls to come.
-    async fn react(&mut self, (account, address): (usize, usize), left_at: Instant, refusal: &Refusal) {
-        let source = &self.caller.source;
-        let alias = self.caller.alias(account);
-        match &refusal.kind {
-            RefusalKind::Throttled { scope, wait } => {
-                debug!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
-                let scope = match scope {
-                    Affected::Account => Scope::Account(account),
-                    Affected::Address => Scope::Address(address),
-                    Affected::Everyone => Scope::Source,
-                };
-                self.slow_down(scope, account, left_at, *wait).await;
-            }
-            RefusalKind::Denied(Denial::Account) => {
-                error!(%source, account = %alias, code = refusal.code, message = refusal.message, "the vendor refuses this account: it is disabled, the others carry its load");
-                self.quota.hold(Scope::Account(account), Hold::Disabled).await;
-            }
-            // The keeper of the tokens has seen to the one.
-            RefusalKind::Denied(Denial::Token) | RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
-        }
-    }
-
-    /// What the end of a call means for the others from the same address.
-    async fn react_address(&mut self, ended: &Ended) {
-        let (address, now) = (ended.address, Instant::now());
-        let kind = ended.refusal.as_ref().map(|refusal| &refusal.kind);
-        let (rest, why) = match &ended.contact {
-            Contact::None | Contact::Called(None) => return,
-            Contact::NoWay(why) => (self.addresses.failed(address, now), why.as_str()),
-            // Said without a code of the vendor's that would explain it.
-            Contact::Called(Some(403)) if matches!(kind, Some(RefusalKind::Outage | RefusalKind::Malformed)) => {
-                (self.addresses.forbidden(address, ended.account, now), "the vendor forbids its accounts (HTTP 403)")
-            }
-            Contact::Called(Some(_)) => {
-                if self.addresses.answered(address) {
-                    let (source, address) = (&self.caller.source, self.caller.address_name(address));
-                    info!(%source, address, "the address is used again");
-                }
-                return;
-            }
-        };
-        let (source, name) = (&self.caller.source, self.caller.address_name(address));
-        let Some(rest) = rest else {
-            debug!(%source, address = name, why, "no way to the vendor; the requests wait for another slot");
-            return;
-        };
-        warn!(%source, address = name, ?rest, why, "the address is taken out; its requests wait and spend no attempt");
-        self.quota.hold(Scope::Address(address), Hold::Until(now + rest)).await;
     }
 
     async fn begin_to_stop(&mut self) {
@@ -493,7 +442,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         for (position, _) in self.uncalled.clear() {
             self.intake.give_up(&position);
         }
-        self.quota.give_back(self.slots.drain(..).collect()).await;
+        self.return_slots().await;
     }
 }
 

@@ -11,11 +11,15 @@ use rdkafka::{
     topic_partition_list::Offset,
     types::RDKafkaErrorCode,
 };
+use tokio::time::{Instant, sleep};
 
 use super::client::{Config, MESSAGE_LIMIT};
 use crate::topics::Topic;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// For so long a broker may not know of a topic that is there, and how often it is asked.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Why an administrative request failed.
 #[derive(Debug, thiserror::Error)]
@@ -108,15 +112,25 @@ pub async fn apply(config: &Config, topics: &[Topic], replication: i32) -> Resul
 }
 
 /// The properties of a topic that weir sets.
-fn properties(topic: &Topic) -> [(&'static str, String); 4] {
-    [
+fn properties(topic: &Topic) -> Vec<(&'static str, String)> {
+    let mut properties = vec![
         ("retention.ms", topic.keep.as_millis().to_string()),
-        ("cleanup.policy", "delete".to_owned()),
+        ("cleanup.policy", if topic.is_compacted() { "compact" } else { "delete" }.to_owned()),
         // Raw replies compress to about a fifth; whatever the producer uses, the broker stores it as it came.
         ("compression.type", "producer".to_owned()),
         // A record that the broker refuses could never be committed, and would hold up all others.
         ("max.message.bytes", MESSAGE_LIMIT.to_string()),
-    ]
+    ];
+    if topic.is_compacted() {
+        // Whoever starts reads all of it: small segments that are closed soon are compacted soon.
+        properties.extend([
+            ("segment.bytes", (32 * 1024 * 1024).to_string()),
+            ("segment.ms", "600000".to_owned()),
+            ("min.cleanable.dirty.ratio", "0.1".to_owned()),
+            ("delete.retention.ms", topic.keep.as_millis().to_string()),
+        ]);
+    }
+    properties
 }
 
 async fn create(
@@ -170,6 +184,22 @@ pub async fn describe(config: &Config) -> Result<HashMap<String, i32>, AdminErro
         Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), count(topic))).collect())
     })
     .await
+}
+
+/// How many partitions a topic has; `None` if it is still not there after a few seconds, since a broker may not have
+/// heard yet of a topic that another one has just created.
+///
+/// # Errors
+/// [`AdminError::Unreachable`] after ten seconds without an answer.
+pub async fn partitions(config: &Config, topic: &str) -> Result<Option<i32>, AdminError> {
+    let until = Instant::now() + HEARD_WITHIN;
+    loop {
+        let found = describe(config).await?.remove(topic).filter(|count| *count > 0);
+        if found.is_some() || Instant::now() >= until {
+            return Ok(found);
+        }
+        sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// How far `group` has come in each partition of `topics`; topics that do not exist are left out.

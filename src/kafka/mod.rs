@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod follow;
 pub mod intake;
 pub mod ledger;
 mod membership;

@@ -10,7 +10,8 @@ use serde::{
 };
 
 use super::{
-    Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, Reason, Request, RequestId, SourceName,
+    Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, QuotaReport, QuotaSetting, Reason, Request,
+    RequestId, SourceName,
     envelope::{Envelope, Headers, Kind, header},
 };
 use crate::runtime::clock::Timestamp;
@@ -189,6 +190,22 @@ pub fn read_dead_letter(raw: &Raw<'_>) -> Result<DeadLetter, Unreadable> {
 /// [`Unreadable`] if it is not a change of a version that this weir knows.
 pub fn read_change(raw: &Raw<'_>) -> Result<Change, Unreadable> {
     read(raw, Kind::Change)
+}
+
+/// Reads a worker's report of its quotas.
+///
+/// # Errors
+/// [`Unreadable`] if it is not a report of a version that this weir knows.
+pub fn read_quota_report(raw: &Raw<'_>) -> Result<QuotaReport, Unreadable> {
+    read(raw, Kind::QuotaReport)
+}
+
+/// Reads what an operator has set.
+///
+/// # Errors
+/// [`Unreadable`] if it is not a setting of a version that this weir knows.
+pub fn read_quota_setting(raw: &Raw<'_>) -> Result<QuotaSetting, Unreadable> {
+    read(raw, Kind::QuotaSetting)
 }
 
 fn read<T: DeserializeOwned>(raw: &Raw<'_>, kind: Kind) -> Result<T, Unreadable> {

@@ -22,11 +22,23 @@ pub enum Kind {
     DeadLetter,
     /// [`super::Change`]
     Change,
+    /// [`super::QuotaReport`]
+    QuotaReport,
+    /// [`super::QuotaSetting`]
+    QuotaSetting,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Request, Self::Result, Self::Failure, Self::DeadLetter, Self::Change];
+    pub const ALL: [Self; 7] = [
+        Self::Request,
+        Self::Result,
+        Self::Failure,
+        Self::DeadLetter,
+        Self::Change,
+        Self::QuotaReport,
+        Self::QuotaSetting,
+    ];
 
     /// The CloudEvents type, version included.
     #[must_use]
@@ -37,6 +49,8 @@ impl Kind {
             Self::Failure => "weir.failure.v1",
             Self::DeadLetter => "weir.dead_letter.v1",
             Self::Change => "weir.change.v1",
+            Self::QuotaReport => "weir.quota_report.v1",
+            Self::QuotaSetting => "weir.quota_setting.v1",
         }
     }
 
@@ -49,6 +63,8 @@ impl Kind {
             Self::Failure => "urn:weir:schema:failure:v1",
             Self::DeadLetter => "urn:weir:schema:dead_letter:v1",
             Self::Change => "urn:weir:schema:change:v1",
+            Self::QuotaReport => "urn:weir:schema:quota_report:v1",
+            Self::QuotaSetting => "urn:weir:schema:quota_setting:v1",
         }
     }
 
@@ -61,6 +77,8 @@ impl Kind {
             Self::Failure => "schemas/failure.v1.schema.json",
             Self::DeadLetter => "schemas/dead_letter.v1.schema.json",
             Self::Change => "schemas/change.v1.schema.json",
+            Self::QuotaReport => "schemas/quota_report.v1.schema.json",
+            Self::QuotaSetting => "schemas/quota_setting.v1.schema.json",
         }
     }
 }

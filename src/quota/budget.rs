@@ -6,6 +6,8 @@
 //! a row hold more than is allowed, no window does. That costs about two buckets of a hundred, so 2 % of the
 //! budget. A window of known phase is one bucket; calls near its border count on both sides of it.
 
+pub mod spent;
+
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
@@ -89,6 +91,12 @@ impl Budget {
     #[must_use]
     pub const fn new(rule: Rule) -> Self {
         Self { rule, spent: VecDeque::new() }
+    }
+
+    /// What it is a budget of.
+    #[must_use]
+    pub const fn rule(&self) -> &Rule {
+        &self.rule
     }
 
     /// Takes for spent what may have been before `now`, if the rule asks for it.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Aliases, Counting, Limit, Pacing, Quota,
+    Aliases, Counting, Limit, Pacing, Past, Quota,
     memory::Memory,
     plan::Limits,
     redis::{self, Redis},
@@ -42,7 +42,7 @@ pub enum OpenError {
     Url(#[from] redis::InvalidUrl),
 }
 
-/// The quota of a source as it is configured; needs a tokio runtime.
+/// The quota of a source as it is configured, in the light of its past; needs a tokio runtime.
 ///
 /// # Errors
 /// [`OpenError`]: Redis' address is missing or none. Connects in the background.
@@ -53,13 +53,18 @@ pub fn open(
     aliases: &Aliases,
     limits: &Limits,
     clock: &Clock,
+    past: &Past,
 ) -> Result<Arc<dyn Quota>, OpenError> {
     let limits = &limits.or_unknown(&config.unknown);
     match config.store {
-        Store::Memory => Ok(Arc::new(Memory::with_limits(limits, &config.pacing(), clock))),
+        Store::Memory => {
+            let memory = Memory::with_limits(limits, &config.pacing(), clock);
+            memory.recall(aliases, past);
+            Ok(Arc::new(memory))
+        }
         Store::Redis => {
             let url = redis_url.ok_or(OpenError::NoUrl)?;
-            Ok(Arc::new(Redis::new(url, &config.prefix, source, aliases, limits, &config.pacing())?))
+            Ok(Arc::new(Redis::new(url, &config.prefix, source, aliases, limits, &config.pacing(), past)?))
         }
     }
 }

@@ -6,7 +6,7 @@
 -- ARGV[3]  its arguments, as JSON
 --
 -- :meta     what concerns the whole source (MessagePack)
--- :account  name -> MessagePack {gate, address, home, fallbacks, held, disabled}
+-- :account  name -> MessagePack {gate, address, home, fallbacks, held, disabled, why, since, released}
 -- :queue:A  names of the accounts of address A by the time at which they may call next; disabled ones at +inf
 -- :returned slots that came back, "time:number:name", by time
 --
@@ -167,6 +167,8 @@ end
 -- since `since` as fast as the gate lets them. Without `since` the past is unknown altogether.
 local function gate_doubt(gate, horizon, phase, since, known)
   gate.next = max(gate.next, horizon + gate.spacing + phase)
+  -- Everybody has ended in good order: nothing is leased, and nothing was called since.
+  if since == INFINITE then return end
   for _, budget in ipairs(gate.budgets) do
     local calls = 0
     if since then
@@ -385,7 +387,8 @@ local function configure()
   end
   local plan, old = input.plan, meta
   meta = {
-    run = run, birth = old.birth, informed = old.informed or input.known, last = old.last, next_start = old.next_start, held = old.held, disabled = false,
+    run = run, birth = old.birth, informed = old.informed or input.known or input.read, last = old.last, next_start = old.next_start, held = old.held, disabled = old.disabled,
+    why = old.why, since = old.since, released = old.released,
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
     pace = old.pace or pace_new('known'), source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
   }
@@ -393,6 +396,7 @@ local function configure()
     local before = address_named(old.addresses, rules.name)
     local gate = gate_of(rules, before)
     gate.name, gate.held = rules.name, before and before.held < INFINITE and before.held or 0
+    if before then gate.why, gate.since, gate.released = before.why, before.since, before.released end
     gate.pace = before and before.pace or pace_new('known')
     if known and not before then gate_doubt(gate, now + input.lease, 0, nil, false) end
     meta.addresses[number] = gate
@@ -404,7 +408,8 @@ local function configure()
     accounts[one.name] = {
       pace = pace_of(one, before), gate = gate_of(one.rules, before and before.gate), address = one.address + 1, home = one.address + 1,
       fallbacks = {},
-      held = before and before.held or 0, disabled = false,
+      held = before and before.held or 0, disabled = before and before.disabled or false,
+      why = before and before.why, since = before and before.since, released = before and before.released,
       cap = one.cap > 0 and one.cap or nil, flying = before and before.flying or {},
     }
     for place, other in ipairs(one.fallbacks) do accounts[one.name].fallbacks[place] = other + 1 end
@@ -419,7 +424,8 @@ local function configure()
   end
   -- New state, or state that somebody made who knew nothing of calls that this worker knows of.
   if not known or (input.known and not old.informed) then
-    doubt_all(input.memory and recall_all(input.memory) or nil, input.known)
+    local since = input.memory and recall_all(input.memory) or nil
+    doubt_all(since and input.quiet and INFINITE or since, input.known)
   end
   settle()
   save()
@@ -558,43 +564,42 @@ local function lease()
   return { 'slots', now, meta.seq, next_at, slots }
 end
 
-local function announce(scope, til)
+-- A release has no time.
+local function announce(scope, til, state)
   meta.seq = meta.seq + 1
-  redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode({ scope, digits(til) }))
+  local why, since = state.why or '', digits(state.since or 0)
+  redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode({ scope, digits(til), why, since }))
+end
+
+-- Holds a state, the source's, an address' or an account's, unless that has been released since; until when it was told.
+local function hold_state(state, one)
+  if one.since <= (state.released or -1) then return nil end
+  local til = one.disabled and INFINITE or now + one.wait
+  if one.disabled or (not state.disabled and til > state.held) then state.why, state.since = one.why, one.since end
+  -- An address that is off is held for ever.
+  if one.disabled and not one.address then state.disabled = true else state.held = max(state.held, til) end
+  return til
+end
+
+-- Ends what holds a state, unless that is newer; whether it did.
+local function release_state(state, one)
+  state.released = max(state.released or 0, one.since)
+  if (state.since or 0) > one.since then return nil end
+  state.held, state.disabled, state.why, state.since = 0, false, nil, nil
+  return 0
 end
 
 -- Moves the shared time of the source (no name), of an address or of an account, for everybody.
 local function hold()
   if not load() then return { 'unknown', now } end
   for _, one in ipairs(input.holds) do
-    local til = one.disabled and INFINITE or now + one.wait
-    if one.released then
-      local state = meta
-      if one.name then state = account(one.name) end
-      if one.address then state = address_named(meta.addresses, one.address) end
-      if state then
-        if one.address then state.held = 0 settle() else state.disabled = false end
-        if one.name then changed[one.name] = true end
-        -- Nobody was ever held until then.
-        announce(one.address and ADDRESS .. one.address or one.name or '', 0)
-      end
-    elseif one.address then
-      local address = address_named(meta.addresses, one.address)
-      if address then
-        address.held = max(address.held, til)
-        announce(ADDRESS .. one.address, til)
-        settle()
-      end
-    elseif not one.name then
-      meta.held = one.disabled and meta.held or max(meta.held, til)
-      meta.disabled = meta.disabled or one.disabled
-      announce('', til)
-    elseif account(one.name) then
-      local state = account(one.name)
-      state.held = one.disabled and state.held or max(state.held, til)
-      state.disabled = state.disabled or one.disabled
-      changed[one.name] = true
-      announce(one.name, til)
+    local address = one.address and address_named(meta.addresses, one.address)
+    local state = not one.name and not one.address and meta or address or one.name and account(one.name)
+    if state then
+      local til = (one.release and release_state or hold_state)(state, one)
+      if til then announce(address and ADDRESS .. one.address or one.name or '', til, state) end
+      if one.name then changed[one.name] = true end
+      if address then settle() end
     end
   end
   save()
@@ -604,15 +609,19 @@ end
 -- All holds that still matter: for whoever has missed their announcement.
 local function holds()
   if not load() then return { 'unknown', now } end
-  local list = { '', meta.disabled and '+inf' or digits(meta.held) }
+  local list = {}
+  local function add(name, state)
+    local at = #list
+    list[at + 1], list[at + 2] = name, state.disabled and '+inf' or digits(state.held)
+    list[at + 3], list[at + 4] = state.why or '', digits(state.since or 0)
+  end
+  add('', meta)
   for _, address in ipairs(meta.addresses) do
-    if address.held > now then list[#list + 1], list[#list + 2] = ADDRESS .. address.name, digits(address.held) end
+    if address.held > now then add(ADDRESS .. address.name, address) end
   end
   for _, name in ipairs(meta.names) do
     local state = account(name)
-    if state.disabled or state.held > now then
-      list[#list + 1], list[#list + 2] = name, state.disabled and '+inf' or digits(state.held)
-    end
+    if state.disabled or state.held > now then add(name, state) end
   end
   return { 'holds', now, meta.seq, list }
 end

@@ -1,6 +1,7 @@
 //! The quota of one process: a [`Timetable`] behind a lock.
 
 use std::{
+    ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -9,10 +10,12 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Hold, Lease, Limit, PaceBy, PaceState, Pacing, Quota, Scope, Share, Slot,
+    AddressState, Aliases, Cause, Held, Hold, Lease, Limit, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot,
+    Snapshot, State,
     limit::{Micros, micros},
     plan::{Limits, Plan},
-    timetable::{Granted, Timetable},
+    state::Causes,
+    timetable::{Granted, Standing, Timetable},
 };
 use crate::runtime::clock::{Clock, Timestamp};
 
@@ -26,8 +29,12 @@ pub const HORIZON: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Memory {
     table: Mutex<Timetable>,
+    /// What the addresses are called, by index.
+    addresses: Vec<String>,
     /// How late slots may be used, by account.
     lateness: Vec<Duration>,
+    /// Locked after the table.
+    causes: Mutex<Causes>,
     epoch: Epoch,
 }
 
@@ -74,8 +81,39 @@ impl Memory {
         Self {
             table: Mutex::new(Timetable::new(&plan, epoch.micros)),
             lateness: plan.accounts.iter().map(|account| account.lateness).collect(),
+            addresses: plan.address_names,
+            causes: Mutex::default(),
             epoch,
         }
+    }
+
+    /// Takes over what is known of the past of these accounts, by index. For the start, before anything is leased.
+    pub fn recall(&self, aliases: &Aliases, past: &Past) {
+        self.table().recall(aliases, &self.addresses, past);
+    }
+
+    fn causes(&self) -> MutexGuard<'_, Causes> {
+        self.causes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self, scope: Scope, standing: &Standing, now: Timestamp) -> Option<Held> {
+        let until = timestamp(standing.held_until);
+        (standing.disabled || until > now)
+            .then(|| Held { until: (!standing.disabled).then_some(until), cause: self.causes().of(scope) })
+    }
+
+    /// The standing of a scope in a record's terms.
+    fn state(&self, scope: Scope, standing: Standing, now: Timestamp) -> State {
+        let later = |at: Micros| timestamp(at) > now;
+        let held = self.held(scope, &standing, now);
+        let next_at = standing.next_at.filter(|at| held.is_none() && later(*at) && *at != Micros::MAX).map(timestamp);
+        State { held, spent: standing.spent, next_at, address: standing.address }
+    }
+
+    fn address_state(&self, table: &Timetable, index: usize, now: Timestamp) -> Option<AddressState> {
+        let standing = table.standing(Scope::Address(index))?;
+        let held = self.held(Scope::Address(index), &standing, now);
+        Some(AddressState { name: self.addresses.get(index)?.clone(), held, spent: standing.spent })
     }
 
     fn table(&self) -> MutexGuard<'_, Timetable> {
@@ -123,8 +161,16 @@ impl Quota for Memory {
         self.table().ended(account);
     }
 
-    async fn hold(&self, scope: Scope, hold: Hold) {
+    async fn hold(&self, scope: Scope, hold: Hold, cause: &Cause) {
         let mut table = self.table();
+        let Some((held_until, disabled)) = table.held(scope) else { return };
+        let longer = match hold {
+            Hold::Until(until) => !disabled && self.epoch.micros(until) > held_until,
+            Hold::Disabled => true,
+        };
+        if !self.causes().hold(scope, cause, longer) {
+            return;
+        }
         match (scope, hold) {
             (Scope::Source, Hold::Until(until)) => table.hold_source(self.epoch.micros(until)),
             (Scope::Source, Hold::Disabled) => table.disable_source(),
@@ -140,11 +186,25 @@ impl Quota for Memory {
         }
     }
 
-    async fn release(&self, scope: Scope) {
-        match scope {
-            Scope::Source => self.table().enable_source(),
-            Scope::Address(index) => self.table().enable_address(index, self.epoch.micros(Instant::now())),
-            Scope::Account(index) => self.table().enable_account(index),
+    async fn release(&self, scope: Scope, as_of: Timestamp) {
+        let mut table = self.table();
+        if self.causes().release(scope, as_of) {
+            match scope {
+                Scope::Source => table.release_source(),
+                Scope::Address(index) => table.release_address(index, self.epoch.micros(Instant::now())),
+                Scope::Account(index) => table.release_account(index),
+            }
+        }
+    }
+
+    fn snapshot(&self, accounts: Range<usize>, now: Timestamp) -> Snapshot {
+        let table = self.table();
+        let state = |scope: Scope| Some(self.state(scope, table.standing(scope)?, now));
+        Snapshot {
+            counted_at: now,
+            whole: state(Scope::Source).unwrap_or_default(),
+            addresses: (0..self.addresses.len()).map_while(|index| self.address_state(&table, index, now)).collect(),
+            accounts: accounts.map_while(|index| state(Scope::Account(index))).collect(),
         }
     }
 
@@ -164,6 +224,10 @@ impl Quota for Memory {
     fn pace(&self, scope: Scope) -> PaceState {
         self.table().pace(scope)
     }
+}
+
+fn timestamp(at: Micros) -> Timestamp {
+    Timestamp::from_millis(i64::try_from(at / 1_000).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! vendor's [`Limit`]s come down to: the spacing that [`pace`] derives, and [`budget`]s. [`timetable`] is the
 //! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet. [`adapt`] lets the pace give way where the
 //! vendor refuses all the same, and [`share`] says who else asked for less. [`guard`] stands at the last door with
-//! the limit itself.
+//! the limit itself. [`journal`] keeps what is spent and held on a topic, and follows what an operator sets there.
 
 pub mod adapt;
 pub mod budget;
@@ -14,27 +14,34 @@ mod config;
 #[cfg(test)]
 mod feedback;
 pub mod guard;
+pub mod journal;
 mod limit;
 pub mod memory;
 #[cfg(test)]
 mod model;
 pub mod money;
 pub mod pace;
+pub mod past;
 pub mod plan;
 pub mod redis;
 pub mod share;
+mod state;
+pub mod tally;
 pub mod timetable;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 pub use config::{Config, OnRedisLoss, OpenError, Store, open};
 pub use limit::{Counting, InvalidLimit, Limit, Micros};
 pub use pace::Pacing;
+pub use past::Past;
 pub use share::{PaceBy, PaceState, Share};
+pub use state::{AddressState, Cause, Held, Snapshot, State};
+pub use tally::Tally;
 use tokio::time::Instant;
 
-use crate::message::AccountAlias;
+use crate::{message::AccountAlias, runtime::clock::Timestamp};
 
 /// Permission to make one call at one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,10 +121,15 @@ pub trait Quota: Send + Sync {
 
     /// Moves the shared time: nobody calls within `scope` before the hold ends. Slots already leased are
     /// checked again by [`Quota::is_held`].
-    async fn hold(&self, scope: Scope, hold: Hold);
+    async fn hold(&self, scope: Scope, hold: Hold, cause: &Cause);
 
-    /// Whoever is disabled within `scope` may call again, for all workers.
-    async fn release(&self, scope: Scope);
+    /// Ends the hold of `scope`, and enables it again, if it was held before `as_of`; what held it before that
+    /// time and is told of later does not count any more. In whatever order holds and releases arrive, and
+    /// however often, they come to the same.
+    async fn release(&self, scope: Scope, as_of: Timestamp);
+
+    /// What is known of the source and of these accounts, by index; at `now`.
+    fn snapshot(&self, accounts: Range<usize>, now: Timestamp) -> Snapshot;
 
     /// Whether a leased slot has been overtaken by a hold.
     fn is_held(&self, slot: &Slot) -> bool;

@@ -73,6 +73,14 @@ pub struct AccountLimits {
 }
 
 impl Limits {
+    /// Whether there is a budget among them: something that is spent and has to be remembered.
+    #[must_use]
+    pub fn has_budgets(&self) -> bool {
+        let accounts = self.accounts.iter().flat_map(|account| &account.limits);
+        let addresses = self.addresses.iter().flat_map(|address| address.own.iter().flatten());
+        accounts.chain(&self.source).chain(&self.address).chain(addresses).any(|limit| !limit.is_paced())
+    }
+
     /// One limit for each account, all of one address.
     #[must_use]
     pub fn of_accounts(limits: impl IntoIterator<Item = Option<Limit>>) -> Self {

@@ -8,9 +8,11 @@
 mod driver;
 mod local;
 mod offset;
+mod spending;
 mod wire;
 
 use std::{
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,14 +22,15 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
 use self::{
     driver::Driver,
-    local::{Heard, Known, Local},
+    local::{Known, Local, paces::Heard},
+    spending::Spending,
 };
 use super::{
-    Aliases, Hold, Lease, PaceBy, PaceState, Pacing, Quota, Scope, Share, Slot,
+    Aliases, Cause, Hold, Lease, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot, Snapshot, State,
     limit::Micros,
     plan::{Limits, Plan},
 };
-use crate::message::SourceName;
+use crate::{message::SourceName, runtime::clock::Timestamp};
 
 /// How far ahead a slot may be leased: 16 workers that share 100/s lease blocks of a dozen in turn. After a loss of
 /// state nobody calls for so long.
@@ -49,6 +52,8 @@ pub(super) struct Shared {
     local: Mutex<Local>,
     wake: Notify,
     counts: Mutex<Counts>,
+    /// What is spent of long budgets, as Redis said lately.
+    spending: Mutex<Option<Arc<Spending>>>,
 }
 
 /// What was asked of Redis so far.
@@ -68,6 +73,10 @@ impl Shared {
         self.local.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn spending(&self) -> MutexGuard<'_, Option<Arc<Spending>>> {
+        self.spending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -77,7 +86,7 @@ impl Redis {
     /// The quota of a source in the Redis at `url`, under keys that begin with `prefix`; needs a tokio runtime.
     ///
     /// Connects in the background. Accounts are shared by their aliases: whoever started last decides on their
-    /// limits.
+    /// limits. `past`: what is known if Redis knows nothing.
     ///
     /// # Errors
     /// [`InvalidUrl`].
@@ -88,6 +97,7 @@ impl Redis {
         aliases: &Aliases,
         limits: &Limits,
         pacing: &Pacing,
+        past: &Past,
     ) -> Result<Self, InvalidUrl> {
         let client = driver::client(url)?;
         let plan = Plan::new(limits, pacing);
@@ -95,6 +105,8 @@ impl Redis {
         let known = |(name, account): (&String, &super::plan::AccountPlan)| Known {
             name: name.clone(),
             lateness: account.lateness,
+            home: account.address,
+            fallbacks: account.fallbacks.clone(),
             held_until: None,
             disabled: false,
             is_capped: account.in_flight.is_some(),
@@ -106,9 +118,10 @@ impl Redis {
             local: Mutex::new(Local::new(accounts, plan.address_names.clone(), block(&plan), ahead)),
             wake: Notify::new(),
             counts: Mutex::default(),
+            spending: Mutex::default(),
         });
-        let driver =
-            Driver::new(Arc::clone(&shared), client, format!("{prefix}:quota:{{{source}}}"), plan, names, ahead);
+        let key = format!("{prefix}:quota:{{{source}}}");
+        let driver = Driver::new(Arc::clone(&shared), client, key, plan, names, ahead, (aliases, past));
         #[allow(clippy::disallowed_methods, reason = "the handle is kept, and dropping the quota ends the task")]
         let driver = tokio::spawn(driver.run());
         Ok(Self { shared, driver })
@@ -155,14 +168,35 @@ impl Quota for Redis {
         self.shared.wake.notify_one();
     }
 
-    async fn hold(&self, scope: Scope, hold: Hold) {
-        self.shared.local().hold(scope, hold);
+    async fn hold(&self, scope: Scope, hold: Hold, cause: &Cause) {
+        self.shared.local().hold(scope, hold, cause);
         self.shared.wake.notify_one();
     }
 
-    async fn release(&self, scope: Scope) {
-        self.shared.local().release(scope);
+    async fn release(&self, scope: Scope, as_of: Timestamp) {
+        self.shared.local().release(scope, as_of, Instant::now());
         self.shared.wake.notify_one();
+    }
+
+    fn snapshot(&self, accounts: Range<usize>, now: Timestamp) -> Snapshot {
+        let spending = self.shared.spending().clone();
+        let (local, at) = (self.shared.local(), (Instant::now(), now));
+        let account = |index: usize| {
+            let state = local.state(Scope::Account(index), at)?;
+            let spent = spending.as_ref().and_then(|spending| spending.accounts.get(index).cloned());
+            Some(State { spent: spent.unwrap_or_default(), ..state })
+        };
+        let whole = local.state(Scope::Source, at).unwrap_or_default();
+        let mut addresses = local.address_states(at);
+        for (address, spent) in addresses.iter_mut().zip(spending.iter().flat_map(|spending| &spending.addresses)) {
+            address.spent.clone_from(spent);
+        }
+        Snapshot {
+            counted_at: spending.as_ref().map_or(now, |spending| spending.counted_at),
+            whole: State { spent: spending.as_ref().map(|s| s.source.clone()).unwrap_or_default(), ..whole },
+            addresses,
+            accounts: accounts.map_while(account).collect(),
+        }
     }
 
     fn is_held(&self, slot: &Slot) -> bool {

@@ -58,7 +58,7 @@ impl From<Share> for f64 {
 
 /// Who asks for a share. Each has one of its own, so that none undoes what another asked for; they multiply, with each
 /// other and with what refusals leave ([`super::adapt`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PaceBy {
     /// A person, by a command.

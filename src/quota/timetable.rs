@@ -20,10 +20,12 @@
 //! and they come home when it is over. Everything that a slot costs is charged where its call leaves from.
 
 mod paces;
+mod recall;
 
 use std::collections::BTreeSet;
 
 use self::paces::Pace;
+pub use self::recall::Standing;
 use super::{
     adapt::{Basis, stretched},
     budget::Budget,
@@ -288,32 +290,6 @@ impl Timetable {
             self.enabled -= 1;
             let enabled = self.accounts.iter().filter(|account| !account.disabled);
             self.interval = interval(enabled.map(|account| account.gate.spacing));
-        }
-    }
-
-    /// The source may call again.
-    pub fn enable_source(&mut self) {
-        self.disabled = false;
-    }
-
-    /// The account may call again.
-    pub fn enable_account(&mut self, index: usize) {
-        if let Some(account) = self.accounts.get_mut(index).filter(|account| account.disabled) {
-            account.disabled = false;
-            self.enabled += 1;
-            if account.in_flight < account.in_flight_max {
-                self.enter(index);
-            }
-            let enabled = self.accounts.iter().filter(|account| !account.disabled);
-            self.interval = interval(enabled.map(|account| account.gate.spacing));
-        }
-    }
-
-    /// Calls may leave from the address again.
-    pub fn enable_address(&mut self, address: usize, now: Micros) {
-        if let Some(address) = self.addresses.get_mut(address) {
-            address.held_until = 0;
-            self.settle(now);
         }
     }
 

@@ -80,6 +80,9 @@ impl Store {
             Kind::Failure => self.send::<FailureRow<'static>>(sealed, token, failure_row).await,
             Kind::DeadLetter => self.send::<DeadLetterRow>(sealed, token, dead_letter_row).await,
             Kind::Change => self.send::<ChangeRow<'static>>(sealed, token, change_row).await,
+            Kind::QuotaReport | Kind::QuotaSetting => {
+                Err(Error::Custom("there is no table for what is said of quotas: the sink must not read it".to_owned()))
+            }
         }
     }
 

@@ -78,7 +78,8 @@ pub fn parse(raw: &Raw<'_>, route: &Route) -> Parsed {
             Ok(received) => Parsed::Request(Box::new(received)),
             Err(why) => Parsed::Skipped(why),
         },
-        (Kind::Request, None) => Parsed::Skipped(Unreadable::Empty),
+        // The sink does not read what is said of quotas: see Topics::rows.
+        (Kind::Request, None) | (Kind::QuotaReport | Kind::QuotaSetting, _) => Parsed::Skipped(Unreadable::Empty),
         (Kind::Result, _) => read(codec::read_observation(raw), Parsed::Result, Parsed::Poison),
         (Kind::Failure, _) => read(codec::read_failure(raw), Parsed::Failure, Parsed::Skipped),
         (Kind::DeadLetter, _) => read(codec::read_dead_letter(raw), Parsed::DeadLetter, Parsed::Raw),
@@ -106,6 +107,8 @@ pub const fn table(kind: Kind) -> &'static str {
         Kind::Failure => "failures",
         Kind::DeadLetter => "dead_letters",
         Kind::Change => "item_changes",
+        // There is none: the sink does not read that topic, and ClickHouse would refuse its rows.
+        Kind::QuotaReport | Kind::QuotaSetting => "quota",
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     message::{AccountAlias, SourceName},
     platform::{Account, Refusal, RefusalKind, Tokens},
-    quota::{Hold, Quota, Scope},
+    quota::{Cause, Hold, Quota, Scope},
     runtime::clock::{Clock, Dice, Timestamp},
 };
 
@@ -135,8 +135,19 @@ impl Keeper {
             let Some(&index) = self.indices.get(&alias) else { continue };
             let configured = Arc::clone(&self.entries()[index].configured);
             match life::choose(&configured, Some(&record)) {
-                Choice::Stored => self.take_over(index, record, quota).await,
-                Choice::Configured => self.prefer_configured(index, &configured, &record).await?,
+                Choice::Stored => {
+                    // What is remembered of the token before may have disabled the account.
+                    if record.refused.is_none() && record.origin != Origin::Renewed {
+                        quota.release(Scope::Account(index), record.obtained_at).await;
+                    }
+                    self.take_over(index, record, quota).await;
+                }
+                Choice::Configured => {
+                    self.prefer_configured(index, &configured, &record).await?;
+                    if let Some(refused) = record.refused {
+                        quota.release(Scope::Account(index), refused.at).await;
+                    }
+                }
             }
         }
         Ok(())
@@ -380,20 +391,27 @@ impl Keeper {
 
     /// Takes a record over, and the account out of use or back into it.
     async fn take_over(&self, index: usize, record: Record, quota: &dyn Quota) {
-        let was_dead = self.verdict(index) == Verdict::Dead;
+        let before = self.death(index);
         if !self.adopt(index, record) {
             return;
         }
         let scope = Scope::Account(index);
-        match (was_dead, self.verdict(index)) {
-            (_, Verdict::Dead) => quota.hold(scope, Hold::Disabled).await,
-            (true, Verdict::Alive) => {
+        match (before, self.death(index)) {
+            (_, Some(cause)) => quota.hold(scope, Hold::Disabled, &cause).await,
+            (Some(cause), None) => {
                 let (account, _) = self.account(index);
                 info!(source = %self.source, account = %account.alias, "there is a new token: the account is in use again");
-                quota.release(scope).await;
+                quota.release(scope, cause.since).await;
             }
-            (false, Verdict::Alive) => {}
+            (None, None) => {}
         }
+    }
+
+    /// Why the account is out of use for its token, and since when: the same for every process, so that a hold which
+    /// comes after the release for a new token does not count.
+    #[must_use]
+    pub fn death(&self, index: usize) -> Option<Cause> {
+        self.entries()[index].death.as_ref().map(|refused| Cause::new(&refused.code, refused.at))
     }
 
     /// Ready when something has changed that a waiting dispatcher should know of.

@@ -10,8 +10,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use weir::{
     message::{
-        Attempt, Change, Class, Columns, DeadLetter, Failure, Field, ItemId, Observation, Origin, Reason, Request,
-        RequestId, SourceName, Status, Via, codec, envelope::Kind,
+        AccountReport, AddressReport, Attempt, Change, Class, Columns, DeadLetter, Failure, Field, HoldReport, ItemId,
+        Observation, Origin, Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status,
+        Via, WholeReport, codec, envelope::Kind,
     },
     runtime::clock::Timestamp,
 };
@@ -24,6 +25,8 @@ fn generated(kind: Kind) -> Value {
         Kind::Failure => schema_for!(Failure),
         Kind::DeadLetter => schema_for!(DeadLetter),
         Kind::Change => schema_for!(Change),
+        Kind::QuotaReport => schema_for!(QuotaReport),
+        Kind::QuotaSetting => schema_for!(QuotaSetting),
     };
     let mut schema = Value::from(schema);
     // What `ce_dataschema` says, so that whoever holds a record finds its schema.
@@ -77,6 +80,8 @@ fn readable(kind: Kind, record: &Value) -> bool {
         Kind::Failure => codec::read_failure(&raw).is_ok(),
         Kind::DeadLetter => codec::read_dead_letter(&raw).is_ok(),
         Kind::Change => codec::read_change(&raw).is_ok(),
+        Kind::QuotaReport => codec::read_quota_report(&raw).is_ok(),
+        Kind::QuotaSetting => codec::read_quota_setting(&raw).is_ok(),
     }
 }
 
@@ -152,6 +157,43 @@ fn dead(reason: Reason, request: Option<Request>) -> DeadLetter {
     }
 }
 
+fn report() -> QuotaReport {
+    let spent = Spent { width: 864_000_000, shift: 0, span: 102, first: 1_967_592, calls: vec![3, 0, 1] };
+    let held = HoldReport { until_at: Some(now()), reason: "gw.QosAppFrequencyLimit".to_owned(), since_at: now() };
+    let account = AccountReport {
+        alias: "main".parse().expect("an alias"),
+        allowed: "10/1s".to_owned(),
+        calls: 4,
+        calls_last_minute: 1,
+        refused: 1,
+        late: 0,
+        returned: 2,
+        held: Some(held.clone()),
+        address: Some("proxy-1".to_owned()),
+        next_at: Some(now()),
+        spent: vec![spent.clone()],
+    };
+    let address = AddressReport { name: "proxy-1".to_owned(), held: Some(held.clone()), spent: vec![spent.clone()] };
+    QuotaReport {
+        source: source(),
+        instance: "weir-1".to_owned(),
+        chunk: 0,
+        chunks: 1,
+        reported_at: now(),
+        counted_at: now(),
+        day_at: now(),
+        closed: false,
+        whole: Some(WholeReport { held: Some(held), spent: vec![spent], addresses: vec![address] }),
+        accounts: vec![account],
+    }
+}
+
+fn setting(until_at: Option<Timestamp>) -> QuotaSetting {
+    let paused = Pause { since_at: now(), until_at, reason: "sale".to_owned() };
+    let setting = QuotaSetting::none(source(), Some("main".parse().expect("an alias")), now());
+    QuotaSetting { paused: Some(paused), pace: Some(0.5), resumed_at: Some(now()), ..setting }
+}
+
 /// Records as weir writes them.
 fn written() -> Vec<(Kind, Value)> {
     let bare = Request::new(request().item);
@@ -169,6 +211,8 @@ fn written() -> Vec<(Kind, Value)> {
     all.push((Kind::DeadLetter, record(&dead(Reason::Invalid, None))));
     let fields = [Field::Status, Field::Price, Field::Title, Field::Stock, Field::Rating];
     all.extend(fields.map(|field| (Kind::Change, record(&change(field)))));
+    all.push((Kind::QuotaReport, record(&report())));
+    all.extend([None, Some(now())].map(|until_at| (Kind::QuotaSetting, record(&setting(until_at)))));
     all
 }
 
@@ -208,6 +252,12 @@ fn minimal(kind: Kind) -> Value {
             "source": "ali1688", "item": "1", "field": "status", "request_id": "r1",
             "old_at": "2026-11-21T09:00:00Z", "new_at": "2026-11-21T09:00:00Z",
         }),
+        Kind::QuotaReport => json!({
+            "source": "ali1688", "instance": "weir-1", "chunk": 0, "chunks": 1, "accounts": [{"alias": "one"}],
+            "reported_at": "2026-11-21T09:00:00Z", "counted_at": "2026-11-21T09:00:00Z",
+            "day_at": "2026-11-21T00:00:00Z",
+        }),
+        Kind::QuotaSetting => json!({"source": "ali1688", "set_at": "2026-11-21T09:00:00Z"}),
     }
 }
 
@@ -306,6 +356,11 @@ fn bad_records_are_refused_at_the_field_that_is_wrong() {
         (Kind::DeadLetter, "/reason", json!("bored")),
         (Kind::DeadLetter, "/origin/offset", json!("42")),
         (Kind::DeadLetter, "/source", json!("")),
+        (Kind::QuotaReport, "/accounts", json!([{"alias": ""}])),
+        (Kind::QuotaReport, "/chunk", json!(-1)),
+        (Kind::QuotaReport, "/accounts", json!([{"alias": "one", "held": {"reason": "401"}}])),
+        (Kind::QuotaSetting, "/pace", json!("half")),
+        (Kind::QuotaSetting, "/paused", json!({"reason": "sale"})),
     ];
     for (kind, pointer, wrong) in table {
         let mut record = minimal(kind);

@@ -9,10 +9,11 @@ use tokio::{task::JoinSet, time::Instant};
 use weir::{
     message::{AccountAlias, SourceName},
     quota::{
-        Counting, Hold, Lease, Limit, Pacing, Quota, Scope, Slot,
+        Aliases, Cause, Counting, Hold, Lease, Limit, Pacing, Past, Quota, Scope, Slot,
         plan::{AccountLimits, AddressLimits, Limits},
         redis::Redis,
     },
+    runtime::clock::Timestamp,
     simulate::limiter::{self, Limiter},
 };
 
@@ -57,12 +58,12 @@ impl Fleet {
         let (prefix, limits) = (unique("addresses"), limits(failover));
         let calls = Calls::default();
         let mut fleet = JoinSet::new();
-        let aliases: Vec<_> = (0..9).map(|index| AccountAlias::new(format!("a{index}")).unwrap()).collect();
+        let aliases: Aliases = (0..9).map(|index| AccountAlias::new(format!("a{index}")).unwrap()).collect();
         let source = SourceName::new("ali1688").unwrap();
         // The vendor here judges the moment at which a call leaves; a busy machine delays even that.
         let pacing = Pacing { jitter: Duration::from_millis(50), ..Pacing::default() };
         let url = address("WEIR_TEST_REDIS");
-        let quota = || Redis::new(&url, &prefix, &source, &aliases.clone().into(), &limits, &pacing).unwrap();
+        let quota = || Redis::new(&url, &prefix, &source, &aliases, &limits, &pacing, &Past::default()).unwrap();
         let quotas: Vec<_> = (0..workers).map(|_| Arc::new(quota())).collect();
         for quota in &quotas {
             fleet.spawn(work(Arc::clone(quota), Arc::clone(&calls)));
@@ -96,6 +97,10 @@ impl Fleet {
     }
 }
 
+fn cause() -> Cause {
+    Cause::new("test", Timestamp::from_millis(1))
+}
+
 async fn work(quota: Arc<Redis>, calls: Calls) {
     loop {
         let slots = match quota.lease(16).await {
@@ -125,11 +130,17 @@ async fn each_address_keeps_its_limit_and_a_hold_of_one_reaches_the_fleet() {
         fleet.flows_from(address, 30).await;
     }
     let until = Instant::now() + Duration::from_secs(3);
-    fleet.quotas[0].hold(Scope::Address(1), Hold::Until(until)).await;
+    fleet.quotas[0].hold(Scope::Address(1), Hold::Until(until), &cause()).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let (held, others) = (fleet.calls_from(1), fleet.calls_from(0));
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(fleet.calls_from(1), held, "nobody calls from there");
+    for quota in &fleet.quotas {
+        let state = quota.snapshot(0..3, Timestamp::from_millis(2));
+        let reasons = state.addresses.iter().map(|address| address.held.as_ref().map(|held| &*held.cause.reason));
+        assert_eq!(reasons.collect::<Vec<_>>(), [None, Some("test"), None], "all know why");
+        assert_eq!(state.accounts.iter().map(|account| account.address).collect::<Vec<_>>(), [0, 1, 2]);
+    }
     assert!(fleet.calls_from(0) > others + 20, "the others go on");
     fleet.flows_from(1, 30).await;
     let homes = fleet.calls.lock().unwrap().iter().all(|(slot, _)| slot.address == slot.account % ADDRESSES);
@@ -138,11 +149,31 @@ async fn each_address_keeps_its_limit_and_a_hold_of_one_reaches_the_fleet() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_one_worker_releases_is_called_from_again_by_all_at_once() {
+    let fleet = Fleet::start(3, false);
+    fleet.flows_from(1, 30).await;
+    let until = Instant::now() + Duration::from_secs(600);
+    fleet.quotas[0].hold(Scope::Address(1), Hold::Until(until), &cause()).await;
+    let all = |held: bool| {
+        let is = |quota: &Arc<Redis>| quota.snapshot(0..0, Timestamp::from_millis(2)).addresses[1].held.is_some();
+        fleet.quotas.iter().all(|quota| is(quota) == held).then_some(())
+    };
+    eventually("all know of the hold", async || all(true)).await;
+    fleet.quotas[2].release(Scope::Address(1), Timestamp::from_millis(0)).await;
+    fleet.flows_from(0, 60).await;
+    assert_eq!(all(true), Some(()), "that release is older than the hold");
+    fleet.quotas[1].release(Scope::Address(1), Timestamp::from_millis(1)).await;
+    eventually("all know of the release", async || all(false)).await;
+    fleet.flows_from(1, 30).await;
+    fleet.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_failover_the_accounts_of_a_held_address_call_from_another_and_come_home() {
     let fleet = Fleet::start(3, true);
     fleet.flows_from(1, 30).await;
     let until = Instant::now() + Duration::from_secs(3);
-    fleet.quotas[0].hold(Scope::Address(1), Hold::Until(until)).await;
+    fleet.quotas[0].hold(Scope::Address(1), Hold::Until(until), &cause()).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = fleet.calls.lock().unwrap().len();
     eventually("its accounts call from the next one", async || {

@@ -14,6 +14,7 @@ mod addresses;
 mod analytics;
 mod doubt;
 mod fetch;
+mod fleet;
 mod kafka;
 mod kill;
 mod outage;

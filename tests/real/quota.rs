@@ -13,11 +13,11 @@ use tokio::{task::JoinSet, time::Instant};
 use weir::{
     message::{AccountAlias, SourceName},
     quota::{
-        Counting, Hold, Lease, Limit, PaceBy, Pacing, Quota, Scope, Share,
+        Cause, Counting, Hold, Lease, Limit, PaceBy, Pacing, Past, Quota, Scope, Share,
         plan::{AccountLimits, Limits},
         redis::Redis,
     },
-    runtime::clock::Dice,
+    runtime::clock::{Dice, Timestamp},
     simulate::limiter::{self, Limiter},
 };
 
@@ -26,14 +26,14 @@ use crate::stack::{address, eventually, unique};
 const JITTER: Duration = Duration::from_millis(10);
 
 /// A Redis of its own, which a test may treat as it likes.
-struct Server {
+pub struct Server {
     folder: tempfile::TempDir,
     port: u16,
     process: Child,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let process = Self::spawn(folder.path(), port);
@@ -50,7 +50,7 @@ impl Server {
             .expect("redis-server must be installed")
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
@@ -66,7 +66,7 @@ impl Server {
         self.process = Self::spawn(self.folder.path(), self.port);
     }
 
-    async fn flush(&self) {
+    pub async fn flush(&self) {
         let client = redis::Client::open(self.url()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
@@ -124,7 +124,10 @@ impl Fleet {
         let aliases: Vec<AccountAlias> =
             (0..self.limits.accounts.len()).map(|n| AccountAlias::new(format!("a{n}")).unwrap()).collect();
         let source = SourceName::new("ali1688").unwrap();
-        Arc::new(Redis::new(&self.url, &self.prefix, &source, &aliases.into(), &self.limits, &pacing).unwrap())
+        Arc::new(
+            Redis::new(&self.url, &self.prefix, &source, &aliases.into(), &self.limits, &pacing, &Past::default())
+                .unwrap(),
+        )
     }
 
     /// One more worker.
@@ -350,8 +353,8 @@ async fn a_hold_reaches_all_workers_at_once() {
     fleet.flows(20).await;
     let held_at = Instant::now();
     let until = held_at + Duration::from_secs(4);
-    fleet.quotas[0].hold(Scope::Source, Hold::Until(until)).await;
-    fleet.quotas[1].hold(Scope::Account(3), Hold::Disabled).await;
+    fleet.quotas[0].hold(Scope::Source, Hold::Until(until), &cause()).await;
+    fleet.quotas[1].hold(Scope::Account(3), Hold::Disabled, &cause()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let calls = Arc::clone(&fleet.calls);
     let made = fleet.made();
@@ -362,12 +365,57 @@ async fn a_hold_reaches_all_workers_at_once() {
     fleet.flows(20).await;
     let after: Vec<_> = calls.lock().unwrap()[made..].to_vec();
     assert!(after.iter().all(|(account, at)| *account != 3 && *at >= until), "{after:?}");
-    // Whoever disabled it need not be the one who releases it.
-    fleet.quotas[2].release(Scope::Account(3)).await;
-    fleet.quotas[2].release(Scope::Account(99)).await;
-    let before = fleet.calls_of(3);
-    eventually("the released account calls again", async || (fleet.calls_of(3) > before + 10).then_some(())).await;
     fleet.judge("held").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disabled_account_stays_so_in_a_flushed_redis_and_calls_again_when_it_is_released() {
+    let server = Server::start();
+    let fleet = Fleet::start(&server.url(), Fleet::limits(), 3);
+    fleet.flows(20).await;
+    let long = Instant::now() + Duration::from_secs(3_600);
+    fleet.quotas[0].hold(Scope::Account(3), Hold::Disabled, &cause()).await;
+    fleet.quotas[0].hold(Scope::Account(4), Hold::Until(long), &cause()).await;
+    let knows = |worker: &Arc<Redis>, account: usize| {
+        let state = worker.snapshot(account..account + 1, Timestamp::from_millis(2)).accounts.remove(0);
+        state.held.is_some_and(|held| &*held.cause.reason == "test" && held.until.is_none() == (account == 3))
+    };
+    let all = |held: bool| {
+        let both = |worker: &Arc<Redis>| knows(worker, 3) == held && knows(worker, 4) == held;
+        fleet.quotas.iter().all(both).then_some(())
+    };
+    eventually("everybody knows of both holds", async || all(true)).await;
+    server.flush().await;
+    fleet.flows(20).await;
+    let made = [fleet.calls_of(3), fleet.calls_of(4)];
+    fleet.flows(20).await;
+    fleet.flows(20).await;
+    assert_eq!([fleet.calls_of(3), fleet.calls_of(4)], made, "held in the new state too");
+    eventually("nobody has forgotten", async || all(true)).await;
+
+    // An old release changes nothing, whoever tells of it; a new one ends both.
+    for as_of in [0, 2] {
+        for worker in &fleet.quotas {
+            worker.release(Scope::Account(3), Timestamp::from_millis(as_of)).await;
+            worker.release(Scope::Account(4), Timestamp::from_millis(as_of)).await;
+        }
+        if as_of == 0 {
+            fleet.flows(20).await;
+            assert_eq!([fleet.calls_of(3), fleet.calls_of(4)], made);
+        }
+    }
+    eventually("both call again", async || (fleet.calls_of(3) > made[0] && fleet.calls_of(4) > made[1]).then_some(()))
+        .await;
+    assert_eq!(all(false), Some(()));
+    // What is told of too late was released already.
+    fleet.quotas[1].hold(Scope::Account(3), Hold::Disabled, &cause()).await;
+    fleet.flows(20).await;
+    assert!(!knows(&fleet.quotas[1], 3));
+    fleet.judge("released").await;
+}
+
+fn cause() -> Cause {
+    Cause::new("test", Timestamp::from_millis(1))
 }
 
 /// How many calls the fleet makes in so many seconds.

@@ -11,8 +11,9 @@ use crate::{
     cli::terminal::note,
     config::Config,
     platform::Source,
-    quota::{self, Lease, Quota, Store},
+    quota::{self, Lease, Quota, Store, journal::Journal},
     runtime::clock::Clock,
+    topics::Topics,
 };
 
 /// How long to wait for a slot of the account.
@@ -31,7 +32,12 @@ pub(super) async fn wait(config: &Config, source: &Source, account: usize) -> an
     let aliases = source.accounts.iter().map(|account| account.alias.clone()).collect();
     let redis = config.redis.url.as_ref().map(ExposeSecret::expose_secret);
     let limits = source.quota();
-    let quota = quota::open(&config.quota, redis, &source.name, &aliases, &limits, &Clock::System)
+    // A state that Redis has lost would begin anew with this call: it is to know what is spent.
+    let topic = Topics::new(config.topics.clone()).quota();
+    let journal = Journal::open(&config.kafka, &topic, &source.name, Clock::System)
+        .await
+        .context("cannot read what is spent of the fleet's quota")?;
+    let quota = quota::open(&config.quota, redis, &source.name, &aliases, &limits, &Clock::System, &journal.past())
         .context("cannot ask the fleet's quota for a slot")?;
     match timeout(PATIENCE, take(&*quota, account)).await {
         Ok(true) => Ok(()),

@@ -239,12 +239,12 @@ async fn a_held_account_is_passed_over_until_its_time_and_the_others_go_on() {
     let memory = rested(&vec![Some(limit(10, 5)); 3]).await;
     let leased = drain(&memory).await;
     let until = Instant::now() + 5 * SECOND;
-    memory.hold(Scope::Account(1), Hold::Until(until)).await;
+    memory.hold(Scope::Account(1), Hold::Until(until), &cause()).await;
     for slot in &leased {
         assert_eq!(memory.is_held(slot), slot.account == 1, "{slot:?}");
     }
     // A shorter hold that comes later does not shorten it.
-    memory.hold(Scope::Account(1), Hold::Until(Instant::now())).await;
+    memory.hold(Scope::Account(1), Hold::Until(Instant::now()), &cause()).await;
     let mut accounts = Vec::new();
     while Instant::now() < until + SECOND {
         for slot in drain(&memory).await {
@@ -263,7 +263,7 @@ async fn a_hold_of_the_source_moves_everyone_and_they_come_back_evenly() {
     let memory = rested(&vec![Some(limit(10, 5)); 100]).await;
     let leased = slots(&memory, 20).await;
     let until = Instant::now() + 30 * SECOND;
-    memory.hold(Scope::Source, Hold::Until(until)).await;
+    memory.hold(Scope::Source, Hold::Until(until), &cause()).await;
     assert!(leased.iter().all(|slot| memory.is_held(slot)));
     let Lease::NotBefore(ask_at) = memory.lease(10).await else { panic!("everyone is held") };
     assert_eq!(ask_at, until - HORIZON);
@@ -277,37 +277,19 @@ async fn a_hold_of_the_source_moves_everyone_and_they_come_back_evenly() {
 async fn disabled_accounts_stay_out_and_without_any_account_nobody_calls() {
     let memory = rested(&vec![Some(limit(10, 5)); 2]).await;
     let leased = slots(&memory, 2).await;
-    memory.hold(Scope::Account(0), Hold::Disabled).await;
-    memory.hold(Scope::Account(0), Hold::Until(Instant::now())).await;
+    memory.hold(Scope::Account(0), Hold::Disabled, &cause()).await;
+    memory.hold(Scope::Account(0), Hold::Until(Instant::now()), &cause()).await;
     assert!(leased.iter().all(|slot| memory.is_held(slot) == (slot.account == 0)));
     tokio::time::sleep(SECOND).await;
     assert!(drain(&memory).await.iter().all(|slot| slot.account == 1));
-    memory.hold(Scope::Account(1), Hold::Disabled).await;
+    memory.hold(Scope::Account(1), Hold::Disabled, &cause()).await;
     memory.give_back(leased).await;
     assert_eq!(memory.lease(1).await, Lease::Nobody);
     assert_eq!(Memory::new(Vec::new(), Pacing::default()).lease(1).await, Lease::Nobody);
 
     let memory = rested(&[None]).await;
-    memory.hold(Scope::Source, Hold::Disabled).await;
+    memory.hold(Scope::Source, Hold::Disabled, &cause()).await;
     assert_eq!(memory.lease(1).await, Lease::Nobody);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_released_account_calls_again_at_its_pace() {
-    let memory = rested(&vec![Some(limit(10, 5)); 2]).await;
-    memory.hold(Scope::Account(0), Hold::Disabled).await;
-    memory.hold(Scope::Account(1), Hold::Disabled).await;
-    assert_eq!(memory.lease(1).await, Lease::Nobody);
-    memory.release(Scope::Account(0)).await;
-    memory.release(Scope::Account(0)).await;
-    memory.release(Scope::Account(7)).await;
-    tokio::time::sleep(SECOND).await;
-    let slots = drain(&memory).await;
-    assert!(!slots.is_empty() && slots.iter().all(|slot| slot.account == 0 && !memory.is_held(slot)), "{slots:?}");
-    memory.hold(Scope::Source, Hold::Disabled).await;
-    assert_eq!(memory.lease(1).await, Lease::Nobody);
-    memory.release(Scope::Source).await;
-    assert_ne!(memory.lease(1).await, Lease::Nobody);
 }
 
 #[tokio::test(start_paused = true)]
@@ -329,7 +311,7 @@ async fn a_slot_given_back_under_a_hold_waits_for_its_end() {
     let memory = rested(&[Some(limit(10, 5))]).await;
     let leased = slots(&memory, 1).await;
     let until = Instant::now() + 5 * SECOND;
-    memory.hold(Scope::Account(0), Hold::Until(until)).await;
+    memory.hold(Scope::Account(0), Hold::Until(until), &cause()).await;
     memory.give_back(leased).await;
     assert_eq!(memory.lease(1).await, Lease::NotBefore(until - HORIZON));
 }
@@ -398,13 +380,13 @@ async fn play(limits: Vec<Limit>, jitter: Duration, steps: Vec<Step>, seed: u64)
             Step::Sleep(for_ms) => tokio::time::sleep(ms(for_ms)).await,
             Step::HoldAccount(account, for_ms) => {
                 held[account] = held[account].max(Some(now + ms(for_ms)));
-                memory.hold(Scope::Account(account), Hold::Until(now + ms(for_ms))).await;
+                memory.hold(Scope::Account(account), Hold::Until(now + ms(for_ms)), &cause()).await;
             }
             Step::HoldSource(for_ms) => {
                 source_held = source_held.max(Some(now + ms(for_ms)));
-                memory.hold(Scope::Source, Hold::Until(now + ms(for_ms))).await;
+                memory.hold(Scope::Source, Hold::Until(now + ms(for_ms)), &cause()).await;
             }
-            Step::Disable(account) => memory.hold(Scope::Account(account), Hold::Disabled).await,
+            Step::Disable(account) => memory.hold(Scope::Account(account), Hold::Disabled, &cause()).await,
         }
     }
     let (dice, mut arrivals) = (Dice::seeded(seed), vec![Vec::new(); limits.len()]);
@@ -429,4 +411,8 @@ proptest! {
         let refused = runtime.block_on(play(limits, ms(jitter_ms), steps, seed));
         prop_assert_eq!(refused, 0);
     }
+}
+
+fn cause() -> Cause {
+    Cause::new("test", Timestamp::from_millis(0))
 }

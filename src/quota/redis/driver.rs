@@ -12,9 +12,10 @@ use super::{
     InvalidUrl, Shared,
     local::Step,
     offset::Offset,
-    wire::{self, Reply, Server, What},
+    spending::Spending,
+    wire::{self, Knowledge, Reply, Server, What},
 };
-use crate::quota::{limit::Micros, plan::Plan};
+use crate::quota::{Aliases, Past, limit::Micros, plan::Plan};
 
 /// A reply that takes longer is not waited for: its slots count as used.
 const REPLY_WITHIN: Duration = Duration::from_secs(1);
@@ -32,6 +33,7 @@ pub fn client(url: &str) -> Result<Client, InvalidUrl> {
     Ok(Client::open(info.set_redis_settings(settings))?)
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "each is said to the script as it is")]
 pub struct Driver {
     shared: Arc<Shared>,
     client: Client,
@@ -43,6 +45,10 @@ pub struct Driver {
     is_configured: bool,
     /// This process has had slots: whatever state is missing was lost.
     has_called: bool,
+    /// Somebody has looked for reports of earlier calls.
+    is_read: bool,
+    /// Nobody has called since `memory`.
+    is_quiet: bool,
     /// What is spent of long budgets, as Redis said lately.
     memory: Option<String>,
     /// When to ask for it again; `None` = there is no such budget.
@@ -58,13 +64,32 @@ impl Driver {
         plan: Plan,
         names: Vec<String>,
         ahead: Micros,
+        (aliases, past): (&Aliases, &Past),
     ) -> Self {
         // A few megabytes with 10,000 accounts.
         let accounts = u32::try_from(names.len()).unwrap_or(u32::MAX);
         let remember_every = REMEMBER.max(Duration::from_millis(5).saturating_mul(accounts));
         let remember_at = has_long_budgets(&plan).then(|| Instant::now() + remember_every);
-        let (is_configured, has_called, memory) = (false, false, None);
-        Self { shared, client, key, plan, names, ahead, is_configured, has_called, memory, remember_at, remember_every }
+        let known = past.is_known.then(|| Spending::of(past, &plan, aliases));
+        let is_quiet = known.is_some() && past.is_quiet();
+        let memory = known.as_ref().map(Spending::json);
+        *shared.spending() = known.map(Arc::new);
+        let (is_configured, has_called, is_read) = (false, past.is_known, past.is_read);
+        Self {
+            shared,
+            client,
+            key,
+            plan,
+            names,
+            ahead,
+            is_configured,
+            has_called,
+            is_read,
+            is_quiet,
+            memory,
+            remember_at,
+            remember_every,
+        }
     }
 
     /// Works until it is aborted.
@@ -109,11 +134,22 @@ impl Driver {
 
     async fn configure(&mut self, server: &mut Server) -> RedisResult<()> {
         let plan = (&self.plan, self.names.as_slice());
-        let reply = server.configure(plan, self.ahead, self.has_called, self.memory.as_deref()).await?;
+        let knowledge = Knowledge {
+            is_known: self.has_called,
+            is_read: self.is_read,
+            // Later on somebody may have called.
+            is_quiet: std::mem::take(&mut self.is_quiet),
+            memory: self.memory.as_deref(),
+        };
+        let reply = server.configure(plan, self.ahead, knowledge).await?;
         self.is_configured = true;
         self.learn(&reply);
         if let What::Configured(birth) = reply.what {
-            self.shared.local().birth = birth;
+            let mut local = self.shared.local();
+            if birth != local.birth {
+                local.tell_again(Instant::now());
+            }
+            local.birth = birth;
         }
         Ok(())
     }
@@ -186,7 +222,15 @@ impl Driver {
                 self.shared.local().receive(slots, next_at, seq, reply.received);
             }
             What::Holds { holds, seq } => self.shared.local().replace_holds(&holds, seq, reply.received),
-            What::Memory(memory) => self.memory = Some(memory),
+            What::Memory(memory) => {
+                let (plan, names) = (self.plan.clone(), self.names.clone());
+                // A few megabytes with 10,000 accounts.
+                let read = tokio::task::spawn_blocking(move || (Spending::read(&memory, &plan, &names), memory));
+                if let Ok((spending, memory)) = read.await {
+                    self.memory = Some(memory);
+                    *self.shared.spending() = spending.map(Arc::new);
+                }
+            }
             What::Configured(_) | What::Done => {}
         }
         Ok(())
@@ -224,9 +268,10 @@ fn hear(shared: &Shared, push: &PushInfo) {
         return;
     }
     if let Some(Value::BulkString(payload)) = push.data.last()
-        && let Some((name, until)) = wire::announced(payload)
+        && let Some(told) = wire::announced(payload)
     {
-        shared.local().announced(&name, until, Instant::now());
+        shared.local().announced(&told, Instant::now());
+        shared.wake.notify_one();
     } else if let Some(Value::BulkString(payload)) = push.data.last()
         && let Some(paced) = wire::paced(payload)
     {

@@ -1,5 +1,8 @@
 //! What a worker knows between two calls to Redis: slots that it may hand out, and holds. No I/O.
 
+mod holds;
+pub mod paces;
+
 use std::{
     collections::{HashMap, VecDeque},
     time::Duration,
@@ -7,15 +10,19 @@ use std::{
 
 use tokio::time::Instant;
 
+use self::{
+    holds::Change,
+    paces::{Heard, NewPace},
+};
 use super::{
     offset::Offset,
-    wire::{Ask, HoldAsk, Named, PaceAsk, PaceChange, Paced},
+    wire::{Ask, HoldAsk, PaceAsk},
 };
 use crate::quota::{
-    Hold, Lease, PaceBy, PaceState, Scope, Share, Slot,
-    adapt::SLOWER,
+    Lease, PaceBy, Scope, Share, Slot,
     limit::{Micros, micros},
     memory::HORIZON,
+    state::Causes,
 };
 
 /// How long slots that came back may wait for the next call to Redis, if there will be one anyway …
@@ -24,8 +31,6 @@ const RETURN_LATER: Duration = Duration::from_millis(500);
 const RETURN_SOON: Duration = Duration::from_millis(20);
 /// A worker that is not heard of for so long is gone, and its calls have ended: no time-out is longer.
 const GONE: Duration = Duration::from_secs(660);
-/// How many refusals may wait for Redis.
-const PACES: usize = 256;
 /// When to ask again if nobody can say.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -34,36 +39,14 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 pub struct Known {
     pub name: String,
     pub lateness: Duration,
+    /// The index of its address, and of those where it goes while that one is held.
+    pub home: usize,
+    pub fallbacks: Vec<usize>,
     pub held_until: Option<Instant>,
     pub disabled: bool,
     /// Calls under way are counted, since there may be only so many.
     pub is_capped: bool,
     pub pace: Heard,
-}
-
-/// A pace as Redis announced it last; until it has answered, as this worker expects it.
-#[derive(Clone, Debug, Default)]
-pub struct Heard {
-    state: PaceState,
-    /// Calls that left before this slow nothing down any more.
-    slowed_at: Option<Instant>,
-}
-
-impl Heard {
-    fn refused(&mut self, left_at: Instant, now: Instant) {
-        self.state.refused += 1;
-        if self.slowed_at.is_none_or(|slowed_at| left_at >= slowed_at) {
-            self.state.share /= SLOWER;
-            self.slowed_at = Some(now);
-        }
-    }
-}
-
-/// A change of pace that Redis is to be told of.
-#[derive(Clone, Copy, Debug)]
-enum Told {
-    Asked(PaceBy, Share),
-    Refused(Instant),
 }
 
 /// What is known of an address that calls leave from.
@@ -117,8 +100,11 @@ pub struct Local {
     gap: Duration,
     /// Not worth asking before.
     ask_at: Instant,
-    outgoing: Vec<(Scope, Option<Hold>)>,
-    paces: VecDeque<(Scope, Told)>,
+    outgoing: Vec<Change>,
+    causes: Causes,
+    paces: VecDeque<(Scope, NewPace)>,
+    /// What was asked for: a state that is made anew does not know it.
+    asked: HashMap<(Scope, PaceBy), Share>,
     /// The source's.
     pace: Heard,
     seq: u64,
@@ -153,7 +139,9 @@ impl Local {
             gap: gap.min(Duration::from_micros(ahead) / 4).max(Duration::from_millis(10)),
             ask_at: Instant::now(),
             outgoing: Vec::new(),
+            causes: Causes::default(),
             paces: VecDeque::new(),
+            asked: HashMap::new(),
             pace: Heard::default(),
             seq: 0,
             seq_known: 0,
@@ -227,81 +215,8 @@ impl Local {
         }
     }
 
-    pub fn hold(&mut self, scope: Scope, hold: Hold) {
-        self.apply(scope, Some(hold));
-        self.outgoing.push((scope, Some(hold)));
-    }
-
-    /// Ends that somebody is disabled.
-    pub fn release(&mut self, scope: Scope) {
-        self.apply(scope, None);
-        self.outgoing.push((scope, None));
-    }
-
-    /// No hold = nobody is disabled any more.
-    fn apply(&mut self, scope: Scope, hold: Option<Hold>) {
-        match (scope, hold) {
-            (Scope::Source, Some(Hold::Until(until))) => self.held_until = self.held_until.max(Some(until)),
-            (Scope::Source, hold) => self.disabled = hold.is_some(),
-            (Scope::Address(index), hold) => {
-                let Some(address) = self.addresses.get_mut(index) else { return };
-                match hold {
-                    Some(Hold::Until(until)) => address.held_until = address.held_until.max(Some(until)),
-                    Some(Hold::Disabled) => address.disabled = true,
-                    None => (address.held_until, address.disabled) = (None, false),
-                }
-            }
-            (Scope::Account(index), hold) => {
-                let Some(account) = self.accounts.get_mut(index) else { return };
-                match hold {
-                    Some(Hold::Until(until)) => account.held_until = account.held_until.max(Some(until)),
-                    hold => account.disabled = hold.is_some(),
-                }
-            }
-        }
-    }
-
     pub fn is_held(&self, slot: &Slot) -> bool {
         self.disabled || held(&self.accounts, &self.addresses, self.held_until, slot)
-    }
-
-    /// A hold that another worker announced.
-    pub fn announced(&mut self, name: &str, until: Micros, now: Instant) {
-        let scope = match Named::of(name) {
-            Named::Source => Some(Scope::Source),
-            Named::Address(name) => self.address(name).map(Scope::Address),
-            Named::Account(name) => self.index(name).map(Scope::Account),
-        };
-        let Some(scope) = scope else { return };
-        match until {
-            0 => self.apply(scope, None),
-            Micros::MAX => self.apply(scope, Some(Hold::Disabled)),
-            until => {
-                let hold = self.offset.map(|offset| Hold::Until(offset.instants(until, now).1));
-                if hold.is_some() {
-                    self.apply(scope, hold);
-                }
-            }
-        }
-    }
-
-    /// All holds, as Redis knows them.
-    pub fn replace_holds(&mut self, holds: &[(String, Micros)], seq: u64, now: Instant) {
-        self.disabled = false;
-        for account in &mut self.accounts {
-            account.disabled = false;
-        }
-        for address in &mut self.addresses {
-            address.disabled = false;
-        }
-        // What is not held has no entry, or that of the source: 0 is no news of it here.
-        for (name, until) in holds.iter().filter(|(_, until)| *until > 0) {
-            self.announced(name, *until, now);
-        }
-        for (scope, hold) in self.outgoing.clone() {
-            self.apply(scope, hold);
-        }
-        (self.seq, self.seq_known) = (seq, seq);
     }
 
     fn index(&self, name: &str) -> Option<usize> {
@@ -312,10 +227,19 @@ impl Local {
         self.addresses.iter().position(|address| address.name == name)
     }
 
+    /// What Redis calls an account, or an address; the source has no name.
+    fn names_of(&self, scope: Scope) -> (Option<String>, Option<String>) {
+        match scope {
+            Scope::Source => (None, None),
+            Scope::Address(index) => (None, self.addresses.get(index).map(|address| address.name.clone())),
+            Scope::Account(index) => (self.accounts.get(index).map(|account| account.name.clone()), None),
+        }
+    }
+
     /// What to do next.
     pub fn step(&mut self, now: Instant) -> Step {
         if !self.outgoing.is_empty() {
-            return Step::Hold(self.outgoing.iter().map(|hold| self.hold_ask(*hold, now)).collect());
+            return Step::Hold(self.outgoing.iter().map(|change| self.hold_ask(change, now)).collect());
         }
         if !self.paces.is_empty() {
             return Step::Pace(self.paces.iter().map(|pace| self.pace_ask(*pace, now)).collect());
@@ -334,89 +258,6 @@ impl Local {
         Step::Wait([ask_at, return_at].into_iter().flatten().min())
     }
 
-    fn hold_ask(&self, (scope, hold): (Scope, Option<Hold>), now: Instant) -> HoldAsk {
-        let name = match scope {
-            Scope::Account(index) => self.accounts.get(index).map(|account| account.name.clone()),
-            Scope::Source | Scope::Address(_) => None,
-        };
-        let address = match scope {
-            Scope::Address(index) => self.addresses.get(index).map(|address| address.name.clone()),
-            Scope::Source | Scope::Account(_) => None,
-        };
-        let (wait, disabled) = match hold {
-            Some(Hold::Until(until)) => (until.saturating_duration_since(now), false),
-            Some(Hold::Disabled) => (Duration::ZERO, true),
-            None => (Duration::ZERO, false),
-        };
-        HoldAsk { name, address, wait: micros(wait), disabled, released: hold.is_none() }
-    }
-
-    /// Somebody asks for a share.
-    pub fn set_pace(&mut self, scope: Scope, by: PaceBy, share: Share) {
-        self.tell(scope, Told::Asked(by, share));
-    }
-
-    /// The vendor refused a call.
-    pub fn refused(&mut self, scope: Scope, left_at: Instant, now: Instant) {
-        self.tell(scope, Told::Refused(left_at));
-        if let Some(pace) = self.heard(scope) {
-            pace.refused(left_at, now);
-        }
-    }
-
-    /// A slowdown takes a single refusal: what exceeds the queue while Redis is away is only not counted.
-    fn tell(&mut self, scope: Scope, told: Told) {
-        let is_known = self.heard(scope).is_some();
-        if is_known && (self.paces.len() < PACES || matches!(told, Told::Asked(..))) {
-            self.paces.push_back((scope, told));
-        }
-    }
-
-    /// How fast calls go, as far as this worker has heard.
-    pub fn pace(&mut self, scope: Scope) -> PaceState {
-        self.heard(scope).map(|heard| heard.state).unwrap_or_default()
-    }
-
-    /// A pace that a worker, this one perhaps, has changed.
-    pub fn paced(&mut self, paced: &Paced) {
-        let state = PaceState { share: paced.share, refused: paced.refused };
-        let scope = match (paced.account.as_str(), paced.address.as_str()) {
-            ("", "") => Some(Scope::Source),
-            ("", address) => self.address(address).map(Scope::Address),
-            (account, _) => self.index(account).map(Scope::Account),
-        };
-        if let Some(pace) = scope.and_then(|scope| self.heard(scope)) {
-            pace.state = state;
-        }
-    }
-
-    fn heard(&mut self, scope: Scope) -> Option<&mut Heard> {
-        match scope {
-            Scope::Source => Some(&mut self.pace),
-            Scope::Address(index) => self.addresses.get_mut(index).map(|address| &mut address.pace),
-            Scope::Account(index) => self.accounts.get_mut(index).map(|account| &mut account.pace),
-        }
-    }
-
-    /// So many changes of pace have been told.
-    pub fn told_paces(&mut self, count: usize) {
-        self.paces.drain(..count.min(self.paces.len()));
-    }
-
-    fn pace_ask(&self, (scope, told): (Scope, Told), now: Instant) -> PaceAsk {
-        let (mut name, mut address) = (None, None);
-        match scope {
-            Scope::Source => {}
-            Scope::Address(index) => address = self.addresses.get(index).map(|address| address.name.clone()),
-            Scope::Account(index) => name = self.accounts.get(index).map(|account| account.name.clone()),
-        }
-        let what = match told {
-            Told::Asked(by, share) => PaceChange::Asked { by, share },
-            Told::Refused(left_at) => PaceChange::Refused { age: micros(now.saturating_duration_since(left_at)) },
-        };
-        PaceAsk { name, address, what }
-    }
-
     fn ask(&mut self, count: usize) -> Ask {
         let mut returned = Vec::new();
         for (account, at, address) in self.returned.drain(..) {
@@ -428,11 +269,6 @@ impl Local {
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
         let (worker, gone) = (self.worker.clone(), micros(GONE));
         Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned }
-    }
-
-    /// So many holds have been told.
-    pub fn told(&mut self, count: usize) {
-        self.outgoing.drain(..count.min(self.outgoing.len()));
     }
 
     /// Slots have come.

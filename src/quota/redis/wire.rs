@@ -4,12 +4,15 @@ use ::redis::{RedisError, RedisResult, Script, Value, aio::MultiplexedConnection
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::quota::{
-    PaceBy, Share,
-    adapt::Basis,
-    budget::Rule,
-    limit::Micros,
-    plan::{AccountPlan, Plan, Rules, interval},
+use crate::{
+    quota::{
+        Cause, PaceBy, Share,
+        adapt::Basis,
+        budget::Rule,
+        limit::Micros,
+        plan::{AccountPlan, Plan, Rules, interval},
+    },
+    runtime::clock::Timestamp,
 };
 
 /// The arithmetic, as Redis does it.
@@ -39,8 +42,8 @@ pub enum What {
     Slots { slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64 },
     /// What is spent, as JSON that only the script understands.
     Memory(String),
-    /// All holds that matter; no name = the source.
-    Holds { holds: Vec<(String, Micros)>, seq: u64 },
+    /// All holds that matter.
+    Holds { holds: Vec<Told>, seq: u64 },
 }
 
 /// A lease's arguments.
@@ -61,7 +64,17 @@ pub struct Ask {
     pub returned: Vec<serde_json::Value>,
 }
 
-/// A hold's arguments.
+/// A hold, or the end of one, as Redis tells of it.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Whom it concerns: see [`Named`].
+    pub name: String,
+    /// Until when; `Micros::MAX` = disabled, 0 = released.
+    pub until: Micros,
+    pub cause: Cause,
+}
+
+/// A hold's or a release's arguments.
 #[derive(Clone, Debug, Serialize)]
 pub struct HoldAsk {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,8 +84,23 @@ pub struct HoldAsk {
     /// From now on, in microseconds.
     pub wait: Micros,
     pub disabled: bool,
-    /// The opposite: it is disabled no more.
-    pub released: bool,
+    pub release: bool,
+    pub why: String,
+    /// Milliseconds since 1970: when the hold came to be, or as of when it is released.
+    pub since: i64,
+}
+
+/// What a worker tells of itself when it writes the plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Knowledge<'a> {
+    /// A fleet has called before: nothing may be taken for unspent, except what `memory` says.
+    pub is_known: bool,
+    /// Somebody has looked whether one has.
+    pub is_read: bool,
+    /// Nobody has called since `memory`.
+    pub is_quiet: bool,
+    /// What is spent, as JSON for the script.
+    pub memory: Option<&'a str>,
 }
 
 /// A change of pace's arguments: a share that somebody asks for, or a refusal.
@@ -130,16 +158,17 @@ impl Server {
         self.connection.subscribe(channel).await
     }
 
-    /// Writes the plan. `is_known`: a fleet has called before, so nothing may be taken for unspent, except what
-    /// `memory` says.
+    /// Writes the plan.
     pub async fn configure(
         &mut self,
         (plan, names): (&Plan, &[String]),
         lease: Micros,
-        is_known: bool,
-        memory: Option<&str>,
+        Knowledge { is_known, is_read, is_quiet, memory }: Knowledge<'_>,
     ) -> RedisResult<Reply> {
-        let mut input = serde_json::json!({ "plan": plan_json(plan, names), "lease": lease, "known": is_known });
+        let plan = plan_json(plan, names);
+        let mut input = serde_json::json!({
+            "plan": plan, "lease": lease, "known": is_known, "read": is_read, "quiet": is_quiet,
+        });
         if let Some(memory) = memory.and_then(|memory| serde_json::from_str(memory).ok()) {
             input["memory"] = memory;
         }
@@ -202,8 +231,8 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
         "memory" => What::Memory(from_redis_value(part())?),
         "holds" => {
             let seq = from_redis_value(part())?;
-            let holds = from_redis_value::<Vec<(String, String)>>(part())?;
-            What::Holds { seq, holds: holds.into_iter().map(|(name, until)| (name, until_of(&until))).collect() }
+            let holds = from_redis_value::<Vec<(String, String, String, String)>>(part())?;
+            What::Holds { seq, holds: holds.into_iter().map(told).collect() }
         }
         _ => What::Done,
     };
@@ -234,10 +263,14 @@ impl<'a> Named<'a> {
     }
 }
 
-/// An announcement of a hold: whom it concerns (see [`Named`]) and until when.
-pub fn announced(payload: &[u8]) -> Option<(String, Micros)> {
-    let (name, until): (String, String) = serde_json::from_slice(payload).ok()?;
-    Some((name, until_of(&until)))
+fn told((name, until, why, since): (String, String, String, String)) -> Told {
+    let since = Timestamp::from_millis(since.parse().unwrap_or_default());
+    Told { name, until: until_of(&until), cause: Cause::new(&why, since) }
+}
+
+/// An announcement of a hold or of a release.
+pub fn announced(payload: &[u8]) -> Option<Told> {
+    serde_json::from_slice(payload).ok().map(told)
 }
 
 /// An announcement of a pace, if it is one.

@@ -32,6 +32,8 @@ pub(super) struct Entry {
     /// Counts them.
     pub(super) generation: u64,
     pub(super) state: State,
+    /// Why it is [`State::Dead`].
+    pub(super) death: Option<Refused>,
     /// This process has a slot or a call under way for it.
     pub(super) is_renewing: bool,
     /// A claim that was won too late for its slot.
@@ -61,6 +63,7 @@ impl Entry {
             configured,
             generation: 0,
             state: State::Good,
+            death: None,
             is_renewing: false,
             permit: None,
             was_renewed_here: false,
@@ -178,6 +181,7 @@ impl Entry {
         self.account = Arc::new(life::with_tokens_of(&self.configured, &record));
         self.generation += 1;
         self.state = if record.refused.is_some() { State::Dead } else { State::Good };
+        self.death = record.refused;
         (self.was_renewed_here, self.was_accepted) = (false, false);
         self.revision = record.revision;
         self.obtained_at = (!is_configured).then_some(record.obtained_at);

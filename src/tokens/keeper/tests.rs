@@ -180,6 +180,34 @@ async fn a_second_refusal_is_final_until_somebody_authorises_the_app() {
     two.keeper.changed().await;
     assert!(!two.is_disabled().await);
     assert_eq!((two.keeper.purpose(0), two.token().as_str()), (Purpose::Call, "at-9"));
+    // The hold of a process that comes later with it, for the token before.
+    let death = one.keeper.death(0).unwrap();
+    two.quota.hold(Scope::Account(0), Hold::Disabled, &death).await;
+    assert!(!two.is_disabled().await);
+
+    // What was remembered of the death is put into effect before a start looks for tokens.
+    let three = rig.process(Some("at-1"), Some("rt-1")).await;
+    let quota = Memory::new(vec![Limit::new(10, Duration::from_secs(1), 1).ok()], Pacing::default());
+    quota.hold(Scope::Account(0), Hold::Disabled, &death).await;
+    three.keeper.load(&quota).await.unwrap();
+    assert_ne!(quota.lease(1).await, Lease::Nobody);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_next_slot_never_comes_is_put_back() {
+    let rig = Rig::new();
+    let (one, two) = (rig.process(Some("at-1"), Some("rt-1")).await, rig.process(Some("at-1"), Some("rt-1")).await);
+    assert_eq!((one.refused().await, two.refused().await), (Verdict::Alive, Verdict::Alive));
+    assert_eq!(one.keeper.purpose(0), Purpose::Renewal);
+    let permit = one.keeper.begin(0).await.unwrap();
+    one.keeper.keep(permit);
+    one.keeper.look(&*one.quota).await.unwrap();
+    assert_eq!(two.keeper.purpose(0), Purpose::Renewal);
+    assert!(two.keeper.begin(0).await.is_none(), "the next slot may come");
+    tokio::time::sleep(CLAIM_SPARE).await;
+    one.keeper.look(&*one.quota).await.unwrap();
+    assert_eq!(two.keeper.purpose(0), Purpose::Renewal);
+    assert!(two.keeper.begin(0).await.is_some());
 }
 
 #[tokio::test(start_paused = true)]

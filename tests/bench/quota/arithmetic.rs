@@ -8,7 +8,7 @@ use std::{
 use tokio::runtime::Builder;
 use weir::{
     message::{AccountAlias, SourceName},
-    quota::{Lease, Limit, Pacing, Quota, memory::Memory, plan::Limits, redis::Redis},
+    quota::{Lease, Limit, Pacing, Past, Quota, memory::Memory, plan::Limits, redis::Redis},
     runtime::clock::Clock,
 };
 
@@ -32,7 +32,8 @@ pub fn run(redis: &str, span: Duration) {
     let prefix = format!("bench-{}", uuid::Uuid::now_v7());
     let before = process::memory_kib();
     runtime.block_on(async {
-        let quota = Redis::new(redis, &prefix, &source, &aliases, &limits, &Pacing::default()).unwrap();
+        let past = Past::default();
+        let quota = Redis::new(redis, &prefix, &source, &aliases, &limits, &Pacing::default(), &past).unwrap();
         let leased = lease(&quota, span).await;
         print("Redis", process::memory_kib().saturating_sub(before), &leased);
     });

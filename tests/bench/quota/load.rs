@@ -17,7 +17,7 @@ use tokio::{
 use weir::{
     message::{AccountAlias, ItemId, Request},
     platform::Source,
-    quota::{Lease, Limit, Pacing, Quota, Slot, memory::Memory, redis::Redis},
+    quota::{Lease, Limit, Pacing, Past, Quota, Slot, memory::Memory, redis::Redis},
     runtime::clock::Clock,
 };
 
@@ -129,8 +129,8 @@ async fn measure(row: &Row, redis: &str, span: Duration, vendor: &Vendor) -> Mea
             }
             Slots::Redis => {
                 let aliases: Arc<[AccountAlias]> = source.accounts.iter().map(|one| one.alias.clone()).collect();
-                let (limits, pacing) = (source.quota(), Pacing::default());
-                let quota = Redis::new(redis, &prefix, &source.name, &aliases, &limits, &pacing).unwrap();
+                let (limits, pacing, past) = (source.quota(), Pacing::default(), Past::default());
+                let quota = Redis::new(redis, &prefix, &source.name, &aliases, &limits, &pacing, &past).unwrap();
                 let quota = Arc::new(quota);
                 fleet.push(Arc::clone(&quota));
                 let worker = Worker { source, bare, counters, number };

@@ -1,0 +1,398 @@
+//! What the reports of all workers and the settings come to, for people. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write as _,
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::{Configured, change::Wish};
+use crate::{
+    cli::terminal::{grouped, spoken, table},
+    message::{AccountAlias, HoldReport, QuotaReport, QuotaSetting, SourceName},
+    quota::{
+        journal::{HEARTBEAT, known::Known},
+        tally::midnight,
+    },
+    runtime::clock::Timestamp,
+};
+
+/// A worker that has not reported for so long does not run, or cannot reach Kafka.
+const SILENT_AFTER: Duration = Duration::from_secs(3 * HEARTBEAT.as_secs());
+
+/// One source.
+#[derive(Debug, Serialize)]
+pub struct View {
+    pub source: SourceName,
+    pub workers: Vec<Worker>,
+    /// The source as a whole.
+    #[serde(flatten)]
+    pub whole: Standing,
+    /// The addresses that calls leave from, if there are several or one is held.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Address>,
+    pub accounts: Vec<Account>,
+}
+
+/// One address that calls leave from.
+#[derive(Debug, Serialize)]
+pub struct Address {
+    #[serde(rename = "address")]
+    pub name: String,
+    #[serde(flatten)]
+    pub standing: Standing,
+    /// How many accounts call from it now.
+    pub accounts: usize,
+}
+
+/// One worker.
+#[derive(Debug, Serialize)]
+pub struct Worker {
+    pub instance: String,
+    pub reported_at: Timestamp,
+    pub runs: bool,
+}
+
+/// Whether somebody calls, and why not.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Standing {
+    pub state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The share of the pace that is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pace: Option<f64>,
+}
+
+/// One account.
+#[derive(Debug, Serialize)]
+pub struct Account {
+    #[serde(rename = "account")]
+    pub alias: AccountAlias,
+    pub allowed: String,
+    pub calls_today: u64,
+    pub calls_last_minute: u64,
+    pub refused_today: u64,
+    pub late_today: u64,
+    pub returned_today: u64,
+    #[serde(flatten)]
+    pub standing: Standing,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_at: Option<Timestamp>,
+    /// The address that its calls leave from, if there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// It waits for its address, and is not held itself.
+    #[serde(skip)]
+    waits: bool,
+}
+
+/// Every source that is configured here or that a worker has reported.
+pub fn views(known: &Known, configured: &Configured, now: Timestamp) -> Vec<View> {
+    let mut names: Vec<&SourceName> = configured.iter().map(|(name, _)| name).collect();
+    let reported = known.reports().map(|(_, report)| &report.source);
+    let mut others: Vec<&SourceName> = reported.filter(|name| !names.contains(name)).collect();
+    others.sort();
+    others.dedup();
+    names.extend(others);
+    let accounts = |name| configured.iter().find(|(source, _)| source == name).map_or(&[][..], |(_, of)| of.as_slice());
+    names.into_iter().map(|name| view(name, known, accounts(name), now)).collect()
+}
+
+fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)], now: Timestamp) -> View {
+    let settings = known.settings_of(source);
+    let mut workers: BTreeMap<&str, Worker> = BTreeMap::new();
+    let mut accounts: BTreeMap<AccountAlias, Account> =
+        configured.iter().map(|(alias, allowed)| (alias.clone(), Account::new(alias, allowed))).collect();
+    let mut held = None;
+    let mut held_accounts: HashMap<&AccountAlias, &HoldReport> = HashMap::new();
+    for report in known.reports_of(source) {
+        let runs = !report.closed && now.since(report.reported_at) < SILENT_AFTER;
+        let worker = workers.entry(&report.instance).or_insert_with(|| Worker {
+            instance: report.instance.clone(),
+            reported_at: report.reported_at,
+            runs,
+        });
+        worker.runs |= runs;
+        worker.reported_at = worker.reported_at.max(report.reported_at);
+        held = longer(held, report.whole.as_ref().and_then(|whole| whole.held.as_ref()));
+        for of in &report.accounts {
+            let account = accounts.entry(of.alias.clone()).or_insert_with(|| Account::new(&of.alias, &of.allowed));
+            account.learn(report, of, now);
+            if let Some(held) = longer(held_accounts.get(&of.alias).copied(), of.held.as_ref()) {
+                held_accounts.insert(&of.alias, held);
+            }
+        }
+    }
+    let runs = workers.values().any(|worker| worker.runs);
+    let addresses = addresses(known.reports_of(source), accounts.values(), now);
+    for (alias, account) in &mut accounts {
+        let held = held_accounts.get(alias).copied();
+        account.standing = standing(settings.get(&Some(alias.clone())), held, now);
+        account.wait_for(&addresses);
+        if account.standing.state == READY && account.calls_last_minute > 0 && runs {
+            account.standing.state = "calling";
+        }
+    }
+    View {
+        source: source.clone(),
+        workers: workers.into_values().collect(),
+        whole: standing(settings.get(&None), held, now),
+        addresses,
+        accounts: accounts.into_values().collect(),
+    }
+}
+
+/// The addresses of all reports.
+fn addresses<'a>(
+    reports: impl Iterator<Item = &'a QuotaReport>,
+    accounts: impl Iterator<Item = &'a Account>,
+    now: Timestamp,
+) -> Vec<Address> {
+    let mut held: BTreeMap<&str, Option<&HoldReport>> = BTreeMap::new();
+    for address in reports.filter_map(|report| report.whole.as_ref()).flat_map(|whole| &whole.addresses) {
+        let known = held.entry(&address.name).or_default();
+        *known = longer(*known, address.held.as_ref());
+    }
+    let only = held.len() == 1;
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for account in accounts {
+        // An account of a single address does not name it.
+        let first = held.keys().next().copied().filter(|_| only);
+        if let Some(name) = account.address.as_deref().or(first) {
+            *counts.entry(name).or_default() += 1;
+        }
+    }
+    let address = |(name, held): (&str, Option<&HoldReport>)| Address {
+        name: name.to_owned(),
+        standing: standing(None, held, now),
+        accounts: counts.get(name).copied().unwrap_or_default(),
+    };
+    let addresses = held.into_iter().map(address);
+    addresses.filter(|address| !only || address.standing.state != READY).collect()
+}
+
+const READY: &str = "ready";
+
+fn longer<'a>(one: Option<&'a HoldReport>, other: Option<&'a HoldReport>) -> Option<&'a HoldReport> {
+    let lasts = |held: &&HoldReport| held.until_at.unwrap_or(Timestamp::from_millis(i64::MAX));
+    one.into_iter().chain(other).max_by_key(lasts)
+}
+
+fn standing(setting: Option<&QuotaSetting>, held: Option<&HoldReport>, now: Timestamp) -> Standing {
+    let pace = setting.and_then(|setting| setting.pace);
+    if let Some(pause) = setting.and_then(|setting| setting.paused_at(now)) {
+        let (until_at, since_at, reason) = (pause.until_at, Some(pause.since_at), pause.reason.clone());
+        return Standing { state: "paused", until_at, since_at, reason, pace };
+    }
+    let resumed_at = setting.and_then(|setting| setting.resumed_at);
+    let holds = |held: &&HoldReport| {
+        held.until_at.is_none_or(|until| until > now) && resumed_at.is_none_or(|resumed| held.since_at > resumed)
+    };
+    match held.filter(holds) {
+        Some(held) => Standing {
+            state: if held.until_at.is_some() { "held" } else { "disabled" },
+            until_at: held.until_at,
+            since_at: Some(held.since_at),
+            reason: held.reason.clone(),
+            pace,
+        },
+        None => Standing { state: READY, pace, ..Standing::default() },
+    }
+}
+
+impl Account {
+    fn new(alias: &AccountAlias, allowed: &str) -> Self {
+        Self {
+            alias: alias.clone(),
+            allowed: allowed.to_owned(),
+            calls_today: 0,
+            calls_last_minute: 0,
+            refused_today: 0,
+            late_today: 0,
+            returned_today: 0,
+            standing: Standing::default(),
+            next_at: None,
+            address: None,
+            waits: false,
+        }
+    }
+
+    /// Who may call but for its address waits for that.
+    fn wait_for(&mut self, addresses: &[Address]) {
+        let is_its =
+            |address: &&Address| self.address.as_ref().map_or(addresses.len() == 1, |own| *own == address.name);
+        let held = addresses.iter().filter(is_its).find(|address| address.standing.state != READY);
+        if let Some(Address { name, standing, .. }) = held.filter(|_| self.standing.state == READY) {
+            let reason = format!("address {name}: {}", standing.reason);
+            self.standing = Standing { reason, pace: self.standing.pace, ..standing.clone() };
+            self.waits = true;
+        }
+    }
+
+    fn learn(&mut self, report: &QuotaReport, of: &crate::message::AccountReport, now: Timestamp) {
+        if !of.allowed.is_empty() {
+            self.allowed.clone_from(&of.allowed);
+        }
+        if report.day_at == midnight(now) {
+            self.calls_today += of.calls;
+            self.refused_today += of.refused;
+            self.late_today += of.late;
+            self.returned_today += of.returned;
+        }
+        if now.since(report.reported_at) < Duration::from_secs(60) {
+            self.calls_last_minute += of.calls_last_minute;
+        }
+        if of.address.is_some() && !report.closed {
+            self.address.clone_from(&of.address);
+        }
+        let next_at = of.next_at.filter(|at| *at > now && !report.closed);
+        self.next_at = [self.next_at, next_at].into_iter().flatten().min();
+    }
+}
+
+impl View {
+    /// Whether there is such an account; else which there are.
+    pub fn has(&self, alias: &AccountAlias) -> Result<(), String> {
+        if self.accounts.iter().any(|account| account.alias == *alias) {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.accounts.iter().map(|account| account.alias.as_str()).take(10).collect();
+        let more = self.accounts.len().saturating_sub(names.len());
+        let more =
+            if more > 0 { format!(" and {more} more: `weir quota --source {}`", self.source) } else { String::new() };
+        let none = "none is known: its accounts are configured elsewhere, and no worker has reported";
+        Err(if names.is_empty() { none.to_owned() } else { format!("there are: {}{more}", names.join(", ")) })
+    }
+
+    /// A time after everything that holds anybody here, whatever the clocks of the workers say.
+    pub fn after_all_holds(&self, now: Timestamp) -> Timestamp {
+        let accounts = self.accounts.iter().map(|account| &account.standing);
+        let since = accounts.chain([&self.whole]).filter_map(|standing| standing.since_at).max();
+        since.map_or(now, |since| now.max(since.after(Duration::from_millis(1))))
+    }
+
+    /// Who follows what is set.
+    pub fn followers(&self, now: Timestamp) -> String {
+        let running: Vec<&str> =
+            self.workers.iter().filter(|worker| worker.runs).map(|worker| worker.instance.as_str()).collect();
+        if !running.is_empty() {
+            return format!("followed within about a second by: {}", running.join(", "));
+        }
+        format!("{}: it takes effect when one starts", self.silence(now))
+    }
+
+    fn silence(&self, now: Timestamp) -> String {
+        match self.workers.iter().map(|worker| worker.reported_at).max() {
+            Some(last) => format!("no worker reports since {last} ({} ago)", spoken(now.since(last))),
+            None => "no worker has ever reported".to_owned(),
+        }
+    }
+
+    /// What else keeps somebody from calling that has just been resumed.
+    pub fn still_held(&self, account: Option<&AccountAlias>, wish: &Wish, now: Timestamp) -> Vec<String> {
+        if *wish != Wish::Resume {
+            return Vec::new();
+        }
+        let source = &self.source;
+        let is_held = |standing: &Standing| !matches!(standing.state, READY | "calling");
+        if let Some(alias) = account {
+            let line = format!("but source {source} is {}: weir quota resume {source}", self.whole.words(now));
+            let waits = self.accounts.iter().find(|account| account.alias == *alias && account.waits);
+            let waits = waits.map(|account| format!("but it is {}", account.standing.words(now)));
+            return is_held(&self.whole).then_some(line).into_iter().chain(waits).collect();
+        }
+        let held = self.accounts.iter().filter(|account| is_held(&account.standing) && !account.waits);
+        let held: Vec<&str> = held.map(|account| account.alias.as_str()).collect();
+        let few = held.iter().take(5).copied().collect::<Vec<_>>().join(", ");
+        let line = format!(
+            "{} of its accounts stay as they are ({few}{}): weir quota resume {source} ACCOUNT",
+            held.len(),
+            if held.len() > 5 { ", …" } else { "" }
+        );
+        (!held.is_empty()).then_some(line).into_iter().collect()
+    }
+}
+
+impl Standing {
+    fn words(&self, now: Timestamp) -> String {
+        let mut words = self.state.to_owned();
+        if let Some(until) = self.until_at {
+            let _ = write!(words, " until {} ({})", time_of_day(until), spoken(until.since(now)));
+        } else if let Some(since) = self.since_at {
+            let _ = write!(words, " since {}", time_of_day(since));
+        }
+        if !self.reason.is_empty() {
+            let _ = write!(words, ": {}", self.reason);
+        }
+        if let Some(pace) = self.pace {
+            let _ = write!(words, "; pace {}%", (pace * 1_000.0).round() / 10.0);
+        }
+        words
+    }
+}
+
+/// Without milliseconds.
+fn time_of_day(at: Timestamp) -> String {
+    let text = at.to_string();
+    text.split_once('.').map_or(text.clone(), |(seconds, _)| format!("{seconds}Z"))
+}
+
+const HEAD: [&str; 7] = ["source", "account", "allowed", "today", "last minute", "refused", "state"];
+
+/// Tables for a terminal.
+pub fn text(views: &[View], now: Timestamp) -> String {
+    if views.is_empty() {
+        return "no [[source]] is configured, and no worker has ever reported".to_owned();
+    }
+    let mut rows = Vec::new();
+    let mut notes = Vec::new();
+    for view in views {
+        let sum = |of: fn(&Account) -> u64| grouped(view.accounts.iter().map(of).sum());
+        let all = format!("({} accounts)", grouped(view.accounts.len() as u64));
+        let sums = [sum(|a| a.calls_today), sum(|a| a.calls_last_minute), sum(|a| a.refused_today)];
+        let [today, minute, refused] = sums;
+        rows.push(vec![view.source.to_string(), all, String::new(), today, minute, refused, view.whole.words(now)]);
+        let held = view.addresses.iter().filter(|address| address.standing.state != READY);
+        rows.extend(held.map(|address| address_row(address, now)));
+        rows.extend(view.accounts.iter().map(|account| row(account, now)));
+        let running = view.workers.iter().filter(|worker| worker.runs).count();
+        notes.push(match running {
+            0 => format!("{}: {}", view.source, view.silence(now)),
+            _ => format!("{}: {running} worker(s) report", view.source),
+        });
+    }
+    format!("{}\n\n{}", table(&HEAD, &rows), notes.join("\n"))
+}
+
+fn address_row(address: &Address, now: Timestamp) -> Vec<String> {
+    let calls = grouped(address.accounts as u64);
+    let name = format!("(address {}, {calls} accounts)", address.name);
+    let empty = || String::new();
+    vec![empty(), name, empty(), empty(), empty(), empty(), address.standing.words(now)]
+}
+
+fn row(account: &Account, now: Timestamp) -> Vec<String> {
+    let mut state = account.standing.words(now);
+    if let Some(next_at) = account.next_at.filter(|at| at.since(now) > Duration::from_secs(2)) {
+        let _ = write!(state, ", next call {}", time_of_day(next_at));
+    }
+    vec![
+        String::new(),
+        account.alias.to_string(),
+        account.allowed.clone(),
+        grouped(account.calls_today),
+        grouped(account.calls_last_minute),
+        grouped(account.refused_today),
+        state,
+    ]
+}
+
+#[cfg(test)]
+mod tests;

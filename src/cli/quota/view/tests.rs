@@ -1,0 +1,158 @@
+//! What is shown of reports and settings.
+
+use super::*;
+use crate::{
+    kafka::Record,
+    message::Pause,
+    quota::journal::known::{report_key, setting_key},
+};
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_millis((1_700_000_000 + seconds) * 1_000)
+}
+
+fn source() -> SourceName {
+    SourceName::new("ali1688").unwrap()
+}
+
+fn alias(name: &str) -> AccountAlias {
+    AccountAlias::new(name).unwrap()
+}
+
+fn record(key: String, value: &impl Serialize) -> Record {
+    let value = Some(serde_json::to_vec(value).unwrap().into());
+    Record { offset: 0, time: at(0), key: Some(key.into()), value, headers: Vec::new() }
+}
+
+fn report(instance: &str, reported_at: Timestamp, calls: u64, held: Option<&HoldReport>) -> Record {
+    let report = serde_json::json!({
+        "source": "ali1688", "instance": instance, "chunk": 0, "chunks": 1, "reported_at": reported_at,
+        "counted_at": reported_at, "day_at": midnight(reported_at), "accounts": [
+            {"alias": "one", "allowed": "10/1s", "calls": calls, "calls_last_minute": 2, "held": held},
+        ],
+    });
+    record(report_key(&source(), instance, 0), &report)
+}
+
+fn known(records: &[Record]) -> Known {
+    let mut known = Known::default();
+    for record in records {
+        known.take("t", record);
+    }
+    known
+}
+
+fn configured() -> Configured {
+    vec![(source(), vec![(alias("one"), "9/1s".to_owned()), (alias("two"), "9/1s".to_owned())])]
+}
+
+fn held(until_at: Option<Timestamp>, since: i64) -> HoldReport {
+    HoldReport { until_at, reason: "gw.Qos".to_owned(), since_at: at(since) }
+}
+
+#[test]
+fn calls_of_all_workers_are_added_and_those_of_yesterday_are_not() {
+    let yesterday = Timestamp::from_millis(midnight(at(0)).as_millis() - 1);
+    let records = [report("a", at(0), 5, None), report("b", at(-1), 7, None), report("c", yesterday, 100, None)];
+    let view = &views(&known(&records), &configured(), at(1))[0];
+    let one = &view.accounts[0];
+    assert_eq!((one.calls_today, one.calls_last_minute, one.standing.state), (12, 4, "calling"));
+    assert_eq!((one.allowed.as_str(), view.accounts[1].allowed.as_str()), ("10/1s", "9/1s"));
+    let runs: Vec<bool> = view.workers.iter().map(|worker| worker.runs).collect();
+    assert_eq!(runs, [true, true, false]);
+    assert!(view.followers(at(1)).contains("a, b"));
+}
+
+#[test]
+fn a_pause_goes_before_a_hold_and_what_was_resumed_holds_nobody() {
+    let mut setting = QuotaSetting::none(source(), Some(alias("one")), at(0));
+    let state = |setting: &QuotaSetting, held: &HoldReport| {
+        let key = setting_key(&source(), setting.account.as_ref());
+        let known = known(&[report("a", at(0), 1, Some(held)), record(key, setting)]);
+        let standing = views(&known, &configured(), at(10)).remove(0).accounts.remove(0).standing;
+        standing.words(at(10))
+    };
+    assert_eq!(state(&setting, &held(Some(at(70)), -5)), "held until 2023-11-14T22:14:30Z (1 min 0 s): gw.Qos");
+    assert_eq!(state(&setting, &held(None, -5)), "disabled since 2023-11-14T22:13:15Z: gw.Qos");
+    assert_eq!(state(&setting, &held(Some(at(9)), -5)), "calling", "it is over");
+    setting.paused = Some(Pause { since_at: at(0), until_at: Some(at(20)), reason: "sale".to_owned() });
+    setting.pace = Some(0.5);
+    assert_eq!(state(&setting, &held(None, -5)), "paused until 2023-11-14T22:13:40Z (10 s): sale; pace 50%");
+    setting.paused = None;
+    setting.resumed_at = Some(at(1));
+    assert_eq!(state(&setting, &held(None, -5)), "calling; pace 50%");
+    assert_eq!(state(&setting, &held(None, 2)), "disabled since 2023-11-14T22:13:22Z: gw.Qos; pace 50%");
+}
+
+/// A worker's report: `one` calls from proxy-1, `two` from proxy-2, and proxy-1 is held.
+fn report_of_addresses(names: &[&str]) -> Record {
+    let address = |name: &&str| {
+        serde_json::json!({
+            "name": name, "held": (*name == "proxy-1").then(|| held(Some(at(20)), -5)),
+        })
+    };
+    let account = |(alias, address): (&str, Option<&str>)| serde_json::json!({"alias": alias, "calls": 1, "calls_last_minute": 2, "address": address});
+    let several = |name| (names.len() > 1).then_some(name);
+    let report = serde_json::json!({
+        "source": "ali1688", "instance": "a", "chunk": 0, "chunks": 1, "reported_at": at(0), "counted_at": at(0),
+        "day_at": midnight(at(0)), "whole": {"addresses": names.iter().map(address).collect::<Vec<_>>()},
+        "accounts": [account(("one", several("proxy-1"))), account(("two", several("proxy-2")))],
+    });
+    record(report_key(&source(), "a", 0), &report)
+}
+
+#[test]
+fn a_held_address_is_shown_with_its_accounts_and_the_others_go_on() {
+    let known = known(&[report_of_addresses(&["proxy-1", "proxy-2"])]);
+    let view = views(&known, &configured(), at(1)).remove(0);
+    let states: Vec<_> = view.accounts.iter().map(|account| account.standing.state).collect();
+    assert_eq!(states, ["held", "calling"]);
+    assert_eq!(&*view.accounts[0].standing.reason, "address proxy-1: gw.Qos");
+    let counts: Vec<_> = view.addresses.iter().map(|address| (address.standing.state, address.accounts)).collect();
+    assert_eq!(counts, [("held", 1), ("ready", 1)]);
+    assert!(view.still_held(Some(&alias("one")), &Wish::Resume, at(1))[0].contains("address proxy-1"));
+    assert!(view.still_held(None, &Wish::Resume, at(1)).is_empty(), "resuming an account would not help");
+    let text = text(&[view], at(1));
+    assert!(text.contains("(address proxy-1, 1 accounts)") && !text.contains("(address proxy-2"), "{text}");
+    let later = views(&known, &configured(), at(21)).remove(0);
+    assert_eq!(later.accounts[0].standing.state, "calling", "it is over");
+}
+
+#[test]
+fn if_the_only_address_is_held_all_accounts_wait_for_it() {
+    let known = known(&[report_of_addresses(&["proxy-1"])]);
+    let view = views(&known, &configured(), at(1)).remove(0);
+    assert!(view.accounts.iter().all(|account| account.standing.state == "held"));
+    assert_eq!(view.addresses[0].accounts, 2);
+    assert!(views(&known, &configured(), at(41))[0].addresses.is_empty(), "nothing to tell of it");
+}
+
+#[test]
+fn without_a_worker_it_says_so_and_since_when() {
+    let view = &views(&known(&[]), &configured(), at(0))[0];
+    assert_eq!(view.followers(at(0)), "no worker has ever reported: it takes effect when one starts");
+    let view = &views(&known(&[report("a", at(0), 1, None)]), &configured(), at(100))[0];
+    assert!(view.followers(at(100)).starts_with("no worker reports since 2023-11-14T22:13:20.000Z (1 min 40 s ago)"));
+    assert!(text(&views(&known(&[]), &configured(), at(0)), at(0)).contains("no worker has ever reported"));
+}
+
+#[test]
+fn an_unknown_account_is_told_which_there_are() {
+    let view = &views(&known(&[]), &configured(), at(0))[0];
+    assert_eq!(view.has(&alias("two")), Ok(()));
+    assert_eq!(view.has(&alias("three")).unwrap_err(), "there are: one, two");
+    let many = (0..12).map(|n| (alias(&format!("a{n}")), String::new())).collect();
+    let view = &views(&known(&[]), &vec![(source(), many)], at(0))[0];
+    assert!(view.has(&alias("three")).unwrap_err().ends_with("and 2 more: `weir quota --source ali1688`"));
+}
+
+#[test]
+fn who_resumes_a_source_hears_of_accounts_that_stay_out_and_the_other_way_round() {
+    let known = known(&[report("a", at(0), 1, Some(&held(None, -5)))]);
+    let view = views(&known, &configured(), at(1)).remove(0);
+    let lines = view.still_held(None, &Wish::Resume, at(1));
+    assert!(lines[0].starts_with("1 of its accounts stay as they are (one)"), "{lines:?}");
+    assert!(view.still_held(Some(&alias("one")), &Wish::Resume, at(1)).is_empty());
+    assert!(view.still_held(None, &Wish::Pace(0.5), at(1)).is_empty());
+    assert_eq!(view.after_all_holds(at(-100)), at(-5).after(Duration::from_millis(1)));
+}

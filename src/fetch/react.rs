@@ -1,0 +1,118 @@
+//! What replies and refusals mean for the calls to come: holds, and a pace that gives way.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Fetch,
+    call::{Advice, Contact, Ended},
+};
+use crate::{
+    kafka::{Reader, Writer},
+    platform::{Affected, Denial, Refusal, RefusalKind},
+    quota::{Cause, Hold, Scope, Slot},
+};
+
+impl<R: Reader, W: Writer> Fetch<R, W> {
+    /// What a reply's headers mean for the calls to come.
+    pub(super) async fn heed(&mut self, (account, address): (usize, usize), Advice { unavailable, used_up }: Advice) {
+        let (source, now) = (&self.caller.source, Instant::now());
+        let cause = |why: &str| Cause::new(why, self.caller.now());
+        if let Some(wait) = unavailable {
+            info!(%source, ?wait, "the vendor's service is away, and says for how long: nobody calls until then");
+            let cause = cause("the vendor says that its service is away (HTTP 503)");
+            self.quota.hold(Scope::Source, Hold::Until(now + wait), &cause).await;
+        }
+        if let Some(wait) = used_up.filter(|_| self.config.heed_hints) {
+            // Those under way say the same.
+            if !self.quota.is_held(&Slot { account, address, at: now, latest: now }) {
+                let account = self.caller.alias(account);
+                info!(%source, %account, ?wait, "the vendor says that the account's quota is used up until then");
+            }
+            let cause = cause("the vendor says that the quota is used up");
+            self.quota.hold(Scope::Account(account), Hold::Until(now + wait), &cause).await;
+        }
+    }
+
+    /// The vendor says: too fast. The shared time moves first, then the pace gives way.
+    async fn slow_down(
+        &mut self,
+        scope: Scope,
+        account: usize,
+        left_at: Instant,
+        wait: Option<Duration>,
+        cause: &Cause,
+    ) {
+        let now = Instant::now();
+        let until = wait.map_or_else(|| self.penalties.punish(account, left_at, now), |wait| now + wait);
+        self.quota.hold(scope, Hold::Until(until), cause).await;
+        // So long is a budget spent, and no sign of a wrong pace.
+        if wait.is_some_and(|wait| wait > Self::BUDGET_SPENT) {
+            return;
+        }
+        self.quota.refused(scope, left_at).await;
+        if let Some(refusals) = self.episodes.refused(scope, now) {
+            let (source, account) = (&self.caller.source, self.caller.alias(account));
+            let (rest, share, spread) = (until - now, self.quota.pace(scope).share, self.spread.width());
+            warn!(%source, %account, ?scope, refusals, ?rest, share, ?spread, "refused beyond the promise: the pace gives way, and is tried again slowly. Is the limit right, does somebody else use the account, is quota.jitter less than the way's?");
+        }
+    }
+
+    /// What a refusal means for the calls to come.
+    pub(super) async fn react(&mut self, (account, address): (usize, usize), left_at: Instant, refusal: &Refusal) {
+        let source = &self.caller.source;
+        let alias = self.caller.alias(account);
+        let cause = Cause::new(&refusal.code, self.caller.now());
+        match &refusal.kind {
+            RefusalKind::Throttled { scope, wait } => {
+                debug!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
+                let scope = match scope {
+                    Affected::Account => Scope::Account(account),
+                    Affected::Address => Scope::Address(address),
+                    Affected::Everyone => Scope::Source,
+                };
+                self.slow_down(scope, account, left_at, *wait, &cause).await;
+            }
+            RefusalKind::Denied(Denial::Account) => {
+                error!(%source, account = %alias, code = refusal.code, message = refusal.message, "the vendor refuses this account: it is disabled until `weir quota resume`, the others carry its load");
+                self.quota.hold(Scope::Account(account), Hold::Disabled, &cause).await;
+            }
+            // The keeper of the tokens has seen to the one.
+            RefusalKind::Denied(Denial::Token) | RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
+        }
+    }
+
+    /// What the end of a call means for the others from the same address.
+    pub(super) async fn react_address(&mut self, ended: &Ended) {
+        let (address, now) = (ended.address, Instant::now());
+        let kind = ended.refusal.as_ref().map(|refusal| &refusal.kind);
+        let (rest, why) = match &ended.contact {
+            Contact::None | Contact::Called(None) => return,
+            Contact::NoWay(why) => (self.addresses.failed(address, now), why.as_str()),
+            // Said without a code of the vendor's that would explain it.
+            Contact::Called(Some(403)) if matches!(kind, Some(RefusalKind::Outage | RefusalKind::Malformed)) => {
+                (self.addresses.forbidden(address, ended.account, now), "the vendor forbids its accounts (HTTP 403)")
+            }
+            Contact::Called(Some(_)) => {
+                if let Some(back) = self.addresses.answered(address) {
+                    let (source, name) = (&self.caller.source, self.caller.address_name(address));
+                    info!(%source, address = name, "the address is used again");
+                    if let Some(tried_at) = back.tried_at {
+                        self.quota.release(Scope::Address(address), tried_at).await;
+                    }
+                }
+                return;
+            }
+        };
+        let (source, name) = (&self.caller.source, self.caller.address_name(address));
+        let Some(rest) = rest else {
+            debug!(%source, address = name, why, "no way to the vendor; the requests wait for another slot");
+            return;
+        };
+        warn!(%source, address = name, ?rest, why, "the address is taken out; its requests wait and spend no attempt");
+        let cause = Cause::new(why, self.caller.now());
+        self.quota.hold(Scope::Address(address), Hold::Until(now + rest), &cause).await;
+    }
+}

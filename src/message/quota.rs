@@ -1,0 +1,177 @@
+//! What a fleet remembers of its quotas: each worker's report, and what an operator has set.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{AccountAlias, SourceName};
+use crate::runtime::clock::Timestamp;
+
+/// What one worker knows of some of a source's accounts, every second in which something changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "weir quota report v1")]
+pub struct QuotaReport {
+    /// Which source.
+    pub source: SourceName,
+    /// Which worker: its [instance] name.
+    pub instance: String,
+    /// Which part of the accounts this is, from 0.
+    pub chunk: u32,
+    /// Of how many parts.
+    pub chunks: u32,
+    /// When it was written.
+    pub reported_at: Timestamp,
+    /// When what is spent was counted; with Redis a little earlier.
+    pub counted_at: Timestamp,
+    /// Midnight UTC of the day whose calls are counted.
+    pub day_at: Timestamp,
+    /// The worker has ended in good order: it has made no call since.
+    #[serde(default)]
+    pub closed: bool,
+    /// What is known of the source as a whole; in the first part only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<WholeReport>,
+    /// The accounts of this part.
+    pub accounts: Vec<AccountReport>,
+}
+
+/// What all accounts of a source have in common.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WholeReport {
+    /// Why nobody of the source calls, and until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HoldReport>,
+    /// What is spent of the budgets that all accounts share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spent: Vec<Spent>,
+    /// The addresses that calls leave from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<AddressReport>,
+}
+
+/// What a worker knows of an address that calls leave from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AddressReport {
+    /// What the configuration calls it.
+    pub name: String,
+    /// Why no call leaves from it, and until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HoldReport>,
+    /// What is spent of its budgets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spent: Vec<Spent>,
+}
+
+/// What a worker knows of one account.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AccountReport {
+    /// Which account.
+    pub alias: AccountAlias,
+    /// What the vendor allows it, for people.
+    #[serde(default)]
+    pub allowed: String,
+    /// Calls that this worker made today.
+    #[serde(default)]
+    pub calls: u64,
+    /// Calls that this worker made in the last minute.
+    #[serde(default)]
+    pub calls_last_minute: u64,
+    /// Calls of today that the vendor refused.
+    #[serde(default)]
+    pub refused: u64,
+    /// Slots of today that were missed, and dropped.
+    #[serde(default)]
+    pub late: u64,
+    /// Slots of today that were handed back unused.
+    #[serde(default)]
+    pub returned: u64,
+    /// Why it does not call, and until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HoldReport>,
+    /// The address that its calls leave from; missing if there is only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// When it may call next, if that is not at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_at: Option<Timestamp>,
+    /// What is spent of its budgets, by the whole fleet if Redis counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spent: Vec<Spent>,
+}
+
+/// Why somebody does not call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HoldReport {
+    /// Until when; missing: disabled until an operator resumes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_at: Option<Timestamp>,
+    /// The vendor's code, or the operator's words.
+    pub reason: String,
+    /// Since when.
+    pub since_at: Timestamp,
+}
+
+/// What is spent of one budget: calls in buckets of time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Spent {
+    /// The length of a bucket, in microseconds.
+    pub width: u64,
+    /// The first bucket begins so many microseconds before 1970.
+    #[serde(default)]
+    pub shift: u64,
+    /// How many buckets in a row count together.
+    pub span: u64,
+    /// The number of the first bucket here.
+    pub first: u64,
+    /// The calls in it and in those that follow.
+    pub calls: Vec<u64>,
+}
+
+/// What an operator wants of a source, or of one of its accounts. The newest record of a key counts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "weir quota setting v1")]
+pub struct QuotaSetting {
+    /// Which source.
+    pub source: SourceName,
+    /// Which account; missing: the source as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountAlias>,
+    /// When it was set.
+    pub set_at: Timestamp,
+    /// It does not call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Pause>,
+    /// The share of its pace that it goes at, above 0 and at most 1; missing: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub pace: Option<f64>,
+    /// Whatever held or disabled it before is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_at: Option<Timestamp>,
+}
+
+/// An operator's pause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Pause {
+    /// Since when.
+    pub since_at: Timestamp,
+    /// Until when; missing: until it is resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_at: Option<Timestamp>,
+    /// The operator's words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+impl QuotaSetting {
+    /// Nothing is set.
+    #[must_use]
+    pub const fn none(source: SourceName, account: Option<AccountAlias>, set_at: Timestamp) -> Self {
+        Self { source, account, set_at, paused: None, pace: None, resumed_at: None }
+    }
+
+    /// The pause, unless it is over.
+    #[must_use]
+    pub fn paused_at(&self, now: Timestamp) -> Option<&Pause> {
+        self.paused.as_ref().filter(|pause| pause.until_at.is_none_or(|until| until > now))
+    }
+}
