@@ -49,9 +49,17 @@ pub(super) async fn wait(config: &Config, source: &Source, account: usize) -> an
     }
 }
 
-/// Takes one slot of the account and gives the others back; false if nobody may call.
+/// Takes one slot of the account and gives the others back; false if nobody may call. An account that is disabled has
+/// none, and nobody calls with it: one call, which may be what repairs it, comes on top of nothing.
 async fn take(quota: &dyn Quota, account: usize) -> bool {
+    let is_disabled = || {
+        let known = quota.snapshot(account..account + 1, Clock::System.now()).accounts;
+        known.first().and_then(|state| state.held.as_ref()).is_some_and(|held| held.until.is_none())
+    };
     loop {
+        if is_disabled() {
+            return true;
+        }
         match quota.lease(LEASE).await {
             Lease::Slots(slots) => {
                 let (mine, mut others): (Vec<_>, Vec<_>) = slots.into_iter().partition(|slot| slot.account == account);
@@ -66,7 +74,7 @@ async fn take(quota: &dyn Quota, account: usize) -> bool {
                 }
             }
             Lease::NotBefore(at) => sleep_until(at).await,
-            Lease::Nobody => return false,
+            Lease::Nobody => return is_disabled(),
         }
     }
 }
