@@ -12,10 +12,11 @@ mod problem;
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 pub use problem::{ConfigError, Problem};
@@ -26,7 +27,9 @@ use crate::{
     platform::SourceConfig,
     quota, retry,
     runtime::{health, logging},
-    sink, topics,
+    sink,
+    tokens::{self, TokenStore},
+    topics,
 };
 
 /// The file that is read if nobody names another, as far as it exists.
@@ -53,6 +56,8 @@ pub struct Config {
     pub fetch: fetch::Config,
     /// `[quota]`
     pub quota: quota::Config,
+    /// `[tokens]`
+    pub tokens: tokens::Config,
     /// `[retry]`
     pub retry: retry::Config,
     /// `[changes]`
@@ -123,6 +128,15 @@ impl Config {
     #[must_use]
     pub fn redacted(&self) -> String {
         print::redacted(self)
+    }
+
+    /// Where renewed tokens are kept. Connects to nothing.
+    ///
+    /// # Errors
+    /// [`tokens::OpenError`], which [`load`] has excluded.
+    pub fn token_store(&self) -> anyhow::Result<Arc<dyn TokenStore>> {
+        let redis = self.redis.url.as_ref().map(ExposeSecret::expose_secret);
+        Ok(tokens::open(&self.tokens, self.folder(), redis, &self.quota.prefix)?)
     }
 
     /// Where relative paths begin: the file's folder, without a file the working directory.

@@ -37,6 +37,7 @@ pub mod verify;
 
 pub mod platform;
 pub mod quota;
+pub mod tokens;
 
 pub mod kafka;
 

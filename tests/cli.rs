@@ -4,7 +4,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use tempfile::TempDir;
@@ -36,6 +36,20 @@ impl Weir {
         }
         command.args(arguments).envs(variables.iter().copied()).current_dir(self.0.path());
         Ran(command.output().unwrap())
+    }
+}
+
+impl Weir {
+    /// The same with a text on standard input.
+    fn fed(&self, arguments: &[&str], text: &str) -> Ran {
+        use std::io::Write as _;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.args(arguments).current_dir(self.0.path()).env_clear();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // What is refused at once does not read it.
+        let _ = child.stdin.take().unwrap().write_all(text.as_bytes());
+        Ran(child.wait_with_output().unwrap())
     }
 }
 
@@ -163,4 +177,53 @@ fn a_replay_that_cannot_be_meant_is_refused_before_any_server_is_asked() {
         weir.run(arguments, &[]).expect(64, parts);
     }
     weir.run(&["redrive", "--source", "taobao"], &[]).expect(64, &["no source \"taobao\""]);
+}
+
+const WITH_FILE: &str = r#"
+[[source]]
+name = "ali1688"
+kind = "ali1688"
+accounts_file = "accounts.toml"
+"#;
+
+#[test]
+fn an_account_is_added_with_its_secrets_from_standard_input_and_never_twice() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let weir = Weir::new(WITH_FILE);
+    let add = |alias: &str, secrets: &str| {
+        weir.fed(&["account", "add", "ali1688", "--alias", alias, "--app-key", "1000001"], secrets)
+    };
+    add("one", "hunter\"22\nat-22\n").expect(0, &["one is added", "weir account test ali1688 one"]);
+    let path = weir.0.path().join("accounts.toml");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let commented = format!("# mine\n{}# the end", std::fs::read_to_string(&path).unwrap());
+    std::fs::write(&path, &commented).unwrap();
+    add("one", "hunter22\n").expect(64, &["has an account one already", "--alias"]);
+    add("o ne", "hunter22\n").expect(64, &["o ne"]);
+    add("two", "\n").expect(64, &["no app secret"]);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), commented, "what is refused changes nothing");
+    add("two", "hunter22\n\nrt-22\n").expect(0, &["two is added", "share one quota"]);
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with(&commented));
+    let listed = weir.run(&["account", "list"], &[]);
+    listed.expect(0, &["one", "two", "1000001", "as configured", "yes"]);
+    assert!(!listed.text().contains("22"), "{}", listed.text());
+}
+
+#[test]
+fn an_authorise_link_is_printed_and_what_cannot_be_meant_is_refused() {
+    let weir = Weir::new(SOURCE);
+    let secret = [("ONE_SECRET", "hunter2")];
+    let authorise = |source, alias| {
+        weir.run(&["account", "authorise", source, alias, "--redirect-uri", "https://shop.example/back"], &secret)
+    };
+    let link = authorise("ali1688", "one");
+    link.expect(0, &["https://auth.1688.com/oauth/authorize?client_id=1&site=1688", "&_aop_signature=", "--code"]);
+    assert!(!link.text().contains("hunter2"));
+    authorise("ali1688", "nobody").expect(64, &["no account nobody", "weir account list"]);
+    authorise("ebay", "one").expect(64, &["no source \"ebay\"", "ali1688"]);
+    weir.run(&["account", "add", "ali1688", "--alias", "x", "--app-key", "2"], &secret).expect(64, &["accounts_file"]);
+    weir.run(&["account", "test", "ali1688", "one", "--item", ""], &secret).expect(64, &["--item"]);
+    let redis =
+        [("ONE_SECRET", "hunter2"), ("WEIR_TOKENS__STORE", "redis"), ("WEIR_REDIS__URL", "redis://127.0.0.1:1")];
+    weir.run(&["account", "list"], &redis).expect(64, &["tokens.store", "WEIR_TOKENS__KEY", "openssl"]);
 }

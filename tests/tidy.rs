@@ -87,8 +87,8 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ("clickhouse::", &["src/sink", "tests/real"], "ClickHouse is written and queried in src/sink/ alone"),
     (
         "redis::",
-        &["src/quota", "src/cache", "src/cli/check", "src/cli/check.rs", "tests/real", "tests/bench"],
-        "Redis is behind the traits of src/quota/ and src/cache/; src/cli/check asks only whether it is there",
+        &["src/quota", "src/cache", "src/tokens", "src/cli/check", "src/cli/check.rs", "tests/real", "tests/bench"],
+        "Redis is behind the traits of src/quota/, src/cache/ and src/tokens/; src/cli/check asks only whether it is there",
     ),
 ];
 

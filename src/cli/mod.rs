@@ -1,5 +1,6 @@
 //! One file per command that is not a stage; here the command line as a whole.
 
+mod account;
 mod batches;
 mod changes;
 mod check;
@@ -126,6 +127,9 @@ enum Command {
     /// Ask ClickHouse in SQL.
     #[command(long_about = query::LONG_ABOUT, after_long_help = query::EXAMPLES)]
     Query(query::Args),
+    /// Accounts and their tokens: list, test, authorise, add.
+    #[command(subcommand)]
+    Account(account::Command),
     /// Write the answer to a query into a file, CSV or Parquet.
     #[command(long_about = export::LONG_ABOUT, after_long_help = export::EXAMPLES)]
     Export(export::Args),
@@ -197,6 +201,7 @@ impl Cli {
             | Command::Trace(_)
             | Command::Quota(_)
             | Command::Query(_)
+            | Command::Account(_)
             | Command::Export(_)
             | Command::Verify(_)
             | Command::Batches(_)
@@ -229,6 +234,7 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Trace(args) => until(stop, trace::run(&args, &config)).await,
         Command::Quota(args) => until(stop, quota::run(args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,
+        Command::Account(command) => until(stop, account::run(command, &config)).await,
         Command::Export(args) => until(stop, export::run(args, &config)).await,
         Command::Batches(args) => until(stop, batches::list(&args, &config)).await,
         Command::Batch(args) => batches::one(args, &config, &stop).await.map(Into::into),

@@ -33,6 +33,7 @@ use crate::{
         health::{self, Health, RoleHealth},
     },
     sink,
+    tokens::{Store, TokenStore},
     topics::{Groups, Topic, Topics},
 };
 
@@ -103,6 +104,7 @@ impl From<FetchError> for RoleError {
         match error {
             FetchError::Intake(error) => error.into(),
             FetchError::Call(error) => Self::Failed(error.into()),
+            FetchError::Tokens(error) => Self::Failed(error.into()),
         }
     }
 }

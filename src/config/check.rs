@@ -13,6 +13,7 @@ use crate::{
     retry::Policy,
     runtime::logging,
     sink::Store,
+    tokens,
     topics::Topics,
 };
 
@@ -92,6 +93,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     servers(&mut check, config);
     fetch(&mut check, config);
     quota(&mut check, config);
+    tokens(&mut check, config);
     retry(&mut check, config);
     changes(&mut check, config);
     sink(&mut check, config);
@@ -191,6 +193,16 @@ fn quota(check: &mut Check, config: &Config) {
         check.add("quota.unknown", invalid.to_string());
     } else if !unknown.is_paced() {
         check.add("quota.unknown", "found a budget, allowed: a limit of at most 10s, or one with spread = true");
+    }
+}
+
+fn tokens(check: &mut Check, config: &Config) {
+    let redis = config.redis.url.as_ref().map(ExposeSecret::expose_secret);
+    if let Err(error) = tokens::open(&config.tokens, config.folder(), redis, &config.quota.prefix) {
+        check.add("tokens.store", error.to_string());
+    }
+    if config.tokens.file.file_name().is_none() {
+        check.add("tokens.file", format!("found {}, allowed: a file's path", config.tokens.file.display()));
     }
 }
 

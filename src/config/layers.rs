@@ -114,6 +114,9 @@ fn secrets_in_file(layer: &Layer) -> Vec<Problem> {
     if text("redis", "url").is_some_and(|url| super::print::without_password(&url) != url) {
         found.push(("redis.url".to_owned(), "WEIR_REDIS__URL"));
     }
+    if layer.values.get("tokens").and_then(|tokens| tokens.as_dict()?.get("key")).is_some() {
+        found.push(("tokens.key".to_owned(), "WEIR_TOKENS__KEY"));
+    }
     let properties = layer.values.get("kafka").and_then(|kafka| kafka.as_dict()?.get("properties")?.as_dict());
     for key in properties.into_iter().flat_map(Dict::keys).filter(|key| is_secret(key)) {
         found.push((format!("kafka.properties.{key}"), "a variable such as WEIR_KAFKA__PROPERTIES__SASL_PASSWORD"));

@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Config, problem::is_secret};
-use crate::{changes, fetch, kafka, platform::SourceConfig, quota, retry, runtime, sink, topics};
+use crate::{changes, fetch, kafka, platform::SourceConfig, quota, retry, runtime, sink, tokens, topics};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -23,6 +23,7 @@ struct Printed<'a> {
     redis: Redis,
     fetch: &'a fetch::Config,
     quota: &'a quota::Config,
+    tokens: Tokens<'a>,
     retry: &'a retry::Config,
     changes: &'a changes::Config,
     sink: &'a sink::Config,
@@ -58,6 +59,14 @@ struct Redis {
     url: Option<String>,
 }
 
+#[derive(Serialize)]
+struct Tokens<'a> {
+    store: tokens::Store,
+    file: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'static str>,
+}
+
 /// The configuration as TOML that [`super::load`] reads again, apart from the secrets.
 pub(super) fn redacted(config: &Config) -> String {
     let mut table = table(config);
@@ -83,6 +92,11 @@ fn table(config: &Config) -> Table {
         redis: Redis { url: config.redis.url.as_ref().map(|url| without_password(url.expose_secret())) },
         fetch: &config.fetch,
         quota: &config.quota,
+        tokens: Tokens {
+            store: config.tokens.store,
+            file: &config.tokens.file,
+            key: config.tokens.key.as_ref().map(|_| HIDDEN),
+        },
         retry: &config.retry,
         changes: &config.changes,
         sink: &config.sink,
@@ -150,6 +164,7 @@ pub(super) fn keys() -> BTreeSet<String> {
     config.clickhouse.password = Some(HIDDEN.into());
     config.clickhouse.password_file = Some(HIDDEN.into());
     config.redis.url = Some(HIDDEN.into());
+    config.tokens.key = Some(HIDDEN.into());
     let table = table(&config);
     let sections = table.iter().filter_map(|(section, value)| Some((section, value.as_table()?)));
     sections.flat_map(|(section, keys)| keys.keys().map(move |key| format!("{section}.{key}"))).collect()

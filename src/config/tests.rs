@@ -220,7 +220,10 @@ fn the_example_has_every_key() {
 
 #[test]
 fn the_source_in_the_example_is_valid_and_has_every_key_with_its_default() {
-    let text = switched_on().replace("password = \"\"\n", "").replace("password_file = \"clickhouse.password\"\n", "");
+    let text = switched_on()
+        .replace("password = \"\"\n", "")
+        .replace("key = \"\"\n", "")
+        .replace("password_file = \"clickhouse.password\"\n", "");
     let example = with(&text, &[]).unwrap();
     let source = toml::Table::try_from(&example.sources[0]).unwrap();
     let bare = "[[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\n";

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, error, info_span};
 
 use super::outcome::{CallFacts, Outcomes};
 use crate::{
@@ -18,12 +18,16 @@ use crate::{
         trace,
     },
     platform::{
-        Account, Answer, HttpReply, Refusal, RefusalKind, Reply, Vendor,
+        Account, Answer, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor,
         http::{self, NoReply},
         redact,
     },
     quota::{Slot, Tally, guard::Guard},
     runtime::clock::{Clock, Dice, Timestamp},
+    tokens::{
+        TokenStore,
+        keeper::{Keeper, Permit, Verdict},
+    },
     topics::Topics,
 };
 
@@ -64,6 +68,8 @@ pub(super) struct Ended {
     pub(super) missed: Vec<Job>,
     /// A refusal that concerns more than one request's retry.
     pub(super) refusal: Option<Refusal>,
+    /// The account's token is refused for good.
+    pub(super) is_dead: bool,
 }
 
 /// How far a call came.
@@ -82,7 +88,7 @@ impl Ended {
     fn nothing(slot: &Slot, address: usize) -> Self {
         let (account, left_at, contact) = (slot.account, slot.at, Contact::None);
         let (latency, advice, outcomes, missed, refusal) = (None, Advice::default(), vec![], vec![], None);
-        Self { account, address, contact, left_at, latency, advice, outcomes, missed, refusal }
+        Self { account, address, contact, left_at, latency, advice, outcomes, missed, refusal, is_dead: false }
     }
 }
 
@@ -118,6 +124,8 @@ pub struct CallerParts {
     pub client: http::Client,
     /// Its accounts, in the order of the quota's.
     pub accounts: Arc<[Account]>,
+    /// Where their renewed tokens are kept.
+    pub tokens: Arc<dyn TokenStore>,
     /// The guard at the last door.
     pub guard: Guard,
     /// The topics' names.
@@ -131,6 +139,7 @@ pub struct CallerParts {
 /// Makes the calls of one source.
 pub struct Caller {
     pub(super) source: SourceName,
+    pub(super) tokens: Arc<Keeper>,
     parts: CallerParts,
     outcomes: Outcomes,
 }
@@ -140,7 +149,10 @@ impl Caller {
     #[must_use]
     pub fn new(parts: CallerParts) -> Self {
         let outcomes = Outcomes::new(parts.source.clone(), &parts.topics);
-        Self { source: parts.source.clone(), outcomes, parts }
+        let (source, store) = (parts.source.clone(), Arc::clone(&parts.tokens));
+        let (clock, dice) = (parts.clock.clone(), parts.dice.clone());
+        let tokens = Arc::new(Keeper::new(source, &parts.accounts, store, parts.client.timeout(), clock, dice));
+        Self { source: parts.source.clone(), tokens, outcomes, parts }
     }
 
     pub(super) fn batch_max(&self) -> usize {
@@ -217,12 +229,15 @@ impl Caller {
                 tracing::debug!("the slot was missed");
                 return Ended { missed: jobs, ..Ended::nothing(&slot, address) };
             }
-            match self.exchange(account, address, &jobs).await {
+            // The token of this moment: another one may be there when the reply comes.
+            let (caller, generation) = self.tokens.account(account);
+            match self.exchange(&caller, address, &jobs).await {
                 Ok((reply, facts, advice)) => {
-                    let (outcomes, refusal) = self.conclude(account, jobs, reply, &facts);
+                    let (outcomes, refusal) = self.conclude(&caller, jobs, reply, &facts);
+                    let is_dead = self.judge_token(account, generation, refusal.as_ref()).await;
                     let latency = facts.http_status.map(|_| facts.latency);
                     let contact = Contact::Called(facts.http_status);
-                    Ended { contact, latency, advice, outcomes, refusal, ..Ended::nothing(&slot, address) }
+                    Ended { contact, latency, advice, outcomes, refusal, is_dead, ..Ended::nothing(&slot, address) }
                 }
                 Err(why) => {
                     let contact = Contact::NoWay(why);
@@ -232,6 +247,65 @@ impl Caller {
         }
         .instrument(span)
         .await
+    }
+
+    /// What a reply says of the token that its call carried; whether the account is out of use with it.
+    async fn judge_token(&self, account: usize, generation: u64, refusal: Option<&Refusal>) -> bool {
+        match refusal {
+            None => self.tokens.accepted(account, generation),
+            Some(refusal) if refusal.kind == RefusalKind::Denied(Denial::Token) => {
+                return self.tokens.refused(account, generation, refusal).await == Verdict::Dead;
+            }
+            Some(_) => {}
+        }
+        false
+    }
+
+    /// Spends the slot on a renewal of its account's token.
+    pub(super) async fn renew(self: Arc<Self>, slot: Slot) -> Ended {
+        let (account, nothing) = (slot.account, Ended::nothing(&slot, slot.address));
+        let Some(permit) = self.tokens.begin(account).await else { return nothing };
+        let caller = Arc::clone(&self);
+        let renewal = async move { caller.renew_under(permit, &slot).await };
+        // Once the vendor has renewed a token the old one may be dead: the new one is stored even if the stage ends.
+        #[allow(clippy::disallowed_methods, reason = "awaited right here; it ends with the client's time-out")]
+        let renewal = tokio::spawn(renewal);
+        renewal.await.unwrap_or_else(|error| {
+            error!(source = %self.source, account = %self.alias(account), %error, "a renewal ended abnormally");
+            self.tokens.give_up(account);
+            nothing
+        })
+    }
+
+    async fn renew_under(&self, permit: Permit, slot: &Slot) -> Ended {
+        let nothing = Ended::nothing(slot, slot.address);
+        // Last, as for a call: the claim and the way into this task have taken their time.
+        self.parts.guard.pass_from(slot.account, slot.address).await;
+        if slot.is_late(Instant::now()) {
+            self.tokens.keep(permit);
+            return nothing;
+        }
+        let vendor = &self.parts.vendor;
+        let Some(exchange) = vendor.prepare_renewal(&permit.account, self.parts.clock.now()) else {
+            let message = "this vendor's tokens cannot be renewed".to_owned();
+            let refusal = Refusal { kind: RefusalKind::Bug, code: "token".to_owned(), message };
+            let is_dead = self.tokens.finish(permit, Err(refusal)).await == Verdict::Dead;
+            return Ended { is_dead, ..nothing };
+        };
+        let (renewed, contact, advice) = match self.parts.client.exchange_from(slot.address, &exchange).await {
+            Ok(reply) => (vendor.interpret_renewal(&reply), Contact::Called(Some(reply.status)), Advice::of(&reply)),
+            Err(NoReply::Refused(refusal)) => (Err(refusal), Contact::Called(None), Advice::default()),
+            Err(NoReply::Address(why)) => {
+                let why = redact(&permit.account, &why).into_owned();
+                self.tokens.put_back(permit).await;
+                return Ended { contact: Contact::NoWay(why), ..nothing };
+            }
+        };
+        let refusal = renewed.as_ref().err().map(|refusal| refusal.clone().redacted(&permit.account));
+        // What is denied is between the keeper and the vendor.
+        let refusal = refusal.filter(|refusal| !matches!(refusal.kind, RefusalKind::Denied(_)));
+        let is_dead = self.tokens.finish(permit, renewed).await == Verdict::Dead;
+        Ended { contact, advice, refusal, is_dead, ..nothing }
     }
 
     /// What a call is called that leaves from this address.
@@ -246,18 +320,17 @@ impl Caller {
     /// The vendor's reply; or why the address let no call leave.
     async fn exchange(
         &self,
-        account: usize,
+        account: &Account,
         address: usize,
         jobs: &[Job],
     ) -> Result<(Reply, CallFacts, Advice), String> {
-        let Account { alias, .. } = &self.parts.accounts[account];
         let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
         // Signed here and not earlier: signatures and timestamps go stale.
-        let exchange = self.parts.vendor.prepare(&self.parts.accounts[account], &requests, self.parts.clock.now());
+        let exchange = self.parts.vendor.prepare(account, &requests, self.parts.clock.now());
         let started = Instant::now();
         let result = self.parts.client.exchange_from(address, &exchange).await;
         let mut facts = CallFacts {
-            account: alias.clone(),
+            account: account.alias.clone(),
             ended_at: self.parts.clock.now(),
             latency: started.elapsed(),
             http_status: None,
@@ -270,7 +343,7 @@ impl Caller {
                 self.understand(&requests, &reply)
             }
             Err(NoReply::Refused(refusal)) => Reply::Refused(refusal),
-            Err(NoReply::Address(why)) => return Err(redact(&self.parts.accounts[account], &why).into_owned()),
+            Err(NoReply::Address(why)) => return Err(redact(account, &why).into_owned()),
         };
         tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
         Ok((reply, facts, advice))
@@ -293,15 +366,15 @@ impl Caller {
         }
     }
 
-    /// The records of each request, and a refusal that concerns more than that.
+    /// The records of each request, and a refusal that concerns more than that. `caller` is the account with the tokens
+    /// that the call carried.
     fn conclude(
         &self,
-        account: usize,
+        caller: &Account,
         jobs: Vec<Job>,
         reply: Reply,
         facts: &CallFacts,
     ) -> (Vec<(Position, Vec<Outgoing>)>, Option<Refusal>) {
-        let caller = &self.parts.accounts[account];
         let mut worst = None;
         let mut conclude = |job: Job, answer: Result<Answer, Refusal>| {
             let records = match answer {

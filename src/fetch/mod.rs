@@ -47,6 +47,7 @@ use crate::{
     message::BatchId,
     platform::{Refusal, RefusalKind, address::HealthConfig},
     quota::{Cause, Hold, Lease, Quota, Scope, Slot, Tally, money::Budgets},
+    tokens::{StoreError, keeper::Purpose},
 };
 
 /// Why fetch stopped.
@@ -58,7 +59,13 @@ pub enum FetchError {
     /// A defect in a vendor's code: the request's place in the log is kept, and the next start tries it again.
     #[error("a call ended abnormally: {0}")]
     Call(#[from] JoinError),
+    /// Without the tokens that were renewed since the configuration was written, nobody can call.
+    #[error(transparent)]
+    Tokens(#[from] StoreError),
 }
+
+/// A slot whose account has to wait for a token puts it off for at least and at most so long.
+const TOKEN_WAIT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
 /// The fetch stage of one source.
 pub struct Fetch<R, W> {
@@ -147,6 +154,10 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// # Errors
     /// [`FetchError`]; nothing is lost, the next start continues from the last commit.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), FetchError> {
+        let tokens = Arc::clone(&self.caller.tokens);
+        tokens.load(&*self.quota).await?;
+        let mut watch = JoinSet::new();
+        watch.spawn(Arc::clone(&tokens).watch(Arc::clone(&self.quota)));
         let mut stopped = pin!(stop.cancelled_owned());
         while !(self.stopping && self.calls.is_empty()) {
             self.dispatch().await;
@@ -157,6 +168,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 Some(ended) = self.calls.join_next() => self.end_calls(ended?).await?,
                 () = self.cancelled.changed() => self.sweep(),
                 input = self.intake.next() => self.take(input?),
+                // Accounts may be in use again.
+                () = tokens.changed() => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
             }
         }
@@ -250,27 +263,61 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.slots.push_front(slot);
                 return;
             }
-            let jobs = self.take_jobs();
-            if jobs.is_empty() {
-                // The money of all that could start is spent.
-                self.slots.push_front(slot);
-                self.end_uncalled();
-                continue;
-            }
-            let now = self.caller.now();
-            if let Some(wait) = self.addresses.probe(slot.address, now) {
-                let cause = Cause::new("one call tries it again", now);
-                self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait), &cause).await;
-            }
-            self.spend(&jobs);
-            for job in &jobs {
-                self.regulate(&job.position.partition.clone());
-            }
-            self.calls.spawn(Arc::clone(&self.caller).call(slot, jobs));
+            self.use_slot(slot).await;
         }
         // Nobody to call for: others may use what is left of the lease.
         if !self.slots.is_empty() && self.backlog.is_empty() {
             self.return_slots().await;
+        }
+    }
+
+    /// Makes a call in this slot, or renews its account's token.
+    async fn use_slot(&mut self, slot: Slot) {
+        let (account, now) = (slot.account, Instant::now());
+        let (until, why) = match self.caller.tokens.purpose(account) {
+            Purpose::Call => return self.make_call(slot).await,
+            Purpose::Renewal => {
+                self.probe(&slot).await;
+                self.calls.spawn(Arc::clone(&self.caller).renew(slot));
+                return;
+            }
+            Purpose::Wait(until) => {
+                (until.clamp(now + TOKEN_WAIT[0], now + TOKEN_WAIT[1]), "its token is being renewed")
+            }
+            // It was disabled for that, and somebody has ended the hold.
+            Purpose::Nothing => {
+                (now + TOKEN_WAIT[1], "its token is refused: `weir account authorise` gives it another")
+            }
+        };
+        // The slot is dropped. Without the hold an account that nothing limits would get one after the other.
+        self.quota.ended(account);
+        self.tally.returned(account);
+        let cause = Cause::new(why, self.caller.now());
+        self.quota.hold(Scope::Account(account), Hold::Until(until), &cause).await;
+    }
+
+    async fn make_call(&mut self, slot: Slot) {
+        let jobs = self.take_jobs();
+        if jobs.is_empty() {
+            // The money of all that could start is spent.
+            self.slots.push_front(slot);
+            self.end_uncalled();
+            return;
+        }
+        self.probe(&slot).await;
+        self.charge(&jobs);
+        for job in &jobs {
+            self.regulate(&job.position.partition.clone());
+        }
+        self.calls.spawn(Arc::clone(&self.caller).call(slot, jobs));
+    }
+
+    /// If this is the first to leave from an address that was taken out, the others wait for what comes of it.
+    async fn probe(&mut self, slot: &Slot) {
+        let now = self.caller.now();
+        if let Some(wait) = self.addresses.probe(slot.address, now) {
+            let cause = Cause::new("one call tries it again", now);
+            self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait), &cause).await;
         }
     }
 
@@ -315,7 +362,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 Lease::Nobody => {
                     if !std::mem::replace(&mut self.nobody_told, true) {
                         let source = &self.caller.source;
-                        error!(%source, "every account is disabled: requests wait on Kafka until the accounts are repaired and resumed with `weir quota resume`");
+                        error!(%source, "every account is disabled: requests wait on Kafka until an account is repaired: `weir account authorise` gives it a new token, `weir quota resume` ends its hold");
                     }
                     self.wake_at = Some(Instant::now() + Self::LOOK_AGAIN);
                     return None;
@@ -344,7 +391,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// Counts what a call costs: the price of one call for each batch that it serves.
-    fn spend(&mut self, jobs: &[Job]) {
+    fn charge(&mut self, jobs: &[Job]) {
         let now = self.caller.now();
         for batch in batches(jobs) {
             for spent in self.spending.charge(batch, now) {
@@ -397,6 +444,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             // A throttle's own wait overrides the other headers.
             if !is_throttled {
                 self.heed((ended.account, ended.address), ended.advice).await;
+            }
+            if let Some(cause) = self.caller.tokens.death(ended.account).filter(|_| ended.is_dead) {
+                self.quota.hold(Scope::Account(ended.account), Hold::Disabled, &cause).await;
             }
             for (position, records) in ended.outcomes {
                 self.intake.complete(position, records);

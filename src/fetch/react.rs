@@ -1,4 +1,4 @@
-//! What the end of a call means for the calls to come: holds, slower paces, addresses that are taken out.
+//! What replies and refusals mean for the calls to come: holds, and a pace that gives way.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     kafka::{Reader, Writer},
-    platform::{Affected, Refusal, RefusalKind},
+    platform::{Affected, Denial, Refusal, RefusalKind},
     quota::{Cause, Hold, Scope, Slot},
 };
 
@@ -40,7 +40,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// The vendor says: too fast. The shared time moves first, then the pace gives way.
-    pub(super) async fn slow_down(
+    async fn slow_down(
         &mut self,
         scope: Scope,
         account: usize,
@@ -78,11 +78,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 };
                 self.slow_down(scope, account, left_at, *wait, &cause).await;
             }
-            RefusalKind::Denied(denial) => {
-                error!(%source, account = %alias, code = refusal.code, message = refusal.message, ?denial, "the vendor refuses this account: it is disabled until `weir quota resume`, the others carry its load");
+            RefusalKind::Denied(Denial::Account) => {
+                error!(%source, account = %alias, code = refusal.code, message = refusal.message, "the vendor refuses this account: it is disabled until `weir quota resume`, the others carry its load");
                 self.quota.hold(Scope::Account(account), Hold::Disabled, &cause).await;
             }
-            RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
+            // The keeper of the tokens has seen to the one.
+            RefusalKind::Denied(Denial::Token) | RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
         }
     }
 

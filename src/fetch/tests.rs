@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 
-use super::*;
+use super::{call::Advice, *};
 use crate::{
     kafka::{
         Epoch, RECORD_LIMIT,
@@ -12,9 +12,10 @@ use crate::{
         scripted::{Log, assigned, partition, records},
     },
     message::{AccountAlias, Columns, DeadLetter, ItemId, Request, RequestId, SourceName, Status},
-    platform::{Account, Answer, Exchange, HttpReply, Reply, Vendor, http},
+    platform::{Account, Affected, Answer, Exchange, HttpReply, Reply, Vendor, http},
     quota::{guard::Guard, memory::Memory, pace::Pacing},
     runtime::clock::{Clock, Dice, Timestamp},
+    tokens::file::FileStore,
     topics::{self, Topics},
 };
 
@@ -48,11 +49,13 @@ fn caller_of(answer: fn() -> Reply) -> Caller {
             app_key: "key".to_owned(),
             app_secret: "secret".into(),
             access_token: None,
+            refresh_token: None,
             limit: None,
             limits: vec![],
             calls_in_flight: None,
             address: None,
         }]),
+        tokens: Arc::new(FileStore::new("nowhere/tokens.json".into())),
         guard: Guard::new(&[], None),
         topics: Topics::new(topics::Config::default()),
         clock: Clock::simulated(Timestamp::from_millis(0)),
@@ -167,7 +170,18 @@ fn stage(config: Config) -> (Fetch<impl Reader, Log>, Arc<Memory>) {
 fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>) -> Ended {
     let refusal = kind.map(|kind| Refusal { kind, code: "c".to_owned(), message: "m".to_owned() });
     let contact = call::Contact::Called(Some(200));
-    Ended { account: 0, address: 0, contact, left_at, latency: None, advice, outcomes: vec![], missed: vec![], refusal }
+    Ended {
+        account: 0,
+        address: 0,
+        contact,
+        left_at,
+        latency: None,
+        advice,
+        outcomes: vec![],
+        missed: vec![],
+        refusal,
+        is_dead: false,
+    }
 }
 
 /// For how long an account is held.

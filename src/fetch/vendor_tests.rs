@@ -17,6 +17,7 @@ use crate::{
     quota::{Pacing, guard::Guard, memory::Memory},
     runtime::clock::{Clock, Dice},
     simulate::{self, Latency, Options, Shares, Simulator},
+    tokens::file::FileStore,
     topics::{self, Topics},
 };
 
@@ -68,6 +69,8 @@ impl Rig {
             vendor: Arc::clone(&source.vendor),
             client: source.client.clone(),
             accounts: Arc::clone(&source.accounts),
+            // Those of this vendor live for ever.
+            tokens: Arc::new(FileStore::new(folder.path().join("tokens.json"))),
             guard: Guard::of(&limits),
             topics: Topics::new(topics::Config::default()),
             clock: Clock::System,

@@ -54,7 +54,7 @@ impl Job {
                 .set("enable.auto.commit", "false")
                 .create()
                 .map_err(|error| TransactError::Rebuild(format!("making a consumer: {error}")))?;
-            let transactions = Transactions::start(&config, name)?;
+            let transactions = Transactions::start(&config, name, None)?;
             Ok(Self { inner: Arc::new(Inner { group, config, transactions, consumer }) })
         });
         opened.await.map_err(|error| TransactError::Rebuild(error.to_string()))?

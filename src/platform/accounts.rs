@@ -30,6 +30,8 @@ pub struct Account {
     pub app_secret: SecretString,
     /// Proves the user's authorisation, where the API needs one.
     pub access_token: Option<SecretString>,
+    /// Renews that one.
+    pub refresh_token: Option<SecretString>,
     /// What the vendor allows it; without one, the source's limit for each account counts.
     pub limit: Option<Limit>,
     /// Further limits, which hold together with that one.
@@ -53,6 +55,9 @@ pub struct AccountConfig {
     /// Where its token is, if the API needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_token: Option<SecretRef>,
+    /// Where the token is that renews it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token: Option<SecretRef>,
     /// What the vendor allows it, if it differs from the source's limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
@@ -130,10 +135,8 @@ pub fn load(
     let mut loaded: Vec<Account> =
         accounts.iter().map(|account| account.resolve(at)).collect::<Result<_, AccountsError>>()?;
     if let Some(path) = accounts_file {
-        let inline = read_accounts_file(&at.folder.join(path))?;
-        for account in inline {
-            loaded.push(Account::try_from(account)?);
-        }
+        let path = at.folder.join(path);
+        loaded.extend(parse(&path, text(&path)?.expose_secret())?);
     }
     let mut aliases = HashSet::with_capacity(loaded.len());
     for account in &loaded {
@@ -156,6 +159,7 @@ impl AccountConfig {
             app_key: self.app_key.clone(),
             app_secret: secret("app_secret", &self.app_secret)?,
             access_token: self.access_token.as_ref().map(|token| secret("access_token", token)).transpose()?,
+            refresh_token: self.refresh_token.as_ref().map(|token| secret("refresh_token", token)).transpose()?,
             limit: limit_of(&self.alias, self.limit.clone(), self.preset)?,
             limits: self.limits.clone(),
             calls_in_flight: self.calls_in_flight,
@@ -165,6 +169,22 @@ impl AccountConfig {
 }
 
 impl Account {
+    /// An account of this name that has nothing else yet.
+    #[must_use]
+    pub fn named(alias: AccountAlias) -> Self {
+        Self {
+            alias,
+            app_key: String::new(),
+            app_secret: SecretString::default(),
+            access_token: None,
+            refresh_token: None,
+            limit: None,
+            limits: Vec::new(),
+            calls_in_flight: None,
+            address: None,
+        }
+    }
+
     fn check(&self) -> Result<(), AccountsError> {
         let key = self.app_key.as_bytes();
         if !(1..=64).contains(&key.len())
@@ -173,12 +193,15 @@ impl Account {
             return Err(AccountsError::AppKey { alias: self.alias.clone(), found: self.app_key.clone() });
         }
         let empty = |secret: &SecretString| secret.expose_secret().trim().is_empty();
-        let key = match &self.access_token {
-            _ if empty(&self.app_secret) => "app_secret",
-            Some(token) if empty(token) => "access_token",
-            _ => return Ok(()),
-        };
-        Err(AccountsError::Empty { alias: self.alias.clone(), key })
+        let secrets = [
+            ("app_secret", Some(&self.app_secret)),
+            ("access_token", self.access_token.as_ref()),
+            ("refresh_token", self.refresh_token.as_ref()),
+        ];
+        match secrets.into_iter().find(|(_, secret)| secret.is_some_and(empty)) {
+            Some((key, _)) => Err(AccountsError::Empty { alias: self.alias.clone(), key }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -198,6 +221,7 @@ struct InlineAccount {
     app_key: String,
     app_secret: Inline,
     access_token: Option<Inline>,
+    refresh_token: Option<Inline>,
     limit: Option<Limit>,
     #[serde(default)]
     limits: Vec<Limit>,
@@ -231,6 +255,7 @@ impl TryFrom<InlineAccount> for Account {
             app_key: inline.app_key,
             app_secret: inline.app_secret.0,
             access_token: inline.access_token.map(|token| token.0),
+            refresh_token: inline.refresh_token.map(|token| token.0),
             limits: inline.limits,
             calls_in_flight: inline.calls_in_flight,
             address: inline.address,
@@ -238,16 +263,29 @@ impl TryFrom<InlineAccount> for Account {
     }
 }
 
-fn read_accounts_file(path: &Path) -> Result<Vec<InlineAccount>, AccountsError> {
-    let text = read("accounts_file", path, ACCOUNTS_LIMIT, Readers::OwnerOnly)?;
-    let file = <Toml as Format>::from_str::<AccountsFile>(text.expose_secret());
+/// The text of a file of accounts that only its owner can read.
+///
+/// # Errors
+/// [`AccountsError::Secret`]
+pub fn text(path: &Path) -> Result<SecretString, AccountsError> {
+    Ok(read("accounts_file", path, ACCOUNTS_LIMIT, Readers::OwnerOnly)?)
+}
+
+/// The accounts that such a text declares, each checked by itself.
+///
+/// # Errors
+/// [`AccountsError`] with the line, and without it if it could hold a secret.
+pub fn parse(path: &Path, text: &str) -> Result<Vec<Account>, AccountsError> {
+    let file = <Toml as Format>::from_str::<AccountsFile>(text);
     // Only the message: what the parser displays quotes the line, and the line has secrets in it.
     let file = file.map_err(|error| AccountsError::Toml {
         path: path.to_owned(),
-        line: line_of(text.expose_secret(), error.span().map_or(0, |span| span.start)),
+        line: line_of(text, error.span().map_or(0, |span| span.start)),
         message: error.message().to_owned(),
     })?;
-    Ok(file.account)
+    let accounts = file.account.into_iter().map(Account::try_from).collect::<Result<Vec<_>, _>>()?;
+    accounts.iter().try_for_each(Account::check)?;
+    Ok(accounts)
 }
 
 fn line_of(text: &str, at: usize) -> usize {
@@ -293,6 +331,7 @@ mod tests {
             app_key: "1000000".to_owned(),
             app_secret: SecretRef::Env("APP_SECRET".to_owned()),
             access_token: None,
+            refresh_token: None,
             limit: None,
             limits: Vec::new(),
             calls_in_flight: None,

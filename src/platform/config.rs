@@ -48,6 +48,9 @@ pub struct SourceConfig {
     /// Scheme, host and perhaps a path.
     #[serde(default = "default_url")]
     pub url: String,
+    /// The page where a user authorises an app.
+    #[serde(default = "default_authorise_url")]
+    pub authorise_url: String,
     /// Namespace and name of the API.
     #[serde(default = "default_api")]
     pub api: String,
@@ -115,6 +118,10 @@ pub struct SourceConfig {
 
 fn default_url() -> String {
     "https://gw.open.1688.com".to_owned()
+}
+
+fn default_authorise_url() -> String {
+    "https://auth.1688.com/oauth/authorize".to_owned()
 }
 
 fn default_api() -> String {
@@ -286,6 +293,7 @@ impl SourceConfig {
     fn settings(&self) -> Settings {
         Settings {
             url: self.url.clone(),
+            authorise_url: self.authorise_url.clone(),
             api: self.api.clone(),
             version: self.version.clone(),
             item_param: self.item_param.clone(),
@@ -321,6 +329,8 @@ impl SourceConfig {
     fn check(&self) -> Result<(), Problem> {
         self.check_budget()?;
         require("url", &self.url, http::is_base_url(&self.url), "http:// or https://, a host and perhaps a path")?;
+        let page = &self.authorise_url;
+        require("authorise_url", page, http::is_base_url(page), "http:// or https://, a host and perhaps a path")?;
         let words: Vec<_> = self.api.split('/').collect();
         let is_api = words.len() == 2 && words.iter().all(|word| is_word(word));
         require("api", &self.api, is_api, "namespace/name, like com.alibaba.product/alibaba.product.get")?;
@@ -418,6 +428,7 @@ mod tests {
         let table = [
             ("url = \"ftp://gw\"", "url is \"ftp://gw\"; it must be http:// or https://"),
             ("url = \"https://gw/?key=1\"", "url is"),
+            ("authorise_url = \"auth.1688.com\"", "authorise_url is \"auth.1688.com\"; it must be http:// or https://"),
             ("api = \"alibaba.product.get\"", "api is \"alibaba.product.get\"; it must be namespace/name"),
             ("api = \"a/b/c\"", "api is"),
             ("version = \"\"", "version is \"\""),

@@ -52,6 +52,7 @@ pub enum Route {
 #[derive(Clone, Debug)]
 pub struct Client {
     ways: Arc<[Way]>,
+    timeout: Duration,
 }
 
 /// One address and its connections.
@@ -100,7 +101,14 @@ impl Client {
             let http = connections(timeouts, route).map_err(|error| ClientError(chain(&error.without_url())))?;
             Ok(Way { name: name.clone(), route: route.clone(), http })
         };
-        Ok(Self { ways: addresses.iter().map(way).collect::<Result<_, ClientError>>()? })
+        let ways = addresses.iter().map(way).collect::<Result<_, ClientError>>()?;
+        Ok(Self { ways, timeout: timeouts.total })
+    }
+
+    /// How long one call takes at most.
+    #[must_use]
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// How many addresses there are.
@@ -305,6 +313,11 @@ pub(super) fn is_base_url(text: &str) -> bool {
         && url.fragment().is_none()
         && url.username().is_empty()
         && url.password().is_none()
+}
+
+/// A URL with these parameters as its query; nothing if it is no URL.
+pub(super) fn with_query(url: &str, params: &[(&str, &str)]) -> Option<String> {
+    Url::parse_with_params(url, params).ok().map(String::from)
 }
 
 /// Whether a text is a proxy's URL: scheme, host and perhaps a port, and nothing secret.

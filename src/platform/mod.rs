@@ -13,6 +13,7 @@ pub mod http;
 mod limits;
 pub mod pick;
 pub mod preset;
+pub mod private;
 #[cfg(test)]
 pub(crate) mod proxies;
 mod redact;
@@ -21,6 +22,7 @@ mod structured;
 
 use std::time::Duration;
 
+use secrecy::SecretString;
 use serde_json::value::RawValue;
 
 pub use accounts::Account;
@@ -159,6 +161,19 @@ pub enum Reply {
     Refused(Refusal),
 }
 
+/// What a vendor gave for a refresh token, or for the code of a user who authorised the app.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// Proves the user's authorisation (1688: access token, TOP: session).
+    pub access_token: SecretString,
+    /// For how long from now, if the vendor says so.
+    pub lives: Option<Duration>,
+    /// Renews it; nothing: the one that was sent still counts.
+    pub refresh_token: Option<SecretString>,
+    /// When that one expires, if the vendor says so.
+    pub refresh_until: Option<Timestamp>,
+}
+
 /// A vendor API.
 pub trait Vendor: Send + Sync {
     /// The most requests that one call can carry.
@@ -174,6 +189,36 @@ pub trait Vendor: Send + Sync {
     /// The columns of an item from the JSON that was kept of it ([`Answer::raw`]), as they are read today; `None` if
     /// it holds no product, or this vendor's code cannot tell.
     fn columns(&self, _raw: &RawValue) -> Option<Columns> {
+        None
+    }
+
+    /// The exchange that renews the account's token; nothing if the vendor has none, or the account nothing to renew
+    /// it with.
+    fn prepare_renewal(&self, account: &Account, now: Timestamp) -> Option<Exchange> {
+        let _ = (account, now);
+        None
+    }
+
+    /// What the reply to that exchange means, or to [`Vendor::prepare_authorisation`]'s.
+    ///
+    /// # Errors
+    /// The refusal. [`RefusalKind::Denied`]: only a new authorisation can help.
+    fn interpret_renewal(&self, reply: &HttpReply) -> Result<Tokens, Refusal> {
+        let _ = reply;
+        let message = "this vendor has no tokens that are renewed".to_owned();
+        Err(Refusal { kind: RefusalKind::Bug, code: "token".to_owned(), message })
+    }
+
+    /// The address at which a user authorises the app, signed; the vendor sends the user on to `redirect_uri` with
+    /// `state` and a code.
+    fn authorise_link(&self, account: &Account, redirect_uri: &str, state: &str) -> Option<String> {
+        let _ = (account, redirect_uri, state);
+        None
+    }
+
+    /// The exchange that makes tokens of that code.
+    fn prepare_authorisation(&self, account: &Account, code: &str, redirect_uri: &str) -> Option<Exchange> {
+        let _ = (account, code, redirect_uri);
         None
     }
 }

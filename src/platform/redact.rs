@@ -12,14 +12,14 @@ const PIECE: usize = 4;
 /// As long as the shortest signature in use (HMAC-MD5 in hex).
 const SIGNATURE: usize = 32;
 
-/// `text` without the account's secret, its token and anything that looks like a signature.
+/// `text` without the account's secret, its tokens and anything that looks like a signature.
 ///
 /// Secrets are found as they are and as a form carries them, and at the end of the text also the beginning of
 /// one: texts arrive here shortened.
 #[must_use]
 pub fn redact<'t>(account: &Account, text: &'t str) -> Cow<'t, str> {
     let mut hidden = signatures(text);
-    let secrets = [Some(&account.app_secret), account.access_token.as_ref()];
+    let secrets = [Some(&account.app_secret), account.access_token.as_ref(), account.refresh_token.as_ref()];
     for secret in secrets.into_iter().flatten().map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty()) {
         find(text, secret, &mut hidden);
         let in_a_form = form_urlencoded(secret);
@@ -94,6 +94,7 @@ mod tests {
             app_key: "1000000".to_owned(),
             app_secret: secret.into(),
             access_token: Some(token.into()),
+            refresh_token: Some("rt-0815".into()),
             limit: None,
             limits: Vec::new(),
             calls_in_flight: None,
@@ -107,6 +108,7 @@ mod tests {
         let table = [
             ("bad token at/00+1= for app", "bad token [secret] for app"),
             ("access_token=at%2F00%2B1%3D&x=1", "access_token=[secret]&x=1"),
+            ("unknown token rt-0815", "unknown token [secret]"),
             ("test123test123", "[secret][secret]"),
             ("cut off: at/00…", "cut off: [secret]…"),
             ("cut off: tes…", "cut off: tes…"),

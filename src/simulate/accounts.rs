@@ -1,19 +1,13 @@
 //! The simulated vendor's accounts, and the secrets file that lets a client use them.
 
-use std::{
-    fmt::Write as _,
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{fmt::Write as _, io, path::Path};
 
 use secrecy::{ExposeSecret, SecretString};
 
 use super::dice::{Question, next, roll};
 use crate::{
     message::{AccountAlias, InvalidId},
-    platform::Account,
+    platform::{Account, private},
 };
 
 /// Accounts `sim-0001`, `sim-0002`, …, the same for the same seed.
@@ -28,17 +22,19 @@ fn account(seed: u64, index: u64) -> Result<Account, InvalidId> {
     let mut bits = roll(seed, Question::Credentials, index);
     // Seven digits or more; strictly increasing, hence distinct.
     let app_key = 1_000_000 + index * 977 + next(&mut bits) % 977;
-    let token: u128 = u128::from(next(&mut bits)) << 64 | u128::from(next(&mut bits));
     Ok(Account {
-        alias: AccountAlias::new(format!("sim-{:04}", index + 1))?,
         app_key: app_key.to_string(),
+        access_token: Some(token(&mut bits)),
         app_secret: SecretString::from(letters(&mut bits, 12)),
-        access_token: Some(SecretString::from(uuid::Uuid::from_u128(token).to_string())),
-        limit: None,
-        limits: Vec::new(),
-        calls_in_flight: None,
-        address: None,
+        refresh_token: Some(token(&mut bits)),
+        ..Account::named(AccountAlias::new(format!("sim-{:04}", index + 1))?)
     })
+}
+
+/// A token in the gateway's form.
+pub(super) fn token(bits: &mut u64) -> SecretString {
+    let token = u128::from(next(bits)) << 64 | u128::from(next(bits));
+    uuid::Uuid::from_u128(token).to_string().into()
 }
 
 fn letters(bits: &mut u64, count: usize) -> String {
@@ -53,33 +49,20 @@ fn letters(bits: &mut u64, count: usize) -> String {
 /// # Errors
 /// Whatever the file system says.
 pub(super) fn write(path: &Path, accounts: &[Account]) -> io::Result<()> {
-    let mut name = path.file_name().ok_or_else(|| io::Error::other("not a file name"))?.to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let temporary = path.with_file_name(name);
-    // Left by a killed process that had our number; its mode may be wrong, so it is not reused.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    let written = file.write_all(toml(accounts).as_bytes()).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    private::replace(path, toml(accounts).as_bytes())
 }
 
 /// Keys, secrets and tokens are letters, digits and hyphens: nothing to escape.
 fn toml(accounts: &[Account]) -> String {
     let mut text = String::from("# Accounts of a simulated 1688 gateway. Written by `weir simulate`.\n");
     for account in accounts {
-        let token = account.access_token.as_ref().map_or("", ExposeSecret::expose_secret);
+        let [access, refresh] = [&account.access_token, &account.refresh_token]
+            .map(|token| token.as_ref().map_or("", ExposeSecret::expose_secret));
         let secret = account.app_secret.expose_secret();
         // Writing to a String cannot fail.
         let _ = write!(
             text,
-            "\n[[account]]\nalias = \"{}\"\napp_key = \"{}\"\napp_secret = \"{secret}\"\naccess_token = \"{token}\"\n",
+            "\n[[account]]\nalias = \"{}\"\napp_key = \"{}\"\napp_secret = \"{secret}\"\naccess_token = \"{access}\"\nrefresh_token = \"{refresh}\"\n",
             account.alias, account.app_key,
         );
     }
@@ -88,7 +71,7 @@ fn toml(accounts: &[Account]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, os::unix::fs::PermissionsExt};
+    use std::{collections::HashSet, fs, os::unix::fs::PermissionsExt};
 
     use figment::providers::{Format, Toml};
     use serde::Deserialize;
@@ -107,6 +90,7 @@ mod tests {
         app_key: String,
         app_secret: String,
         access_token: String,
+        refresh_token: String,
     }
 
     fn read(path: &Path) -> Vec<Entry> {
@@ -135,6 +119,7 @@ mod tests {
             assert_eq!(entry.app_key, account.app_key);
             assert_eq!(entry.app_secret, account.app_secret.expose_secret());
             assert_eq!(entry.access_token, account.access_token.as_ref().unwrap().expose_secret());
+            assert_eq!(entry.refresh_token, account.refresh_token.as_ref().unwrap().expose_secret());
         }
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }

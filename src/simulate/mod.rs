@@ -26,6 +26,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    aop::TokenRules,
     catalogue::Shares,
     ids::sample,
     limiter::Quota,

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{SimulateError, catalogue::Shares, dice::fraction, limiter::Quota};
+use super::{SimulateError, aop::TokenRules, catalogue::Shares, dice::fraction, limiter::Quota};
 
 /// How a simulator behaves. `..Options::default()` is what the command line has by default, on a free port.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +22,8 @@ pub struct Options {
     pub accounts_file: Option<PathBuf>,
     /// Each account's quota.
     pub quota: Quota,
+    /// How tokens live and die.
+    pub tokens: TokenRules,
     /// The quota of each address that calls come from.
     pub address_quota: Quota,
     /// How long an answer takes.
@@ -40,6 +42,7 @@ impl Default for Options {
             accounts: 100,
             accounts_file: None,
             quota: Quota::Bucket { rate: 10.0, burst: 5 },
+            tokens: TokenRules::default(),
             address_quota: Quota::None,
             latency: Latency { from: Duration::from_millis(200), to: Duration::from_millis(500) },
             shares: Shares::default(),
@@ -65,6 +68,12 @@ impl Options {
             Quota::Bucket { rate, .. } if !(rate.is_finite() && rate > 0.0) => {
                 wrong("--rate", rate.to_string(), "a number above 0")
             }
+            // The gateway tells whole seconds.
+            _ if self.tokens.life.is_some_and(|life| life < Duration::from_secs(1)) => wrong(
+                "--token-life",
+                humantime::format_duration(self.tokens.life.unwrap_or_default()).to_string(),
+                "at least 1s",
+            ),
             Quota::Fixed { window, .. } | Quota::Sliding { window, .. } if window.is_zero() => {
                 wrong("--window", "0s".into(), "a duration above 0")
             }
@@ -142,6 +151,9 @@ Examples:
   # As fast as it can, nothing goes wrong: for measuring
   weir simulate --no-limit --latency 0s --absent 0 --off-shelf 0 --throttled 0 --failing 0 --broken 0 --hopeless 0
 
+  # Tokens that live half a minute
+  weir simulate --token-life 30s --write-accounts accounts.toml
+
   # What has it seen? `violations` must be 0
   curl -s localhost:16880/stats";
 
@@ -154,7 +166,11 @@ Examples:
 /// Any item id can be asked for. The seed decides what is under it (a product, nothing, a product that is no
 /// longer sold) and how asking for it goes wrong, so that two runs with one seed agree on every item.
 ///
-/// Also served: GET /stats (counts), POST /reset (counts to zero), GET /healthz.
+/// POST /openapi/http/1/system.oauth2/getToken/{app key} renews tokens, and gives some for a code of the page
+/// GET /oauth/authorize, whose user always agrees; both count against the quota like any call.
+///
+/// Also served: GET /stats (counts), POST /reset (counts to zero), POST /revoke/{alias} (its user withdraws the
+/// authorisation), GET /healthz.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, args_conflicts_with_subcommands = false)]
 pub struct Args {
@@ -187,6 +203,12 @@ pub struct Args {
     /// No quota of accounts at all.
     #[arg(long, help_heading = "Quota")]
     no_limit: bool,
+    /// How long an access token lives; without it, for ever.
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Tokens")]
+    token_life: Option<Duration>,
+    /// A renewal ends the access token and the refresh token before it at once.
+    #[arg(long, help_heading = "Tokens")]
+    token_rotation: bool,
     /// Calls per second and address that calls come from, in any stretch of a second; without it any number.
     #[arg(long, value_name = "CALLS", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Quota")]
     address_rate: Option<u32>,
@@ -246,6 +268,7 @@ impl Args {
     pub fn into_options(self) -> Result<Options, SimulateError> {
         let options = Options {
             quota: self.quota(),
+            tokens: TokenRules { life: self.token_life, rotation: self.token_rotation },
             address_quota: self.address_rate.map_or(Quota::None, |calls| {
                 let window = Duration::from_secs(1);
                 Quota::Sliding { calls, window }
@@ -362,6 +385,7 @@ mod tests {
             ("--latency 2s..1s", "backwards"),
             ("--latency soon", "250ms"),
             ("--accounts 0", "from 1 to 1000000"),
+            ("--token-life 300ms", "at least 1s"),
             ("--absent 0.6 --off-shelf 0.6", "at most 1"),
             ("--failing 0.6 --broken 0.6", "at most 1"),
             ("--limit fixed --window 0s", "above 0"),

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use axum::{
     Json, RequestExt, Router,
     body::{Body, Bytes},
-    extract::{ConnectInfo, DefaultBodyLimit, Form, Query, Request, State},
+    extract::{ConnectInfo, DefaultBodyLimit, Form, Path, Query, Request, State},
     http::{HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{any, get, post},
@@ -68,7 +68,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Simulator, Simulate
     let catalogue = Catalogue { seed: options.seed, shares: options.shares };
     let world = Arc::new(World {
         stats: Stats::new(accounts.len()),
-        gateway: Gateway::new(accounts, options.quota, catalogue, options.drift, clock),
+        gateway: Gateway::new(accounts, options.quota, options.tokens, catalogue, options.drift, clock),
         addresses: Addresses::new(options.address_quota),
         latency: options.latency,
         seed: options.seed,
@@ -99,6 +99,16 @@ impl Simulator {
     /// What it has counted.
     pub fn stats(&self) -> Report {
         self.world.report()
+    }
+
+    /// The user of this account withdraws the authorisation; false if there is no such account.
+    pub fn revoke(&self, alias: &str) -> bool {
+        self.world.gateway.revoke(alias)
+    }
+
+    /// Every secret that there is or was: none of them may turn up in a log.
+    pub fn secrets(&self) -> Vec<String> {
+        self.world.gateway.secrets()
     }
 
     /// Sets the counts to zero. What the world remembers of troubled items and quotas stays.
@@ -161,6 +171,8 @@ fn router(world: Arc<World>) -> Router {
         .route("/openapi/{*path}", any(call))
         .route("/stats", get(|State(world): State<Arc<World>>| async move { Json(world.report()) }))
         .route("/reset", post(reset))
+        .route("/revoke/{alias}", post(revoke))
+        .route("/oauth/authorize", get(authorise))
         .route("/healthz", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(FORM_LIMIT))
         .with_state(world)
@@ -170,6 +182,19 @@ async fn reset(State(world): State<Arc<World>>) -> StatusCode {
     world.stats.reset(world.started.elapsed());
     world.addresses.reset();
     StatusCode::NO_CONTENT
+}
+
+async fn revoke(State(world): State<Arc<World>>, Path(alias): Path<String>) -> StatusCode {
+    if world.gateway.revoke(&alias) { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND }
+}
+
+/// The page where a user authorises the app, and does so at once.
+async fn authorise(State(world): State<Arc<World>>, Query(params): Query<Vec<(String, String)>>) -> Response {
+    let back = world.gateway.authorise_page(&params, world.started.elapsed());
+    match back.and_then(|back| HeaderValue::from_str(&back).ok()) {
+        Some(back) => (StatusCode::FOUND, [(header::LOCATION, back)]).into_response(),
+        None => (StatusCode::BAD_REQUEST, "the link is not one of an app that is known here\n").into_response(),
+    }
 }
 
 /// One call to the gateway.

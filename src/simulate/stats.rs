@@ -32,6 +32,10 @@ pub(super) enum Outcome {
     InjectedThrottle,
     /// Any other mishap.
     InjectedFailure,
+    /// Tokens were given; early: the ones before had lived less than half of their time.
+    Renewed {
+        early: bool,
+    },
 }
 
 /// Why a call was refused.
@@ -46,7 +50,7 @@ pub(super) enum Refused {
 }
 
 /// A snapshot, as `/stats` shows it. Adds up: `served` = `found` + `absent` + `off_shelf` + `refused` +
-/// `injected_throttles` + `injected_failures`; `refused` includes `violations` and `unauthorised`.
+/// `injected_throttles` + `injected_failures` + `renewals`; `refused` includes `violations` and `unauthorised`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Calls that were answered, in whatever way.
@@ -67,6 +71,12 @@ pub struct Report {
     pub injected_throttles: u64,
     /// Failed on purpose.
     pub injected_failures: u64,
+    /// Tokens given for a refresh token or a code.
+    #[serde(default)]
+    pub renewals: u64,
+    /// Those whose token had lived less than half of its time: a fleet renews each once.
+    #[serde(default)]
+    pub renewals_early: u64,
     /// Calls whose client went away before the answer.
     pub abandoned: u64,
     /// Calls that have not been answered yet.
@@ -119,6 +129,8 @@ pub(super) struct Stats {
     refused_otherwise: AtomicU64,
     injected_throttles: AtomicU64,
     injected_failures: AtomicU64,
+    renewals: AtomicU64,
+    renewals_early: AtomicU64,
     abandoned: AtomicU64,
     in_flight: AtomicU64,
     /// By the account's index.
@@ -139,6 +151,8 @@ impl Stats {
             refused_otherwise: AtomicU64::new(0),
             injected_throttles: AtomicU64::new(0),
             injected_failures: AtomicU64::new(0),
+            renewals: AtomicU64::new(0),
+            renewals_early: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             violations_of: (0..accounts).map(|_| AtomicU64::new(0)).collect(),
@@ -183,18 +197,22 @@ impl Stats {
             Outcome::Refused(Refused::Other) => &self.refused_otherwise,
             Outcome::InjectedThrottle => &self.injected_throttles,
             Outcome::InjectedFailure => &self.injected_failures,
+            Outcome::Renewed { early } => {
+                self.renewals_early.fetch_add(early.into(), Relaxed);
+                &self.renewals
+            }
         };
         counter.fetch_add(1, Relaxed);
     }
 
     /// A snapshot at `now`; `alias` names an account by its index.
     pub(super) fn report(&self, now: Duration, alias: impl Fn(usize) -> String) -> Report {
-        let [found, absent, off_shelf, violations, unauthorised, otherwise, throttles, failures] =
+        let [found, absent, off_shelf, violations, unauthorised, otherwise, throttles, failures, renewals] =
             self.outcomes().map(|counter| counter.load(Relaxed));
         let refused = violations + unauthorised + otherwise;
         let items = self.items();
         Report {
-            served: found + absent + off_shelf + refused + throttles + failures,
+            served: found + absent + off_shelf + refused + throttles + failures + renewals,
             found,
             absent,
             off_shelf,
@@ -203,6 +221,8 @@ impl Stats {
             unauthorised,
             injected_throttles: throttles,
             injected_failures: failures,
+            renewals,
+            renewals_early: self.renewals_early.load(Relaxed),
             abandoned: self.abandoned.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed),
             calls_per_second: self.meter.lock().unwrap_or_else(PoisonError::into_inner).rates(now),
@@ -216,7 +236,9 @@ impl Stats {
 
     /// Everything back to zero, but for the calls in flight.
     pub(super) fn reset(&self, now: Duration) {
-        for counter in self.outcomes().into_iter().chain([&self.abandoned]).chain(&self.violations_of) {
+        for counter in
+            self.outcomes().into_iter().chain([&self.abandoned, &self.renewals_early]).chain(&self.violations_of)
+        {
             counter.store(0, Relaxed);
         }
         for shard in &self.items {
@@ -225,7 +247,7 @@ impl Stats {
         *self.meter.lock().unwrap_or_else(PoisonError::into_inner) = Meter::new(now);
     }
 
-    fn outcomes(&self) -> [&AtomicU64; 8] {
+    fn outcomes(&self) -> [&AtomicU64; 9] {
         [
             &self.found,
             &self.absent,
@@ -235,6 +257,7 @@ impl Stats {
             &self.refused_otherwise,
             &self.injected_throttles,
             &self.injected_failures,
+            &self.renewals,
         ]
     }
 
@@ -308,6 +331,8 @@ mod tests {
             (Outcome::Refused(Refused::Other), 5),
             (Outcome::InjectedThrottle, 6),
             (Outcome::InjectedFailure, 8),
+            (Outcome::Renewed { early: false }, 9),
+            (Outcome::Renewed { early: true }, 1),
         ];
         for (outcome, times) in outcomes {
             for _ in 0..times {
@@ -318,9 +343,10 @@ mod tests {
         let in_flight = stats.arrive(Duration::ZERO);
 
         let report = report(&stats);
-        assert_eq!((report.served, report.refused, report.violations, report.unauthorised), (36, 12, 3, 4));
+        assert_eq!((report.served, report.refused, report.violations, report.unauthorised), (46, 12, 3, 4));
         assert_eq!((report.found, report.absent, report.off_shelf), (7, 1, 2));
         assert_eq!((report.injected_throttles, report.injected_failures), (6, 8));
+        assert_eq!((report.renewals, report.renewals_early), (10, 1));
         assert_eq!((report.abandoned, report.in_flight), (1, 1));
         assert_eq!(report.offenders, [Offender { alias: "sim-1".into(), violations: 3 }]);
         drop(in_flight);

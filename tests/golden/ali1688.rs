@@ -49,6 +49,7 @@ struct RefusalCase {
 fn vendor() -> Ali1688 {
     Ali1688::new(Settings {
         url: "https://gw.open.1688.com".to_owned(),
+        authorise_url: "https://auth.1688.com/oauth/authorize".to_owned(),
         api: "com.alibaba.product/alibaba.product.get".to_owned(),
         version: "1".to_owned(),
         item_param: "productID".to_owned(),

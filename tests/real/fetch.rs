@@ -13,6 +13,7 @@ use weir::{
     retry::{self, Retry},
     runtime::clock::{Clock, Dice},
     simulate::{self, Latency, Options, Quota, Shares, Simulator},
+    tokens::file::FileStore,
     topics::{Groups, Topics},
 };
 
@@ -26,6 +27,8 @@ struct Rig {
     groups: Groups,
     limit: Option<Limit>,
     stop: CancellationToken,
+    /// Where renewed tokens are kept.
+    folder: tempfile::TempDir,
 }
 
 impl Rig {
@@ -40,6 +43,7 @@ impl Rig {
             simulator: simulate::start(options, Clock::System).await.unwrap(),
             groups: Groups::new(unique("group")),
             stop: CancellationToken::new(),
+            folder: tempfile::tempdir().unwrap(),
             source,
             limit,
         }
@@ -65,6 +69,7 @@ impl Rig {
             vendor: serde_json::from_value::<SourceConfig>(source).unwrap().vendor().unwrap(),
             client: http::Client::new(timeouts).unwrap(),
             accounts: accounts.into(),
+            tokens: Arc::new(FileStore::new(self.folder.path().join(".weir/tokens.json"))),
             guard: Guard::new(&limits, None),
             topics: self.topics.clone(),
             clock: Clock::System,
@@ -226,6 +231,7 @@ async fn a_refused_account_is_disabled_and_the_others_carry_its_load() {
     let mut accounts = rig.simulator.accounts().to_vec();
     accounts[0].app_secret = "wrong".into();
     accounts[1].access_token = Some("expired".into());
+    accounts[1].refresh_token = None;
     let fetch = rig.fetch_as(accounts, fetch::Config::default()).await;
     let retry = rig.retry(quick_retries()).await;
     let ends = rig.ends(ids.len()).await;

@@ -25,5 +25,6 @@ mod replay;
 mod retry;
 mod sink;
 mod stack;
+mod tokens;
 mod torture;
 mod wheel;

@@ -16,6 +16,7 @@ use crate::stack::{address, eventually};
 pub struct Installation {
     folder: TempDir,
     config: PathBuf,
+    variables: Vec<(String, String)>,
 }
 
 impl Installation {
@@ -53,7 +54,15 @@ accounts_file = "{accounts}"
             accounts = accounts.display(),
         );
         std::fs::write(&config, text).unwrap();
-        Self { folder, config }
+        Self { folder, config, variables: Vec::new() }
+    }
+
+    /// Adds keys of the source, and a variable for every command to come.
+    pub fn with(mut self, source_keys: &str, variable: (&str, &str)) -> Self {
+        let text = std::fs::read_to_string(&self.config).unwrap() + source_keys;
+        std::fs::write(&self.config, text).unwrap();
+        self.variables.push((variable.0.to_owned(), variable.1.to_owned()));
+        self
     }
 
     /// `weir <arguments>` with this configuration and nothing of the environment, which names the shared servers.
@@ -63,6 +72,7 @@ accounts_file = "{accounts}"
             command.env_remove(name);
         }
         command.args(arguments).arg("--config").arg(&self.config);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 impl Process {
-    async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
+    pub(super) async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
         let group = self.groups.fetch(&source.name);
         if !self.topics_are_there(&self.topics.all(std::slice::from_ref(&source.name)), health).await {
             return Ok(());
@@ -21,6 +21,7 @@ impl Process {
             vendor: Arc::clone(&source.vendor),
             client: source.client.clone(),
             accounts: Arc::clone(&source.accounts),
+            tokens: self.tokens(source)?,
             guard: Guard::of(&limits),
             topics: self.topics.clone(),
             clock: self.clock.clone(),
@@ -62,6 +63,15 @@ impl Process {
         }
     }
 
+    /// Where the source's renewed tokens are kept.
+    fn tokens(&self, source: &Source) -> anyhow::Result<Arc<dyn TokenStore>> {
+        let can_be_renewed = source.accounts.iter().any(|account| account.refresh_token.is_some());
+        if can_be_renewed && self.config.quota.store == quota::Store::Redis && self.config.tokens.store == Store::File {
+            warn!(source = %source.name, "the quota is shared through Redis, but renewed tokens are kept in a file: set tokens.store = \"redis\" if processes run on several machines");
+        }
+        self.config.token_store()
+    }
+
     /// Runs fetch with its journal beside it. Without the journal nobody calls: then fetch finishes what is in
     /// flight and ends.
     async fn fetch_and_report<R: Reader, W: Writer>(
@@ -89,7 +99,7 @@ impl Process {
         }
     }
 
-    async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {
+    pub(super) async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {
         let group = self.groups.retry();
         let topics = [self.topics.all(&self.config.source_names()), self.topics.delays()].concat();
         if !self.topics_are_there(&topics, health).await || !self.delays_are_fit(health).await {
@@ -109,7 +119,7 @@ impl Process {
         Ok(retry.run(self.stop.clone()).await?)
     }
 
-    async fn changes(&self, health: &RoleHealth) -> Result<(), RoleError> {
+    pub(super) async fn changes(&self, health: &RoleHealth) -> Result<(), RoleError> {
         let group = self.groups.changes();
         if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
             return Ok(());
@@ -125,7 +135,7 @@ impl Process {
         Ok(Changes::new(parts).run(self.stop.clone()).await?)
     }
 
-    async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
+    pub(super) async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
         let topics = self.topics.rows(&self.config.source_names());
         if !self.topics_are_there(&topics, health).await {
             return Ok(());

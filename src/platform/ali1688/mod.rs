@@ -9,13 +9,14 @@ mod errors;
 mod reply;
 mod request;
 pub mod sign;
+pub mod token;
 
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
 use super::{
-    Account, Exchange, HttpReply, Refusal, RefusalKind, Reply, Vendor,
+    Account, Exchange, HttpReply, Refusal, RefusalKind, Reply, Tokens, Vendor,
     pick::{InvalidPointer, Picker},
 };
 use crate::{
@@ -30,6 +31,8 @@ pub use columns::Pointers;
 pub struct Settings {
     /// Scheme, host and perhaps a path.
     pub url: String,
+    /// The page where a user authorises an app.
+    pub authorise_url: String,
     /// Namespace and name: `com.alibaba.product/alibaba.product.get`.
     pub api: String,
     /// The API's version.
@@ -45,6 +48,7 @@ pub struct Settings {
 /// The vendor.
 #[derive(Clone, Debug)]
 pub struct Ali1688 {
+    authorise_url: String,
     template: request::Template,
     picker: Picker,
 }
@@ -61,7 +65,7 @@ impl Ali1688 {
             item_param: settings.item_param,
             params: settings.params,
         };
-        Ok(Self { template, picker: columns::picker(&settings.columns)? })
+        Ok(Self { authorise_url: settings.authorise_url, template, picker: columns::picker(&settings.columns)? })
     }
 
     fn refuse(code: &str, message: &str) -> Reply {
@@ -93,5 +97,21 @@ impl Vendor for Ali1688 {
 
     fn columns(&self, raw: &RawValue) -> Option<Columns> {
         reply::columns(&self.picker, raw)
+    }
+
+    fn prepare_renewal(&self, account: &Account, _: Timestamp) -> Option<Exchange> {
+        token::renewal(&self.template.url, account)
+    }
+
+    fn interpret_renewal(&self, reply: &HttpReply) -> Result<Tokens, Refusal> {
+        token::read(reply)
+    }
+
+    fn authorise_link(&self, account: &Account, redirect_uri: &str, state: &str) -> Option<String> {
+        token::link(&self.authorise_url, account, redirect_uri, state)
+    }
+
+    fn prepare_authorisation(&self, account: &Account, code: &str, redirect_uri: &str) -> Option<Exchange> {
+        Some(token::authorisation(&self.template.url, account, code, redirect_uri))
     }
 }

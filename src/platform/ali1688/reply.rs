@@ -145,7 +145,7 @@ fn by_status(reply: &HttpReply, otherwise: RefusalKind, what: &str) -> Refusal {
     refusal(kind_of_status(reply).unwrap_or(otherwise), &format!("http {}", reply.status), what)
 }
 
-fn kind_of_status(reply: &HttpReply) -> Option<RefusalKind> {
+pub(super) fn kind_of_status(reply: &HttpReply) -> Option<RefusalKind> {
     match reply.status {
         429 => Some(RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after }),
         500.. => Some(RefusalKind::Outage),
@@ -157,7 +157,7 @@ fn malformed(code: &str, message: &str) -> Refusal {
     refusal(RefusalKind::Malformed, code, message)
 }
 
-fn refusal(kind: RefusalKind, code: &str, message: &str) -> Refusal {
+pub(super) fn refusal(kind: RefusalKind, code: &str, message: &str) -> Refusal {
     Refusal {
         kind,
         code: shorten(code.trim(), CODE_LIMIT).into_owned(),

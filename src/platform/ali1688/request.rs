@@ -77,6 +77,7 @@ mod tests {
             app_key: "1000000".to_owned(),
             app_secret: "test123".into(),
             access_token: token.map(Into::into),
+            refresh_token: None,
             limit: None,
             limits: Vec::new(),
             calls_in_flight: None,

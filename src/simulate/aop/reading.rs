@@ -16,6 +16,7 @@ fn vendor() -> Ali1688 {
     let (namespace_and_name, version) = ("com.alibaba.product/alibaba.product.get", "1");
     Ali1688::new(Settings {
         url: "http://gateway".into(),
+        authorise_url: "http://gateway/oauth/authorize".into(),
         api: namespace_and_name.into(),
         version: version.into(),
         item_param: "productID".into(),
@@ -71,7 +72,14 @@ fn agree(outcome: Outcome, reading: &Reading) -> bool {
 fn weir_reads_every_reply_as_it_is_meant() {
     let shares = Shares { absent: 0.1, off_shelf: 0.1, throttled: 0.1, failing: 0.1, broken: 0.1, hopeless: 0.1 };
     let accounts = accounts::generate(7, 2).unwrap();
-    let gateway = Gateway::new(accounts.clone(), Quota::None, Catalogue { seed: 7, shares }, None, Clock::System);
+    let gateway = Gateway::new(
+        accounts.clone(),
+        Quota::None,
+        TokenRules::default(),
+        Catalogue { seed: 7, shares },
+        None,
+        Clock::System,
+    );
     let vendor = vendor();
     for item in sample(7).take(2_000) {
         for _ in 0..4 {
@@ -86,7 +94,7 @@ fn weir_reads_every_reply_as_it_is_meant() {
 fn weir_reads_a_refused_account_as_it_is_meant() {
     let accounts = accounts::generate(7, 2).unwrap();
     let catalogue = Catalogue { seed: 7, shares: Shares::NONE };
-    let gateway = Gateway::new(accounts.clone(), Quota::None, catalogue, None, Clock::System);
+    let gateway = Gateway::new(accounts.clone(), Quota::None, TokenRules::default(), catalogue, None, Clock::System);
     let vendor = vendor();
     let item = 584_051_070_147;
     let foreign = Account { access_token: accounts[1].access_token.clone(), ..accounts[0].clone() };

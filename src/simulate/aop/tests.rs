@@ -7,7 +7,7 @@ const ITEM: &str = "584051070147";
 
 fn gateway(quota: Quota, shares: Shares) -> Gateway {
     let catalogue = Catalogue { seed: 7, shares };
-    Gateway::new(accounts::generate(7, 2).unwrap(), quota, catalogue, None, Clock::System)
+    Gateway::new(accounts::generate(7, 2).unwrap(), quota, TokenRules::default(), catalogue, None, Clock::System)
 }
 
 fn code(verdict: &Verdict) -> String {

@@ -1,0 +1,88 @@
+//! `weir account test`: one harmless call, and what its answer means.
+
+use anyhow::Context;
+
+use super::{Ended, Exit, Found, slot};
+use crate::{
+    cli::terminal::say,
+    config::Config,
+    message::{AccountAlias, ItemId, Request, Status},
+    platform::{Denial, Refusal, RefusalKind, Reply},
+    runtime::clock::Clock,
+};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  weir account test ali1688 shop-1                        ask for an item that does not exist
+  weir account test ali1688 shop-1 --item 584051070147    ask for one of yours
+
+The call is paid for: with quota.store = \"redis\" it waits for a slot of the running fleet. An expired token is not
+renewed by it.
+
+Exit codes: 0 the vendor answered, 1 it refused the call, 64 there is no such account";
+
+/// `weir account test`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The source.
+    source: String,
+    /// The account.
+    alias: AccountAlias,
+    /// The item to ask for.
+    #[arg(long, value_name = "ID", default_value = "1")]
+    item: String,
+}
+
+pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
+    let item = ItemId::new(args.item.as_str()).map_err(|error| Ended::usage(format!("--item: {error}")))?;
+    let found = Found::find(config, &args.source, &args.alias).await?;
+    let (account, request) = (found.effective(), Request::new(item));
+    slot::wait(config, &found.source, found.index).await?;
+    let source = &found.source;
+    let exchange = source.vendor.prepare(&account, &[&request], Clock::System.now());
+    let answer = match source.client.exchange(&exchange).await {
+        Ok(reply) => match source.vendor.interpret(&[&request], &reply) {
+            Reply::Each(answers) => answers.into_iter().next().context("the reply answers for nothing")?,
+            Reply::Refused(refusal) => Err(refusal),
+        },
+        Err(refusal) => Err(refusal),
+    };
+    let (name, alias) = (&source.name, &args.alias);
+    match answer.map_err(|refusal| refusal.redacted(&account)) {
+        Ok(answer) => {
+            let about = match answer.status {
+                Status::Found => "is there",
+                Status::Absent => "does not exist, as far as this account can see",
+                Status::OffShelf => "is no longer sold",
+            };
+            say(&format!("ok: {name} accepts key, signature and token of {alias}. Item {} {about}", request.item))?;
+            Ok(Exit::Done)
+        }
+        Err(refusal) => {
+            say(&format!("refused: {} {}", refusal.code, refusal.message))?;
+            Err(Ended::failed(advice(&refusal, name.as_str(), alias.as_str())).into())
+        }
+    }
+}
+
+/// What the refusal means for whoever asked.
+fn advice(refusal: &Refusal, source: &str, alias: &str) -> String {
+    match &refusal.kind {
+        RefusalKind::Denied(Denial::Token) => format!(
+            "the vendor does not take the token of {alias}: it is missing, expired or revoked. A role renews it if it has a refresh token; else: weir account authorise {source} {alias}"
+        ),
+        RefusalKind::Denied(Denial::Account) => {
+            format!("the vendor does not take {alias}: is app_secret right, is the app there, may it use this API?")
+        }
+        RefusalKind::Throttled { .. } => {
+            format!("{alias} is over its quota at the moment: key and secret are known there")
+        }
+        RefusalKind::Outage => {
+            format!("the vendor cannot be reached or is out of order: nothing is said about {alias}")
+        }
+        RefusalKind::Malformed | RefusalKind::Bug => {
+            "the vendor does not understand the call, or weir not its answer: see api, params and columns of the source"
+                .to_owned()
+        }
+    }
+}
