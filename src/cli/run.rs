@@ -2,38 +2,27 @@
 
 mod roles;
 
-use std::{path::Path, pin::pin, process::ExitCode, sync::Arc, time::Duration};
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
-use secrecy::ExposeSecret;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::exit::{Ended, Exit};
 use crate::{
-    changes::{Changes, ChangesParts},
     config::{self, Config},
-    fetch::{Caller, CallerParts, Cancelled, Fetch, FetchError},
+    fetch::FetchError,
     kafka::{
-        self, GroupConfig, KafkaReader, KafkaWriter, Reach, ReadError, Reader, TransactError, Writer, admin,
-        client::SESSION_TIMEOUT, intake::IntakeError,
+        self, GroupConfig, KafkaReader, KafkaWriter, Reach, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
+        intake::IntakeError,
     },
     platform::config::{Source, SourceConfig},
-    quota::{
-        self,
-        guard::Guard,
-        journal::{
-            Journal, JournalError,
-            report::{Reporter, allowed},
-        },
-    },
-    retry::{self, Retry},
+    quota::journal::JournalError,
     runtime::{
         clock::{Clock, Dice},
         health::{self, Health, RoleHealth},
     },
     sink,
-    tokens::{Store, TokenStore},
     topics::{Groups, Topic, Topics},
 };
 

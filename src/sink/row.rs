@@ -58,15 +58,7 @@ impl Parsed {
     /// Whether the record becomes a row.
     #[must_use]
     pub const fn has_row(&self) -> bool {
-        match self {
-            Self::Request(_)
-            | Self::Result(_)
-            | Self::Failure(_)
-            | Self::DeadLetter(_)
-            | Self::Change(_)
-            | Self::Raw(_) => true,
-            Self::Poison(_) | Self::Skipped(_) => false,
-        }
+        !matches!(self, Self::Poison(_) | Self::Skipped(_))
     }
 }
 

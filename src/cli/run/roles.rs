@@ -1,6 +1,30 @@
 //! What each role is made of.
 
-use super::*;
+use std::{pin::pin, sync::Arc};
+
+use secrecy::ExposeSecret;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Process, RoleError};
+use crate::{
+    changes::{Changes, ChangesParts},
+    fetch::{Caller, CallerParts, Cancelled, Fetch},
+    kafka::{Reach, Reader, Writer},
+    platform::config::Source,
+    quota::{
+        self,
+        guard::Guard,
+        journal::{
+            Journal,
+            report::{Reporter, allowed},
+        },
+    },
+    retry::{self, Retry},
+    runtime::health::RoleHealth,
+    sink,
+    tokens::{Store, TokenStore},
+};
 
 impl Process {
     pub(super) async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
@@ -8,8 +32,8 @@ impl Process {
         if !self.topics_are_there(&self.topics.all(std::slice::from_ref(&source.name)), health).await {
             return Ok(());
         }
-        let writes = vec![self.topics.results(), self.topics.failures(), self.topics.dead()];
-        let reach = Reach { group: group.clone(), reads: vec![self.topics.requests(&source.name)], writes };
+        let outcomes = vec![self.topics.results(), self.topics.failures(), self.topics.dead()];
+        let reach = Reach { group: group.clone(), reads: vec![self.topics.requests(&source.name)], writes: outcomes };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
         let cancelled = Cancelled::follow(&self.config.kafka, &self.topics.control())
             .await
@@ -108,8 +132,8 @@ impl Process {
         let sources = self.config.source_names();
         let requests = sources.iter().map(|source| self.topics.requests(source));
         let delays = self.topics.delays().into_iter().map(|topic| topic.name);
-        let writes = requests.chain(delays).chain([self.topics.dead()]).collect();
-        let reach = Reach { group: group.clone(), reads: self.topics.retried(), writes };
+        let targets = requests.chain(delays).chain([self.topics.dead()]).collect();
+        let reach = Reach { group: group.clone(), reads: self.topics.retried(), writes: targets };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
         let reader = self.reader_of(&retry::reads_little(&self.config.kafka), group, self.topics.retried())?;
         health.ready();

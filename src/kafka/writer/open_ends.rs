@@ -150,6 +150,6 @@ fn refused(reads: &[(String, i32)]) -> Result<TopicPartitionList, KafkaError> {
 }
 
 /// Until this is done nothing else may be written under this name.
-fn for_good(reason: impl ToString) -> TransactError {
-    TransactError::Rebuild(format!("closing what an earlier transaction has left open: {}", reason.to_string()))
+fn for_good(reason: impl std::fmt::Display) -> TransactError {
+    TransactError::Rebuild(format!("closing what an earlier transaction has left open: {reason}"))
 }
