@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 
-use super::*;
+use super::{call::Advice, *};
 use crate::{
     kafka::{
         Epoch, RECORD_LIMIT,
@@ -12,7 +12,7 @@ use crate::{
         scripted::{Log, assigned, partition, records},
     },
     message::{AccountAlias, Columns, DeadLetter, ItemId, Request, RequestId, SourceName, Status},
-    platform::{Account, Answer, Exchange, HttpReply, Reply, Vendor, http},
+    platform::{Account, Affected, Answer, Exchange, HttpReply, Reply, Vendor, http},
     quota::{guard::Guard, memory::Memory, pace::Pacing},
     runtime::clock::{Clock, Dice, Timestamp},
     topics::{self, Topics},
