@@ -133,7 +133,7 @@ impl Config {
     /// Where renewed tokens are kept. Connects to nothing.
     ///
     /// # Errors
-    /// [`tokens::OpenError`], which [`load`] has excluded.
+    /// `OpenError` of the tokens, which [`load`] has excluded.
     pub fn token_store(&self) -> anyhow::Result<Arc<dyn TokenStore>> {
         let redis = self.redis.url.as_ref().map(ExposeSecret::expose_secret);
         Ok(tokens::open(&self.tokens, self.folder(), redis, &self.quota.prefix)?)

@@ -12,7 +12,7 @@ use crate::runtime::clock::Timestamp;
 pub struct QuotaReport {
     /// Which source.
     pub source: SourceName,
-    /// Which worker: its [instance] name.
+    /// Which worker: its `[instance]` name.
     pub instance: String,
     /// Which part of the accounts this is, from 0.
     pub chunk: u32,

@@ -2,7 +2,7 @@
 //!
 //! What to do with a failure is decided by the pure [`policy`]. A request that has to wait leaves the failures topic
 //! at once, for the largest delay topic not longer than its time; from there it hops to shorter ones, and for the
-//! last second it is held in memory ([`wheel`]), still open in the ledger. Each step is in a transaction with the
+//! last second it is held in memory (`wheel`), still open in the ledger. Each step is in a transaction with the
 //! offset that it ends, so a restart goes on where it was; nobody waits behind somebody who has to wait longer, and
 //! memory does not grow with what waits.
 

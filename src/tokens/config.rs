@@ -66,7 +66,7 @@ pub enum OpenError {
 /// The store as it is configured. Connects to nothing.
 ///
 /// # Errors
-/// [`OpenError`] says which setting is missing or wrong.
+/// `OpenError` says which setting is missing or wrong.
 pub fn open(
     config: &Config,
     folder: &Path,

@@ -1,7 +1,7 @@
 //! The tokens that accounts call with: where renewed ones are kept, and who renews them, once for the whole fleet.
 //!
 //! The configuration says what an account starts with. What a vendor gave for it since is a [`Record`] in a
-//! [`TokenStore`]: a [`file`] that only its owner can read, or [`redis`], sealed. [`keeper`] watches over the accounts
+//! [`TokenStore`]: a [`mod@file`] that only its owner can read, or [`redis`], sealed. [`keeper`] watches over the accounts
 //! of a source while it is called: it says when a slot has to be spent on a renewal, takes over what other processes
 //! have renewed, and takes an account out of use whose token cannot be renewed. [`life`] has the decisions.
 
