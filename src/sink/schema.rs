@@ -158,7 +158,7 @@ mod tests {
         let known: Vec<_> = MIGRATIONS.iter().map(|m| format!("{:03}_{}.sql", m.version, m.name)).collect();
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/clickhouse");
         let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
-        let files = entries.filter(|entry| entry.path().is_file());
+        let files = entries.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "sql"));
         let mut files: Vec<_> = files.map(|file| file.file_name().into_string().unwrap()).collect();
         files.sort();
         assert_eq!(files, known);
