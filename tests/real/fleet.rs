@@ -161,8 +161,9 @@ async fn a_disabled_account_stays_so_over_a_kill_until_it_is_resumed() {
     let options = Options { accounts: 2, ..Options::default() };
     let mut scene = Scene::new("disabled", options, r#"limit = { calls = 10, per = "1s", burst = 5 }"#, "").await;
     let text = std::fs::read_to_string(&scene.accounts).unwrap();
-    let token = text.lines().find_map(|line| line.strip_prefix("access_token = ")).unwrap().to_owned();
-    std::fs::write(&scene.accounts, text.replace(&token, "\"wrong\"")).unwrap();
+    // A token would be renewed; a wrong secret nobody can mend but its owner.
+    let secret = text.lines().find_map(|line| line.strip_prefix("app_secret = ")).unwrap().to_owned();
+    std::fs::write(&scene.accounts, text.replace(&secret, "\"wrong\"")).unwrap();
     scene.ask(50).await;
     let process = scene.installation.start("worker", &["run", "--role", "fetch,retry"]);
     let disabled = async |scene: &Scene| {
@@ -175,19 +176,19 @@ async fn a_disabled_account_stays_so_over_a_kill_until_it_is_resumed() {
     let reason = disabled(&scene).await;
     assert!(!reason.is_empty() && reason != "unknown", "{reason:?}");
     process.kill();
-    let refused = scene.simulator.stats().unauthorised;
+    let refused = scene.simulator.stats().refused;
     assert!(refused >= 1);
 
     let process = scene.installation.start("worker", &["run", "--role", "fetch,retry"]);
     scene.ask(50).await;
     scene.follower.read_until(80).await;
-    assert_eq!(scene.simulator.stats().unauthorised, refused, "it has not called again");
+    assert_eq!(scene.simulator.stats().refused, refused, "it has not called again");
 
     let said = scene.installation.run(&["quota", "resume", "ali1688", "sim-0001"]).await;
     assert!(said.contains("resumed"), "{said}");
     scene.ask(50).await;
     eventually("it calls again, and is refused again", async || {
-        (scene.simulator.stats().unauthorised > refused).then_some(())
+        (scene.simulator.stats().refused > refused).then_some(())
     })
     .await;
     assert_eq!(disabled(&scene).await, reason);
