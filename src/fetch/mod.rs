@@ -413,7 +413,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             let ended = ended?;
             self.quota.ended(ended.account);
             match &ended.contact {
-                Contact::Called(_) => self.tally.called(ended.account, ended.refusal.is_some()),
+                Contact::Called(_) => {
+                    self.tally.called(ended.account, ended.refusal.as_ref().is_some_and(Refusal::is_no))
+                }
                 Contact::None => self.tally.missed(ended.account),
                 // Neither late nor a call: the vendor knows nothing of it.
                 Contact::NoWay(_) => {}

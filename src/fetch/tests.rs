@@ -221,6 +221,8 @@ async fn a_service_that_is_away_and_says_for_how_long_is_called_by_nobody() {
     fetch.end_calls(ended(Instant::now(), replied_with(503, 30, 0), outage)).await.unwrap();
     assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (30, 30));
     assert_eq!(quota.pace(Scope::Source).refused, 0, "an outage is no sign of a wrong pace");
+    let counts = fetch.tally().of(0);
+    assert_eq!((counts.calls, counts.refused), (2, 0), "an outage is no refusal");
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,6 +240,7 @@ async fn a_burst_of_throttles_is_one_rest_and_one_step_of_the_pace() {
     let pace = quota.pace(Scope::Account(0));
     assert!((pace.share - 1.0 / 1.05).abs() < 1e-9 && pace.refused == 5, "{pace:?}");
     assert_eq!(quota.pace(Scope::Account(1)).refused, 0);
+    assert_eq!(fetch.tally().of(0).refused, 5);
 
     // The vendor's own time overrides its other headers, and an API's ban is everybody's.
     let wait = Some(Duration::from_secs(7));

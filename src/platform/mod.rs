@@ -139,6 +139,12 @@ impl Refusal {
         Self { kind: self.kind, code: clean(self.code), message: clean(self.message) }
     }
 
+    /// Whether the vendor would not serve the account, rather than could not.
+    #[must_use]
+    pub const fn is_no(&self) -> bool {
+        matches!(self.kind, RefusalKind::Throttled { .. } | RefusalKind::Denied(_))
+    }
+
     /// The class for records.
     #[must_use]
     pub const fn class(&self) -> Class {
