@@ -414,7 +414,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             self.quota.ended(ended.account);
             match &ended.contact {
                 Contact::Called(_) => {
-                    self.tally.called(ended.account, ended.refusal.as_ref().is_some_and(Refusal::is_no))
+                    self.tally.called(ended.account, ended.refusal.as_ref().is_some_and(Refusal::is_no));
                 }
                 Contact::None => self.tally.missed(ended.account),
                 // Neither late nor a call: the vendor knows nothing of it.
