@@ -4,7 +4,7 @@
 //!  enqueue, or any Kafka producer
 //!         │
 //!         ▼
-//!  weir.requests.<source>        bare ID text, or JSON; key = item id
+//!  weir.requests.<source>        bare ID text, or JSON; key = item id; `….express` overtakes the backlog
 //!         │
 //!       fetch        a window of requests in flight → a quota slot → one call to the vendor
 //!         │          one Kafka transaction: outcomes + how far it has read
@@ -12,7 +12,7 @@
 //!         └──────────────► weir.failures ──┤
 //!                              │           │
 //!                            retry         │    classify; wait; again, or give up
-//!                              ├──► weir.requests.<source>      attempt + 1
+//!                              ├──► weir.requests.<source>      attempt + 1, on the lane that it came by
 //!                              └──► weir.dead ──┤               the reason and the whole history
 //!                                               ▼
 //!                                             sink ──► ClickHouse      every topic, one row per record

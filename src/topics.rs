@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::{SourceName, envelope::Kind};
+use crate::message::{Lane, SourceName, envelope::Kind};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -15,13 +15,16 @@ const DELAYS: [u64; 9] = [1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536];
 /// A delay topic has to keep its records for at least so many times their delay: retry may be away for a while.
 pub const KEPT_DELAYS: u32 = 4;
 
+/// How the name of a source's express topic ends. No source's own name may end like that.
+pub const EXPRESS: &str = ".express";
+
 /// `[topics]`: how topics are named, split and kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// What every topic's name begins with.
     pub prefix: String,
-    /// Partitions of each request topic: the most fetch processes that can share one source.
+    /// Partitions of each request topic, express ones too: the most fetch processes that can share one source.
     pub request_partitions: i32,
     /// Partitions of results, failures and dead letters. The sink makes one block per partition, so more
     /// partitions mean smaller blocks: stay at or below 12.
@@ -108,6 +111,28 @@ impl Topics {
     #[must_use]
     pub fn requests(&self, source: &SourceName) -> String {
         format!("{}.requests.{source}", self.config.prefix)
+    }
+
+    /// The lane for what has to overtake the backlog. Written by any producer, `enqueue --express`, retry (what came
+    /// from here); read by fetch and the sink. Key: item id.
+    #[must_use]
+    pub fn express(&self, source: &SourceName) -> String {
+        format!("{}{EXPRESS}", self.requests(source))
+    }
+
+    /// The source's topic of this lane.
+    #[must_use]
+    pub fn requests_by(&self, source: &SourceName, lane: Lane) -> String {
+        match lane {
+            Lane::Bulk => self.requests(source),
+            Lane::Express => self.express(source),
+        }
+    }
+
+    /// Both topics of a source's requests: what its fetch reads.
+    #[must_use]
+    pub fn every_request(&self, source: &SourceName) -> Vec<String> {
+        Lane::ALL.map(|lane| self.requests_by(source, lane)).into()
     }
 
     /// Written by fetch; read by the sink. Key: item id.
@@ -204,15 +229,16 @@ impl Topics {
             keep,
             delay: None,
         };
-        let requests = |source: &SourceName| Topic {
-            name: self.requests(source),
+        let requests = |(source, lane): (&SourceName, Lane)| Topic {
+            name: self.requests_by(source, lane),
             kind: Kind::Request,
             source: Some(source.clone()),
             partitions: config.request_partitions,
             keep: config.keep_requests,
             delay: None,
         };
-        let mut topics: Vec<_> = sources.iter().map(requests).collect();
+        let lanes = sources.iter().flat_map(|source| [(source, Lane::Bulk), (source, Lane::Express)]);
+        let mut topics: Vec<_> = lanes.map(requests).collect();
         topics.push(shared(self.results(), Kind::Result, config.keep_results));
         topics.push(shared(self.failures(), Kind::Failure, config.keep_failures));
         topics.push(shared(self.dead(), Kind::DeadLetter, config.keep_dead));
@@ -284,6 +310,16 @@ impl Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_lane_has_a_topic_of_its_own_and_the_sink_reads_both() {
+        let (topics, source) = (Topics::new(Config::default()), SourceName::new("ali1688").expect("a name"));
+        let both = topics.every_request(&source);
+        assert_eq!(both, ["weir.requests.ali1688.express", "weir.requests.ali1688"]);
+        let rows = topics.rows(std::slice::from_ref(&source));
+        let of_source = rows.iter().filter(|topic| topic.source.as_ref() == Some(&source));
+        assert_eq!(of_source.filter(|topic| both.contains(&topic.name)).count(), 2);
+    }
 
     #[test]
     fn the_sink_reads_every_topic_but_those_that_are_compacted() {

@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     enqueue::{Chunk, Order, Summary, feed, feed::Few},
     kafka::{Producer, WriteError, admin},
-    message::{BatchId, SourceName},
+    message::{BatchId, Lane, SourceName},
     platform::SourceConfig,
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
@@ -38,13 +38,17 @@ the exit code is 1 then. An id that the file has twice is asked for once.
 
 The ids of one command are a batch. A request's id is BATCH/ITEM, so enqueueing a file again under the same --batch \
 calls for each item again, but counts each request once; without --batch the name has the time in it, and it is a new \
-collection.";
+collection.
+
+With --express they go by the lane that overtakes the backlog: while both wait, it has up to the source's express_share \
+of the calls (half of them, if nothing else is configured).";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   weir enqueue ids.txt --source ali1688 --wait              and watch until each id has its end
   cut -d, -f1 export.csv | weir enqueue - --source ali1688 --batch monday
-  weir enqueue ids.txt --source ali1688 --param webSite=1688 --expires-in 2h";
+  weir enqueue ids.txt --source ali1688 --param webSite=1688 --expires-in 2h
+  weir enqueue urgent.txt --source ali1688 --express --wait  before the million that waits";
 
 /// How many chunks may be on their way to the brokers at once.
 const IN_FLIGHT: usize = 4;
@@ -66,6 +70,9 @@ pub struct Args {
     /// A parameter of the vendor's API for every request.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
     param: Vec<(String, String)>,
+    /// By the express lane: before what waits already, at the cost of its pace.
+    #[arg(long)]
+    express: bool,
     /// Do not call any more after this time; what is left becomes dead letters.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     expires_in: Option<Duration>,
@@ -125,9 +132,10 @@ pub(super) fn known_source<'a>(config: &'a Config, name: &SourceName) -> anyhow:
 fn order(args: &Args, config: &Config, clock: &Clock) -> anyhow::Result<Order> {
     let source = known_source(config, &args.source)?;
     let now = clock.now();
+    let lane = if args.express { Lane::Express } else { Lane::Bulk };
     Ok(Order {
         source: source.name.clone(),
-        topic: Topics::new(config.topics.clone()).requests(&source.name).into(),
+        topic: Topics::new(config.topics.clone()).requests_by(&source.name, lane).into(),
         batch: args.batch.clone().map_or_else(|| default_batch(&args.file, now), Ok)?,
         params: args.param.iter().cloned().collect::<BTreeMap<_, _>>(),
         expires_at: args.expires_in.map(|by| now.after(by)),

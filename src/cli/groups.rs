@@ -21,8 +21,7 @@ pub struct Group {
 pub fn all(config: &Config) -> Vec<Group> {
     let topics = Topics::new(config.topics.clone());
     let (names, groups) = (config.source_names(), Groups::new(&config.kafka.group_prefix));
-    let of_source =
-        |source| Group { stage: "fetch", name: groups.fetch(source), topics: vec![topics.requests(source)] };
+    let of_source = |source| Group { stage: "fetch", name: groups.fetch(source), topics: topics.every_request(source) };
     let mut all: Vec<_> = names.iter().map(of_source).collect();
     all.push(Group { stage: "retry", name: groups.retry(), topics: topics.retried() });
     all.push(Group { stage: "changes", name: groups.changes(), topics: vec![topics.results()] });

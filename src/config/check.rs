@@ -14,7 +14,7 @@ use crate::{
     runtime::logging,
     sink::Store,
     tokens,
-    topics::Topics,
+    topics::{self, Topics},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -254,6 +254,12 @@ fn sources(check: &mut Check, config: &Config) {
         if !seen.insert(&source.name) {
             check.add(&key("name"), "there are two sources of this name");
         }
+        if source.name.as_str().ends_with(topics::EXPRESS) {
+            check.add(
+                &key("name"),
+                format!("a name that ends in {} is another source's express topic", topics::EXPRESS),
+            );
+        }
         // It becomes part of a topic's name.
         check.name(&key("name"), source.name.as_str(), 64);
         // Each process counts its own: a fleet of n would spend n times as much.
@@ -264,7 +270,7 @@ fn sources(check: &mut Check, config: &Config) {
             let what = format!("batches are counted by each process for itself, so that it needs {allowed}");
             check.add(&key("budget.per_batch"), what);
         }
-        if topics.requests(&source.name).len() > TOPIC_LIMIT {
+        if topics.express(&source.name).len() > TOPIC_LIMIT {
             check.add(&key("name"), format!("its topic's name would be longer than {TOPIC_LIMIT} characters"));
         }
     }

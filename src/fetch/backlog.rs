@@ -45,7 +45,8 @@ impl<T> Backlog<T> {
         self.len
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.len == 0
     }
 

@@ -13,7 +13,7 @@ use super::outcome::{CallFacts, Outcomes};
 use crate::{
     kafka::{Outgoing, Partition, Record, outbox::Position},
     message::{
-        AccountAlias, DeadLetter, Origin, Reason, Request, RequestId, SourceName,
+        AccountAlias, DeadLetter, Lane, Origin, Reason, Request, RequestId, SourceName,
         codec::{self, Received},
         trace,
     },
@@ -37,6 +37,7 @@ pub(super) struct Job {
     pub(super) position: Position,
     pub(super) id: RequestId,
     pub(super) request: Request,
+    pub(super) lane: Lane,
     pub(super) traceparent: String,
 }
 
@@ -141,6 +142,7 @@ pub struct Caller {
     pub(super) source: SourceName,
     pub(super) tokens: Arc<Keeper>,
     parts: CallerParts,
+    express_topic: String,
     outcomes: Outcomes,
 }
 
@@ -152,7 +154,13 @@ impl Caller {
         let (source, store) = (parts.source.clone(), Arc::clone(&parts.tokens));
         let (clock, dice) = (parts.clock.clone(), parts.dice.clone());
         let tokens = Arc::new(Keeper::new(source, &parts.accounts, store, parts.client.timeout(), clock, dice));
-        Self { source: parts.source.clone(), tokens, outcomes, parts }
+        Self {
+            source: parts.source.clone(),
+            tokens,
+            express_topic: parts.topics.express(&parts.source),
+            outcomes,
+            parts,
+        }
     }
 
     pub(super) fn batch_max(&self) -> usize {
@@ -179,11 +187,18 @@ impl Caller {
         let traceparent = trace::continued(raw.traceparent(), &self.parts.dice);
         let dead = match codec::read_request(&raw, &self.source) {
             Ok(received) if is_expired(&received.request, now) => expired(received, &raw, &self.source, now),
-            Ok(Received { id, request }) => return Ok(Job { position, id, request, traceparent }),
+            Ok(Received { id, request }) => {
+                let lane = self.lane(&position.partition);
+                return Ok(Job { position, id, request, lane, traceparent });
+            }
             Err(why) => codec::dead_letter(&raw, &self.source, &why, now),
         };
         let records = self.outcomes.dead_letter(&dead, &traceparent);
         Err((position, records))
+    }
+
+    fn lane(&self, partition: &Partition) -> Lane {
+        if *partition.topic == *self.express_topic { Lane::Express } else { Lane::Bulk }
     }
 
     /// The end of a request whose batch has spent its money.

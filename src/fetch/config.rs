@@ -12,7 +12,7 @@ pub struct Config {
     /// How often outcomes are made visible, at most: each transaction costs the broker 5–9 ms of CPU.
     #[serde(with = "humantime_serde")]
     pub commit_every: Duration,
-    /// How many requests of a source may wait in memory for their slot.
+    /// How many requests of a source may wait in memory for their slot, of each lane.
     pub backlog: usize,
     /// How many calls of a source may be under way at once.
     pub calls_in_flight: usize,

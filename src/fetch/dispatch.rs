@@ -142,9 +142,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let intake = &self.intake;
         let mut jobs: Vec<Job> = Vec::with_capacity(self.caller.batch_max());
         while jobs.len() < self.caller.batch_max() {
-            let goes_along =
-                |job: &Job| intake.may_start(&job.position) && jobs.first().is_none_or(|first| first.goes_with(job));
-            match self.backlog.pop(goes_along) {
+            let may_start = |job: &Job| intake.may_start(&job.position);
+            let next = match jobs.first() {
+                None => self.backlog.pop(may_start),
+                Some(first) => self.backlog.pop_along(|job| may_start(job) && first.goes_with(job)),
+            };
+            match next {
                 Some(job) if self.spending.may_call(job.request.batch.as_ref()) => jobs.push(job),
                 Some(job) => {
                     let partition = job.position.partition.clone();

@@ -12,6 +12,7 @@ mod config;
 mod dispatch;
 mod ended;
 mod episode;
+mod lanes;
 mod outcome;
 mod penalty;
 mod react;
@@ -36,6 +37,7 @@ use self::{
     backlog::Backlog,
     call::{Ended, Job},
     episode::Episodes,
+    lanes::Lanes,
     penalty::Penalties,
     spending::Spending,
     spread::Spread,
@@ -66,11 +68,14 @@ pub enum FetchError {
     Tokens(#[from] StoreError),
 }
 
+/// The share of the slots that express requests get while others wait too, if nothing else is configured.
+pub const EXPRESS_SHARE: f64 = 0.5;
+
 /// The fetch stage of one source.
 pub struct Fetch<R, W> {
     config: Config,
     intake: Intake<R, W>,
-    backlog: Backlog<Job>,
+    backlog: Lanes,
     /// Records that ended without a call, and wait for the window or for room among the outcomes.
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
     quota: Arc<dyn Quota>,
@@ -97,7 +102,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         Self {
             tally: caller.tally(),
             intake: Intake::new(reader, writer, config.commit_every),
-            backlog: Backlog::default(),
+            backlog: Lanes::new(EXPRESS_SHARE),
             uncalled: Backlog::default(),
             quota,
             slots: VecDeque::new(),
@@ -133,6 +138,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     #[must_use]
     pub fn with_budgets(mut self, budgets: Option<Budgets>) -> Self {
         self.spending = Spending::new(budgets);
+        self
+    }
+
+    /// The same with another share of the slots for express requests while both lanes wait.
+    #[must_use]
+    pub fn with_express_share(mut self, share: f64) -> Self {
+        self.backlog.set_share(share);
         self
     }
 
@@ -203,7 +215,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             Ok(job) if !self.spending.may_call(job.request.batch.as_ref()) => {
                 self.uncalled.push(&partition, self.caller.over_budget(job));
             }
-            Ok(job) => self.backlog.push(&partition, job),
+            Ok(job) => self.backlog.push(job),
             Err(ended) => self.uncalled.push(&partition, ended),
         }
         self.regulate(&partition);
@@ -212,11 +224,10 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Ends what waits of a batch that has just been cancelled: at once, not at the pace of the quota.
     fn sweep(&mut self) {
         for job in self.backlog.clear() {
-            let partition = job.position.partition.clone();
             if self.cancelled.has(&job.request) {
-                self.uncalled.push(&partition, self.caller.cancelled(job));
+                self.uncalled.push(&job.position.partition.clone(), self.caller.cancelled(job));
             } else {
-                self.backlog.push(&partition, job);
+                self.backlog.push(job);
             }
         }
     }
@@ -234,9 +245,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
     }
 
-    /// Stops a partition whose backlog is full, and lets it flow again when half of that is done.
+    /// Stops a partition whose backlog is full, and lets it flow again when half of that is done. Each lane has room of
+    /// its own: a full backlog does not keep express requests out.
     fn regulate(&mut self, partition: &Partition) {
-        let full = (self.config.backlog / self.intake.partitions().max(1)).max(64);
+        let of_lane = self.intake.partitions_of(&partition.topic);
+        let full = (self.config.backlog / of_lane.max(1)).max(64);
         let waiting = self.backlog.waiting_in(partition) + self.uncalled.waiting_in(partition);
         if waiting >= full {
             self.intake.set_flowing(partition, false);

@@ -94,8 +94,13 @@ impl Outcomes {
             latency_ms: facts.latency_ms(),
             not_before: not_before(refusal, facts.ended_at),
         };
-        let failure =
-            Failure { request_id: job.id.clone(), source: self.source.clone(), request: job.request.clone(), attempt };
+        let failure = Failure {
+            request_id: job.id.clone(),
+            source: self.source.clone(),
+            request: job.request.clone(),
+            attempt,
+            lane: job.lane,
+        };
         self.record(&self.failures, Kind::Failure, job, facts.ended_at, &failure)
     }
 

@@ -11,7 +11,7 @@ use crate::{
         ledger::{Admit, Ledger, WINDOW},
         scripted::{Log, assigned, partition, records},
     },
-    message::{AccountAlias, Columns, DeadLetter, ItemId, Request, RequestId, SourceName, Status},
+    message::{AccountAlias, Columns, DeadLetter, ItemId, Lane, Request, RequestId, SourceName, Status},
     platform::{Account, Affected, Answer, Exchange, HttpReply, Refusal, RefusalKind, Reply, Vendor, http},
     quota::{Scope, guard::Guard, memory::Memory, pace::Pacing},
     runtime::clock::{Clock, Dice, Timestamp},
@@ -115,7 +115,7 @@ async fn a_stop_ends_though_kafka_is_away() {
 fn job(calls: u32) -> Job {
     let request = Request { calls, ..Request::new(ItemId::new("1").unwrap()) };
     let position = Position { partition: partition(), epoch: Epoch(1), offset: 0 };
-    Job { position, id: RequestId::new("r").unwrap(), request, traceparent: String::new() }
+    Job { position, id: RequestId::new("r").unwrap(), request, lane: Lane::Bulk, traceparent: String::new() }
 }
 
 fn replied() -> HttpReply {

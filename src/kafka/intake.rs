@@ -140,10 +140,10 @@ impl<R: Reader, W: Writer> Intake<R, W> {
         self.outbox.bytes()
     }
 
-    /// How many partitions are ours.
+    /// How many partitions of this topic are ours.
     #[must_use]
-    pub fn partitions(&self) -> usize {
-        self.owned.len()
+    pub fn partitions_of(&self, topic: &str) -> usize {
+        self.owned.iter().filter(|partition| *partition.topic == *topic).count()
     }
 
     /// Lets a partition flow, or stops it. Cheap to repeat.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AccountAlias, Request, RequestId, SourceName};
+use super::{AccountAlias, Lane, Request, RequestId, SourceName};
 use crate::runtime::clock::Timestamp;
 
 /// Why a call brought no answer. Absent and off-shelf items are answers, not failures.
@@ -102,4 +102,7 @@ pub struct Failure {
     pub request: Request,
     /// What happened.
     pub attempt: Attempt,
+    /// Which of the source's topics it came by, and goes back to.
+    #[serde(default, skip_serializing_if = "Lane::is_bulk")]
+    pub lane: Lane,
 }

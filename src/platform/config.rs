@@ -96,6 +96,9 @@ pub struct SourceConfig {
     /// Whether accounts without a limit go as fast as they can; else their limit is sought, beginning slowly.
     #[serde(default)]
     pub unlimited: bool,
+    /// The share of the slots that express requests get while the backlog waits too: above 0, below 1.
+    #[serde(default = "default_express_share")]
+    pub express_share: f64,
     /// What one call costs, in whatever the vendor bills.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_per_call: Option<Money>,
@@ -140,6 +143,10 @@ fn default_params() -> BTreeMap<String, String> {
     BTreeMap::from([("webSite".to_owned(), "1688".to_owned())])
 }
 
+const fn default_express_share() -> f64 {
+    0.5
+}
+
 const fn default_timeout() -> Duration {
     Duration::from_secs(10)
 }
@@ -169,6 +176,8 @@ pub struct Source {
     homes: Vec<Vec<usize>>,
     /// What calls cost and may cost, if they cost something.
     pub budgets: Option<Budgets>,
+    /// The share of the slots that express requests get while the backlog waits too.
+    pub express_share: f64,
     limits: SourceLimits,
 }
 
@@ -274,6 +283,7 @@ impl Source {
             address_health: config.address_health,
             homes,
             budgets: config.budgets(),
+            express_share: config.express_share,
             limits: SourceLimits::of(config),
         })
     }
@@ -343,6 +353,8 @@ impl SourceConfig {
         let is_right = health.rest_max >= health.rest && health.rest_max <= Duration::from_secs(24 * 60 * 60);
         let found = humantime::format_duration(health.rest_max).to_string();
         require("address_health.rest_max", &found, is_right, "at least address_health.rest, at most 1day")?;
+        let (share, allowed) = (self.express_share, "above 0 and below 1: 0.5 is every other call");
+        require("express_share", &share.to_string(), share > 0.0 && share < 1.0, allowed)?;
         check_time("timeout", self.timeout)?;
         check_time("connect_timeout", self.connect_timeout)?;
         let limits = self.limit.iter().map(|limit| ("limit", limit));
@@ -433,6 +445,7 @@ mod tests {
             ("api = \"a/b/c\"", "api is"),
             ("version = \"\"", "version is \"\""),
             ("item_param = \"a b\"", "item_param is \"a b\""),
+            ("express_share = 1.0", "express_share is \"1\"; it must be above 0 and below 1"),
             ("timeout = \"0s\"", "timeout is 0s; it must be from 1ms to 10m"),
             ("connect_timeout = \"1h\"", "connect_timeout is 1h"),
             ("address_limit = { calls = 0, per = \"1s\" }", "address_limit is 0 calls per 1s, burst 1"),

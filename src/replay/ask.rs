@@ -201,7 +201,7 @@ impl Again {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Class, DeadLetter, Failure, ItemId, Origin, Reason, codec::Received};
+    use crate::message::{Class, DeadLetter, Failure, ItemId, Lane, Origin, Reason, codec::Received};
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_176_000_000);
 
@@ -282,7 +282,13 @@ mod tests {
         let received = |tried| Parsed::Request(Box::new(Received { id: id(), request: request(tried) }));
         let failure = |tried| {
             let (request, attempt) = (request(tried), attempt(7));
-            Parsed::Failure(Box::new(Failure { request_id: id(), source: source(), request, attempt }))
+            Parsed::Failure(Box::new(Failure {
+                request_id: id(),
+                source: source(),
+                request,
+                attempt,
+                lane: Lane::Bulk,
+            }))
         };
         let none = Redriven::default();
         assert_eq!(sent(received(0)).request.redriven, 0);

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::{
         message::{
-            Attempt, DeadLetter, Failure, Origin, RequestId,
+            Attempt, DeadLetter, Failure, Lane, Origin, RequestId,
             codec::{Received, Unreadable},
         },
         runtime::clock::Timestamp,
@@ -126,7 +126,13 @@ mod tests {
         };
         [
             Parsed::Request(Box::new(Received { id: id(), request: request() })),
-            Parsed::Failure(Box::new(Failure { request_id: id(), source, request: request(), attempt: attempt() })),
+            Parsed::Failure(Box::new(Failure {
+                request_id: id(),
+                source,
+                request: request(),
+                attempt: attempt(),
+                lane: Lane::Bulk,
+            })),
             Parsed::DeadLetter(Box::new(dead)),
             Parsed::Skipped(Unreadable::Empty),
         ]

@@ -275,7 +275,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         let record = match held {
             Held::Ended(record) => record,
             Held::Waiting(waiting) if waiting.due_at <= now => {
-                let topic = self.topics.requests(&waiting.source).into();
+                let topic = self.topics.requests_by(&waiting.source, waiting.lane).into();
                 waiting.into_request(topic)
             }
             Held::Waiting(waiting) => match wheel::tier(&self.delays, waiting.due_at.since(now)) {

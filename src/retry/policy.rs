@@ -129,7 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::{ItemId, RequestId, SourceName};
+    use crate::message::{ItemId, Lane, RequestId, SourceName};
 
     const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
@@ -161,6 +161,7 @@ mod tests {
             source: SourceName::new("ali1688").unwrap(),
             request,
             attempt: attempt(*last, NOW),
+            lane: Lane::Bulk,
         }
     }
 

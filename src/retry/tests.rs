@@ -16,7 +16,7 @@ use crate::{
         Membership, Offsets, TransactError,
         simulated::{Brokers, SimulatedWriter},
     },
-    message::{Attempt, Class, ItemId, Request, RequestId, envelope::header},
+    message::{Attempt, Class, ItemId, Lane, Request, RequestId, envelope::header},
     topics,
 };
 
@@ -41,7 +41,7 @@ fn failure(id: &str, now: Timestamp, delay: Duration) -> Failure {
         latency_ms: 5,
         not_before: Some(now.after(delay)),
     };
-    Failure { request_id: RequestId::new(id).unwrap(), source: source(), request, attempt }
+    Failure { request_id: RequestId::new(id).unwrap(), source: source(), request, attempt, lane: Lane::Bulk }
 }
 
 fn names() -> Topics {

@@ -9,7 +9,7 @@ use super::WRITER;
 use crate::{
     kafka::{Outgoing, Record},
     message::{
-        Failure, Request, SourceName,
+        Failure, Lane, Request, SourceName,
         codec::{self, Raw, Unreadable},
         envelope::{Envelope, Headers, Kind, header},
     },
@@ -22,6 +22,8 @@ const DUE_AT: &str = "x-due-at";
 const HOPPED_AT: &str = "x-hopped-at";
 /// The source, whose topic it goes to.
 const SOURCE: &str = "x-source";
+/// Which of its topics, if that is not the one of the backlog.
+const LANE: &str = "x-lane";
 /// What nobody needs to go on, but who looks at a topic wants to know; carried along as it came.
 const REMARKS: [&str; 4] = ["x-attempt", "x-error-class", "x-first-failed-at", "x-origin"];
 
@@ -42,6 +44,8 @@ pub struct Waiting {
     id: String,
     /// Its source.
     pub source: SourceName,
+    /// Which of its topics it came from, and goes back to.
+    pub lane: Lane,
     /// When it is due.
     pub due_at: Timestamp,
     traceparent: Option<String>,
@@ -65,6 +69,7 @@ impl Waiting {
         Self {
             id: failure.request_id.to_string(),
             source: failure.source.clone(),
+            lane: failure.lane,
             due_at,
             traceparent: Some(traceparent),
             remarks: remarks.map(Some),
@@ -88,6 +93,8 @@ impl Waiting {
         Ok(Self {
             id: text("ce_id").ok_or_else(|| missing("ce_id", "the request's id"))?,
             source: source.ok_or_else(|| missing(SOURCE, "the name of a source"))?,
+            // One that a newer weir knows waits with the others.
+            lane: text(LANE).and_then(|word| Lane::of(&word)).unwrap_or_default(),
             due_at: due_at(raw).ok_or_else(|| missing(DUE_AT, "a number of milliseconds since 1970"))?,
             traceparent: text("traceparent"),
             remarks: REMARKS.map(text),
@@ -126,6 +133,9 @@ impl Waiting {
         add(DUE_AT, self.due_at.as_millis().to_string());
         add(HOPPED_AT, now.as_millis().to_string());
         add(SOURCE, self.source.to_string());
+        if !self.lane.is_bulk() {
+            add(LANE, self.lane.as_str().to_owned());
+        }
         for (name, text) in REMARKS.into_iter().zip(self.remarks) {
             if let Some(text) = text {
                 add(name, text);

@@ -187,7 +187,7 @@ impl Snapshot {
         add_ledgers(&mut ledgers, kafka, &groups.retry(), &topics.retried()).await?;
         let mut found = scan::bounds(kafka, &requests).await?;
         for source in sources {
-            add_ledgers(&mut ledgers, kafka, &groups.fetch(source), &[topics.requests(source)]).await?;
+            add_ledgers(&mut ledgers, kafka, &groups.fetch(source), &topics.every_request(source)).await?;
         }
         let every: Vec<String> = requests.iter().chain(&outcomes).cloned().collect();
         let stored = scan::committed(kafka, &groups.sink(), &every).await?;

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use weir::{
     message::{
         AccountReport, AddressReport, Attempt, Cancellation, Change, Class, Columns, DeadLetter, Failure, Field,
-        HoldReport, ItemId, MaxAge, Observation, Origin, Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId,
-        SourceName, Spent, Status, Via, WholeReport, codec, envelope::Kind,
+        HoldReport, ItemId, Lane, MaxAge, Observation, Origin, Pause, QuotaReport, QuotaSetting, Reason, Request,
+        RequestId, SourceName, Spent, Status, Via, WholeReport, codec, envelope::Kind,
     },
     runtime::clock::Timestamp,
 };
@@ -203,7 +203,13 @@ fn setting(until_at: Option<Timestamp>) -> QuotaSetting {
 fn written() -> Vec<(Kind, Value)> {
     let bare = Request::new(request().item);
     let classes = Class::ALL.map(|class| {
-        let failure = Failure { request_id: request_id(), source: source(), request: request(), attempt: attempt() };
+        let failure = Failure {
+            request_id: request_id(),
+            source: source(),
+            request: request(),
+            attempt: attempt(),
+            lane: Lane::Bulk,
+        };
         (Kind::Failure, record(&Failure { attempt: Attempt { class, ..attempt() }, ..failure }))
     });
     let reasons = [Reason::Exhausted, Reason::Permanent, Reason::Expired, Reason::Cancelled, Reason::Budget];

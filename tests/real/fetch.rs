@@ -20,19 +20,19 @@ use weir::{
 use crate::stack::{Follower, eventually, kafka, outgoing, produce, topics, unique};
 
 /// A gateway, its topics, and the stages between them.
-struct Rig {
-    simulator: Simulator,
-    source: SourceName,
-    topics: Topics,
+pub struct Rig {
+    pub simulator: Simulator,
+    pub source: SourceName,
+    pub topics: Topics,
     groups: Groups,
     limit: Option<Limit>,
-    stop: CancellationToken,
+    pub stop: CancellationToken,
     /// Where renewed tokens are kept.
     folder: tempfile::TempDir,
 }
 
 impl Rig {
-    async fn new(what: &str, options: Options) -> Self {
+    pub async fn new(what: &str, options: Options) -> Self {
         let limit = match options.quota {
             Quota::None => None,
             _ => Some(Limit::new(10, Duration::from_secs(1), 5).unwrap()),
@@ -49,18 +49,18 @@ impl Rig {
         }
     }
 
-    async fn request(&self, values: impl IntoIterator<Item = String>) {
+    pub async fn request(&self, values: impl IntoIterator<Item = String>) {
         produce(&self.topics.requests(&self.source), values).await;
     }
 
-    async fn fetch(&self) -> JoinHandle<Result<(), FetchError>> {
+    pub async fn fetch(&self) -> JoinHandle<Result<(), FetchError>> {
         self.fetch_as(self.simulator.accounts().to_vec(), fetch::Config::default()).await
     }
 
     async fn fetch_as(&self, accounts: Vec<Account>, config: fetch::Config) -> JoinHandle<Result<(), FetchError>> {
         let group = self.groups.fetch(&self.source);
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
-        let reader = reader(group, vec![self.topics.requests(&self.source)]);
+        let reader = reader(group, self.topics.every_request(&self.source));
         let limits = vec![self.limit.clone(); accounts.len()];
         let source = serde_json::json!({"name": "ali1688", "kind": "ali1688", "url": self.simulator.url()});
         let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
@@ -79,7 +79,7 @@ impl Rig {
         tokio::spawn(Fetch::new(reader, writer, caller, quota, config).run(self.stop.clone()))
     }
 
-    async fn retry(&self, config: retry::Config) -> JoinHandle<Result<(), IntakeError>> {
+    pub async fn retry(&self, config: retry::Config) -> JoinHandle<Result<(), IntakeError>> {
         let group = self.groups.retry();
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
         let reader = reader(group, self.topics.retried());
@@ -89,7 +89,7 @@ impl Rig {
     }
 
     /// How often each item has ended, read until `count` have.
-    async fn ends(&self, count: usize) -> HashMap<String, Vec<String>> {
+    pub async fn ends(&self, count: usize) -> HashMap<String, Vec<String>> {
         let mut follower = Follower::of(&[self.topics.results(), self.topics.dead()]).await;
         let seen = follower.read_until(count).await;
         let mut ends: HashMap<String, Vec<String>> = HashMap::new();
@@ -119,7 +119,7 @@ fn troubled() -> Options {
     }
 }
 
-fn quick_retries() -> retry::Config {
+pub fn quick_retries() -> retry::Config {
     let mut config = retry::Config::default();
     (config.policy.base, config.policy.cap) = (Duration::from_millis(100), Duration::from_secs(1));
     config

@@ -17,6 +17,7 @@ mod fetch;
 mod fleet;
 mod kafka;
 mod kill;
+mod lanes;
 mod outage;
 mod process;
 mod proxy;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use weir::{
     kafka::{Outgoing, Producer, admin},
-    message::{Attempt, Class, Failure, ItemId, Request, RequestId, SourceName, envelope::Kind},
+    message::{Attempt, Class, Failure, ItemId, Lane, Request, RequestId, SourceName, envelope::Kind},
     runtime::clock::{Clock, Dice, Timestamp},
     simulate::{self, Options, Simulator},
     topics::{Groups, Topics},
@@ -132,8 +132,13 @@ impl Scene {
             latency_ms: 5,
             not_before: Some(Timestamp::from_millis(due)),
         };
-        let failure =
-            Failure { request_id: RequestId::new(id).unwrap(), source: self.source.clone(), request, attempt };
+        let failure = Failure {
+            request_id: RequestId::new(id).unwrap(),
+            source: self.source.clone(),
+            request,
+            attempt,
+            lane: Lane::Bulk,
+        };
         Outgoing {
             topic: self.topics.failures().into(),
             key: Some(Bytes::copy_from_slice(id.as_bytes())),

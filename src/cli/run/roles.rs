@@ -33,12 +33,12 @@ impl Process {
             return Ok(());
         }
         let outcomes = vec![self.topics.results(), self.topics.failures(), self.topics.dead()];
-        let reach = Reach { group: group.clone(), reads: vec![self.topics.requests(&source.name)], writes: outcomes };
+        let reach = Reach { group: group.clone(), reads: self.topics.every_request(&source.name), writes: outcomes };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
         let cancelled = Cancelled::follow(&self.config.kafka, &self.topics.control())
             .await
             .map_err(|error| RoleError::Failed(error.into()))?;
-        let reader = self.reader(group, vec![self.topics.requests(&source.name)])?;
+        let reader = self.reader(group, self.topics.every_request(&source.name))?;
         let limits = source.quota();
         let caller = Caller::new(CallerParts {
             source: source.name.clone(),
@@ -70,6 +70,7 @@ impl Process {
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
             .with_address_health(source.address_health)
             .with_budgets(source.budgets)
+            .with_express_share(source.express_share)
             .heeding(cancelled);
         let reporter = Reporter {
             topic: topic.into(),
@@ -130,7 +131,7 @@ impl Process {
             return Ok(());
         }
         let sources = self.config.source_names();
-        let requests = sources.iter().map(|source| self.topics.requests(source));
+        let requests = sources.iter().flat_map(|source| self.topics.every_request(source));
         let delays = self.topics.delays().into_iter().map(|topic| topic.name);
         let targets = requests.chain(delays).chain([self.topics.dead()]).collect();
         let reach = Reach { group: group.clone(), reads: self.topics.retried(), writes: targets };
