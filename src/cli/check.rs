@@ -130,7 +130,7 @@ fn calendar(config: &Config, now: Timestamp) -> Vec<Finding> {
             Some((begin, end)) => format!("next {} to {}", window.local(begin), window.local(end)),
             None => "over: it will not come again".to_owned(),
         };
-        let text = format!("{whom} at {} of the pace; {when}", window.pace().get());
+        let text = format!("{whom} at {window}; {when}");
         Finding { what: format!("calendar {}", window.name()), verdict: Verdict::Fine(text) }
     };
     config.calendar.iter().map(finding).collect()

@@ -1,4 +1,5 @@
-//! `[[calendar]]`: planned windows in which a source is called at a share of its pace. Pure but for [`follow`].
+//! `[[calendar]]`: planned windows in which a source is called at a share of its pace, or its express lane has another
+//! share of the calls. Pure but for [`follow`].
 //!
 //! Every worker follows the calendar of its own configuration and tells the quota ([`Quota::set_pace`]), which counts it
 //! once however many tell it. It says so again each minute, also that there is no window: so a Redis that has lost its
@@ -51,8 +52,12 @@ struct Written {
     /// In which zone the times are meant, such as `Asia/Shanghai` or `+08:00`; UTC if nobody says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     zone: Option<String>,
-    /// The share of the pace.
-    pace: Share,
+    /// The share of the pace; all of it if nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pace: Option<Share>,
+    /// The share of the calls that the express lane may have; the source's own if nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    express_share: Option<Share>,
 }
 
 /// A day of the week.
@@ -115,6 +120,12 @@ pub enum InvalidWindow {
         /// Which window.
         name: String,
     },
+    /// A window that changes nothing.
+    #[error("calendar {name:?}: it changes nothing; give pace, express_share, or both (0.5 is half)")]
+    Nothing {
+        /// Which window.
+        name: String,
+    },
     /// No zone of that name.
     #[error("calendar {name:?}: zone is {found:?}; give a name like \"Asia/Shanghai\" or an offset like \"+08:00\"")]
     Zone {
@@ -131,6 +142,9 @@ impl TryFrom<Written> for Window {
     fn try_from(written: Written) -> Result<Self, InvalidWindow> {
         let zone = zone(&written)?;
         let when = when(&written, &zone)?;
+        if written.pace.or(written.express_share).is_none() {
+            return Err(InvalidWindow::Nothing { name: written.name });
+        }
         Ok(Self { written, zone, when })
     }
 }
@@ -199,10 +213,16 @@ impl Window {
         &self.written.sources
     }
 
-    /// The share of the pace in it.
+    /// The share of the pace in it; the whole if it is about the express lane only.
     #[must_use]
-    pub const fn pace(&self) -> Share {
-        self.written.pace
+    pub fn pace(&self) -> Share {
+        self.written.pace.unwrap_or(Share::WHOLE)
+    }
+
+    /// The share of the calls that the express lane may have in it, if it says anything of that.
+    #[must_use]
+    pub const fn express_share(&self) -> Option<Share> {
+        self.written.express_share
     }
 
     /// When it begins and ends: the one that is running at `at`, else the next one, if there will be any.
@@ -249,10 +269,12 @@ impl Window {
     }
 }
 
-/// `0.5 from … to …`
+/// `0.5 of the pace, 0.8 for express`
 impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of the pace from {} to {}", self.pace().get(), self.written.from, self.written.to)
+        let pace = self.written.pace.map(|share| format!("{} of the pace", share.get()));
+        let express = self.written.express_share.map(|share| format!("{} for express", share.get()));
+        f.write_str(&pace.into_iter().chain(express).collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -261,6 +283,9 @@ impl fmt::Display for Window {
 pub struct Planned {
     /// The smallest share of all windows that are open; the whole if none is.
     pub share: Share,
+    /// The largest share that an open window gives the express lane, so that what is important comes first; `None` = what
+    /// the source itself says.
+    pub express_share: Option<Share>,
     /// The windows that are open.
     pub windows: Vec<String>,
     /// When a window opens or closes next, if ever.
@@ -270,12 +295,14 @@ pub struct Planned {
 /// What is planned for a source at `at`.
 #[must_use]
 pub fn planned(calendar: &[Window], source: &SourceName, at: Timestamp) -> Planned {
-    let mut planned = Planned { share: Share::WHOLE, windows: Vec::new(), changes_at: None };
+    let mut planned = Planned { share: Share::WHOLE, express_share: None, windows: Vec::new(), changes_at: None };
     for window in calendar.iter().filter(|window| window.concerns(source)) {
         let Some((begin, end)) = window.occurrence(at) else { continue };
         let is_open = begin <= at;
         if is_open {
             planned.share = planned.share.min(window.pace());
+            let shares = planned.express_share.into_iter().chain(window.express_share());
+            planned.express_share = shares.max_by(|one, other| one.get().total_cmp(&other.get()));
             planned.windows.push(window.name().to_owned());
         }
         let next = if is_open { end } else { begin };

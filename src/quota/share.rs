@@ -9,7 +9,7 @@ pub struct Share(f64);
 
 /// A number that is no share.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[error("{found} is no share of the pace: give a number from {} to 1 (0.5 is half of it)", Share::LEAST)]
+#[error("{found} is no share: give a number from {} to 1 (0.5 is half of it)", Share::LEAST)]
 pub struct InvalidShare {
     /// What was given.
     pub found: f64,

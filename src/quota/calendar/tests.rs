@@ -55,6 +55,25 @@ fn a_window_of_dates_is_meant_in_its_zone_and_comes_once() {
 }
 
 #[test]
+fn a_window_gives_the_express_lane_another_share_with_or_without_another_pace() {
+    let sale = read(&SALE.replace("pace = 0.5", "pace = 0.5\nexpress_share = 0.8"));
+    let express = read(&SALE.replace("pace = 0.5", "express_share = 0.6").replace("11-12T00", "11-11T00"));
+    assert_eq!((express.pace(), sale.to_string()), (Share::WHOLE, "0.5 of the pace, 0.8 for express".to_owned()));
+    assert_eq!(express.to_string(), "0.6 for express");
+    let planned = |calendar: &[Window], text: &str| {
+        let planned = planned(calendar, &source(), at(text));
+        (planned.share.get(), planned.express_share.map(Share::get))
+    };
+    let (before, during) = ("2026-11-10T11:59:59.999Z", "2026-11-10T12:00:00Z");
+    let both = [express.clone(), sale];
+    assert_eq!(planned(&both, before), (1.0, None), "what the source says");
+    assert_eq!(planned(&both, during), (0.5, Some(0.8)), "the larger one");
+    assert_eq!(planned(&[express], during), (1.0, Some(0.6)));
+    assert_eq!(planned(&both[1..], "2026-11-11T16:00:00Z"), (1.0, None), "over");
+    assert_eq!(planned(&[read(SALE)], during), (0.5, None), "a window without it says nothing of it");
+}
+
+#[test]
 fn a_window_of_the_week_goes_over_midnight_and_over_changes_of_the_clocks() {
     let night = read(NIGHT);
     let next = |text: &str| night.occurrence(at(text));
@@ -92,10 +111,12 @@ fn what_makes_no_sense_is_named() {
         (SALE.replace("Asia/Shanghai", "Asia/Atlantis"), "zone is \"Asia/Atlantis\""),
         (SALE.replace("Asia/Shanghai", "+25:00"), "zone is \"+25:00\""),
         (SALE.replace("Asia/Shanghai", "+é"), "zone is"),
-        (SALE.replace("pace = 0.5", "pace = 0.0"), "0 is no share of the pace"),
-        (SALE.replace("pace = 0.5", "pace = 1.5"), "1.5 is no share of the pace"),
+        (SALE.replace("pace = 0.5", "pace = 0.0"), "0 is no share"),
+        (SALE.replace("pace = 0.5", "pace = 1.5"), "1.5 is no share"),
         (SALE.replace("pace = 0.5", "pace = 0.5\ndays = [\"mon\"]"), "days are for windows that come again"),
         (SALE.replace("pace = 0.5", "pace = 0.5\nexpress = 0.8"), "unknown field `express`"),
+        (SALE.replace("pace = 0.5", "express_share = 1.2"), "1.2 is no share"),
+        (SALE.replace("pace = 0.5", ""), "it changes nothing; give pace, express_share, or both"),
         (NIGHT.replace("\"fri\"", "\"friday\""), "unknown variant `friday`"),
         (NIGHT.replace("02:30", "22:00"), "not after from"),
         (NIGHT.replace("02:30", "24:30"), "to is \"24:30\""),
