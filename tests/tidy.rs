@@ -84,7 +84,11 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         "Kafka is behind kafka::{Reader, Writer}, in src/kafka/",
     ),
     ("reqwest::", &["src/platform/http.rs", "tests"], "vendors are called through src/platform/http.rs alone"),
-    ("clickhouse::", &["src/sink", "tests/real"], "ClickHouse is written and queried in src/sink/ alone"),
+    (
+        "clickhouse::",
+        &["src/sink", "tests/real", "tests/bench/sink"],
+        "ClickHouse is written and queried in src/sink/ alone",
+    ),
     (
         "redis::",
         &["src/quota", "src/cache", "src/tokens", "src/cli/check", "src/cli/check.rs", "tests/real", "tests/bench"],

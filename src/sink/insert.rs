@@ -108,7 +108,8 @@ impl Store {
         insert.end().await
     }
 
-    async fn open<T: Row>(&self, table: &str, token: &str) -> Result<clickhouse::insert::Insert<T>, Error> {
+    /// An insert that is one block of ClickHouse, answered when its rows are stored, and recognised by its token.
+    pub(super) async fn open<T: Row>(&self, table: &str, token: &str) -> Result<clickhouse::insert::Insert<T>, Error> {
         let insert = self.client.insert::<T>(table).await?;
         Ok(insert
             .with_timeouts(Some(self.timeout), Some(self.timeout))

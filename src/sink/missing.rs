@@ -5,7 +5,7 @@ use tokio::time::timeout;
 
 use super::{
     connection::Trouble,
-    insert::{ROWS_MAX, Store},
+    insert::Store,
     present::Place,
     row::{ChangeRow, DeadLetterRow, FailureRow, ObservationRow, Parsed, RequestRow},
 };
@@ -82,25 +82,7 @@ impl<'a, T: Row + RowWrite> Filling<'a, T> {
     pub(super) async fn write(&mut self, row: &T::Value<'_>) -> Result<(), Error> {
         let insert = match &mut self.insert {
             Some(insert) => insert,
-            closed => {
-                let limit = Some(self.store.timeout);
-                let insert = self.store.client.insert::<T>(self.table).await?.with_timeouts(limit, limit);
-                let settings = [
-                    ("async_insert", "0"),
-                    ("wait_end_of_query", "1"),
-                    ("insert_deduplicate", "1"),
-                    ("insert_deduplication_token", self.token),
-                    ("deduplicate_blocks_in_dependent_materialized_views", "1"),
-                    ("min_insert_block_size_bytes", "0"),
-                ];
-                let insert = settings.iter().fold(insert, |insert, (name, value)| insert.with_setting(*name, *value));
-                let whole = ROWS_MAX.to_string();
-                closed.insert(
-                    insert
-                        .with_setting("max_insert_block_size", whole.as_str())
-                        .with_setting("min_insert_block_size_rows", whole.as_str()),
-                )
-            }
+            closed => closed.insert(self.store.open(self.table, self.token).await?),
         };
         insert.write(row).await
     }

@@ -1,9 +1,6 @@
 //! The floors: what the same work costs with nothing but the libraries.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use rdkafka::producer::{BaseRecord, Producer};
@@ -16,32 +13,9 @@ use weir::{
 
 use crate::{
     log::{self, Copied, Follower, PATIENCE},
-    machine::cpu_of,
+    machine::{Cost, Meter},
     process::{Bench, Simulator},
 };
-
-/// How long something took, and how much CPU of this process.
-#[derive(Clone, Copy)]
-pub struct Cost {
-    pub wall: Duration,
-    pub cpu: Duration,
-}
-
-/// Measures what this process does; nothing else may go on in it.
-struct Meter {
-    since: Instant,
-    cpu: Duration,
-}
-
-impl Meter {
-    fn start() -> Result<Self> {
-        Ok(Self { since: Instant::now(), cpu: cpu_of(std::process::id())? })
-    }
-
-    fn end(&self) -> Result<Cost> {
-        Ok(Cost { wall: self.since.elapsed(), cpu: cpu_of(std::process::id())?.saturating_sub(self.cpu) })
-    }
-}
 
 /// The calls for these IDs, signed beforehand.
 fn exchanges(bench: &Bench, simulator: &Simulator, ids: &[u64]) -> Result<Vec<Exchange>> {

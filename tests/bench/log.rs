@@ -9,7 +9,7 @@ use rdkafka::{
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     message::{BorrowedHeaders, BorrowedMessage, OwnedHeaders},
-    producer::{BaseProducer, BaseRecord, Producer},
+    producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
 };
 use weir::kafka::{admin, client};
 
@@ -25,14 +25,22 @@ pub fn client(brokers: &str) -> ClientConfig {
 
 /// An idempotent producer like weir's.
 pub fn producer(brokers: &str) -> Result<BaseProducer> {
+    settings(brokers).create().context("making a producer")
+}
+
+/// Its settings.
+pub fn settings(brokers: &str) -> ClientConfig {
     let mut config = client(brokers);
     config.set("enable.idempotence", "true").set("acks", "all").set("compression.type", "lz4").set("linger.ms", "5");
     config.set("partitioner", "murmur2_random").set("queue.buffering.max.messages", "200000");
-    config.create().context("making a producer")
+    config
 }
 
 /// Hands a record over, waiting for room.
-pub fn send(producer: &BaseProducer, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<()> {
+pub fn send<C: ProducerContext<DeliveryOpaque = ()>>(
+    producer: &BaseProducer<C>,
+    mut record: BaseRecord<'_, [u8], [u8]>,
+) -> Result<()> {
     use rdkafka::{error::KafkaError::MessageProduction, types::RDKafkaErrorCode::QueueFull};
     loop {
         match producer.send(record) {

@@ -1,6 +1,9 @@
 //! What the kernel says about processes and about the machine, from /proc.
 
-use std::{fmt, fs, time::Duration};
+use std::{
+    fmt, fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 
@@ -15,6 +18,29 @@ pub fn cpu_of(pid: u32) -> Result<Duration> {
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
     let ticks: u32 = fields.skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
     Ok(TICK * ticks)
+}
+
+/// How long something took, and how much CPU of this process.
+#[derive(Clone, Copy)]
+pub struct Cost {
+    pub wall: Duration,
+    pub cpu: Duration,
+}
+
+/// Measures what this process does; nothing else may go on in it.
+pub struct Meter {
+    since: Instant,
+    cpu: Duration,
+}
+
+impl Meter {
+    pub fn start() -> Result<Self> {
+        Ok(Self { since: Instant::now(), cpu: cpu_of(std::process::id())? })
+    }
+
+    pub fn end(&self) -> Result<Cost> {
+        Ok(Cost { wall: self.since.elapsed(), cpu: cpu_of(std::process::id())?.saturating_sub(self.cpu) })
+    }
 }
 
 /// Memory of a process in MB (10⁶ bytes).

@@ -8,6 +8,7 @@ mod floor;
 mod log;
 mod machine;
 mod memory;
+#[allow(dead_code, reason = "shared with the other benchmarks, which use the rest")]
 mod process;
 mod table;
 mod throughput;

@@ -1,11 +1,11 @@
-//! The processes under test: the simulator and fetch, each the release binary.
+//! The processes under test: the simulator and weir's roles, each the release binary.
 
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -76,22 +76,44 @@ impl Bench {
 
     /// Starts `weir fetch`; `limit` is a line of TOML for the source, or nothing.
     pub fn fetch(&self, simulator: &Simulator, topics: &OwnTopics, limit: &str) -> Result<Process> {
-        let (prefix, file) = (&topics.prefix, self.folder.path().join("weir.toml"));
+        let source = format!(
+            "[[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\nurl = {:?}\naccounts_file = \"accounts.toml\"\n{limit}\n",
+            simulator.url,
+        );
+        let file = self.write("weir", topics, &source)?;
+        self.start("fetch", &file, &["fetch"])
+    }
+
+    /// A configuration for roles that store rows in this database.
+    pub fn configure(&self, name: &str, topics: &OwnTopics, database: &str) -> Result<PathBuf> {
+        let url =
+            std::env::var("WEIR_TEST_CLICKHOUSE").context("WEIR_TEST_CLICKHOUSE is not set: deploy/local/bench")?;
+        self.write(name, topics, &format!("[clickhouse]\nurl = {url:?}\ndatabase = {database:?}\n"))
+    }
+
+    fn write(&self, name: &str, topics: &OwnTopics, more: &str) -> Result<PathBuf> {
+        let (prefix, file) = (&topics.prefix, self.folder.path().join(format!("{name}.toml")));
         let text = format!(
             "[instance]\nname = \"bench\"\n[kafka]\nbrokers = {:?}\ngroup_prefix = {prefix:?}\n[topics]\nprefix = {prefix:?}\n\
-             [http]\nlisten = \"off\"\n\
-             [[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\nurl = {:?}\naccounts_file = \"accounts.toml\"\n{limit}\n",
-            self.kafka.brokers, simulator.url,
+             [http]\nlisten = \"off\"\n{more}",
+            self.kafka.brokers,
         );
         fs::write(&file, text)?;
+        Ok(file)
+    }
+
+    /// Starts `weir <arguments>`; its log has this name.
+    pub fn start(&self, name: &str, config: &Path, arguments: &[&str]) -> Result<Process> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
-        command.arg("fetch").arg("--config").arg(&file);
+        command.args(arguments).arg("--config").arg(config);
         // The stack's variables would go before the file.
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR_")) {
             command.env_remove(name);
         }
-        let log = self.log("fetch");
-        let child = command.stderr(File::create(&log)?).spawn().context("starting weir fetch")?;
+        let log = self.log(name);
+        let output = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = command.spawn().with_context(|| format!("starting weir {}", arguments.join(" ")))?;
         Ok(Process { child, log })
     }
 }
@@ -114,10 +136,32 @@ impl Process {
     /// Fails if it has ended by itself.
     pub fn check(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
-            let log = fs::read_to_string(&self.log).unwrap_or_default();
-            bail!("weir ended before its time: {status}\n{log}");
+            bail!("weir ended before its time: {status}\n{}", self.said());
         }
         Ok(())
+    }
+
+    /// Whether it has ended, and well; fails if it has ended otherwise.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        let Some(status) = self.child.try_wait()? else { return Ok(false) };
+        ensure!(status.success(), "weir ended with {status}\n{}", self.said());
+        Ok(true)
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(mut self) -> Result<()> {
+        let asked = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
+        ensure!(asked.success(), "cannot ask weir to stop");
+        let deadline = Instant::now() + log::PATIENCE;
+        while !self.has_ended()? {
+            ensure!(Instant::now() < deadline, "weir does not stop");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 

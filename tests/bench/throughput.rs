@@ -9,6 +9,7 @@ use weir::{fetch, simulate};
 use crate::{
     floor,
     log::{self, Copied, Follower},
+    machine::Cost,
     process::Bench,
     table::{Figure, Goal, Table},
 };
@@ -72,7 +73,7 @@ pub async fn measure(bench: &Bench, count: usize, table: &mut Table) -> Result<(
     own.delete().await
 }
 
-fn report(table: &mut Table, count: usize, run: &Run, http: floor::Cost, kafka: floor::Cost) {
+fn report(table: &mut Table, count: usize, run: &Run, http: Cost, kafka: Cost) {
     #[allow(clippy::cast_precision_loss, reason = "a count of IDs")]
     let count = count as f64;
     let rate = |wall: Duration| count / wall.as_secs_f64().max(1e-9);
