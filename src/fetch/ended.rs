@@ -1,0 +1,67 @@
+//! What follows from calls that have ended.
+
+use tokio::time::Instant;
+
+use super::{
+    Fetch, FetchError, batches,
+    call::{Contact, Ended},
+};
+use crate::{
+    kafka::{Reader, Writer},
+    platform::{Refusal, RefusalKind},
+    quota::{Hold, Scope},
+};
+
+impl<R: Reader, W: Writer> Fetch<R, W> {
+    /// Takes the outcomes of this call and of all others that have ended meanwhile.
+    pub(super) async fn end_calls(&mut self, first: Ended) -> Result<(), FetchError> {
+        let mut next = Some(Ok(first));
+        while let Some(ended) = next {
+            let ended = ended?;
+            self.quota.ended(ended.account);
+            match &ended.contact {
+                Contact::Called(_) => {
+                    self.tally.called(ended.account, ended.refusal.as_ref().is_some_and(Refusal::is_no));
+                }
+                Contact::None => self.tally.missed(ended.account),
+                // Neither late nor a call: the vendor knows nothing of it.
+                Contact::NoWay(_) => {}
+            }
+            self.react_address(&ended).await;
+            // What was not called for costs nothing.
+            for batch in batches(&ended.missed) {
+                self.spending.refund(batch);
+            }
+            for job in ended.missed.into_iter().rev() {
+                if self.stopping || !self.intake.may_start(&job.position) {
+                    self.intake.give_up(&job.position);
+                } else if self.cancelled.has(&job.request) {
+                    self.uncalled.push(&job.position.partition.clone(), self.caller.cancelled(job));
+                } else {
+                    self.backlog.push_first(&job.position.partition.clone(), job);
+                }
+            }
+            if let Some(latency) = ended.latency {
+                self.spread.note(latency, Instant::now());
+            }
+            match &ended.refusal {
+                Some(refusal) => self.react((ended.account, ended.address), ended.left_at, refusal).await,
+                None if ended.outcomes.is_empty() => {}
+                None => self.penalties.forgive(ended.account, ended.left_at),
+            }
+            let is_throttled = matches!(&ended.refusal, Some(Refusal { kind: RefusalKind::Throttled { .. }, .. }));
+            // A throttle's own wait overrides the other headers.
+            if !is_throttled {
+                self.heed((ended.account, ended.address), ended.advice).await;
+            }
+            if let Some(cause) = self.caller.tokens.death(ended.account).filter(|_| ended.is_dead) {
+                self.quota.hold(Scope::Account(ended.account), Hold::Disabled, &cause).await;
+            }
+            for (position, records) in ended.outcomes {
+                self.intake.complete(position, records);
+            }
+            next = self.calls.try_join_next();
+        }
+        Ok(())
+    }
+}
