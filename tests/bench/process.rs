@@ -70,28 +70,39 @@ impl Bench {
     pub async fn topics(&self, what: &str) -> Result<OwnTopics> {
         let prefix = format!("bench-{what}-{}", std::process::id());
         let topics = Topics::new(topics::Config { prefix: prefix.clone(), ..topics::Config::default() });
-        admin::apply(&self.kafka, &topics.all(std::slice::from_ref(&self.source)), 1).await?;
+        let all = [topics.all(std::slice::from_ref(&self.source)), topics.delays()].concat();
+        admin::apply(&self.kafka, &all, 1).await?;
         Ok(OwnTopics { topics, prefix, kafka: self.kafka.clone() })
     }
 
     /// Starts `weir fetch`; `limit` is a line of TOML for the source, or nothing.
     pub fn fetch(&self, simulator: &Simulator, topics: &OwnTopics, limit: &str) -> Result<Process> {
+        self.start("fetch", &simulator.url, topics, limit)
+    }
+
+    /// Starts `weir retry`, which calls nobody.
+    pub fn retry(&self, topics: &OwnTopics) -> Result<Process> {
+        fs::write(self.accounts_file(), "[[account]]\nalias = \"a\"\napp_key = \"1\"\napp_secret = \"s\"\n")?;
+        self.start("retry", "http://127.0.0.1:9", topics, "unlimited = true")
+    }
+
+    fn start(&self, role: &str, url: &str, topics: &OwnTopics, limit: &str) -> Result<Process> {
         let (prefix, file) = (&topics.prefix, self.folder.path().join("weir.toml"));
         let text = format!(
             "[instance]\nname = \"bench\"\n[kafka]\nbrokers = {:?}\ngroup_prefix = {prefix:?}\n[topics]\nprefix = {prefix:?}\n\
              [http]\nlisten = \"off\"\n\
              [[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\nurl = {:?}\naccounts_file = \"accounts.toml\"\n{limit}\n",
-            self.kafka.brokers, simulator.url,
+            self.kafka.brokers, url,
         );
         fs::write(&file, text)?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
-        command.arg("fetch").arg("--config").arg(&file);
+        command.arg(role).arg("--config").arg(&file);
         // The stack's variables would go before the file.
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR_")) {
             command.env_remove(name);
         }
-        let log = self.log("fetch");
-        let child = command.stderr(File::create(&log)?).spawn().context("starting weir fetch")?;
+        let log = self.log(role);
+        let child = command.stderr(File::create(&log)?).spawn().with_context(|| format!("starting weir {role}"))?;
         Ok(Process { child, log })
     }
 }
@@ -111,6 +122,13 @@ impl Process {
         machine::cpu_of(self.pid())
     }
 
+    /// kill -9.
+    pub fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Fails if it has ended by itself.
     pub fn check(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
@@ -123,9 +141,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
@@ -152,6 +168,11 @@ pub struct OwnTopics {
 }
 
 impl OwnTopics {
+    /// What the names of these topics and their groups begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Deletes them; a run that fails leaves them to the end of the stack.
     pub async fn delete(self) -> Result<()> {
         let all = admin::describe(&self.kafka).await?;
