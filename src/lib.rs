@@ -26,6 +26,8 @@ pub mod message;
 
 pub mod topics;
 
+pub mod cancelled;
+
 pub mod changes;
 pub mod enqueue;
 pub mod fetch;

@@ -3,15 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead, IsTerminal},
+    process::ExitCode,
     time::Duration,
 };
 
 use clap::Subcommand;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::{Ended, Exit},
+    replay,
     terminal::{Progress, grouped, note, say, table},
+    until,
 };
 use crate::{
     config::Config,
@@ -20,6 +24,7 @@ use crate::{
         scan::{self, Piece, Scan, Span},
     },
     message::{Attempt, BatchId, Class, DeadLetter, Reason, SourceName, codec},
+    replay::when::time,
     runtime::clock::{Clock, Timestamp},
     topics::{Groups, Topics},
 };
@@ -73,10 +78,13 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Send dead letters back to requests: the same as `weir redrive`.
+    #[command(long_about = replay::REDRIVE_ABOUT, after_long_help = replay::REDRIVE_EXAMPLES)]
+    Redrive(replay::RedriveArgs),
     /// Delete dead letters up to a time, for good.
     #[command(after_long_help = PURGE_EXAMPLES)]
     Purge {
-        /// Up to this time: RFC 3339, or how long ago (30d, 12h).
+        /// Up to this time: RFC 3339, a day, or how long ago (30d, 12h).
         #[arg(long, value_name = "TIME")]
         until: String,
         /// Do not ask.
@@ -103,7 +111,7 @@ pub struct Filter {
     /// Of this item.
     #[arg(long)]
     item: Option<String>,
-    /// Written at or after this time: RFC 3339, or how long ago (2d, 90m).
+    /// Written at or after this time: RFC 3339, a day, or how long ago (2d, 90m).
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// Written before this time.
@@ -137,23 +145,13 @@ impl Filter {
     }
 }
 
-pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Exit> {
+pub(super) async fn run(command: Command, config: &Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
     match command {
-        Command::List { filter, limit, json } => list(filter, *limit, *json, config).await,
-        Command::Show { id, filter, json } => show(id, filter, *json, config).await,
-        Command::Purge { until, yes } => purge(until, *yes, config).await,
+        Command::List { filter, limit, json } => until(stop, list(&filter, limit, json, config)).await,
+        Command::Show { id, filter, json } => until(stop, show(&id, &filter, json, config)).await,
+        Command::Redrive(args) => replay::redrive(args, config, &stop).await.map(Into::into),
+        Command::Purge { until: edge, yes } => until(stop, purge(&edge, yes, config)).await,
     }
-}
-
-/// A time as people write it.
-fn instant(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
-    if let Ok(at) = text.parse::<jiff::Timestamp>() {
-        return Ok(Timestamp::from_millis(at.as_millisecond()));
-    }
-    let ago = humantime::parse_duration(text).map_err(|_| {
-        Ended::usage(format!("{text:?} is no time: write RFC 3339 (2026-11-20T09:00:00Z), or how long ago (2d, 90m)"))
-    })?;
-    Ok(Timestamp::from_millis(now.as_millis().saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))))
 }
 
 /// Hands each dead letter that the filter takes to `found`; how many could not be read.
@@ -187,7 +185,7 @@ async fn spans(config: &Config, filter: &Filter) -> anyhow::Result<Vec<Span>> {
     let (topics, now) = ([Topics::new(config.topics.clone()).dead()], Clock::System.now());
     let edge = async |text: &Option<String>| -> anyhow::Result<Option<BTreeMap<Partition, i64>>> {
         let Some(text) = text else { return Ok(None) };
-        let offsets = scan::at_time(&config.kafka, &topics, instant(text, now)?).await?;
+        let offsets = scan::at_time(&config.kafka, &topics, time(text, now)?).await?;
         Ok(Some(offsets.into_iter().collect()))
     };
     let (since, until) = (edge(&filter.since).await?, edge(&filter.until).await?);
@@ -443,13 +441,5 @@ mod tests {
             assert!(text.contains(part), "{text} should say {part:?}");
         }
         assert!(text.contains("1 more calls") && text.contains("f/1/2"), "{text}");
-    }
-
-    #[test]
-    fn a_time_is_rfc_3339_or_how_long_ago() {
-        let now = Timestamp::from_millis(1_700_000_000_000);
-        assert_eq!(instant("2d", now).unwrap().as_millis(), 1_700_000_000_000 - 2 * 86_400_000);
-        assert_eq!(instant("2023-11-14T22:13:20Z", now).unwrap(), now);
-        assert!(instant("yesterday", now).unwrap_err().to_string().contains("RFC 3339"));
     }
 }

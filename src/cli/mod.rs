@@ -230,7 +230,7 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Simulate(args) => simulate::run(args, Clock::System, stop).await.map(|()| Exit::Done.into()),
         Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),
         Command::Status(args) => until(stop, status::run(&args, &config)).await,
-        Command::Dead(command) => until(stop, dead::run(&command, &config)).await,
+        Command::Dead(command) => dead::run(command, &config, stop).await,
         Command::Trace(args) => until(stop, trace::run(&args, &config)).await,
         Command::Quota(args) => until(stop, quota::run(args, &config)).await,
         Command::Query(args) => until(stop, query::run(args, &config)).await,

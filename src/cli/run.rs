@@ -338,11 +338,20 @@ impl Process {
 
     /// The transactional producer of a group's member; `None` if the process stops before a broker answers.
     async fn writer(&self, reach: Reach, health: &RoleHealth) -> Result<Option<KafkaWriter>, RoleError> {
+        self.writer_of(&self.config.kafka, reach, health).await
+    }
+
+    async fn writer_of(
+        &self,
+        kafka: &kafka::client::Config,
+        reach: Reach,
+        health: &RoleHealth,
+    ) -> Result<Option<KafkaWriter>, RoleError> {
         health.not_ready("waiting for Kafka to know this process as a producer");
         let name = self.member(&reach.group);
         tokio::select! {
             () = self.stop.cancelled() => Ok(None),
-            writer = KafkaWriter::open_for(&self.config.kafka, &name, reach) => {
+            writer = KafkaWriter::open_for(kafka, &name, reach) => {
                 Ok(Some(writer.map_err(|error| RoleError::from(IntakeError::from(error)))?))
             }
         }

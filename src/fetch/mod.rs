@@ -7,7 +7,6 @@
 mod addresses;
 mod backlog;
 mod call;
-mod cancelled;
 mod config;
 mod dispatch;
 mod ended;
@@ -29,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub use call::{Caller, CallerParts};
-pub use cancelled::Cancelled;
 pub use config::Config;
 
 use self::{
@@ -43,6 +41,7 @@ use self::{
     spread::Spread,
 };
 use crate::{
+    cancelled::Cancelled,
     kafka::{
         Outgoing, Partition, Reader, Record, Writer,
         intake::{Input, Intake, IntakeError},

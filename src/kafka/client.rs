@@ -35,8 +35,18 @@ pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// room for the rest.
 pub const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
 
+/// How far a consumer reads ahead of each partition. Whoever knows better says so in `properties`.
+const READ_AHEAD: [(&str, &str); 4] = [
+    // 14 MiB instead of 87 with a million IDs waiting.
+    ("queued.min.messages", "2000"),
+    ("queued.max.messages.kbytes", "8192"),
+    // A partition that has that much is left alone for so long: by default for a second, in which it runs dry.
+    ("fetch.queue.backoff.ms", "20"),
+    ("fetch.wait.max.ms", "100"),
+];
+
 impl Config {
-    /// What all clients share. The user's `properties` win over ours, except where a role sets its own after.
+    /// What all clients share. The user's `properties` win over ours, except where a role sets what it rests on after.
     pub(super) fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -67,11 +77,10 @@ impl Config {
             // Each start is told its offset; a lost offset must be seen, not silently jumped over.
             .set("auto.offset.reset", "error")
             // Only then does a fetch of committed offsets wait for the previous owner's open transaction.
-            .set("isolation.level", "read_committed")
-            // 14 MiB instead of 87 with a million IDs waiting.
-            .set("queued.min.messages", "2000")
-            .set("queued.max.messages.kbytes", "8192")
-            .set("fetch.wait.max.ms", "100");
+            .set("isolation.level", "read_committed");
+        for (key, value) in READ_AHEAD.into_iter().filter(|(key, _)| !self.properties.contains_key(*key)) {
+            config.set(key, value);
+        }
         config
     }
 

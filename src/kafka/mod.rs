@@ -93,6 +93,15 @@ pub struct Record {
 }
 
 impl Record {
+    /// About how many bytes it takes in memory: a header is two allocations beside its place in the list.
+    #[must_use]
+    pub fn footprint(&self) -> usize {
+        const HEADER: usize = size_of::<(String, Bytes)>() + 2 * 16;
+        let headers: usize = self.headers.iter().map(|(name, value)| HEADER + name.len() + value.len()).sum();
+        let parts = [&self.key, &self.value].into_iter().flatten();
+        size_of::<Self>() + headers + parts.map(|part| 16 + part.len()).sum::<usize>()
+    }
+
     /// The record as [`codec`] reads it.
     #[must_use]
     pub fn raw<'a>(&'a self, partition: &'a Partition) -> codec::Raw<'a> {

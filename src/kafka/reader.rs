@@ -31,7 +31,8 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Assignment, Committed, Epoch, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, WriteError,
+    Assignment, Committed, Epoch, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, Record,
+    WriteError,
     client::Config,
     native::{offset_list, partitions, record},
 };
@@ -42,8 +43,8 @@ const GATHER: usize = 500;
 const POLL: Duration = Duration::from_millis(5);
 /// How many events may wait for the stage. When it is full the thread polls no further.
 const EVENTS: usize = 64;
-/// How many records may wait for the stage: 64 events of 500 records with their headers would be 60 MB.
-const AHEAD: usize = 4_000;
+/// How many bytes of records may wait for the stage, about: 64 events of 500 records with their headers would be 60 MB.
+const AHEAD: usize = 4 * 1024 * 1024;
 /// How long one question to the broker may take before it is asked again.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -136,7 +137,7 @@ impl Reader for KafkaReader {
         };
         let event = self.events.recv().await.ok_or_else(ended)??;
         if let Event::Records { records, .. } = &event {
-            self.ahead.fetch_sub(records.len(), Ordering::Relaxed);
+            self.ahead.fetch_sub(footprint(records), Ordering::Relaxed);
         }
         if let Event::Assigned(assignments) = &event {
             // A pause that the stage asked for under an earlier assignment may have come after this one began.
@@ -194,7 +195,7 @@ pub(super) struct Context {
     group: GroupConfig,
     membership: Membership,
     events: mpsc::Sender<Result<Event, ReadError>>,
-    /// Records that have been handed over, and that the stage has not taken yet.
+    /// Bytes of records that have been handed over, and that the stage has not taken yet.
     ahead: Arc<AtomicUsize>,
     shared: Mutex<Shared>,
 }
@@ -339,16 +340,16 @@ impl Context {
     fn flush(&self) -> Stage {
         let mut shared = self.shared();
         while let Some(event) = shared.pending.pop_front() {
-            let count = if let Ok(Event::Records { records, .. }) = &event { records.len() } else { 0 };
-            if count > 0 && self.ahead.load(Ordering::Relaxed) > AHEAD && !self.events.is_closed() {
+            let bytes = if let Ok(Event::Records { records, .. }) = &event { footprint(records) } else { 0 };
+            if bytes > 0 && self.ahead.load(Ordering::Relaxed) > AHEAD && !self.events.is_closed() {
                 shared.pending.push_front(event);
                 break;
             }
-            self.ahead.fetch_add(count, Ordering::Relaxed);
+            self.ahead.fetch_add(bytes, Ordering::Relaxed);
             match self.events.try_send(event) {
                 Ok(()) => {}
                 Err(mpsc::error::TrySendError::Full(event)) => {
-                    self.ahead.fetch_sub(count, Ordering::Relaxed);
+                    self.ahead.fetch_sub(bytes, Ordering::Relaxed);
                     shared.pending.push_front(event);
                     break;
                 }
@@ -489,6 +490,11 @@ impl Context {
             shared.pending.push_back(Ok(Event::Records { partition, epoch, records: vec![record] }));
         }
     }
+}
+
+/// About how many bytes these records take in memory.
+fn footprint(records: &[Record]) -> usize {
+    records.iter().map(Record::footprint).sum()
 }
 
 fn names(assignments: &[Assignment]) -> Vec<&Partition> {

@@ -1,4 +1,10 @@
 //! What becomes of a failure: again at a later time, or a dead letter. Pure.
+//!
+//! A stage that holds a request back without having called for it (an open breaker, a paused account, a lost vendor)
+//! writes a failure as for a call, whose attempt has a code that begins with [`Attempt::HELD_BACK`], such as
+//! `weir.held.breaker`; its class says why. Such an attempt is never spent, whatever its class; the request comes again
+//! at the attempt's `not_before`, else after a second, doubling to a minute with each time in a row. Rules do not
+//! change that, since nothing has failed. Only the age limit of `[retry]` and `expires_at` end it.
 
 use std::time::Duration;
 
@@ -129,7 +135,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::{ItemId, Lane, RequestId, SourceName};
+    use crate::{
+        message::{ItemId, Lane, RequestId, SourceName},
+        retry::Rule,
+    };
 
     const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
@@ -253,6 +262,36 @@ mod tests {
         assert_eq!(reason(&short, &config, NOW), Reason::Expired);
         short.request.expires_at = Some(after(5));
         assert_eq!(due_in(&short, 1.0), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn what_weir_itself_holds_back_spends_nothing_and_ends_only_by_its_age() {
+        let mut config = with(|policy| policy.attempts = 1);
+        config.rules = vec![Rule { attempts: Some(1), base: Some(Duration::from_secs(77)), ..Rule::default() }];
+        let mut failure = failure(&[Outage]);
+        failure.attempt.code = format!("{}breaker", Attempt::HELD_BACK);
+        let mut now = NOW;
+        let delays: Vec<u64> = (0..40)
+            .map(|_| {
+                let Decision::Again { at, request } = decide(&failure, &config, now, 1.0) else { panic!("ended") };
+                assert_eq!(request.attempts_spent(), 0);
+                failure.request = request;
+                let delay = at.since(now).as_secs();
+                now = at;
+                failure.attempt.at = now;
+                delay
+            })
+            .collect();
+        assert_eq!(delays[..8], [1, 2, 4, 8, 16, 32, 60, 60]);
+        failure.attempt.not_before = Some(now.after(Duration::from_secs(300)));
+        let Decision::Again { at, .. } = decide(&failure, &config, now, 1.0) else { panic!("ended") };
+        assert_eq!(at.since(now).as_secs(), 300, "who holds it back may know until when");
+        failure.attempt.at = after(24 * 3_600 + 1);
+        assert_eq!(reason(&failure, &config, failure.attempt.at), Reason::Expired);
+        // The next call that is made and fails is the only one that is allowed.
+        failure.attempt.at = now;
+        failure.attempt.code = "http.503".to_owned();
+        assert_eq!(reason(&failure, &config, now), Reason::Exhausted);
     }
 
     #[test]

@@ -129,6 +129,8 @@ struct Scene {
     next: u32,
     due: HashMap<String, Timestamp>,
     early: Arc<Mutex<Vec<String>>>,
+    /// What the next machine heeds.
+    cancelled: Option<Cancelled>,
 }
 
 impl Scene {
@@ -141,7 +143,8 @@ impl Scene {
         let brokers_clock = Clock::Set(Box::new(clock.clone()), Arc::new(AtomicI64::new(ahead_ms)));
         let brokers = Brokers::new(topics, brokers_clock, dice.clone());
         let config = Config::default();
-        Self { brokers, clock, dice, config, machines: vec![], next: 0, due: HashMap::new(), early: Arc::default() }
+        let (machines, due, early) = (vec![], HashMap::new(), Arc::default());
+        Self { brokers, clock, dice, config, machines, next: 0, due, early, cancelled: None }
     }
 
     async fn start(&mut self) {
@@ -152,7 +155,8 @@ impl Scene {
         let writer = Watched { writer, clock: clock.clone(), requests, early };
         let stop = CancellationToken::new();
         let (config, dice) = (self.config.clone(), self.dice.clone());
-        let retry = Retry::new(reader, writer, [source()], names(), config, clock.clock(), dice);
+        let cancelled = self.cancelled.take().unwrap_or_else(Cancelled::none);
+        let retry = Retry::new(reader, writer, [source()], names(), config, clock.clock(), dice).heeding(cancelled);
         #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
         let role = tokio::spawn(retry.run(stop.clone()));
         self.machines.push(Machine { number: self.next, clock, role, stop });
@@ -363,5 +367,68 @@ async fn a_burst_that_does_not_fit_into_memory_comes_through_all_the_same() {
     tokio::time::sleep(Duration::from_secs(100)).await;
     let late = scene.lateness();
     assert!(late.values().all(|by| *by < 10_000), "{:?}", late.values().max());
+    scene.stop(0).await;
+}
+
+/// The scene's first machine, which heeds what is cancelled.
+async fn heeding(scene: &mut Scene) -> impl Fn(&str, i64) + use<> {
+    let (cancel, cancelled) = Cancelled::scripted();
+    scene.cancelled = Some(cancelled);
+    scene.start().await;
+    cancel
+}
+
+fn of_batch(id: &str, batch: &str, now: Timestamp, delay: Duration) -> Failure {
+    let mut failure = failure(id, now, delay);
+    failure.request.batch = Some(crate::message::BatchId::new(batch).unwrap());
+    failure
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_of_a_cancelled_batch_ends_when_it_is_next_touched_and_no_other_does() {
+    let mut scene = Scene::new(11, 0);
+    let cancel = heeding(&mut scene).await;
+    let failed_at = scene.clock.now();
+    // In memory for its last second; on a delay topic; far away; of another batch; of none.
+    let far = Duration::from_secs(5_000);
+    let delays = [Duration::from_millis(800), Duration::from_secs(40), far];
+    let failures = delays.map(|delay| of_batch(&format!("m{}", delay.as_millis()), "monday", failed_at, delay));
+    scene.brokers.produce(failures.iter().map(record));
+    let others = [of_batch("other", "tuesday", failed_at, delays[1]), failure("none", failed_at, delays[1])];
+    for other in &others {
+        scene.due.insert(other.request_id.to_string(), other.attempt.not_before.unwrap());
+        scene.brokers.produce([record(other)]);
+    }
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    cancel("monday", scene.clock.now().as_millis());
+    // It fails after the cancellation, but was asked for before.
+    scene.brokers.produce([record(&of_batch("late", "monday", failed_at, far))]);
+    // Asked for anew under the same name.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let anew = of_batch("anew", "monday", scene.clock.now(), delays[1]);
+    scene.due.insert("anew".to_owned(), anew.attempt.not_before.unwrap());
+    scene.brokers.produce([record(&anew)]);
+
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    scene.lateness();
+    let dead = |scene: &Scene| -> Vec<DeadLetter> {
+        let records = scene.brokers.records(&names().dead());
+        records.iter().map(|record| serde_json::from_slice(record.value.as_ref().unwrap()).unwrap()).collect()
+    };
+    let ended = |letters: &[DeadLetter]| {
+        let mut ids: Vec<_> = letters.iter().map(|letter| letter.request_id.to_string()).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(ended(&dead(&scene)), ["late", "m40000", "m800"], "the far one is not touched yet");
+    tokio::time::sleep(far).await;
+    let letters = dead(&scene);
+    assert_eq!(ended(&letters), ["late", "m40000", "m5000000", "m800"]);
+    for letter in &letters {
+        assert_eq!(letter.reason, Reason::Cancelled, "{letter:?}");
+        let request = letter.request.as_ref().unwrap();
+        assert_eq!((request.history.len(), request.calls), (1, 1), "what was tried is kept: {letter:?}");
+    }
+    scene.lateness();
     scene.stop(0).await;
 }

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Deserialize;
 
 use super::WRITER;
 use crate::{
-    kafka::{Outgoing, Record},
+    kafka::{Outgoing, Partition, Record, outbox::Position},
     message::{
-        Failure, Lane, Request, SourceName,
+        BatchId, Failure, Lane, Request, SourceName,
         codec::{self, Raw, Unreadable},
         envelope::{Envelope, Headers, Kind, header},
     },
@@ -142,6 +143,26 @@ impl Waiting {
             }
         }
         Outgoing { topic, key: self.key, value: self.value, headers }
+    }
+
+    /// Its batch, and when it was asked for.
+    #[must_use]
+    pub fn asked(&self) -> (Option<BatchId>, Option<Timestamp>) {
+        #[derive(Deserialize)]
+        struct Asked {
+            batch: Option<BatchId>,
+            requested_at: Option<Timestamp>,
+        }
+        // What cannot be read is judged where it is read: by fetch, or at its end.
+        let asked = serde_json::from_slice(&self.value).unwrap_or(Asked { batch: None, requested_at: None });
+        (asked.batch, asked.requested_at)
+    }
+
+    /// The same as a record at `position`, as far as its end is told from it.
+    pub fn with_raw<T>(&self, position: &Position, tell: impl FnOnce(&Raw<'_>) -> T) -> T {
+        let (Partition { topic, number }, headers) = (&position.partition, self.envelope());
+        let (offset, value) = (position.offset, Some(self.value.as_ref()));
+        tell(&Raw { topic, partition: *number, offset, time: self.due_at, headers: &headers, value })
     }
 
     /// The headers of the request; its time is when it is due, so that a reader can tell how late it came.

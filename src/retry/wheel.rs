@@ -16,8 +16,8 @@ use crate::{
     runtime::clock::Timestamp,
 };
 
-/// How many bytes are read ahead of a partition whose first record has still time.
-const READ_AHEAD: usize = 256 * 1024;
+/// How many bytes are read ahead of a partition whose first record has still time: of each of dozens of partitions.
+const READ_AHEAD: usize = 96 * 1024;
 
 /// How long before the first record goes on a partition has to flow again: to fetch takes a while.
 const FLOW_BEFORE: Duration = Duration::from_millis(500);

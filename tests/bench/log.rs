@@ -84,6 +84,11 @@ impl Follower {
         Ok(Self(consumer))
     }
 
+    /// The client itself, to be polled elsewhere.
+    pub fn into_inner(self) -> BaseConsumer {
+        self.0
+    }
+
     /// Reads `count` records, or fails when none comes any more.
     pub fn read(
         &self,

@@ -1,6 +1,7 @@
 //! What weir costs, each figure beside the floor of the same run: deploy/local/bench starts the servers and this.
 
 #![allow(missing_docs, reason = "a benchmark, nobody's library")]
+#![allow(dead_code, reason = "it shares files with the benchmark of retry, which uses more of them")]
 #![allow(clippy::print_stdout, reason = "its table is for people")]
 #![allow(clippy::disallowed_methods, reason = "it measures real time, and its servers come from the environment")]
 

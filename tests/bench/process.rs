@@ -70,18 +70,28 @@ impl Bench {
     pub async fn topics(&self, what: &str) -> Result<OwnTopics> {
         let prefix = format!("bench-{what}-{}", std::process::id());
         let topics = Topics::new(topics::Config { prefix: prefix.clone(), ..topics::Config::default() });
-        admin::apply(&self.kafka, &topics.all(std::slice::from_ref(&self.source)), 1).await?;
+        let all = [topics.all(std::slice::from_ref(&self.source)), topics.delays()].concat();
+        admin::apply(&self.kafka, &all, 1).await?;
         Ok(OwnTopics { topics, prefix, kafka: self.kafka.clone() })
     }
 
     /// Starts `weir fetch`; `limit` is a line of TOML for the source, or nothing.
     pub fn fetch(&self, simulator: &Simulator, topics: &OwnTopics, limit: &str) -> Result<Process> {
-        let source = format!(
-            "[[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\nurl = {:?}\naccounts_file = \"accounts.toml\"\n{limit}\n",
-            simulator.url,
-        );
-        let file = self.write("weir", topics, &source)?;
+        let file = self.write("weir", topics, &Self::source(&simulator.url, limit))?;
         self.start("fetch", &file, &["fetch"])
+    }
+
+    /// Starts `weir retry`, which calls nobody.
+    pub fn retry(&self, topics: &OwnTopics) -> Result<Process> {
+        fs::write(self.accounts_file(), "[[account]]\nalias = \"a\"\napp_key = \"1\"\napp_secret = \"s\"\n")?;
+        let file = self.write("weir", topics, &Self::source("http://127.0.0.1:9", "unlimited = true"))?;
+        self.start("retry", &file, &["retry"])
+    }
+
+    fn source(url: &str, limit: &str) -> String {
+        format!(
+            "[[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\nurl = {url:?}\naccounts_file = \"accounts.toml\"\n{limit}\n",
+        )
     }
 
     /// A configuration for roles that store rows in this database.
@@ -133,6 +143,13 @@ impl Process {
         machine::cpu_of(self.pid())
     }
 
+    /// kill -9.
+    pub fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Fails if it has ended by itself.
     pub fn check(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
@@ -167,9 +184,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
@@ -196,6 +211,11 @@ pub struct OwnTopics {
 }
 
 impl OwnTopics {
+    /// What the names of these topics and their groups begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Deletes them; a run that fails leaves them to the end of the stack.
     pub async fn delete(self) -> Result<()> {
         let all = admin::describe(&self.kafka).await?;

@@ -8,8 +8,9 @@ use tracing::{info, warn};
 
 use super::{Process, RoleError};
 use crate::{
+    cancelled::Cancelled,
     changes::{Changes, ChangesParts},
-    fetch::{Caller, CallerParts, Cancelled, Fetch},
+    fetch::{Caller, CallerParts, Fetch},
     kafka::{Reach, Reader, Writer},
     platform::config::Source,
     quota::{
@@ -35,9 +36,7 @@ impl Process {
         let outcomes = vec![self.topics.results(), self.topics.failures(), self.topics.dead()];
         let reach = Reach { group: group.clone(), reads: self.topics.every_request(&source.name), writes: outcomes };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
-        let cancelled = Cancelled::follow(&self.config.kafka, &self.topics.control())
-            .await
-            .map_err(|error| RoleError::Failed(error.into()))?;
+        let cancelled = self.cancelled().await?;
         let reader = self.reader(group, self.topics.every_request(&source.name))?;
         let limits = source.quota();
         let caller = Caller::new(CallerParts {
@@ -88,6 +87,12 @@ impl Process {
         }
     }
 
+    /// The batches that have been cancelled by now, and from now on.
+    async fn cancelled(&self) -> Result<Cancelled, RoleError> {
+        let followed = Cancelled::follow(&self.config.kafka, &self.topics.control()).await;
+        followed.map_err(|error| RoleError::Failed(error.into()))
+    }
+
     /// Where the source's renewed tokens are kept.
     fn tokens(&self, source: &Source) -> anyhow::Result<Arc<dyn TokenStore>> {
         let can_be_renewed = source.accounts.iter().any(|account| account.refresh_token.is_some());
@@ -135,12 +140,15 @@ impl Process {
         let delays = self.topics.delays().into_iter().map(|topic| topic.name);
         let targets = requests.chain(delays).chain([self.topics.dead()]).collect();
         let reach = Reach { group: group.clone(), reads: self.topics.retried(), writes: targets };
-        let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
-        let reader = self.reader_of(&retry::reads_little(&self.config.kafka), group, self.topics.retried())?;
+        let kafka = retry::frugal(&self.config.kafka);
+        let Some(writer) = self.writer_of(&kafka, reach, health).await? else { return Ok(()) };
+        let cancelled = self.cancelled().await?;
+        let reader = self.reader_of(&kafka, group, self.topics.retried())?;
         health.ready();
         let topics = self.topics.clone();
         let (clock, dice) = (self.clock.clone(), self.dice.clone());
-        let retry = Retry::new(reader, writer, sources, topics, self.config.retry.clone(), clock, dice);
+        let retry =
+            Retry::new(reader, writer, sources, topics, self.config.retry.clone(), clock, dice).heeding(cancelled);
         Ok(retry.run(self.stop.clone()).await?)
     }
 

@@ -1,4 +1,4 @@
-//! Which batches have been cancelled, as the control topic says.
+//! Which batches have been cancelled, as the control topic says: whoever holds their requests ends them.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -57,17 +57,29 @@ impl Cancelled {
 
     /// Whether a request is not to be called for.
     #[must_use]
-    pub(super) fn has(&self, request: &Request) -> bool {
+    pub fn has(&self, request: &Request) -> bool {
+        self.covers(request.batch.as_ref(), request.requested_at)
+    }
+
+    /// The same of a request of which only this is known: its batch, and when it was asked for.
+    #[must_use]
+    pub fn covers(&self, batch: Option<&BatchId>, asked_at: Option<Timestamp>) -> bool {
         let batches = self.now.borrow();
-        let until = request.batch.as_ref().and_then(|batch| batches.get(batch));
-        until.zip(request.requested_at).is_some_and(|(until, asked)| asked <= *until)
+        let until = batch.and_then(|batch| batches.get(batch));
+        until.zip(asked_at).is_some_and(|(until, asked)| asked <= *until)
+    }
+
+    /// Whether no batch is cancelled: then nobody has to look into requests.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.now.borrow().is_empty()
     }
 
     /// Waits until another batch is cancelled; for ever if nobody says so.
     ///
     /// # Cancellation
     /// Safe.
-    pub(super) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         if self.now.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -90,7 +102,7 @@ fn add(batches: &mut Batches, Cancellation { batch, cancelled_at }: Cancellation
 #[cfg(test)]
 impl Cancelled {
     /// Knows of what is sent.
-    pub(super) fn scripted() -> (impl Fn(&str, i64), Self) {
+    pub(crate) fn scripted() -> (impl Fn(&str, i64), Self) {
         let (sender, now) = watch::channel(Batches::default());
         let cancel = move |batch: &str, at: i64| {
             let (batch, cancelled_at) = (BatchId::new(batch).unwrap(), Timestamp::from_millis(at));
