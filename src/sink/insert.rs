@@ -1,17 +1,18 @@
 //! One block → one insert: LZ4, synchronous, under a token; and the count that tells whether it is there.
 
-use std::time::Duration;
+use std::{collections::HashSet, ops::Range, time::Duration};
 
 use clickhouse::{Client, Row, RowWrite, error::Error, query::Query};
 use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{
+    block::Block,
     connection::{ClickHouseConfig, ConnectionError, Trouble, TroubleKind},
     row::{self, ChangeRow, DeadLetterRow, FailureRow, ObservationRow, Parsed, RequestRow},
     sealed::{self, Sealed},
 };
-use crate::message::envelope::Kind;
+use crate::{kafka::Partition, message::envelope::Kind};
 
 /// The most rows that ClickHouse takes as one block, and so recognises under one token. Its default is a little more.
 pub const ROWS_MAX: usize = 1_000_000;
@@ -45,6 +46,20 @@ pub trait Insert: Send + Sync + 'static {
     /// # Errors
     /// [`Trouble`]
     fn refill(&self, sealed: &Sealed) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// The offset after the last record of a partition that has been dealt with: that has a row, or a dead letter of
+    /// the sink. 0 if none has.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    fn reaches(&self, kind: Kind, partition: &Partition) -> impl Future<Output = Result<i64, Trouble>> + Send;
+
+    /// The offsets of a block's records that have a row. Those rows are fed to the tables of the views once more: the
+    /// insert that nobody knows of any longer may have been broken off before.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    fn stored(&self, kind: Kind, block: &Block) -> impl Future<Output = Result<HashSet<i64>, Trouble>> + Send;
 }
 
 /// The database.
@@ -136,8 +151,9 @@ impl Store {
         }
     }
 
-    async fn refill_views(&self, sealed: &Sealed) -> Result<(), Error> {
-        let table = row::table(sealed.kind);
+    /// `range`: which rows, as a condition.
+    async fn refill_views(&self, kind: Kind, range: &str) -> Result<(), Error> {
+        let table = row::table(kind);
         let views: Vec<View> = self.client.query_raw(VIEWS).param("table", table).fetch_all().await?;
         for View { name, select, target, columns, bears_it } in views {
             if bears_it == 0 {
@@ -148,7 +164,7 @@ impl Store {
                 );
                 continue;
             }
-            let (range, database) = (quoted(&range_of(sealed)), self.client.database().unwrap_or_default());
+            let (range, database) = (quoted(range), self.client.database().unwrap_or_default());
             // Without deduplication: a token could be known for rows that are not there.
             let sql = format!(
                 "INSERT INTO {target} ({columns}) {select} SETTINGS insert_deduplicate = 0, async_insert = 0, \
@@ -207,23 +223,59 @@ impl Insert for Store {
     }
 
     async fn refill(&self, sealed: &Sealed) -> Result<(), Trouble> {
-        self.within(self.refill_views(sealed)).await
+        self.within(self.refill_views(sealed.kind, &range_of(sealed))).await
+    }
+
+    async fn reaches(&self, kind: Kind, partition: &Partition) -> Result<i64, Trouble> {
+        let sql = format!(
+            "SELECT max(next) FROM (SELECT ifNull(maxOrNull(offset) + 1, 0) AS next FROM {} \
+             WHERE topic = {{topic: String}} AND partition = {} \
+             UNION ALL SELECT ifNull(maxOrNull(origin_offset) + 1, 0) FROM dead_letters \
+             WHERE origin_topic = {{topic: String}} AND origin_partition = {} AND reason = 'invalid')",
+            row::table(kind),
+            partition.number,
+            partition.number,
+        );
+        let query = self.client.query_raw(&sql).param("topic", partition.topic.as_ref());
+        self.within(query.with_setting("use_query_cache", "0").fetch_one::<i64>()).await
+    }
+
+    async fn stored(&self, kind: Kind, block: &Block) -> Result<HashSet<i64>, Trouble> {
+        let times = block.records.iter().map(|record| row::storable(record.time));
+        let range = range(&block.partition, block.first()..block.next(), times);
+        let sql = format!("SELECT offset FROM {} WHERE {range}", row::table(kind));
+        let query = self.client.query_raw(&sql).with_setting("use_query_cache", "0");
+        let found: HashSet<i64> = self.within(query.fetch_all()).await?.into_iter().collect();
+        if !found.is_empty() {
+            self.within(self.refill_views(kind, &range)).await?;
+        }
+        Ok(found)
     }
 }
 
-/// The rows of a block, as a condition. The times let ClickHouse skip all parts but those of that moment: the tables
-/// are not sorted by offset.
+/// The rows of a block, as a condition: without those at the places of its records that make none, since what stands
+/// there is not of this block.
 fn range_of(sealed: &Sealed) -> String {
-    let (partition, intent) = (&sealed.partition, &sealed.intent);
+    let intent = &sealed.intent;
+    let times = sealed.rows.iter().map(|row| row::storable(row.record.time));
+    let mut condition = range(&sealed.partition, intent.first..intent.next, times);
+    for (first, last) in &intent.runs {
+        condition += &format!(" AND offset NOT BETWEEN {first} AND {last}");
+    }
+    condition
+}
+
+/// The rows of a range of offsets. The times let ClickHouse skip all parts but those of that moment: the tables are
+/// not sorted by offset.
+fn range(partition: &Partition, offsets: Range<i64>, times: impl Iterator<Item = i64> + Clone) -> String {
     let range = format!(
         "topic = {} AND partition = {} AND offset >= {} AND offset < {}",
         quoted(&partition.topic),
         partition.number,
-        intent.first,
-        intent.next
+        offsets.start,
+        offsets.end
     );
-    let times = || sealed.rows.iter().map(|row| row::storable(row.record.time));
-    match times().min().zip(times().max()) {
+    match times.clone().min().zip(times.max()) {
         Some((from, to)) => {
             let time = |millis: i64| format!("fromUnixTimestamp64Milli({millis}, 'UTC')");
             format!("{range} AND recorded_at >= {} AND recorded_at <= {}", time(from), time(to))

@@ -5,9 +5,12 @@
 //!
 //! `B1:100-205/98+5!3!7-10;205-300/95` is two blocks. The first has the records of offsets 100 to 204: 98 rows, and 5
 //! records that make none, at 103 and 107 to 110. Ranges are offsets, not counts: marks of transactions leave gaps.
+//! `B1:` alone says that nothing is under way, `B1:<900;…` that rows below offset 900 may be in the table (see
+//! [`super::guard`]). A commit without any of this is not the sink's.
 
 use std::fmt::Write as _;
 
+use super::guard::Guard;
 use crate::kafka::ledger::METADATA_LIMIT;
 
 /// Kind and version. Another kind, or a newer version, must not be ignored: its blocks would be stored twice.
@@ -98,14 +101,23 @@ impl Intent {
 }
 
 /// The text of the blocks, by offset, and how many of them a commit has room for: at least two of the largest, and
-/// forty without runs. Without any block it is empty.
+/// forty without runs. As long as it is not known what the table holds, and there is no block, it is empty.
 #[must_use]
-pub fn encode<'a>(intents: impl IntoIterator<Item = &'a Intent>) -> (String, usize) {
+pub fn encode<'a>(guard: Guard, intents: impl IntoIterator<Item = &'a Intent>) -> (String, usize) {
     let (mut text, mut count) = (String::new(), 0);
+    match guard {
+        Guard::Off => text.push_str(KIND),
+        Guard::Unknown => {}
+        // Writing to a text does not fail.
+        Guard::Until(until) => drop(write!(text, "{KIND}<{until}")),
+    }
     for intent in intents {
         let before = text.len();
-        text.push_str(if count == 0 { KIND } else { ";" });
-        // Writing to a text does not fail.
+        text.push_str(match text.len() {
+            0 => KIND,
+            length if length == KIND.len() => "",
+            _ => ";",
+        });
         let _ = write!(text, "{}-{}/{}", intent.first, intent.next, intent.rows);
         if intent.rowless > 0 {
             let _ = write!(text, "+{}", intent.rowless);
@@ -125,25 +137,33 @@ pub fn encode<'a>(intents: impl IntoIterator<Item = &'a Intent>) -> (String, usi
     (text, count)
 }
 
-/// The blocks of a commit.
+/// The blocks of a commit, and whether there may be rows of what follows it.
 ///
 /// # Errors
 /// [`IntentError`] if it cannot be understood to the last character.
-pub fn decode(offset: i64, metadata: &str) -> Result<Vec<Intent>, IntentError> {
+pub fn decode(offset: i64, metadata: &str) -> Result<(Guard, Vec<Intent>), IntentError> {
     if metadata.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Guard::Unknown, Vec::new()));
     }
-    let Some(blocks) = metadata.strip_prefix(KIND) else {
+    let Some(text) = metadata.strip_prefix(KIND) else {
         return Err(IntentError::Kind { found: metadata.chars().take(KIND.len()).collect() });
     };
-    let (mut intents, mut from) = (Vec::new(), offset);
-    for block in blocks.split(';') {
-        let intent = read(block).filter(|intent| intent.first >= from && is_sound(intent));
-        let intent = intent.ok_or_else(|| IntentError::Damaged { found: block.chars().take(100).collect() })?;
+    if text.is_empty() {
+        return Ok((Guard::Off, Vec::new()));
+    }
+    let damaged = |part: &str| IntentError::Damaged { found: part.chars().take(100).collect() };
+    let (mut guard, mut intents, mut from) = (Guard::Off, Vec::new(), offset);
+    for (index, part) in text.split(';').enumerate() {
+        if let (0, Some(until)) = (index, part.strip_prefix('<')) {
+            guard = Guard::Until(until.parse().map_err(|_| damaged(part))?);
+            continue;
+        }
+        let intent = read(part).filter(|intent| intent.first >= from && is_sound(intent));
+        let intent = intent.ok_or_else(|| damaged(part))?;
         from = intent.next;
         intents.push(intent);
     }
-    Ok(intents)
+    Ok((guard, intents))
 }
 
 fn read(text: &str) -> Option<Intent> {
@@ -191,11 +211,16 @@ mod tests {
     fn the_text_is_short_and_says_all() {
         let first = block(100, &[(3, true), (4, false), (1, false), (2, false), (5, true)]);
         let second = Intent { first: 205, next: 300, rows: 95, ..Intent::default() };
-        let (text, count) = encode([&first, &second]);
+        let (text, count) = encode(Guard::Off, [&first, &second]);
         assert_eq!((text.as_str(), count), ("B1:100-111/2+3!3-8;205-300/95", 2));
-        assert_eq!(decode(100, &text).unwrap(), [first, second]);
-        assert_eq!(encode([]), (String::new(), 0));
-        assert_eq!(decode(7, "").unwrap(), []);
+        assert_eq!(decode(100, &text).unwrap(), (Guard::Off, vec![first.clone(), second.clone()]));
+        for (guard, nothing) in [(Guard::Off, "B1:"), (Guard::Unknown, ""), (Guard::Until(900), "B1:<900")] {
+            assert_eq!(encode(guard, []), (nothing.to_owned(), 0));
+            assert_eq!(decode(7, nothing).unwrap(), (guard, vec![]));
+        }
+        let (text, _) = encode(Guard::Until(900), [&first, &second]);
+        assert_eq!(text, "B1:<900;100-111/2+3!3-8;205-300/95");
+        assert_eq!(decode(100, &text).unwrap(), (Guard::Until(900), vec![first, second]));
     }
 
     #[test]
@@ -204,7 +229,9 @@ mod tests {
             assert!(matches!(decode(0, text), Err(IntentError::Kind { .. })), "{text}");
         }
         let damaged = [
-            "B1:",
+            "B1:<",
+            "B1:<9;",
+            "B1:1-2/1;<9",
             "B1:1-2",
             "B1:1-2/1;",
             "B1:2-1/1",
@@ -238,7 +265,7 @@ mod tests {
         let worst: Vec<_> = (0..1_000_000).map(|number| (7, number % 2 == 0)).collect();
         let (first, second) = (block(i64::MAX / 4, &worst), block(i64::MAX / 2, &worst));
         assert_eq!((first.runs.len(), first.rowless), (RUNS_MAX, RUNS_MAX));
-        let (text, count) = encode([&first, &second]);
+        let (text, count) = encode(Guard::Off, [&first, &second]);
         assert_eq!(count, AHEAD, "{} bytes", text.len());
         // A block of a million rows that is split down to one row leaves twenty others behind it.
         let halves: Vec<_> = (0..20)
@@ -249,7 +276,7 @@ mod tests {
                 ..Intent::default()
             })
             .collect();
-        let (text, count) = encode(halves.iter().chain([&second]));
+        let (text, count) = encode(Guard::Off, halves.iter().chain([&second]));
         assert_eq!(count, 21, "{} bytes", text.len());
     }
 
@@ -260,9 +287,9 @@ mod tests {
             first in 0i64..1_000_000_000_000,
         ) {
             let intent = block(first, &records);
-            let (text, count) = encode([&intent]);
+            let (text, count) = encode(Guard::Off, [&intent]);
             prop_assert!(count == 1 && text.len() <= METADATA_LIMIT);
-            prop_assert_eq!(decode(first, &text).unwrap(), [intent.clone()]);
+            prop_assert_eq!(decode(first, &text).unwrap(), (Guard::Off, vec![intent.clone()]));
             let mut offset = first;
             for (distance, has_row) in &records {
                 if offset < intent.next {
@@ -273,7 +300,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in "B1:[0-9;/+!-]{0,40}") {
+        fn no_text_makes_it_panic(text in "B1:<?[0-9;/+!-]{0,40}") {
             let _ = decode(0, &text);
         }
     }

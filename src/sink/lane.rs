@@ -8,8 +8,9 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    block::{Blocks, Cut, Limits},
+    block::{Block, Blocks, Cut, Limits},
     doubt::Doubt,
+    guard::Guard,
     intent::{self, AHEAD, Intent, IntentError},
     row::Route,
     sealed::{Reading, Sealed},
@@ -40,6 +41,11 @@ pub struct Lane {
     done: Option<i64>,
     /// What the group has.
     committed: Option<Committed>,
+    /// Whether rows of what follows may be there.
+    guard: Guard,
+    /// When the table is asked about a block again that it could not be asked about.
+    look_again_at: Option<Instant>,
+    look_pause: Duration,
 }
 
 /// A block on its way.
@@ -105,13 +111,12 @@ impl Lane {
     /// [`IntentError`] if the commit's metadata is not ours to read.
     pub fn new(assignment: Assignment, route: Arc<Route>, limits: Limits) -> Result<Self, IntentError> {
         let Assignment { partition, epoch, committed } = assignment;
-        let intents = match &committed {
+        let (guard, intents) = match &committed {
             Some(committed) => intent::decode(committed.offset, &committed.metadata)?,
-            None => Vec::new(),
+            None => (Guard::Unknown, Vec::new()),
         };
         Ok(Self {
-            blocks: Blocks::new(partition.clone(), limits, intents.clone()),
-
+            blocks: Blocks::new(partition, limits, intents.clone()),
             epoch,
             route,
             leaving: None,
@@ -121,6 +126,9 @@ impl Lane {
             inherited: intents.into(),
             done: committed.as_ref().map(|committed| committed.offset),
             committed,
+            guard,
+            look_again_at: None,
+            look_pause: FIRST_PAUSE,
         })
     }
 
@@ -152,19 +160,35 @@ impl Lane {
         self.reading.is_none() && self.pending.len() < AHEAD && self.leaving.is_none()
     }
 
-    /// The next block to be read.
-    pub fn cut(&mut self, now: Instant) -> Option<Cut> {
+    /// The next block to be read, and whether rows of it may be there.
+    pub fn cut(&mut self, now: Instant) -> Option<(Cut, Guard)> {
+        if self.look_again_at.is_some_and(|again| again > now) {
+            return None;
+        }
         let cut = self.may_cut().then(|| self.blocks.take(now)).flatten()?;
+        if let Cut::New(block) = &cut {
+            self.guard = self.guard.from(block.first());
+        }
         self.reading = Some(match &cut {
             Cut::New(block) | Cut::Rebuilt(block, _) => block.bytes,
             Cut::Lost(_) => 0,
         });
-        Some(cut)
+        Some((cut, self.guard))
+    }
+
+    /// The table could not be asked about the block that was cut.
+    pub fn unread(&mut self, block: Block, now: Instant) {
+        self.reading = None;
+        self.blocks.put_back(block);
+        self.look_again_at = Some(now + self.look_pause);
+        self.look_pause = (self.look_pause * 2).min(LONGEST_PAUSE);
     }
 
     /// The block that was cut has been read.
     pub fn read(&mut self, mut reading: Reading, came_at: Instant) {
         self.reading = None;
+        (self.look_again_at, self.look_pause) = (None, FIRST_PAUSE);
+        self.guard = reading.guard.unwrap_or(self.guard);
         if let Some(rest) = reading.rest.take() {
             self.blocks.put_back(rest);
         }
@@ -190,9 +214,9 @@ impl Lane {
     pub fn wanted(&self) -> Option<(Committed, usize)> {
         let ours = self.kept();
         let pending = || self.pending.iter().take(ours).map(|pending| &pending.intent);
-        let (metadata, count) = intent::encode(pending().chain(&self.inherited));
         let first = pending().next().or(self.inherited.front());
         let offset = first.map(|intent| intent.first).or(self.done)?;
+        let (metadata, count) = intent::encode(self.guard.from(offset), pending().chain(&self.inherited));
         Some((Committed { offset, metadata }, count.min(ours)))
     }
 
@@ -288,7 +312,7 @@ impl Lane {
             Err(whole) => vec![(whole, front.doubt)],
         };
         for (sealed, doubt) in halves.into_iter().rev() {
-            let reading = Reading { sealed, letters: Vec::new(), rest: None };
+            let reading = Reading { sealed, letters: Vec::new(), rest: None, guard: None };
             self.pending.push_front(Pending { pause: front.pause, ..Pending::new(reading, doubt, front.came_at) });
         }
     }
@@ -310,6 +334,7 @@ impl Lane {
         let front = self.pending.front().filter(|_| self.leaving.is_none());
         let again = front.and_then(|front| front.again_at).filter(|again| *again > now);
         let cut = self.may_cut().then(|| self.blocks.due()).flatten();
+        let cut = cut.map(|due| self.look_again_at.map_or(due, |again| due.max(again)));
         again.into_iter().chain(cut).min()
     }
 }

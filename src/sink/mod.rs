@@ -11,12 +11,14 @@
 //! partitions pause, and memory stays within `sink.memory`.
 //!
 //! Killed at any moment, the next owner of a partition finds in its commit the blocks that may be in the table, makes
-//! exactly those again, and counts before it inserts. What cannot be read becomes a dead letter, written in one
+//! exactly those again, and counts before it inserts. Where somebody else has set the group's offset, [`guard`] keeps
+//! what is stored from being stored again. What cannot be read becomes a dead letter, written in one
 //! transaction with the intent of its block.
 
 pub mod block;
 pub mod connection;
 pub mod doubt;
+pub mod guard;
 pub mod insert;
 pub mod intent;
 mod lane;

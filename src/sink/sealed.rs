@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     block::Block,
+    guard::{Guard, Known},
     intent::Intent,
     row::{self, Parsed, Route},
 };
@@ -70,6 +71,8 @@ pub struct Reading {
     pub letters: Vec<Outgoing>,
     /// Records that are too much for one block after all.
     pub rest: Option<Block>,
+    /// What has been found out about the rows that follow.
+    pub guard: Option<Guard>,
 }
 
 /// Where dead letters go, and when they were written.
@@ -81,17 +84,18 @@ pub struct Grave {
     pub now: Timestamp,
 }
 
-/// Reads a new block.
-pub async fn read(mut block: Block, route: &Route, grave: &Grave) -> Reading {
+/// Reads a new block. What is `known` makes no row and no dead letter again.
+pub async fn read(mut block: Block, route: &Route, grave: &Grave, known: &Known) -> Reading {
     let (mut intent, mut letters, mut letter_bytes) = (Intent::default(), Vec::new(), 0);
     let (mut rows, mut index) = (Vec::with_capacity(block.records.len()), 0);
     while let Some(record) = block.records.get(index) {
         let raw = record.raw(&block.partition);
         let parsed = row::parse(&raw, route);
-        if letter_bytes > LETTERS_MAX || !intent.add(record.offset, parsed.has_row()) {
+        let has_row = parsed.has_row() && !known.rows.contains(&record.offset);
+        if letter_bytes > LETTERS_MAX || !intent.add(record.offset, has_row) {
             break;
         }
-        if let Parsed::Poison(why) = &parsed {
+        if let (Parsed::Poison(why), true) = (&parsed, record.offset >= known.until) {
             tracing::warn!(record = %raw.position_id(), %why, "unreadable: it becomes a dead letter");
             let letter = letter(&raw, record, why, grave);
             letter_bytes += letter.size();
@@ -105,7 +109,7 @@ pub async fn read(mut block: Block, route: &Route, grave: &Grave) -> Reading {
     }
     let rest = (index < block.records.len()).then(|| block.split_off(index));
     let sealed = sealed(block, rows, intent, route.kind, None);
-    Reading { sealed, letters, rest }
+    Reading { sealed, letters, rest, guard: None }
 }
 
 /// Reads a block again as its intent announced it.
@@ -124,7 +128,7 @@ pub async fn read_again(block: Block, intent: Intent, route: &Route) -> Reading 
     let rowless = block.records.iter().filter(|record| intent.is_rowless(record.offset)).count();
     let trouble = (!is_same || rowless != intent.rowless).then_some(Unusable::ReadsDifferently);
     let sealed = sealed(block, rows, intent, route.kind, trouble);
-    Reading { sealed, letters: Vec::new(), rest: None }
+    Reading { sealed, letters: Vec::new(), rest: None, guard: None }
 }
 
 /// A block whose records are gone.

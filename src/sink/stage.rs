@@ -14,8 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Parts, SinkError,
-    block::{Cut, Limits},
+    block::{Block, Cut, Limits},
+    connection::Trouble,
     doubt::Doubt,
+    guard,
     insert::Insert,
     intent::IntentError,
     lane::{self, Lane},
@@ -71,6 +73,7 @@ struct Done {
 
 enum What {
     Read(Box<Reading>, Instant),
+    Unread(Block, Trouble),
     Tried(Box<Sealed>, Doubt, End),
 }
 
@@ -199,16 +202,21 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
         let now = Instant::now();
         let grave = Grave { topic: Arc::clone(&self.dead_topic), now: self.clock.now() };
         for (partition, lane) in &mut self.lanes {
-            let Some(cut) = lane.cut(now) else { continue };
+            let Some((cut, guard)) = lane.cut(now) else { continue };
             let (partition, epoch) = (partition.clone(), lane.epoch);
-            let (route, grave) = (Arc::clone(&lane.route), grave.clone());
+            let (route, grave, store) = (Arc::clone(&lane.route), grave.clone(), Arc::clone(&self.store));
             self.tasks.spawn(async move {
                 let reading = match cut {
-                    Cut::New(block) => sealed::read(block, &route, &grave).await,
+                    Cut::New(block) => match guard::look(&*store, &block, &route, guard).await {
+                        Ok((guard, known)) => {
+                            Reading { guard: Some(guard), ..sealed::read(block, &route, &grave, &known).await }
+                        }
+                        Err(trouble) => return Done { partition, epoch, what: What::Unread(block, trouble) },
+                    },
                     Cut::Rebuilt(block, intent) => sealed::read_again(block, intent, &route).await,
                     Cut::Lost(intent) => {
                         let sealed = sealed::lost(partition.clone(), intent, route.kind);
-                        Reading { sealed, letters: Vec::new(), rest: None }
+                        Reading { sealed, letters: Vec::new(), rest: None, guard: None }
                     }
                 };
                 Done { partition, epoch, what: What::Read(Box::new(reading), now) }
@@ -223,6 +231,16 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
             What::Read(reading, came_at) => {
                 if let Some(lane) = lane {
                     lane.read(*reading, came_at);
+                }
+            }
+            What::Unread(block, trouble) => {
+                if let Some(lane) = lane {
+                    self.troubles.meet(
+                        lane.route.kind,
+                        &trouble,
+                        &format!("{partition} from offset {}", block.first()),
+                    );
+                    lane.unread(block, Instant::now());
                 }
             }
             What::Tried(sealed, doubt, end) => {

@@ -24,6 +24,7 @@ mod proxy;
 mod quota;
 mod replay;
 mod retry;
+mod set_back;
 mod sink;
 mod stack;
 mod tokens;

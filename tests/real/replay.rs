@@ -26,17 +26,17 @@ use crate::{
 const NOVEMBER: i64 = 1_795_132_800_000;
 
 /// weir with a simulator and a database of its own.
-struct Scene {
-    installation: Installation,
-    topics: Topics,
-    group: String,
+pub struct Scene {
+    pub installation: Installation,
+    pub topics: Topics,
+    pub group: String,
     database: String,
     _simulator: Simulator,
     _accounts: TempDir,
 }
 
 impl Scene {
-    async fn new(what: &str, shares: Shares, latency: Duration, more: &str) -> Self {
+    pub async fn new(what: &str, shares: Shares, latency: Duration, more: &str) -> Self {
         let accounts = tempfile::tempdir().unwrap();
         let file = accounts.path().join("accounts.toml");
         let options = Options {
@@ -67,12 +67,12 @@ impl Scene {
         self.installation.outcome(&arguments).await
     }
 
-    async fn number(&self, sql: &str) -> u64 {
+    pub async fn number(&self, sql: &str) -> u64 {
         let text = self.installation.query(sql).await.expect("ClickHouse answers");
         text.trim().parse().unwrap_or_else(|_| panic!("{sql}: {text:?}"))
     }
 
-    async fn execute(&self, sql: &str) {
+    pub async fn execute(&self, sql: &str) {
         self.installation.query(sql).await.unwrap_or_else(|| panic!("refused: {sql}"));
     }
 
@@ -85,7 +85,7 @@ impl Scene {
         self.number(&one).await + self.number(&two).await + self.number(&doubled).await
     }
 
-    async fn expect_clean(&self) {
+    pub async fn expect_clean(&self) {
         // The sink's commit of the last records may still be on its way.
         eventually("verify finds everything", async || {
             let (code, text) = self.installation.outcome(&["verify"]).await;
@@ -114,7 +114,7 @@ async fn another_database() -> String {
 }
 
 /// Says that a group is done with everything up to `offset`, whether it is or not.
-async fn commit(group: &str, topic: &str, partition: i32, offset: i64) {
+pub async fn commit(group: &str, topic: &str, partition: i32, (offset, metadata): (i64, &str)) {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", address("WEIR_TEST_KAFKA"))
         .set("group.id", group)
@@ -123,7 +123,7 @@ async fn commit(group: &str, topic: &str, partition: i32, offset: i64) {
     let mut list = TopicPartitionList::new();
     let mut element = list.add_partition(topic, partition);
     element.set_offset(Offset::Offset(offset)).unwrap();
-    element.set_metadata("L1:");
+    element.set_metadata(metadata);
     // A member that has just left is one until its session ends.
     eventually("the group takes the offset", async || consumer.commit(&list, CommitMode::Sync).ok()).await;
 }
@@ -141,7 +141,7 @@ async fn verify_names_a_missing_row_a_doubled_row_and_a_lost_request_and_replay_
     let requests = scene.topics.requests(&SourceName::new("ali1688").unwrap());
     let placed = Producer::new(&kafka()).unwrap().place(vec![outgoing(&requests, "k", "610000000077")]).await.unwrap();
     let (partition, offset) = placed[0];
-    commit(&format!("{}.fetch.ali1688", scene.group), &requests, partition, offset + 1).await;
+    commit(&format!("{}.fetch.ali1688", scene.group), &requests, partition, (offset + 1, "L1:")).await;
     let one = |order: &str| {
         format!(
             "SELECT concat(topic, '/', toString(partition), '/', toString(offset)) FROM observations ORDER BY offset {order}, partition LIMIT 1"
@@ -180,7 +180,7 @@ async fn verify_names_a_missing_row_a_doubled_row_and_a_lost_request_and_replay_
 }
 
 /// Results as fetch writes them, about a kilobyte each.
-async fn produce_results(topic: &str, count: usize) {
+pub async fn produce_results(topic: &str, count: usize) {
     let filler = "x".repeat(700);
     let result = |id: usize| {
         json!({"request_id": format!("b/{id}"), "source": "ali1688", "item": id.to_string(), "batch": "b", "status": "found",

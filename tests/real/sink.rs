@@ -27,6 +27,7 @@ use weir::{
     sink::{
         ClickHouseConfig, Config, Insert, Parts, Route, Store, Trouble, TroubleKind,
         block::{Block, Blocks, Cut, Limits},
+        guard::Known,
         query::{Format, Progress, QueryError, query},
         run, schema,
         sealed::{self, Grave, Sealed},
@@ -101,7 +102,7 @@ fn cut(blocks: &mut Blocks) -> Block {
 /// The block as it is inserted.
 pub async fn seal(block: Block, kind: Kind) -> Sealed {
     let grave = Grave { topic: "dead".into(), now: Timestamp::from_millis(NOVEMBER) };
-    sealed::read(block, &route(kind), &grave).await.sealed
+    sealed::read(block, &route(kind), &grave, &Known::default()).await.sealed
 }
 
 /// Inserts a block under its first token; the rows that it made.

@@ -95,6 +95,8 @@ impl Tables {
 struct House {
     tables: Arc<Mutex<Tables>>,
     dice: Dice,
+    /// Where dead letters are written.
+    log: Log,
 }
 
 impl House {
@@ -102,6 +104,13 @@ impl House {
         let mut tables = self.tables.lock().unwrap();
         tables.arrive(Instant::now());
         tables
+    }
+
+    fn may_be_away(&self) -> Result<(), Trouble> {
+        if self.dice.fraction() < 0.8 || self.tables().is_fair {
+            return Ok(());
+        }
+        Err(Trouble { kind: TroubleKind::Away, code: None, message: "away".to_owned() })
     }
 
     async fn a_while(&self, most: u64) {
@@ -154,12 +163,39 @@ impl Insert for House {
         let mut tables = self.tables();
         tables.doubts += 1;
         let range = tables.rows.range((partition, intent.first)..(partition, intent.next));
-        Ok(range.map(|(_, times)| u64::from(*times)).sum())
+        let ours = range.filter(|((_, offset), _)| !intent.is_rowless(*offset));
+        Ok(ours.map(|(_, times)| u64::from(*times)).sum())
     }
 
     async fn refill(&self, sealed: &Sealed) -> Result<(), Trouble> {
         self.tables().view.extend(rows_of(sealed));
         Ok(())
+    }
+
+    async fn reaches(&self, _: Kind, partition: &Partition) -> Result<i64, Trouble> {
+        self.a_while(20).await;
+        self.may_be_away()?;
+        let prefix = format!("r/{}/", partition.number);
+        let dead = |letter: &Outgoing| {
+            let letter: DeadLetter = serde_json::from_slice(&letter.value).unwrap();
+            letter.request_id.as_str().strip_prefix(&prefix).map(|offset| offset.parse::<i64>().unwrap())
+        };
+        let dead = self.log.world().records.iter().filter_map(dead).max();
+        let tables = self.tables();
+        let mut rows = tables.rows.range((partition.number, 0)..(partition.number + 1, 0));
+        let last = rows.next_back().map(|((_, offset), _)| *offset).max(dead);
+        Ok(last.map_or(0, |last| last + 1))
+    }
+
+    async fn stored(&self, _: Kind, block: &Block) -> Result<HashSet<i64>, Trouble> {
+        self.a_while(20).await;
+        self.may_be_away()?;
+        let number = block.partition.number;
+        let mut tables = self.tables();
+        let rows = tables.rows.range((number, block.first())..(number, block.next()));
+        let found: Vec<(i32, i64)> = rows.map(|(row, _)| *row).collect();
+        tables.view.extend(&found);
+        Ok(found.into_iter().map(|(_, offset)| offset).collect())
     }
 }
 
@@ -244,6 +280,7 @@ struct Scene {
     records: Vec<Vec<Record>>,
     epoch: u64,
     clock: Clock,
+    resets: u32,
 }
 
 /// One sink, and where it has come to in feeding it.
@@ -258,10 +295,11 @@ struct Incarnation {
 impl Scene {
     fn new(seed: u64) -> Self {
         let dice = Dice::seeded(seed);
-        let house = House { tables: Arc::default(), dice: dice.clone() };
+        let log = Log::default();
+        let house = House { tables: Arc::default(), dice: dice.clone(), log: log.clone() };
         let records = (0..PARTITIONS).map(|_| records(&dice, 150)).collect();
         let clock = Clock::simulated(Timestamp::from_millis(1_795_824_000_000));
-        Self { house, log: Log::default(), dice, records, epoch: 0, clock }
+        Self { house, log, dice, records, epoch: 0, clock, resets: 0 }
     }
 
     /// A sink to which all partitions are assigned; the one before owns nothing from now on.
@@ -345,6 +383,26 @@ impl Scene {
         }
     }
 
+    /// Somebody sets the group's offsets back, or removes them, as Kafka lets him once nobody is in the group. He waits
+    /// until nothing is on its way any more: an insert that comes later is known by no commit.
+    async fn set_back(&mut self) {
+        self.epoch += 1;
+        for number in 0..PARTITIONS {
+            self.log.world().epochs.insert(partition(number), Epoch(self.epoch));
+        }
+        sleep(Duration::from_secs(120)).await;
+        drop(self.house.tables());
+        for number in 0..PARTITIONS {
+            let mut world = self.log.world();
+            let Some(committed) = world.committed.remove(&partition(number)) else { continue };
+            self.resets += 1;
+            let offset = i64::try_from(index(&self.dice, 2 * usize::try_from(committed.offset).unwrap() + 1)).unwrap();
+            if offset <= committed.offset {
+                world.committed.insert(partition(number), Committed { offset, metadata: String::new() });
+            }
+        }
+    }
+
     /// A world that is fair at last: a sink runs until it has stored everything, and what was late arrives.
     async fn end(&mut self) {
         self.house.tables().is_fair = true;
@@ -354,7 +412,7 @@ impl Scene {
             (0..PARTITIONS).all(|number| {
                 let last = scene.records[usize::try_from(number).unwrap()].last().unwrap().offset;
                 let committed = world.committed.get(&partition(number));
-                committed.is_some_and(|committed| committed.offset > last && committed.metadata.is_empty())
+                committed.is_some_and(|committed| committed.offset > last && committed.metadata == "B1:")
             })
         };
         for _ in 0..1_000 {
@@ -389,12 +447,15 @@ impl Scene {
 
 #[tokio::test(start_paused = true)]
 async fn wherever_it_fails_each_record_ends_as_one_row_or_one_dead_letter() {
-    let (mut doubts, mut second_tokens) = (0, 0);
+    let (mut doubts, mut second_tokens, mut resets) = (0, 0, 0);
     for seed in 0..100 {
         let mut scene = Scene::new(seed);
         let mut sleepers = Vec::new();
         for _ in 0..6 {
             sleepers.extend(scene.live().await);
+            if seed % 2 == 0 && index(&scene.dice, 3) == 0 {
+                scene.set_back().await;
+            }
         }
         scene.end().await;
         for sleeper in sleepers {
@@ -404,7 +465,9 @@ async fn wherever_it_fails_each_record_ends_as_one_row_or_one_dead_letter() {
         let tables = scene.house.tables();
         doubts += tables.doubts;
         second_tokens += tables.second_tokens;
+        resets += scene.resets;
     }
     // Else the world was too kind to prove anything.
     assert!(doubts > 1_000 && second_tokens > 30, "{doubts} counts, {second_tokens} second tokens");
+    assert!(resets > 50, "{resets} partitions set back");
 }

@@ -2,7 +2,10 @@
 
 mod trouble;
 
-use std::sync::{Mutex, MutexGuard};
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard},
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -86,6 +89,14 @@ impl Insert for Fake {
 
     async fn refill(&self, _: &Sealed) -> Result<(), Trouble> {
         Ok(())
+    }
+
+    async fn reaches(&self, _: Kind, _: &Partition) -> Result<i64, Trouble> {
+        self.refusal(0).map_or(Ok(0), Err)
+    }
+
+    async fn stored(&self, _: Kind, _: &Block) -> Result<HashSet<i64>, Trouble> {
+        Ok(HashSet::new())
     }
 }
 
@@ -218,10 +229,10 @@ async fn a_full_block_is_announced_and_stored_at_once_and_the_rest_when_it_is_ol
     sink.records(0, 1, 110..115);
     wait(1).await;
     assert_eq!(sink.stored(), ["t:0:100-109"]);
-    assert_eq!(sink.commits(), [commit(0, 1, 100, "B1:100-110/10"), commit(0, 1, 110, "")]);
+    assert_eq!(sink.commits(), [commit(0, 1, 100, "B1:100-110/10"), commit(0, 1, 110, "B1:")]);
     wait(1_000).await;
     assert_eq!(sink.stored(), ["t:0:100-109", "t:0:110-114"]);
-    assert_eq!(sink.commits()[2..], [commit(0, 1, 110, "B1:110-115/5"), commit(0, 1, 115, "")]);
+    assert_eq!(sink.commits()[2..], [commit(0, 1, 110, "B1:110-115/5"), commit(0, 1, 115, "B1:")]);
     assert_eq!(sink.tables.get().counts, 0, "nothing was in doubt");
 }
 
@@ -297,7 +308,7 @@ async fn while_the_store_is_away_nothing_advances_and_memory_is_bounded_and_then
     sink.tables.get().away = false;
     wait(31_000).await;
     assert_eq!(sink.tables.get().stored.iter().map(|(_, rows)| *rows).sum::<usize>(), usize::try_from(read).unwrap());
-    assert_eq!(sink.commits().last(), Some(&commit(0, 1, read, "")));
+    assert_eq!(sink.commits().last(), Some(&commit(0, 1, read, "B1:")));
     assert!(sink.log.world().paused.is_empty(), "reading goes on");
     assert_eq!(sink.condition(), "");
 }
@@ -338,7 +349,7 @@ async fn a_revoked_partition_is_let_go_when_its_insert_is_stored_and_committed()
     assert!(released.try_recv().is_ok());
     wait(5_000).await;
     assert_eq!(sink.stored(), ["t:0:0-9"], "and no more");
-    assert_eq!(sink.commits().last(), Some(&commit(0, 1, 10, "")));
+    assert_eq!(sink.commits().last(), Some(&commit(0, 1, 10, "B1:")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -355,7 +366,7 @@ async fn an_idle_partition_is_let_go_at_once() {
 async fn a_partition_is_let_go_with_its_intent_although_the_store_is_away() {
     let sink = start(rows(1));
     sink.tables.get().away = true;
-    sink.assign(0, 1);
+    sink.assign_at(partition(0), 1, Some((0, "B1:")));
     sink.records(0, 1, 0..1);
     wait(5_000).await;
     let mut released = sink.revoke(0);
@@ -401,7 +412,7 @@ async fn a_partition_that_comes_back_waits_for_its_old_insert_and_starts_under_i
     assert_eq!(sink.attempts(), 1);
     wait(5_000).await;
     assert_eq!(sink.stored(), ["t:0:0-0", "t:0:1-1"], "the first was counted and found");
-    assert_eq!(sink.commits().last(), Some(&commit(0, 2, 2, "")));
+    assert_eq!(sink.commits().last(), Some(&commit(0, 2, 2, "B1:")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -415,7 +426,7 @@ async fn progress_whose_commit_is_refused_is_committed_later_without_storing_aga
     wait(2_500).await;
     sink.log.world().refuses_commits = false;
     wait(1_000).await;
-    assert_eq!((sink.commits().last(), sink.attempts()), (Some(&commit(0, 1, 1, "")), 1));
+    assert_eq!((sink.commits().last(), sink.attempts()), (Some(&commit(0, 1, 1, "B1:")), 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -428,7 +439,7 @@ async fn a_stop_stores_and_commits_what_was_read() {
     wait(1).await;
     let (log, _) = sink.stop().await;
     for (number, done) in [(0, 25), (1, 8)] {
-        assert_eq!(log.world().committed[&partition(number)], Committed { offset: done, metadata: String::new() });
+        assert_eq!(log.world().committed[&partition(number)], Committed { offset: done, metadata: "B1:".to_owned() });
     }
 }
 
@@ -436,7 +447,7 @@ async fn a_stop_stores_and_commits_what_was_read() {
 async fn a_stop_does_not_wait_for_a_store_that_is_away() {
     let sink = start(rows(1));
     sink.tables.get().away = true;
-    sink.assign(0, 1);
+    sink.assign_at(partition(0), 1, Some((0, "B1:")));
     sink.records(0, 1, 0..5);
     wait(10_000).await;
     let before = Instant::now();

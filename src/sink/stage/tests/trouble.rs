@@ -38,7 +38,7 @@ async fn a_block_that_takes_too_much_memory_is_split_until_it_fits() {
     sink.records(0, 1, 0..8);
     wait(30_000).await;
     assert_eq!(sink.stored(), ["t:0:0-1", "t:0:2-3", "t:0:4-5", "t:0:6-7"]);
-    assert_eq!(sink.commits().last(), Some(&commit(0, 1, 8, "")));
+    assert_eq!(sink.commits().last(), Some(&commit(0, 1, 8, "B1:")));
     let split = commit(0, 1, 0, "B1:0-4/4;4-8/4");
     assert!(sink.commits().contains(&split), "{:?}", sink.commits());
 }
@@ -78,7 +78,7 @@ async fn a_block_from_an_intent_is_made_again_exactly_and_counted_first() {
     assert_eq!(sink.commits()[0], commit(0, 7, 10, "B1:10-15/4;15-17/2"), "announced anew before anything begins");
     wait(2_000).await;
     assert_eq!(sink.stored().last().unwrap(), "t:0:17-17");
-    assert_eq!(sink.commits().last(), Some(&commit(0, 7, 18, "")));
+    assert_eq!(sink.commits().last(), Some(&commit(0, 7, 18, "B1:")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -147,7 +147,7 @@ async fn a_poison_record_becomes_a_dead_letter_with_the_intent_and_the_block_goe
     assert_eq!(world.records.len(), 1);
     let letter: crate::message::DeadLetter = serde_json::from_slice(&world.records[0].value).unwrap();
     assert_eq!((letter.request_id.as_str(), &*world.records[0].topic), ("r/0/6", "d"));
-    assert_eq!(world.committed[&result(0)], Committed { offset: 10, metadata: String::new() });
+    assert_eq!(world.committed[&result(0)], Committed { offset: 10, metadata: "B1:".to_owned() });
     assert_eq!(world.commits.len(), 1, "the intent came with the transaction: {:?}", world.commits);
 }
 
