@@ -1,5 +1,7 @@
 //! `weir check`: what is in effect, and whether each thing that it names is there.
 
+mod tokens;
+
 use std::{path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
@@ -20,12 +22,13 @@ use crate::{
 pub(super) const LONG_ABOUT: &str = "\
 Check the configuration and each connection; print what is in effect.
 
-First the effective configuration as TOML, secrets as ***; then one line for each check. Nothing is changed anywhere.";
+First the effective configuration as TOML, secrets as ***; then one line for each check. Nothing is changed anywhere; \
+where tokens are kept, something is written and taken away again.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   weir check                  everything
-  weir check --offline        the configuration and the accounts only
+  weir check --offline        the configuration, the accounts, and tokens that are in a file
   weir check --quiet          without printing the configuration
 
 Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid,
@@ -77,6 +80,9 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     };
     for finding in sources(config).into_iter().chain(calendar(config, Clock::System.now())) {
         add(finding)?;
+    }
+    if !args.offline || config.tokens.store == crate::tokens::Store::File {
+        add(tokens::finding(config).await)?;
     }
     if !args.offline {
         add(Finding { what: "Kafka".to_owned(), verdict: kafka(config).await })?;
@@ -155,6 +161,9 @@ fn open(source: &SourceConfig, folder: &Path, quota: &quota::Config) -> Result<S
             format!("{} calls per {per} each{burst}", limit.calls)
         },
     );
+    if quota.store == quota::Store::Redis {
+        quota.plans(&opened.quota().or_unknown(&quota.unknown)).map_err(|error| error.to_string())?;
+    }
     let preset = source.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
     let s = if accounts == 1 { "" } else { "s" };
     let money = money(source);

@@ -126,7 +126,7 @@ pub struct Spent {
     pub calls: Vec<u64>,
 }
 
-/// What an operator wants of a source, or of one of its accounts. The newest record of a key counts.
+/// What an operator wants of a source, or of one of its accounts or addresses. The newest record of a key counts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "weir quota setting v1")]
 pub struct QuotaSetting {
@@ -135,6 +135,9 @@ pub struct QuotaSetting {
     /// Which account; missing: the source as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountAlias>,
+    /// Which address that calls leave from, by its name in the configuration; such a one can only be resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// When it was set.
     pub set_at: Timestamp,
     /// It does not call.
@@ -166,7 +169,13 @@ impl QuotaSetting {
     /// Nothing is set.
     #[must_use]
     pub const fn none(source: SourceName, account: Option<AccountAlias>, set_at: Timestamp) -> Self {
-        Self { source, account, set_at, paused: None, pace: None, resumed_at: None }
+        Self { source, account, address: None, set_at, paused: None, pace: None, resumed_at: None }
+    }
+
+    /// Nothing is set of an address.
+    #[must_use]
+    pub fn of_address(source: SourceName, address: String, set_at: Timestamp) -> Self {
+        Self { address: Some(address), ..Self::none(source, None, set_at) }
     }
 
     /// The pause, unless it is over.

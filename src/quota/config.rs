@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Aliases, Counting, Limit, Pacing, Past, Quota,
+    division::{Division, Indivisible},
     memory::Memory,
     plan::Limits,
-    redis::{self, Redis},
+    redis::{self, Plans, Redis, Sharing},
 };
 use crate::{message::SourceName, runtime::clock::Clock};
 
@@ -22,6 +23,13 @@ pub struct Config {
     pub prefix: String,
     /// What a worker does when Redis is lost and its lease is used up.
     pub on_redis_loss: OnRedisLoss,
+    /// With [`OnRedisLoss::Share`]: the share of every limit that Redis never grants, for workers that have lost it.
+    pub reserve: f64,
+    /// With [`OnRedisLoss::Share`]: among how many workers that is divided. Further ones wait without Redis.
+    pub workers_max: u32,
+    /// With [`OnRedisLoss::Share`]: for how long a worker goes on without Redis.
+    #[serde(with = "humantime_serde")]
+    pub share_for: Duration,
     /// As [`Pacing::margin`].
     pub margin: f64,
     /// As [`Pacing::jitter`].
@@ -40,6 +48,9 @@ pub enum OpenError {
     /// Redis' address is none.
     #[error(transparent)]
     Url(#[from] redis::InvalidUrl),
+    /// `on_redis_loss = "share"` with limits that do not allow it.
+    #[error(transparent)]
+    Share(#[from] Indivisible),
 }
 
 /// The quota of a source as it is configured, in the light of its past; needs a tokio runtime.
@@ -64,7 +75,7 @@ pub fn open(
         }
         Store::Redis => {
             let url = redis_url.ok_or(OpenError::NoUrl)?;
-            Ok(Arc::new(Redis::new(url, &config.prefix, source, aliases, limits, &config.pacing(), past)?))
+            Ok(Arc::new(Redis::new(url, &config.prefix, source, aliases, config.plans(limits)?, past)?))
         }
     }
 }
@@ -87,6 +98,8 @@ pub enum OnRedisLoss {
     /// It waits until Redis is back.
     #[default]
     Stop,
+    /// It goes on at a share that Redis never grants: see [`super::division`].
+    Share,
 }
 
 impl Default for Config {
@@ -96,6 +109,9 @@ impl Default for Config {
             store: Store::default(),
             prefix: "weir".to_owned(),
             on_redis_loss: OnRedisLoss::default(),
+            reserve: 0.1,
+            workers_max: 4,
+            share_for: Duration::from_secs(15 * 60),
             margin,
             jitter,
             unknown: Limit {
@@ -115,5 +131,19 @@ impl Config {
     #[must_use]
     pub const fn pacing(&self) -> Pacing {
         Pacing { margin: self.margin, jitter: self.jitter }
+    }
+
+    /// What limits come to in Redis, and without it.
+    ///
+    /// # Errors
+    /// [`Indivisible`]: with these limits nobody can go on without Redis.
+    pub fn plans(&self, limits: &Limits) -> Result<Plans, Indivisible> {
+        match self.on_redis_loss {
+            OnRedisLoss::Stop => Ok(Plans::whole(limits, &self.pacing())),
+            OnRedisLoss::Share => {
+                let division = Division { reserve: self.reserve, workers: self.workers_max };
+                Plans::shared(limits, &self.pacing(), Sharing { division, lasts: self.share_for })
+            }
+        }
     }
 }

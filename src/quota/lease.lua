@@ -254,6 +254,7 @@ local function load()
   if not packed then return false end
   meta = cmsgpack.unpack(packed)
   meta.pace = meta.pace or pace_new('known')
+  meta.seats, meta.seats_from = meta.seats or {}, meta.seats_from or 0
   for _, gate in ipairs(meta.addresses) do gate.pace = gate.pace or pace_new('known') end
   -- Redis may have been told to evict keys when memory is short.
   local queued = 0
@@ -262,6 +263,7 @@ local function load()
   if meta.run ~= run then
     -- A restart or a failover: this state may be older than the last leases.
     doubt_all(min(meta.last, now), true)
+    meta.seats_from = now + (meta.alone or 0)
     meta.run = run
   end
   if worker and next(meta.capped) then
@@ -390,6 +392,7 @@ local function configure()
     run = run, birth = old.birth, informed = old.informed or input.known or input.read, last = old.last, next_start = old.next_start, held = old.held, disabled = old.disabled,
     why = old.why, since = old.since, released = old.released,
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
+    alone = input.alone, seats = old.seats or {}, seats_from = old.seats_from or 0,
     pace = old.pace or pace_new('known'), source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
   }
   for number, rules in ipairs(plan.addresses) do
@@ -426,6 +429,8 @@ local function configure()
   if not known or (input.known and not old.informed) then
     local since = input.memory and recall_all(input.memory) or nil
     doubt_all(since and input.quiet and INFINITE or since, input.known)
+    -- Whoever was seated and is cut off may still call; of a fleet that has never called nobody is.
+    if input.known or not input.read then meta.seats_from = now + input.alone end
   end
   settle()
   save()
@@ -517,6 +522,20 @@ local function returned()
   end
 end
 
+-- Seats: workers that may call without Redis. One that is not heard of keeps its own for a while; who has one in a
+-- state that was lost has it in the new one too.
+local function seated()
+  local seat = input.seat
+  if not seat then return 0 end
+  local taken = 0
+  for holder, til in pairs(meta.seats) do
+    if til < now then meta.seats[holder] = nil else taken = taken + 1 end
+  end
+  if not meta.seats[seat.holder] and not seat.is_held and (taken >= seat.most or now < meta.seats_from) then return 0 end
+  meta.seats[seat.holder] = now + seat.lasts
+  return 1
+end
+
 local function lease()
   if not load() then return { 'unknown', now } end
   if not meta.informed and input.birth ~= digits(meta.birth) then return { 'unknown', now } end
@@ -560,8 +579,9 @@ local function lease()
     end
     left = left - 1
   end
+  local is_seated = seated()
   save()
-  return { 'slots', now, meta.seq, next_at, slots }
+  return { 'slots', now, meta.seq, next_at, slots, is_seated }
 end
 
 -- A release has no time.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::clock::Timestamp;
+use crate::{config::duration_text, runtime::clock::Timestamp};
 
 /// How the vendor counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +133,17 @@ impl Limit {
             Counting::Fixed | Counting::Sliding if self.burst > 1 => misplaced("burst", "\"bucket\""),
             Counting::Bucket | Counting::Fixed | Counting::Sliding => Ok(()),
         }
+    }
+
+    /// It in words: `10/1s burst 5`.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let per = duration_text(self.per);
+        let burst = match self.kind {
+            Counting::Bucket if self.burst > 1 => format!(" burst {}", self.burst),
+            Counting::Bucket | Counting::Fixed | Counting::Sliding => String::new(),
+        };
+        format!("{}/{per}{burst}", self.calls)
     }
 
     /// The time in which one token is gained, rounded up to nanoseconds, so that a pace made from it is never

@@ -3,14 +3,16 @@
 //! A [`Quota`] leases several [`Slot`]s of a source ahead, in time order over its accounts; each is permission
 //! for one call at one instant. A slot that is missed is dropped, never caught up. [`plan`] says what the
 //! vendor's [`Limit`]s come down to: the spacing that [`pace`] derives, and [`budget`]s. [`timetable`] is the
-//! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet. [`adapt`] lets the pace give way where the
-//! vendor refuses all the same, and [`share`] says who else asked for less. [`guard`] stands at the last door with
-//! the limit itself. [`journal`] keeps what is spent and held on a topic, and follows what an operator sets there.
+//! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet, of which some may go on without Redis
+//! ([`division`]). [`adapt`] lets the pace give way where the vendor refuses all the same, and [`share`] says who else
+//! asked for less. [`guard`] stands at the last door with the limit itself. [`journal`] keeps what is spent and held on a
+//! topic, and follows what an operator sets there.
 
 pub mod adapt;
 pub mod budget;
 pub mod calendar;
 mod config;
+pub mod division;
 #[cfg(test)]
 mod feedback;
 pub mod guard;

@@ -51,8 +51,14 @@ pub struct PastOf {
     pub held: Option<Held>,
 }
 
-/// What is set for each account, and for the source as a whole.
-pub type Settings = HashMap<Option<AccountAlias>, QuotaSetting>;
+/// What is set for a source.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// For each account, and for the source as a whole.
+    pub accounts: HashMap<Option<AccountAlias>, QuotaSetting>,
+    /// For each address, by its name.
+    pub addresses: HashMap<String, QuotaSetting>,
+}
 
 /// Everything that reports and settings say, as of `now`.
 #[must_use]
@@ -72,10 +78,12 @@ pub fn merge<'a>(reports: impl IntoIterator<Item = &'a QuotaReport>, settings: &
             known.learn(report, &account.spent, account.held.as_ref(), now);
         }
     }
-    past.whole.settle(settings.get(&None), now);
-    past.addresses.values_mut().for_each(|known| known.settle(None, now));
+    past.whole.settle(settings.accounts.get(&None), now);
+    for (name, known) in &mut past.addresses {
+        known.settle(settings.addresses.get(name), now);
+    }
     for (alias, known) in &mut past.accounts {
-        known.settle(settings.get(&Some(alias.clone())), now);
+        known.settle(settings.accounts.get(&Some(alias.clone())), now);
     }
     past
 }

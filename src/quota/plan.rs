@@ -1,13 +1,14 @@
 //! What the limits of a source come down to: a spacing, a lateness and budgets for each account, address and the
 //! source itself. Pure.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use super::{
     Limit, Pacing,
     adapt::Basis,
     budget::Rule,
     limit::{Micros, micros},
+    pace::Pace,
 };
 
 /// What a vendor allows a source: all of it holds together.
@@ -157,36 +158,47 @@ impl Plan {
     /// The plan for these limits at this pacing.
     #[must_use]
     pub fn new(limits: &Limits, pacing: &Pacing) -> Self {
-        let numbers = || 0..limits.address_count();
-        let lateness = |limits: &[Limit]| pacing.pace(limits).lateness;
-        // An account may move, so that every address counts for it.
-        let shared = numbers().map(|number| lateness(limits.of_address(number)));
-        let shared = shared.fold(lateness(&limits.source), Duration::min);
-        let account = |account: &AccountLimits| AccountPlan {
-            rules: Rules::new(&account.limits, pacing),
-            basis: account.basis(),
-            address: account.address,
-            fallbacks: account.fallbacks.clone(),
-            in_flight: account.in_flight,
-            lateness: lateness(&account.limits).min(shared),
+        let terms = |limits: &[Limit]| -> Result<_, Infallible> {
+            let budgets = limits.iter().filter_map(|limit| Rule::of(limit, pacing)).collect();
+            let Pace { spacing, lateness } = pacing.pace(limits);
+            Ok((Rules { spacing: micros(spacing), budgets }, lateness))
+        };
+        let Ok(plan) = Self::on(limits, &terms);
+        plan
+    }
+
+    /// The plan for these limits, where `terms` says what each group of them that holds together comes to: rules, and
+    /// how late a slot may be used.
+    pub(super) fn on<E>(limits: &Limits, terms: &impl Fn(&[Limit]) -> Result<(Rules, Duration), E>) -> Result<Self, E> {
+        let (source, mut shared) = terms(&limits.source)?;
+        let mut addresses = Vec::new();
+        for number in 0..limits.address_count() {
+            let (rules, lateness) = terms(limits.of_address(number))?;
+            addresses.push(rules);
+            // An account may move, so that every address counts for it.
+            shared = shared.min(lateness);
+        }
+        let account = |account: &AccountLimits| {
+            let (rules, lateness) = terms(&account.limits)?;
+            Ok(AccountPlan {
+                rules,
+                basis: account.basis(),
+                address: account.address,
+                fallbacks: account.fallbacks.clone(),
+                in_flight: account.in_flight,
+                lateness: lateness.min(shared),
+            })
         };
         let name = |number: usize| {
             let named = limits.addresses.get(number).map(|address| address.name.clone());
             named.unwrap_or_else(|| number.to_string())
         };
-        Self {
-            accounts: limits.accounts.iter().map(account).collect(),
-            addresses: numbers().map(|number| Rules::new(limits.of_address(number), pacing)).collect(),
-            address_names: numbers().map(name).collect(),
-            source: Rules::new(&limits.source, pacing),
-        }
-    }
-}
-
-impl Rules {
-    fn new(limits: &[Limit], pacing: &Pacing) -> Self {
-        let budgets = limits.iter().filter_map(|limit| Rule::of(limit, pacing)).collect();
-        Self { spacing: micros(pacing.pace(limits).spacing), budgets }
+        Ok(Self {
+            accounts: limits.accounts.iter().map(account).collect::<Result<_, E>>()?,
+            address_names: (0..addresses.len()).map(name).collect(),
+            addresses,
+            source,
+        })
     }
 }
 

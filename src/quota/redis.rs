@@ -3,8 +3,10 @@
 //! `lease.lua` is the arithmetic. A driver task keeps the connection: it fetches slots before they are wanted,
 //! in blocks sized by demand, tells of holds and hears of those of others, so that [`Quota::lease`] answers at
 //! once and Redis is asked about once for ten calls. Without Redis a worker uses up what it has leased and then
-//! stops until Redis is back: nobody else can know what it would do on its own.
+//! stops until Redis is back: nobody else can know what it would do on its own. Unless it is told to share: then a part
+//! of the quota, which Redis never grants, is its own ([`alone`]).
 
+mod alone;
 mod driver;
 mod local;
 mod offset;
@@ -21,13 +23,15 @@ use async_trait::async_trait;
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
 use self::{
+    alone::Alone,
     driver::Driver,
     local::{Known, Local, paces::Heard},
     spending::Spending,
 };
 use super::{
     Aliases, Cause, Hold, Lease, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot, Snapshot, State,
-    limit::Micros,
+    division::{Divided, Indivisible},
+    limit::{Micros, micros},
     plan::{Limits, Plan},
 };
 use crate::{message::SourceName, runtime::clock::Timestamp};
@@ -47,6 +51,34 @@ pub struct Redis {
     driver: JoinHandle<()>,
 }
 
+pub use self::alone::Sharing;
+
+/// What the quota of a source comes to.
+#[derive(Clone, Debug)]
+pub struct Plans {
+    /// What Redis grants.
+    granted: Plan,
+    /// What this worker may use without it, if it may.
+    alone: Option<(Plan, Sharing)>,
+}
+
+impl Plans {
+    /// All of it is granted by Redis.
+    #[must_use]
+    pub fn whole(limits: &Limits, pacing: &Pacing) -> Self {
+        Self { granted: Plan::new(limits, pacing), alone: None }
+    }
+
+    /// A part of it is kept back, for workers that have lost Redis.
+    ///
+    /// # Errors
+    /// [`Indivisible`].
+    pub fn shared(limits: &Limits, pacing: &Pacing, sharing: Sharing) -> Result<Self, Indivisible> {
+        let Divided { granted, alone } = sharing.division.divide(limits, pacing)?;
+        Ok(Self { granted, alone: Some((alone, sharing)) })
+    }
+}
+
 /// What the driver and its users share.
 pub(super) struct Shared {
     local: Mutex<Local>,
@@ -54,6 +86,8 @@ pub(super) struct Shared {
     counts: Mutex<Counts>,
     /// What is spent of long budgets, as Redis said lately.
     spending: Mutex<Option<Arc<Spending>>>,
+    /// This worker's own part, for when Redis is away.
+    alone: Option<Alone>,
 }
 
 /// What was asked of Redis so far.
@@ -77,6 +111,14 @@ impl Shared {
         self.spending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells this worker's own part what holds and slows whom, while it matters.
+    fn mirror(&self) {
+        let local = self.local();
+        if let Some(alone) = self.alone.as_ref().filter(|_| local.is_alone(Instant::now())) {
+            alone.mirror(&local);
+        }
+    }
+
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,12 +137,11 @@ impl Redis {
         prefix: &str,
         source: &SourceName,
         aliases: &Aliases,
-        limits: &Limits,
-        pacing: &Pacing,
+        plans: Plans,
         past: &Past,
     ) -> Result<Self, InvalidUrl> {
         let client = driver::client(url)?;
-        let plan = Plan::new(limits, pacing);
+        let Plans { granted: plan, alone } = plans;
         let names: Vec<String> = aliases.iter().map(|alias| alias.as_str().to_owned()).collect();
         let known = |(name, account): (&String, &super::plan::AccountPlan)| Known {
             name: name.clone(),
@@ -114,14 +155,17 @@ impl Redis {
         };
         let accounts = names.iter().zip(&plan.accounts).map(known).collect();
         let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
+        let sharing = alone.as_ref().map(|(_, sharing)| *sharing);
+        let lasts = sharing.map_or(0, |sharing| micros(sharing.lasts));
         let shared = Arc::new(Shared {
-            local: Mutex::new(Local::new(accounts, plan.address_names.clone(), block(&plan), ahead)),
+            local: Mutex::new(Local::new(accounts, plan.address_names.clone(), block(&plan), ahead, sharing)),
             wake: Notify::new(),
             counts: Mutex::default(),
             spending: Mutex::default(),
+            alone: alone.map(|(plan, _)| Alone::new(plan)),
         });
         let key = format!("{prefix}:quota:{{{source}}}");
-        let driver = Driver::new(Arc::clone(&shared), client, key, plan, names, ahead, (aliases, past));
+        let driver = Driver::new(Arc::clone(&shared), client, key, plan, names, (ahead, lasts), (aliases, past));
         #[allow(clippy::disallowed_methods, reason = "the handle is kept, and dropping the quota ends the task")]
         let driver = tokio::spawn(driver.run());
         Ok(Self { shared, driver })
@@ -153,14 +197,23 @@ fn block(plan: &Plan) -> (usize, Duration) {
 #[async_trait]
 impl Quota for Redis {
     async fn lease(&self, wanted: usize) -> Lease {
-        let lease = self.shared.local().lease(wanted, Instant::now());
+        let (lease, is_alone) = {
+            let (mut local, now) = (self.shared.local(), Instant::now());
+            (local.lease(wanted, now), local.is_alone(now))
+        };
         self.shared.wake.notify_one();
-        lease
+        match (&lease, &self.shared.alone) {
+            (Lease::NotBefore(_), Some(alone)) if is_alone => alone.lease(wanted).await,
+            _ => lease,
+        }
     }
 
     async fn give_back(&self, slots: Vec<Slot>) {
         self.shared.local().give_back(&slots, Instant::now());
         self.shared.wake.notify_one();
+        if let Some(alone) = &self.shared.alone {
+            alone.give_back(&slots).await;
+        }
     }
 
     fn ended(&self, account: usize) {
@@ -170,11 +223,13 @@ impl Quota for Redis {
 
     async fn hold(&self, scope: Scope, hold: Hold, cause: &Cause) {
         self.shared.local().hold(scope, hold, cause);
+        self.shared.mirror();
         self.shared.wake.notify_one();
     }
 
     async fn release(&self, scope: Scope, as_of: Timestamp) {
         self.shared.local().release(scope, as_of, Instant::now());
+        self.shared.mirror();
         self.shared.wake.notify_one();
     }
 
@@ -205,11 +260,13 @@ impl Quota for Redis {
 
     async fn set_pace(&self, scope: Scope, by: PaceBy, share: Share) {
         self.shared.local().set_pace(scope, by, share);
+        self.shared.mirror();
         self.shared.wake.notify_one();
     }
 
     async fn refused(&self, scope: Scope, left_at: Instant) {
         self.shared.local().refused(scope, left_at, Instant::now());
+        self.shared.mirror();
         self.shared.wake.notify_one();
     }
 

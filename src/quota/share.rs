@@ -124,7 +124,7 @@ mod tests {
             assert!(Share::new(share).is_err(), "{share}");
         }
         let message = serde_json::from_str::<Share>("2.0").unwrap_err().to_string();
-        assert!(message.contains("2 is no share of the pace"), "{message}");
+        assert!(message.contains("2 is no share"), "{message}");
     }
 
     #[test]

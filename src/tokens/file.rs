@@ -113,6 +113,22 @@ impl FileStore {
         Ok(true)
     }
 
+    /// Makes a file where the tokens would be, and takes it away again; if the folder is still to be made, where that would
+    /// be.
+    fn try_in_folder(&self) -> Result<(), StoreError> {
+        let folder = self.folder();
+        if folder.exists() {
+            check_mode(folder, &fs::metadata(folder).map_err(self.failed("look at its folder"))?, 0o700)?;
+        }
+        let mut there = folder.ancestors().map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
+        let there = there.find(|path| path.exists()).unwrap_or(Path::new("."));
+        let probe = there.join(format!(".weir-check-{}", uuid::Uuid::now_v7().simple()));
+        let mut options = OpenOptions::new();
+        options.create_new(true).write(true).mode(0o600);
+        options.open(&probe).map_err(self.failed("make files in its folder"))?;
+        fs::remove_file(&probe).map_err(self.failed("take files out of its folder"))
+    }
+
     fn try_claim(&self, place: u64, lasts: Duration) -> Result<Option<Claim>, StoreError> {
         let file = self.lock_file(&format!("renew-{place:02}"))?;
         match file.try_lock() {
@@ -182,6 +198,11 @@ impl TokenStore for FileStore {
         (source.as_str(), alias.as_str()).hash(&mut hasher);
         let (store, place) = (self.clone(), hasher.finish() % CLAIMS);
         spawn_blocking(move || store.try_claim(place, lasts)).await?
+    }
+
+    async fn try_writing(&self) -> Result<(), StoreError> {
+        let store = self.clone();
+        spawn_blocking(move || store.try_in_folder()).await?
     }
 
     async fn release(&self, claim: Claim) {

@@ -175,6 +175,9 @@ pub trait TokenStore: Send + Sync {
         lasts: Duration,
     ) -> Result<Option<Claim>, StoreError>;
 
+    /// Whether records could be kept. Leaves everything as it was.
+    async fn try_writing(&self) -> Result<(), StoreError>;
+
     /// Gives that right back.
     async fn release(&self, claim: Claim);
 }

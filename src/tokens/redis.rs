@@ -109,6 +109,15 @@ fn owner(source: &SourceName, alias: &AccountAlias) -> String {
 
 #[async_trait]
 impl TokenStore for RedisStore {
+    async fn try_writing(&self) -> Result<(), StoreError> {
+        // Short-lived and of nobody: no source has such a name.
+        let key = format!("{}:tokens:{{?}}", self.prefix);
+        self.ask(async |mut connection| {
+            ::redis::cmd("SET").arg(key).arg(1).arg("PX").arg(1).exec_async(&mut connection).await
+        })
+        .await
+    }
+
     fn place(&self) -> String {
         "Redis, sealed".to_owned()
     }

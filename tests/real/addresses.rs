@@ -11,7 +11,7 @@ use weir::{
     quota::{
         Aliases, Cause, Counting, Hold, Lease, Limit, Pacing, Past, Quota, Scope, Slot,
         plan::{AccountLimits, AddressLimits, Limits},
-        redis::Redis,
+        redis::{Plans, Redis},
     },
     runtime::clock::Timestamp,
     simulate::limiter::{self, Limiter},
@@ -63,7 +63,8 @@ impl Fleet {
         // The vendor here judges the moment at which a call leaves; a busy machine delays even that.
         let pacing = Pacing { jitter: Duration::from_millis(50), ..Pacing::default() };
         let url = address("WEIR_TEST_REDIS");
-        let quota = || Redis::new(&url, &prefix, &source, &aliases, &limits, &pacing, &Past::default()).unwrap();
+        let quota =
+            || Redis::new(&url, &prefix, &source, &aliases, Plans::whole(&limits, &pacing), &Past::default()).unwrap();
         let quotas: Vec<_> = (0..workers).map(|_| Arc::new(quota())).collect();
         for quota in &quotas {
             fleet.spawn(work(Arc::clone(quota), Arc::clone(&calls)));

@@ -13,8 +13,8 @@ use weir::{
 
 use crate::{
     process::Installation,
-    quota::Server,
     stack::{Follower, eventually, produce, topics, unique},
+    workers::Server,
 };
 
 /// A vendor, weir's installation before it, and a reader of the outcomes.

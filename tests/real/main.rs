@@ -11,6 +11,7 @@
 )]
 
 mod addresses;
+mod alone;
 mod analytics;
 mod doubt;
 mod fetch;
@@ -30,3 +31,4 @@ mod stack;
 mod tokens;
 mod torture;
 mod wheel;
+mod workers;

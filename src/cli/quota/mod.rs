@@ -48,6 +48,7 @@ Examples:
   weir quota pause ali1688                         nobody calls, until it is resumed
   weir quota pause ali1688 shop-1 --for 10m --reason \"sale day\"
   weir quota resume ali1688 shop-1                 ends a pause, a hold or a ban, and enables it again
+  weir quota resume taobao --address proxy-3       calls leave from it again; the first one tries it
   weir quota set ali1688 --pace 50%                everybody at half the pace";
 
 /// How often `--watch` shows it anew.
@@ -94,12 +95,17 @@ Calls under way are finished. What waits stays on Kafka.")]
     #[command(after_long_help = "\
 Examples:
   weir quota resume ali1688
-  weir quota resume ali1688 shop-1       after its key was renewed
+  weir quota resume ali1688 shop-1               after its key was renewed
+  weir quota resume taobao --address proxy-3     after the proxy was repaired; `weir quota` names those that are held
 
-A source is resumed as a whole; accounts of it that are paused or disabled themselves stay so.")]
+A source is resumed as a whole; accounts of it that are paused or disabled themselves stay so. From an address that was \
+taken out one call leaves first; if that fails too, the address is taken out again.")]
     Resume {
         #[command(flatten)]
         scope: Scope,
+        /// One of the addresses that its calls leave from, by its name.
+        #[arg(long, value_name = "NAME", conflicts_with = "account")]
+        address: Option<String>,
     },
     /// The share of its pace that it goes at.
     #[command(after_long_help = "\
@@ -138,10 +144,10 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
     }
     match args.change {
         Some(Change::Pause { scope, time, reason }) => {
-            change(config, &topic, scope, Wish::Pause { time, reason }).await
+            change(config, &topic, (scope, None), Wish::Pause { time, reason }).await
         }
-        Some(Change::Resume { scope }) => change(config, &topic, scope, Wish::Resume).await,
-        Some(Change::Set { scope, pace }) => change(config, &topic, scope, Wish::Pace(pace)).await,
+        Some(Change::Resume { scope, address }) => change(config, &topic, (scope, address), Wish::Resume).await,
+        Some(Change::Set { scope, pace }) => change(config, &topic, (scope, None), Wish::Pace(pace)).await,
         None => show(&args, config, &topic).await,
     }
 }
@@ -211,8 +217,12 @@ fn unknown_source(source: &SourceName, names: &[String]) -> Ended {
     Ended::usage(format!("there is no source {source}; {there_are}"))
 }
 
-async fn change(config: &Config, topic: &str, scope: Scope, wish: Wish) -> anyhow::Result<Exit> {
-    let Scope { source, account } = scope;
+async fn change(
+    config: &Config,
+    topic: &str,
+    (Scope { source, account }, address): (Scope, Option<String>),
+    wish: Wish,
+) -> anyhow::Result<Exit> {
     let (known, _) = journal::read(&config.kafka, topic, None).await?;
     let now = Clock::System.now();
     let views = view::views(&known, &configured(config), now);
@@ -225,17 +235,33 @@ async fn change(config: &Config, topic: &str, scope: Scope, wish: Wish) -> anyho
     {
         return Err(Ended::usage(format!("source {source} has no account {alias}; {known}")).into());
     }
-    let before = known.setting(&source, account.as_ref()).cloned();
-    let before = before.unwrap_or_else(|| QuotaSetting::none(source.clone(), account.clone(), now));
+    if let Some(name) = &address
+        && let Err(known) = view.has_address(name)
+    {
+        return Err(Ended::usage(format!("source {source} has no address {name} to be resumed; {known}")).into());
+    }
+    let before = match &address {
+        Some(name) => known.settings_of(&source).addresses.get(name).cloned(),
+        None => known.setting(&source, account.as_ref()).cloned(),
+    };
+    let before = before.unwrap_or_else(|| QuotaSetting {
+        address: address.clone(),
+        ..QuotaSetting::none(source.clone(), account.clone(), now)
+    });
     let setting = change::changed(before, &wish, view.after_all_holds(now)).map_err(Ended::failed)?;
     let record = record(topic, &setting);
     Producer::new(&config.kafka)?.send(vec![record]).await?;
-    let whom =
-        account.as_ref().map_or_else(|| format!("source {source}"), |alias| format!("account {alias} of {source}"));
+    let whom = match (&account, &address) {
+        (_, Some(name)) => format!("address {name} of {source}"),
+        (Some(alias), None) => format!("account {alias} of {source}"),
+        (None, None) => format!("source {source}"),
+    };
     say(&format!("{whom}: {}", change::words(&setting, &wish)))?;
     note(&view.followers(now));
-    for line in view.still_held(account.as_ref(), &wish, now) {
-        note(&line);
+    if address.is_none() {
+        for line in view.still_held(account.as_ref(), &wish, now) {
+            note(&line);
+        }
     }
     Ok(Exit::Done)
 }
@@ -245,6 +271,6 @@ fn record(topic: &str, setting: &QuotaSetting) -> Outgoing {
     let envelope =
         Envelope { kind: Kind::QuotaSetting, id: &id, writer: "weir/quota", time: setting.set_at, traceparent: None };
     let encoded = codec::encode(&envelope, setting);
-    let key = Some(setting_key(&setting.source, setting.account.as_ref()).into());
+    let key = Some(setting_key(setting).into());
     Outgoing { topic: topic.into(), key, value: encoded.value, headers: encoded.headers }
 }

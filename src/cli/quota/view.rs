@@ -14,6 +14,7 @@ use crate::{
     message::{AccountAlias, HoldReport, QuotaReport, QuotaSetting, SourceName},
     quota::{
         journal::{HEARTBEAT, known::Known},
+        past::Settings,
         tally::midnight,
     },
     runtime::clock::Timestamp,
@@ -131,10 +132,10 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
         }
     }
     let runs = workers.values().any(|worker| worker.runs);
-    let addresses = addresses(known.reports_of(source), accounts.values(), now);
+    let addresses = addresses(known.reports_of(source), &settings, accounts.values(), now);
     for (alias, account) in &mut accounts {
         let held = held_accounts.get(alias).copied();
-        account.standing = standing(settings.get(&Some(alias.clone())), held, now);
+        account.standing = standing(settings.accounts.get(&Some(alias.clone())), held, now);
         account.wait_for(&addresses);
         if account.standing.state == READY && account.calls_last_minute > 0 && runs {
             account.standing.state = "calling";
@@ -143,7 +144,7 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
     View {
         source: source.clone(),
         workers: workers.into_values().collect(),
-        whole: standing(settings.get(&None), held, now),
+        whole: standing(settings.accounts.get(&None), held, now),
         addresses,
         accounts: accounts.into_values().collect(),
     }
@@ -152,6 +153,7 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
 /// The addresses of all reports.
 fn addresses<'a>(
     reports: impl Iterator<Item = &'a QuotaReport>,
+    settings: &Settings,
     accounts: impl Iterator<Item = &'a Account>,
     now: Timestamp,
 ) -> Vec<Address> {
@@ -171,7 +173,7 @@ fn addresses<'a>(
     }
     let address = |(name, held): (&str, Option<&HoldReport>)| Address {
         name: name.to_owned(),
-        standing: standing(None, held, now),
+        standing: standing(settings.addresses.get(name), held, now),
         accounts: counts.get(name).copied().unwrap_or_default(),
     };
     let addresses = held.into_iter().map(address);
@@ -271,10 +273,22 @@ impl View {
         Err(if names.is_empty() { none.to_owned() } else { format!("there are: {}{more}", names.join(", ")) })
     }
 
+    /// Whether there is such an address; else which are held, or that there is none to be resumed.
+    pub fn has_address(&self, name: &str) -> Result<(), String> {
+        if self.addresses.iter().any(|address| address.name == name) {
+            return Ok(());
+        }
+        let held = self.addresses.iter().filter(|address| address.standing.state != READY);
+        let held: Vec<&str> = held.map(|address| address.name.as_str()).take(10).collect();
+        let none = "no address of it is held".to_owned();
+        Err(if held.is_empty() { none } else { format!("held are: {}", held.join(", ")) })
+    }
+
     /// A time after everything that holds anybody here, whatever the clocks of the workers say.
     pub fn after_all_holds(&self, now: Timestamp) -> Timestamp {
         let accounts = self.accounts.iter().map(|account| &account.standing);
-        let since = accounts.chain([&self.whole]).filter_map(|standing| standing.since_at).max();
+        let addresses = self.addresses.iter().map(|address| &address.standing);
+        let since = accounts.chain(addresses).chain([&self.whole]).filter_map(|standing| standing.since_at).max();
         since.map_or(now, |since| now.max(since.after(Duration::from_millis(1))))
     }
 

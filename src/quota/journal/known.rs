@@ -7,6 +7,7 @@ use tracing::warn;
 use crate::{
     kafka::{Partition, Record},
     message::{AccountAlias, QuotaReport, QuotaSetting, SourceName, codec},
+    quota::past::Settings,
 };
 
 /// All reports and settings, or those of one source.
@@ -16,7 +17,7 @@ pub struct Known {
     only: Option<SourceName>,
     /// By key.
     reports: HashMap<String, QuotaReport>,
-    settings: HashMap<(SourceName, Option<AccountAlias>), QuotaSetting>,
+    settings: HashMap<SourceName, Settings>,
 }
 
 /// The key of a report.
@@ -25,10 +26,14 @@ pub fn report_key(source: &SourceName, instance: &str, chunk: u32) -> String {
     format!("report/{source}/{instance}/{chunk}")
 }
 
-/// The key of a setting.
+/// The key of a setting. Workers of a version that knows no addresses pass over what begins otherwise than `set`.
 #[must_use]
-pub fn setting_key(source: &SourceName, account: Option<&AccountAlias>) -> String {
-    account.map_or_else(|| format!("set/{source}"), |account| format!("set/{source}/{account}"))
+pub fn setting_key(QuotaSetting { source, account, address, .. }: &QuotaSetting) -> String {
+    match (account, address) {
+        (_, Some(address)) => format!("address/{source}/{address}"),
+        (Some(account), None) => format!("set/{source}/{account}"),
+        (None, None) => format!("set/{source}"),
+    }
 }
 
 /// A setting, and what was set before.
@@ -73,9 +78,13 @@ impl Known {
                 None
             }
             // Settings are changed, never taken away.
-            "set" if !is_gone => match codec::read_quota_setting(&raw) {
+            "set" | "address" if !is_gone => match codec::read_quota_setting(&raw) {
                 Ok(now) => {
-                    let before = self.settings.insert((now.source.clone(), now.account.clone()), now.clone());
+                    let settings = self.settings.entry(now.source.clone()).or_default();
+                    let before = match &now.address {
+                        Some(address) => settings.addresses.insert(address.clone(), now.clone()),
+                        None => settings.accounts.insert(now.account.clone(), now.clone()),
+                    };
                     Some(Changed { before, now })
                 }
                 Err(error) => {
@@ -97,17 +106,16 @@ impl Known {
         self.reports.values().filter(move |report| report.source == *source)
     }
 
-    /// What is set for a source, by account.
+    /// What is set for a source, its accounts and addresses.
     #[must_use]
-    pub fn settings_of(&self, source: &SourceName) -> HashMap<Option<AccountAlias>, QuotaSetting> {
-        let of_source = self.settings.iter().filter(|((of, _), _)| of == source);
-        of_source.map(|((_, account), setting)| (account.clone(), setting.clone())).collect()
+    pub fn settings_of(&self, source: &SourceName) -> Settings {
+        self.settings.get(source).cloned().unwrap_or_default()
     }
 
     /// What is set for a source or an account.
     #[must_use]
     pub fn setting(&self, source: &SourceName, account: Option<&AccountAlias>) -> Option<&QuotaSetting> {
-        self.settings.get(&(source.clone(), account.cloned()))
+        self.settings.get(source)?.accounts.get(&account.cloned())
     }
 
     /// Forgets the reports: whoever follows settings does not need them.
@@ -137,7 +145,7 @@ mod tests {
         let mut known = Known::of(Some(source("a")));
         let setting = |of: &str, pace| {
             let setting = QuotaSetting { pace, ..QuotaSetting::none(source(of), None, Timestamp::from_millis(1)) };
-            record(&setting_key(&source(of), None), Some(serde_json::to_string(&setting).unwrap()))
+            record(&setting_key(&setting), Some(serde_json::to_string(&setting).unwrap()))
         };
         let first = known.take("t", &setting("a", Some(0.5))).unwrap();
         assert_eq!((first.before, first.now.pace), (None, Some(0.5)));
@@ -150,6 +158,12 @@ mod tests {
         }
         assert_eq!(known.setting(&source("a"), None).unwrap().pace, None);
         assert_eq!(known.reports().count(), 0);
+        let address = QuotaSetting::of_address(source("a"), "proxy-1".to_owned(), Timestamp::from_millis(1));
+        let text = serde_json::to_string(&address).unwrap();
+        let changed = known.take("t", &record(&setting_key(&address), Some(text))).unwrap();
+        assert_eq!((changed.before, changed.now.address.as_deref()), (None, Some("proxy-1")));
+        assert_eq!(known.setting(&source("a"), None).unwrap().address, None, "the source's stays");
+        assert!(known.settings_of(&source("a")).addresses.contains_key("proxy-1"));
     }
 
     #[test]

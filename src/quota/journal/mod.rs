@@ -35,7 +35,7 @@ use crate::{
         client::Config,
         follow::{Follower, Seen},
     },
-    message::{AccountAlias, SourceName},
+    message::{AccountAlias, QuotaSetting, SourceName},
     runtime::clock::{Clock, Timestamp},
 };
 
@@ -137,8 +137,9 @@ impl Journal {
 
     /// Puts what is held and what is set into effect, before anybody calls.
     pub async fn restore(&self, past: &Past, quota: &dyn Quota, aliases: &Aliases) {
-        for (account, setting) in self.known.settings_of(&self.source) {
-            debug!(source = %self.source, ?account, "set before this worker began");
+        let settings = self.known.settings_of(&self.source);
+        for setting in settings.accounts.into_values().chain(settings.addresses.into_values()) {
+            debug!(source = %self.source, account = ?setting.account, address = ?setting.address, "set before this worker began");
             let changed = Changed { before: None, now: setting };
             put_into_effect(&changed, quota, aliases, &self.clock).await;
         }
@@ -226,17 +227,26 @@ fn scope(source: &SourceName, aliases: &Aliases, account: Option<&AccountAlias>)
     index.map(Scope::Account)
 }
 
+fn address_scope(quota: &dyn Quota, name: &str, clock: &Clock) -> Option<Scope> {
+    let addresses = quota.snapshot(0..0, clock.now()).addresses;
+    addresses.iter().position(|address| address.name == name).map(Scope::Address)
+}
+
 fn instant(clock: &Clock, at: Timestamp) -> Instant {
     Instant::now() + at.since(clock.now()).min(Limit::PER_MAX)
 }
 
 /// Does what an operator's setting asks for.
 async fn put_into_effect(changed: &Changed, quota: &dyn Quota, aliases: &Aliases, clock: &Clock) {
-    let (source, account) = (&changed.now.source, will::account(changed));
-    let Some(scope) = scope(source, aliases, account) else { return };
-    let account = account.map(tracing::field::display);
+    let QuotaSetting { source, account, address, .. } = &changed.now;
+    let scope = match address {
+        Some(name) => address_scope(quota, name, clock),
+        None => scope(source, aliases, account.as_ref()),
+    };
+    let Some(scope) = scope else { return };
+    let (account, address) = (account.as_ref().map(tracing::field::display), address.as_deref());
     for effect in effects(changed, clock.now()) {
-        info!(%source, account, ?effect, "an operator has set");
+        info!(%source, account, address, ?effect, "an operator has set");
         match effect {
             Effect::Release(as_of) => quota.release(scope, as_of).await,
             Effect::Pause(until, cause) => {
@@ -373,7 +383,7 @@ async fn write(reporter: &Arc<Reporter>, chunks: Vec<u32>, closed: bool) -> Vec<
 mod tests {
     use super::*;
     use crate::{
-        message::{Pause, QuotaSetting},
+        message::Pause,
         quota::{Lease, Pacing, Share, Tally, memory::Memory},
     };
 

@@ -10,14 +10,13 @@ use std::{
 
 use super::known::report_key;
 use crate::{
-    config,
     kafka::Outgoing,
     message::{
         AccountReport, AddressReport, HoldReport, QuotaReport, SourceName, WholeReport, codec,
         envelope::{Envelope, Kind},
     },
     quota::{
-        AddressState, Aliases, Counting, Held, Limit, Quota, Snapshot, Tally,
+        AddressState, Aliases, Held, Limit, Quota, Snapshot, Tally,
         plan::Limits,
         tally::{Counts, midnight},
     },
@@ -144,7 +143,7 @@ fn hold_report(held: &Held) -> HoldReport {
 #[must_use]
 pub fn allowed(limits: &Limits) -> Vec<String> {
     let words = |account: &crate::quota::plan::AccountLimits| {
-        let mut words = account.limits.iter().map(limit_words).collect::<Vec<_>>().join(", ");
+        let mut words = account.limits.iter().map(Limit::words).collect::<Vec<_>>().join(", ");
         if let Some(most) = account.in_flight {
             let _ = write!(words, "{}{most} at once", if words.is_empty() { "" } else { ", " });
         }
@@ -157,15 +156,6 @@ pub fn allowed(limits: &Limits) -> Vec<String> {
     limits.accounts.iter().map(words).collect()
 }
 
-fn limit_words(limit: &Limit) -> String {
-    let per = config::duration_text(limit.per);
-    let burst = match limit.kind {
-        Counting::Bucket if limit.burst > 1 => format!(" burst {}", limit.burst),
-        Counting::Bucket | Counting::Fixed | Counting::Sliding => String::new(),
-    };
-    format!("{}/{per}{burst}", limit.calls)
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -173,7 +163,7 @@ mod tests {
     use super::*;
     use crate::{
         message::AccountAlias,
-        quota::{Hold, Lease, Pacing, Scope, memory::Memory, plan::AccountLimits},
+        quota::{Counting, Hold, Lease, Pacing, Scope, memory::Memory, plan::AccountLimits},
     };
 
     fn reporter(accounts: usize) -> Reporter {

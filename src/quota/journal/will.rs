@@ -2,7 +2,6 @@
 
 use super::known::Changed;
 use crate::{
-    message::AccountAlias,
     quota::{Cause, Share},
     runtime::clock::Timestamp,
 };
@@ -46,12 +45,6 @@ pub fn effects(changed: &Changed, now: Timestamp) -> Vec<Effect> {
 fn share(pace: Option<f64>) -> Share {
     let pace = pace.filter(|pace| pace.is_finite()).unwrap_or(1.0);
     Share::new(pace.clamp(Share::LEAST, 1.0)).unwrap_or(Share::WHOLE)
-}
-
-/// Whose setting it is.
-#[must_use]
-pub fn account(changed: &Changed) -> Option<&AccountAlias> {
-    changed.now.account.as_ref()
 }
 
 #[cfg(test)]

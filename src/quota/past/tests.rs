@@ -47,7 +47,7 @@ fn report(instance: &str, reported_at: Timestamp, calls: u64, held: Option<HoldR
 }
 
 fn learned(reports: &[QuotaReport], now: Timestamp) -> PastOf {
-    merge(reports, &HashMap::new(), now).accounts[&alias("one")].clone()
+    merge(reports, &Settings::default(), now).accounts[&alias("one")].clone()
 }
 
 fn hold(until_at: Option<Timestamp>, since_at: Timestamp) -> HoldReport {
@@ -104,7 +104,8 @@ fn holds_of_all_workers_count_until_they_are_over_or_an_operator_resumes() {
     let mut setting = QuotaSetting::none(disabled.source.clone(), Some(alias("one")), at(6));
     setting.resumed_at = Some(at(-6));
     let resumed = |setting: &QuotaSetting| {
-        let settings = HashMap::from([(setting.account.clone(), setting.clone())]);
+        let accounts = HashMap::from([(setting.account.clone(), setting.clone())]);
+        let settings = Settings { accounts, ..Settings::default() };
         merge([&disabled], &settings, at(11)).accounts[&alias("one")].held.clone()
     };
     assert!(resumed(&setting).is_some(), "it was disabled after it was resumed");
@@ -122,16 +123,20 @@ fn an_address_is_known_by_its_name_whatever_its_place() {
         QuotaReport { whole, ..report("a", at(0), 1, None) }
     };
     let first = of(vec![address("left", None), address("right", Some(hold(Some(at(60)), at(0))))]);
-    let past = merge([&first, &of(vec![address("right", None)])], &HashMap::new(), at(5));
+    let past = merge([&first, &of(vec![address("right", None)])], &Settings::default(), at(5));
     assert_eq!(past.addresses.len(), 2);
     assert_eq!((past.addresses["left"].held.is_some(), past.addresses["right"].held.is_some()), (false, true));
     assert_eq!(past.addresses["right"].spent, vec![spent(3)]);
-    assert_eq!(merge([&first], &HashMap::new(), at(61)).addresses["right"].held, None, "it is over");
+    let resumed = QuotaSetting::of_address(first.source.clone(), "right".to_owned(), at(4));
+    let resumed = QuotaSetting { resumed_at: Some(at(4)), ..resumed };
+    let settings = Settings { addresses: HashMap::from([("right".to_owned(), resumed)]), ..Settings::default() };
+    assert_eq!(merge([&first], &settings, at(5)).addresses["right"].held, None, "an operator has resumed it");
+    assert_eq!(merge([&first], &Settings::default(), at(61)).addresses["right"].held, None, "it is over");
 }
 
 #[test]
 fn without_reports_nothing_is_known_though_somebody_looked() {
-    let past = merge(&[], &HashMap::new(), at(0));
+    let past = merge(&[], &Settings::default(), at(0));
     assert!(past.is_read && !past.is_known);
     assert!(!Past::default().is_read);
 }

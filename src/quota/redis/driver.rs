@@ -41,6 +41,8 @@ pub struct Driver {
     plan: Plan,
     names: Vec<String>,
     ahead: Micros,
+    /// For how long a worker may call without Redis.
+    alone: Micros,
     /// This process has told Redis its plan.
     is_configured: bool,
     /// This process has had slots: whatever state is missing was lost.
@@ -63,7 +65,7 @@ impl Driver {
         key: String,
         plan: Plan,
         names: Vec<String>,
-        ahead: Micros,
+        (ahead, alone): (Micros, Micros),
         (aliases, past): (&Aliases, &Past),
     ) -> Self {
         // A few megabytes with 10,000 accounts.
@@ -82,6 +84,7 @@ impl Driver {
             plan,
             names,
             ahead,
+            alone,
             is_configured,
             has_called,
             is_read,
@@ -100,14 +103,26 @@ impl Driver {
                 Ok(Ok(mut server)) => {
                     info!(key = self.key, "connected to Redis");
                     pause = RETRY[0];
+                    self.shared.local().seat.connected(true, Instant::now());
                     self.serve(&mut server).await
                 }
                 Ok(Err(error)) => error,
                 Err(_) => ::redis::RedisError::from((::redis::ErrorKind::Io, "no answer in time")),
             };
-            warn!(key = self.key, error = %lost, "Redis is lost: this worker uses up its lease and waits for Redis");
+            self.be_alone();
+            let then = if self.shared.alone.is_some() { "goes on at its own share" } else { "waits for Redis" };
+            warn!(key = self.key, error = %lost, "Redis is lost: this worker uses up its lease and {then}");
             sleep(pause).await;
             pause = (pause * 2).min(RETRY[1]);
+        }
+    }
+
+    /// Redis is away: what is known by now holds for this worker's own part too.
+    fn be_alone(&self) {
+        let mut local = self.shared.local();
+        local.seat.connected(false, Instant::now());
+        if let Some(alone) = &self.shared.alone {
+            alone.mirror(&local);
         }
     }
 
@@ -140,6 +155,7 @@ impl Driver {
             // Later on somebody may have called.
             is_quiet: std::mem::take(&mut self.is_quiet),
             memory: self.memory.as_deref(),
+            alone: self.alone,
         };
         let reply = server.configure(plan, self.ahead, knowledge).await?;
         self.is_configured = true;
@@ -217,9 +233,15 @@ impl Driver {
                 warn!(key = self.key, "the quota's state is lost or incomplete: nobody calls until it is learned anew");
                 self.configure(server).await?;
             }
-            What::Slots { slots, next_at, seq } => {
+            What::Slots { slots, next_at, seq, is_seated } => {
                 self.has_called |= !slots.is_empty();
-                self.shared.local().receive(slots, next_at, seq, reply.received);
+                let mut local = self.shared.local();
+                local.receive(slots, next_at, seq, reply.received);
+                let is_new = local.seat.told(is_seated, reply.sent, reply.received);
+                drop(local);
+                if let Some(alone) = self.shared.alone.as_ref().filter(|_| is_new) {
+                    alone.seated();
+                }
             }
             What::Holds { holds, seq } => self.shared.local().replace_holds(&holds, seq, reply.received),
             What::Memory(memory) => {

@@ -15,8 +15,9 @@ use self::{
     paces::{Heard, NewPace},
 };
 use super::{
+    alone::Sharing,
     offset::Offset,
-    wire::{Ask, HoldAsk, PaceAsk},
+    wire::{Ask, HoldAsk, PaceAsk, SeatAsk},
 };
 use crate::quota::{
     Lease, PaceBy, Scope, Share, Slot,
@@ -116,10 +117,69 @@ pub struct Local {
     pub worker: String,
     /// Slots that came too late to be used, as their reply took too long.
     pub discarded: u64,
+    pub seat: Seat,
+}
+
+/// Whether this worker may call without Redis.
+#[derive(Debug)]
+pub struct Seat {
+    /// How; `None` = it never may.
+    sharing: Option<Sharing>,
+    /// What Redis calls its holder: a process of this name as long as it lives, whatever becomes of its connections.
+    holder: String,
+    /// Until when, by this worker's clock.
+    until: Option<Instant>,
+    /// When to say that it is still there, if nothing else is to be said.
+    renew_at: Option<Instant>,
+    /// Redis is away.
+    is_alone: bool,
+}
+
+impl Seat {
+    /// Clocks run apart by less than this share: what is said to last is taken for shorter here.
+    const CLOCKS_APART: f64 = 0.01;
+
+    fn new(sharing: Option<Sharing>) -> Self {
+        Self { sharing, holder: uuid::Uuid::now_v7().to_string(), until: None, renew_at: None, is_alone: false }
+    }
+
+    /// Redis was asked at `sent`, and has or has not a seat for this worker; whether it is a new one.
+    pub fn told(&mut self, is_seated: bool, sent: Instant, now: Instant) -> bool {
+        let Some(Sharing { lasts, .. }) = self.sharing else { return false };
+        let is_new = is_seated && !self.is_held(now);
+        self.until = is_seated.then(|| sent + lasts.mul_f64(1.0 - Self::CLOCKS_APART));
+        // Who has none asks again: somebody else's becomes free some day.
+        self.renew_at = Some(now + lasts / 4);
+        is_new
+    }
+
+    /// There is a connection, or there is none any more.
+    pub fn connected(&mut self, is_connected: bool, now: Instant) {
+        self.is_alone = !is_connected;
+        self.renew_at = self.sharing.map(|_| now);
+    }
+
+    /// What Redis is told of it.
+    fn ask(&self, now: Instant) -> Option<SeatAsk> {
+        let Sharing { division, lasts } = self.sharing?;
+        let is_held = self.is_held(now);
+        Some(SeatAsk { holder: self.holder.clone(), most: division.workers, lasts: micros(lasts), is_held })
+    }
+
+    /// Whether this worker has one.
+    pub fn is_held(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
 }
 
 impl Local {
-    pub fn new(accounts: Vec<Known>, addresses: Vec<String>, (depth, gap): (usize, Duration), ahead: Micros) -> Self {
+    pub fn new(
+        accounts: Vec<Known>,
+        addresses: Vec<String>,
+        (depth, gap): (usize, Duration),
+        ahead: Micros,
+        sharing: Option<Sharing>,
+    ) -> Self {
         let address = |name| KnownAddress { name, held_until: None, disabled: false, pace: Heard::default() };
         let by_name = accounts.iter().enumerate().map(|(index, account)| (account.name.clone(), index)).collect();
         Self {
@@ -149,6 +209,7 @@ impl Local {
             birth: String::new(),
             worker: String::new(),
             discarded: 0,
+            seat: Seat::new(sharing),
         }
     }
 
@@ -250,15 +311,36 @@ impl Local {
         let wanted = self.demand.min(self.depth);
         let missing = wanted.saturating_sub(self.slots.len());
         let is_short = missing > 0 && missing * 2 >= wanted && !self.disabled;
-        let return_at = self.return_at;
+        // Only who has nothing else to say for minutes says that it is still there.
+        let return_at = self.return_at.into_iter().chain(self.seat.renew_at).min();
         if (is_short && now >= self.ask_at) || return_at.is_some_and(|at| now >= at) {
-            return Step::Lease(self.ask(if is_short && now >= self.ask_at { missing } else { 0 }));
+            return Step::Lease(self.ask(if is_short && now >= self.ask_at { missing } else { 0 }, now));
         }
         let ask_at = is_short.then_some(self.ask_at);
         Step::Wait([ask_at, return_at].into_iter().flatten().min())
     }
 
-    fn ask(&mut self, count: usize) -> Ask {
+    /// Whether this worker goes on without Redis: what it had leased is used up.
+    pub fn is_alone(&self, now: Instant) -> bool {
+        self.seat.is_alone && self.slots.is_empty() && self.seat.is_held(now)
+    }
+
+    /// What holds and slows the source, each address and each account.
+    pub fn standings(&self) -> impl Iterator<Item = (Scope, Option<Instant>, bool, Share)> {
+        let share = |heard: &Heard| Share::new(heard.share().clamp(Share::LEAST, 1.0)).unwrap_or(Share::WHOLE);
+        let source = (Scope::Source, self.held_until, self.disabled, share(&self.pace));
+        let addresses =
+            self.addresses.iter().enumerate().map(move |(index, known)| {
+                (Scope::Address(index), known.held_until, known.disabled, share(&known.pace))
+            });
+        let accounts =
+            self.accounts.iter().enumerate().map(move |(index, known)| {
+                (Scope::Account(index), known.held_until, known.disabled, share(&known.pace))
+            });
+        std::iter::once(source).chain(addresses).chain(accounts)
+    }
+
+    fn ask(&mut self, count: usize, now: Instant) -> Ask {
         let mut returned = Vec::new();
         for (account, at, address) in self.returned.drain(..) {
             returned.push(at.into());
@@ -266,9 +348,11 @@ impl Local {
             returned.push(self.addresses[address].name.clone().into());
         }
         self.return_at = None;
+        self.seat.renew_at = None;
+        let seat = self.seat.ask(now);
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
         let (worker, gone) = (self.worker.clone(), micros(GONE));
-        Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned }
+        Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned, seat }
     }
 
     /// Slots have come.

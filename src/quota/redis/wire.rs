@@ -38,8 +38,8 @@ pub enum What {
     /// The plan is written into a state of this birth.
     Configured(String),
     /// Slots by account name, each with the name of its address; when the next one comes, if that is known; how
-    /// many holds there have been.
-    Slots { slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64 },
+    /// many holds there have been; whether this worker may call without Redis.
+    Slots { slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64, is_seated: bool },
     /// What is spent, as JSON that only the script understands.
     Memory(String),
     /// All holds that matter.
@@ -62,6 +62,22 @@ pub struct Ask {
     pub ended: Vec<String>,
     /// Times, names of accounts and names of addresses in turn.
     pub returned: Vec<serde_json::Value>,
+    /// Of a worker that may call without Redis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seat: Option<SeatAsk>,
+}
+
+/// What a worker says of its right to call without Redis.
+#[derive(Debug, Serialize)]
+pub struct SeatAsk {
+    /// The same as long as the process lives.
+    pub holder: String,
+    /// How many may have such a right.
+    pub most: u32,
+    /// For how long, in microseconds.
+    pub lasts: Micros,
+    /// It has one, as far as it knows.
+    pub is_held: bool,
 }
 
 /// A hold, or the end of one, as Redis tells of it.
@@ -101,6 +117,8 @@ pub struct Knowledge<'a> {
     pub is_quiet: bool,
     /// What is spent, as JSON for the script.
     pub memory: Option<&'a str>,
+    /// For how long a worker may call without Redis, in microseconds.
+    pub alone: Micros,
 }
 
 /// A change of pace's arguments: a share that somebody asks for, or a refusal.
@@ -163,11 +181,12 @@ impl Server {
         &mut self,
         (plan, names): (&Plan, &[String]),
         lease: Micros,
-        Knowledge { is_known, is_read, is_quiet, memory }: Knowledge<'_>,
+        Knowledge { is_known, is_read, is_quiet, memory, alone }: Knowledge<'_>,
     ) -> RedisResult<Reply> {
         let plan = plan_json(plan, names);
         let mut input = serde_json::json!({
             "plan": plan, "lease": lease, "known": is_known, "read": is_read, "quiet": is_quiet,
+            "alone": alone,
         });
         if let Some(memory) = memory.and_then(|memory| serde_json::from_str(memory).ok()) {
             input["memory"] = memory;
@@ -225,7 +244,8 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
             let seq = from_redis_value(part())?;
             let next_at: i64 = from_redis_value(part())?;
             let slots = from_redis_value::<Vec<(String, Micros, String)>>(part())?;
-            What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq }
+            let is_seated = from_redis_value::<u64>(part())? > 0;
+            What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq, is_seated }
         }
         "configured" => What::Configured(from_redis_value(part())?),
         "memory" => What::Memory(from_redis_value(part())?),

@@ -8,13 +8,43 @@ use std::{
 use tokio::runtime::Builder;
 use weir::{
     message::{AccountAlias, SourceName},
-    quota::{Lease, Limit, Pacing, Past, Quota, memory::Memory, plan::Limits, redis::Redis},
+    quota::{
+        Lease, Limit, Pacing, Past, Quota,
+        memory::Memory,
+        plan::{Limits, Plan},
+        redis::{Plans, Redis},
+        timetable::{Granted, Timetable},
+    },
     runtime::clock::Clock,
 };
 
 use crate::process;
 
 const ACCOUNTS: usize = 10_000;
+
+/// How many slots the arithmetic alone is timed for.
+const SLOTS: u64 = 1_000_000;
+/// 2023-11-14T22:13:20Z, in microseconds.
+const START: u64 = 1_700_000_000_000_000;
+
+/// Times the arithmetic alone, as a backlog without an end asks for slots, and prints it.
+pub fn bare() {
+    for count in [1, 100, ACCOUNTS] {
+        let limits = Limits::of_accounts(vec![Some(Limit::new(10, Duration::from_secs(1), 5).unwrap()); count]);
+        let mut table = Timetable::new(&Plan::new(&limits, &Pacing::default()), START);
+        let (mut now, mut slots, since) = (START, 0, WallClock::now());
+        while slots < SLOTS {
+            match table.lease(64, now, now + 100_000) {
+                Granted::Slots(granted) => slots += granted.len() as u64,
+                Granted::NotBefore(at) => now = at,
+                Granted::Nobody => panic!("no account is disabled"),
+            }
+        }
+        let each = since.elapsed().as_secs_f64() * 1e6 / slots as f64;
+        let verdict = if each < 1.0 { "" } else { "  MISSED: under 1 µs" };
+        println!("quota arithmetic, {count:>6} accounts: {each:.3} µs a slot{verdict}");
+    }
+}
 
 /// Leases all slots that 10,000 accounts of 10/s have for `span`, from memory and from Redis, and prints it.
 pub fn run(redis: &str, span: Duration) {
@@ -33,7 +63,8 @@ pub fn run(redis: &str, span: Duration) {
     let before = process::memory_kib();
     runtime.block_on(async {
         let past = Past::default();
-        let quota = Redis::new(redis, &prefix, &source, &aliases, &limits, &Pacing::default(), &past).unwrap();
+        let plans = Plans::whole(&limits, &Pacing::default());
+        let quota = Redis::new(redis, &prefix, &source, &aliases, plans, &past).unwrap();
         let leased = lease(&quota, span).await;
         print("Redis", process::memory_kib().saturating_sub(before), &leased);
     });

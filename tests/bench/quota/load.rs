@@ -17,7 +17,11 @@ use tokio::{
 use weir::{
     message::{AccountAlias, ItemId, Request},
     platform::Source,
-    quota::{Lease, Limit, Pacing, Past, Quota, Slot, memory::Memory, redis::Redis},
+    quota::{
+        Lease, Limit, Pacing, Past, Quota, Slot,
+        memory::Memory,
+        redis::{Plans, Redis},
+    },
     runtime::clock::Clock,
 };
 
@@ -60,6 +64,8 @@ pub struct Row {
     /// Of each account.
     pub limit: Limit,
     pub demand: Demand,
+    /// The share of the quota that is to be used at least, in percent; `None` = it is there to be compared with.
+    pub goal: Option<f64>,
 }
 
 /// What was seen from the end of the warm-up on.
@@ -67,12 +73,17 @@ pub struct Measured {
     pub span: Duration,
     /// Calls that left.
     pub calls: u64,
+    /// Calls that arrived within the quota, as the vendor saw them.
+    pub admitted: u64,
     /// By the vendor, as over the quota.
     pub refused: u64,
     /// Slots that were too late to be used.
     pub missed: u64,
-    /// Asked of Redis.
+    /// Asked of Redis, and by the first worker alone.
     pub operations: u64,
+    pub operations_first: u64,
+    /// Calls of the first worker alone.
+    pub calls_first: u64,
     /// How long leases took, in order.
     reserves: Vec<Duration>,
     pub cpu: Duration,
@@ -89,6 +100,8 @@ impl Measured {
 #[derive(Default)]
 struct Counters {
     calls: AtomicU64,
+    /// Of the first worker.
+    calls_first: AtomicU64,
     missed: AtomicU64,
     stop: AtomicBool,
 }
@@ -129,8 +142,8 @@ async fn measure(row: &Row, redis: &str, span: Duration, vendor: &Vendor) -> Mea
             }
             Slots::Redis => {
                 let aliases: Arc<[AccountAlias]> = source.accounts.iter().map(|one| one.alias.clone()).collect();
-                let (limits, pacing, past) = (source.quota(), Pacing::default(), Past::default());
-                let quota = Redis::new(redis, &prefix, &source.name, &aliases, &limits, &pacing, &past).unwrap();
+                let (plans, past) = (Plans::whole(&source.quota(), &Pacing::default()), Past::default());
+                let quota = Redis::new(redis, &prefix, &source.name, &aliases, plans, &past).unwrap();
                 let quota = Arc::new(quota);
                 fleet.push(Arc::clone(&quota));
                 let worker = Worker { source, bare, counters, number };
@@ -139,12 +152,18 @@ async fn measure(row: &Row, redis: &str, span: Duration, vendor: &Vendor) -> Mea
         }
     }
     sleep(WARM_UP).await;
-    let operations = || fleet.iter().map(|quota| quota.counts().operations).sum::<u64>();
-    let seen = || (counters.calls.load(Relaxed), counters.missed.load(Relaxed), operations());
+    let operations = |workers: usize| fleet.iter().take(workers).map(|quota| quota.counts().operations).sum::<u64>();
+    let seen = || {
+        let Counters { calls, calls_first, missed, .. } = &*counters;
+        [calls.load(Relaxed), calls_first.load(Relaxed), missed.load(Relaxed), operations(usize::MAX), operations(1)]
+    };
     vendor.simulator.reset();
     let (since, before, cpu) = (Instant::now(), seen(), process::cpu(THREADS));
     sleep(span).await;
     let (span, after, cpu) = (since.elapsed(), seen(), process::cpu(THREADS).saturating_sub(cpu));
+    let admitted = vendor.admitted();
+    let [calls, calls_first, missed, operations, operations_first] =
+        std::array::from_fn(|index| after[index] - before[index]);
     counters.stop.store(true, Relaxed);
     let mut times = Vec::new();
     while let Some(ended) = reserves.join_next().await {
@@ -158,10 +177,13 @@ async fn measure(row: &Row, redis: &str, span: Duration, vendor: &Vendor) -> Mea
     times.sort_unstable();
     Measured {
         span,
-        calls: after.0 - before.0,
+        calls,
+        admitted,
         refused: vendor.simulator.stats().violations,
-        missed: after.1 - before.1,
-        operations: after.2 - before.2,
+        missed,
+        operations,
+        operations_first,
+        calls_first,
         reserves: times,
         cpu,
     }
@@ -201,6 +223,7 @@ impl Worker {
             }
             item += 16;
             worker.counters.calls.fetch_add(1, Relaxed);
+            worker.counters.calls_first.fetch_add(u64::from(worker.number == 0), Relaxed);
             calls.spawn(Arc::clone(&worker).exchange(slot.account, item));
             if is_quiet {
                 sleep(Duration::from_secs(1)).await;

@@ -46,6 +46,11 @@ impl Vendor {
         Source::open(&config, Path::new("/"), &|_| None).unwrap()
     }
 
+    /// Calls that have arrived within the quota since the last reset.
+    pub fn admitted(&self) -> u64 {
+        self.simulator.stats().addresses.iter().map(|seen| seen.calls - seen.violations).sum()
+    }
+
     pub fn stop(self) {
         self.runtime.block_on(self.simulator.stop()).unwrap();
         self.runtime.shutdown_background();

@@ -67,7 +67,7 @@ fn calls_of_all_workers_are_added_and_those_of_yesterday_are_not() {
 fn a_pause_goes_before_a_hold_and_what_was_resumed_holds_nobody() {
     let mut setting = QuotaSetting::none(source(), Some(alias("one")), at(0));
     let state = |setting: &QuotaSetting, held: &HoldReport| {
-        let key = setting_key(&source(), setting.account.as_ref());
+        let key = setting_key(setting);
         let known = known(&[report("a", at(0), 1, Some(held)), record(key, setting)]);
         let standing = views(&known, &configured(), at(10)).remove(0).accounts.remove(0).standing;
         standing.words(at(10))

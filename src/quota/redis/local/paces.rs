@@ -20,6 +20,10 @@ pub struct Heard {
 }
 
 impl Heard {
+    pub fn share(&self) -> f64 {
+        self.state.share
+    }
+
     fn refused(&mut self, left_at: Instant, now: Instant) {
         self.state.refused += 1;
         if self.slowed_at.is_none_or(|slowed_at| left_at >= slowed_at) {
