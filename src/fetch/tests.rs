@@ -27,7 +27,7 @@ impl Vendor for Odd {
         2
     }
     fn prepare(&self, _: &Account, _: &[&Request], _: Timestamp) -> Exchange {
-        Exchange { url: "http://127.0.0.1:9/".to_owned(), form: vec![] }
+        Exchange::post("http://127.0.0.1:9/".to_owned(), vec![])
     }
     fn interpret(&self, _: &[&Request], _: &HttpReply) -> Reply {
         (self.0)()

@@ -48,7 +48,8 @@ pub struct Account {
 pub struct AccountConfig {
     /// What logs and records call it.
     pub alias: AccountAlias,
-    /// The vendor's public name for it (1688: app key).
+    /// The vendor's public name for it (1688: app key); keys of a reseller's pool have none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub app_key: String,
     /// Where its secret is.
     pub app_secret: SecretRef,
@@ -185,13 +186,18 @@ impl Account {
         }
     }
 
-    fn check(&self) -> Result<(), AccountsError> {
+    /// Whether its app key can stand in a URL's path, and is there if it is needed.
+    pub(super) fn check_key(&self, is_needed: bool) -> Result<(), AccountsError> {
         let key = self.app_key.as_bytes();
-        if !(1..=64).contains(&key.len())
-            || !key.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
-        {
-            return Err(AccountsError::AppKey { alias: self.alias.clone(), found: self.app_key.clone() });
+        let is_right = key.len() <= 64 && key.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte));
+        if is_right && !(is_needed && key.is_empty()) {
+            return Ok(());
         }
+        Err(AccountsError::AppKey { alias: self.alias.clone(), found: self.app_key.clone() })
+    }
+
+    fn check(&self) -> Result<(), AccountsError> {
+        self.check_key(false)?;
         let empty = |secret: &SecretString| secret.expose_secret().trim().is_empty();
         let secrets = [
             ("app_secret", Some(&self.app_secret)),
@@ -218,6 +224,7 @@ struct AccountsFile {
 #[serde(deny_unknown_fields)]
 struct InlineAccount {
     alias: AccountAlias,
+    #[serde(default)]
     app_key: String,
     app_secret: Inline,
     access_token: Option<Inline>,

@@ -1,24 +1,25 @@
 //! `[[source]]`: a vendor's API that weir collects from, and the accounts that it is called with.
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     Account, Vendor,
     accounts::{self, AccountConfig, AccountsError},
     address::{self, Address, AddressConfig, AddressError, HealthConfig},
-    ali1688::{Ali1688, Pointers, Settings},
+    ali1688::Overrides,
     http::{self, Client, Timeouts},
+    kind::{Dialect, Kind, Params},
     limits::SourceLimits,
     pick::InvalidPointer,
     preset::Preset,
     secrets::Surroundings,
+    taobao::sign::SignMethod,
 };
 use crate::{
     message::SourceName,
@@ -29,43 +30,46 @@ use crate::{
     },
 };
 
-/// Which protocol a source speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// 1688's open platform.
-    Ali1688,
-}
-
 /// `[[source]]`
+///
+/// Keys whose default depends on the kind are filled in when it is read: what is shown is what is in effect.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct SourceConfig {
     /// What topics, records and rows call it.
     pub name: SourceName,
     /// Which protocol it speaks.
     pub kind: Kind,
-    /// Scheme, host and perhaps a path.
-    #[serde(default = "default_url")]
+    /// Which form of it, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dialect: Option<Dialect>,
+    /// Scheme, host and perhaps a path; for all but the gateway of 1688 the endpoint, path and all.
+    #[serde(default)]
     pub url: String,
     /// The page where a user authorises an app.
-    #[serde(default = "default_authorise_url")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub authorise_url: String,
-    /// Namespace and name of the API.
-    #[serde(default = "default_api")]
+    /// Name of the API, at 1688's gateway with its namespace.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub api: String,
     /// The API's version.
-    #[serde(default = "default_version")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
-    /// The name of the parameter that carries the item's id.
-    #[serde(default = "default_item_param")]
-    pub item_param: String,
-    /// Parameters of every call; those of a request cannot change them.
-    #[serde(default = "default_params")]
-    pub params: BTreeMap<String, String>,
-    /// Where the reply has its columns.
+    /// How calls are signed, where there is a choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_method: Option<SignMethod>,
+    /// The name of the parameter that carries the item's id, or the ids.
     #[serde(default)]
-    pub columns: Pointers,
+    pub item_param: String,
+    /// The most ids that one call carries, where it can be several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_max: Option<usize>,
+    /// Parameters of every call; those of a request cannot change them.
+    #[serde(default)]
+    pub params: Option<Params>,
+    /// Where the reply has its columns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Overrides>,
     /// How long a call may take, from connecting to the last byte.
     #[serde(default = "default_timeout", with = "humantime_serde")]
     pub timeout: Duration,
@@ -119,30 +123,6 @@ pub struct SourceConfig {
     pub address_health: HealthConfig,
 }
 
-fn default_url() -> String {
-    "https://gw.open.1688.com".to_owned()
-}
-
-fn default_authorise_url() -> String {
-    "https://auth.1688.com/oauth/authorize".to_owned()
-}
-
-fn default_api() -> String {
-    "com.alibaba.product/alibaba.product.get".to_owned()
-}
-
-fn default_version() -> String {
-    "1".to_owned()
-}
-
-fn default_item_param() -> String {
-    "productID".to_owned()
-}
-
-fn default_params() -> BTreeMap<String, String> {
-    BTreeMap::from([("webSite".to_owned(), "1688".to_owned())])
-}
-
 const fn default_express_share() -> f64 {
     0.5
 }
@@ -153,6 +133,20 @@ const fn default_timeout() -> Duration {
 
 const fn default_connect_timeout() -> Duration {
     Duration::from_secs(2)
+}
+
+impl Serialize for SourceConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for SourceConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut config = Self::deserialize(deserializer)?;
+        config.fill();
+        Ok(config)
+    }
 }
 
 /// A source that is ready to be called.
@@ -203,6 +197,12 @@ pub enum Problem {
         found: String,
         /// What it may be.
         allowed: &'static str,
+    },
+    /// A key of another kind.
+    #[error("{key} is not a key of this kind and dialect: leave it out")]
+    Stranger {
+        /// The key.
+        key: &'static str,
     },
     /// A column pointer is none.
     #[error("columns: {0}")]
@@ -261,6 +261,7 @@ impl Source {
             return Err(Problem::NoAccount);
         }
         for account in &accounts {
+            account.check_key(config.needs_app_key())?;
             for limit in account.limit.iter().chain(&account.limits) {
                 check_limit(&format!("a limit of account {}", account.alias), limit)?;
             }
@@ -290,28 +291,6 @@ impl Source {
 }
 
 impl SourceConfig {
-    /// The protocol that the source speaks, set up as configured.
-    ///
-    /// # Errors
-    /// [`Problem::Pointer`] if a column's pointer is none.
-    pub fn vendor(&self) -> Result<Arc<dyn Vendor>, Problem> {
-        match self.kind {
-            Kind::Ali1688 => Ok(Arc::new(Ali1688::new(self.settings())?)),
-        }
-    }
-
-    fn settings(&self) -> Settings {
-        Settings {
-            url: self.url.clone(),
-            authorise_url: self.authorise_url.clone(),
-            api: self.api.clone(),
-            version: self.version.clone(),
-            item_param: self.item_param.clone(),
-            params: self.params.clone(),
-            columns: self.columns.clone(),
-        }
-    }
-
     /// What calls cost and may cost, in calls.
     #[must_use]
     pub fn budgets(&self) -> Option<Budgets> {
@@ -337,15 +316,12 @@ impl SourceConfig {
     }
 
     fn check(&self) -> Result<(), Problem> {
+        self.check_kind()?;
         self.check_budget()?;
         require("url", &self.url, http::is_base_url(&self.url), "http:// or https://, a host and perhaps a path")?;
         let page = &self.authorise_url;
-        require("authorise_url", page, http::is_base_url(page), "http:// or https://, a host and perhaps a path")?;
-        let words: Vec<_> = self.api.split('/').collect();
-        let is_api = words.len() == 2 && words.iter().all(|word| is_word(word));
-        require("api", &self.api, is_api, "namespace/name, like com.alibaba.product/alibaba.product.get")?;
-        require("version", &self.version, is_word(&self.version), "ASCII letters, digits, - _ .")?;
-        require("item_param", &self.item_param, is_word(&self.item_param), "ASCII letters, digits, - _ .")?;
+        let is_page = page.is_empty() || http::is_base_url(page);
+        require("authorise_url", page, is_page, "http:// or https://, a host and perhaps a path")?;
         let health = &self.address_health;
         let failures = health.failures.to_string();
         require("address_health.failures", &failures, health.failures > 0, "at least 1")?;
@@ -365,7 +341,7 @@ impl SourceConfig {
     }
 }
 
-fn require(key: &str, found: &str, is_right: bool, allowed: &'static str) -> Result<(), Problem> {
+pub(super) fn require(key: &str, found: &str, is_right: bool, allowed: &'static str) -> Result<(), Problem> {
     if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found: format!("{found:?}"), allowed }) }
 }
 
@@ -382,110 +358,10 @@ fn check_limit(key: &str, limit: &Limit) -> Result<(), Problem> {
     Err(Problem::Key { key: key.to_owned(), found, allowed: "at least 1 call, burst 1, in more than no time" })
 }
 
-fn is_word(text: &str) -> bool {
+pub(super) fn is_word(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use figment::providers::{Format, Toml};
-
-    const MINIMAL: &str = r#"
-        name = "ali1688"
-        kind = "ali1688"
-        limit = { calls = 10, per = "1s", burst = 2 }
-        account = [{ alias = "one", app_key = "1", app_secret = { env = "S" } }]
-    "#;
-
-    fn open(text: &str) -> Result<Source, String> {
-        let config = <Toml as Format>::from_str::<SourceConfig>(text).map_err(|error| error.to_string())?;
-        let env = |name: &str| (name == "S").then(|| "secret".to_owned());
-        Source::open(&config, Path::new("/nowhere"), &env).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_source_needs_a_name_a_kind_and_an_account() {
-        let source = open(MINIMAL).unwrap();
-        assert_eq!(source.accounts.len(), 1);
-        assert_eq!(source.quota().accounts[0].limits, source.account_limit().cloned().into_iter().collect::<Vec<_>>());
-        assert_eq!(source.vendor.batch_max(), 1);
-    }
-
-    #[test]
-    fn the_limit_of_an_account_goes_before_that_of_the_source() {
-        let text = MINIMAL.replace("{ env = \"S\" } }", "{ env = \"S\" }, limit = { calls = 3, per = \"1m\" } }");
-        let source = open(&text).unwrap();
-        assert_eq!(source.quota().accounts[0].limits[0].calls, 3);
-    }
-
-    #[test]
-    fn several_limits_hold_together_and_some_for_all_accounts() {
-        let more = r#"limits = [{ calls = 300, per = "1m", kind = "sliding" }]
-                      shared_limits = [{ calls = 50, per = "1s", burst = 5 }]"#;
-        let source = open(&format!("{MINIMAL}\n{more}")).unwrap();
-        let quota = source.quota();
-        assert_eq!(quota.accounts[0].limits.iter().map(|limit| limit.calls).collect::<Vec<_>>(), [10, 300]);
-        assert_eq!(quota.source[0].calls, 50);
-        let own = MINIMAL.replace(
-            "{ env = \"S\" } }",
-            "{ env = \"S\" }, limits = [{ calls = 3, per = \"1m\" }], calls_in_flight = 2 }",
-        );
-        let account = &open(&format!("{own}\n{more}")).unwrap().quota().accounts[0];
-        assert_eq!((account.limits.len(), account.limits[0].calls, account.in_flight), (1, 3, Some(2)));
-    }
-
-    #[test]
-    fn a_wrong_key_is_named_with_what_was_found_and_what_is_allowed() {
-        let table = [
-            ("url = \"ftp://gw\"", "url is \"ftp://gw\"; it must be http:// or https://"),
-            ("url = \"https://gw/?key=1\"", "url is"),
-            ("authorise_url = \"auth.1688.com\"", "authorise_url is \"auth.1688.com\"; it must be http:// or https://"),
-            ("api = \"alibaba.product.get\"", "api is \"alibaba.product.get\"; it must be namespace/name"),
-            ("api = \"a/b/c\"", "api is"),
-            ("version = \"\"", "version is \"\""),
-            ("item_param = \"a b\"", "item_param is \"a b\""),
-            ("express_share = 1.0", "express_share is \"1\"; it must be above 0 and below 1"),
-            ("timeout = \"0s\"", "timeout is 0s; it must be from 1ms to 10m"),
-            ("connect_timeout = \"1h\"", "connect_timeout is 1h"),
-            ("address_limit = { calls = 0, per = \"1s\" }", "address_limit is 0 calls per 1s, burst 1"),
-            (
-                "limits = [{ calls = 9, per = \"1s\", spread = true }]",
-                "limits is 9 calls per 1s, burst 1 (spread is only",
-            ),
-            ("columns = { title = \"subject\" }", "columns: \"subject\" is not a JSON pointer"),
-            ("colour = \"red\"", "unknown field `colour`"),
-            ("budget = { per_day = \"1\" }", "cost_per_call is not set; it must be an amount"),
-            ("cost_per_call = 0.1", "expected a string"),
-            (
-                "cost_per_call = \"2\"\nbudget = { per_batch = \"1.5\" }",
-                "budget.per_batch is 1.5, less than one call at 2; it must be at least cost_per_call",
-            ),
-            ("address_health = { failures = 0 }", "address_health.failures is \"0\"; it must be at least 1"),
-            (
-                "address_health = { rest = \"5m\", rest_max = \"1m\" }",
-                "address_health.rest_max is \"1m\"; it must be at",
-            ),
-            ("accounts_file = \"none.toml\"", "source ali1688: accounts_file: cannot read /nowhere/none.toml"),
-        ];
-        for (line, expected) in table {
-            let message = open(&format!("{MINIMAL}\n{line}")).err().unwrap();
-            assert!(message.contains(expected), "{message:?} should say {expected:?}");
-        }
-    }
-
-    #[test]
-    fn a_source_without_accounts_or_of_an_unknown_kind_is_refused() {
-        let nobody = open("name = \"a\"\nkind = \"ali1688\"").err().unwrap();
-        assert!(nobody.contains("has no account"), "{nobody}");
-        let unknown = open("name = \"a\"\nkind = \"ebay\"").err().unwrap();
-        assert!(unknown.contains("`ebay`, expected `ali1688`"), "{unknown}");
-    }
-
-    #[test]
-    fn the_configuration_can_be_shown_without_its_secrets() {
-        let config = <Toml as Format>::from_str::<SourceConfig>(MINIMAL).unwrap();
-        let shown = serde_json::to_string(&config).unwrap();
-        assert!(shown.contains(r#""app_secret":{"env":"S"}"#), "{shown}");
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

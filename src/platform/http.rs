@@ -7,7 +7,7 @@ use reqwest::{Proxy, Response, Url};
 use secrecy::ExposeSecret;
 
 use super::{
-    Exchange, HttpReply, Refusal, RefusalKind,
+    Exchange, HttpReply, Method, Refusal, RefusalKind,
     address::{Address, Credentials},
     hints::{self, Hint},
 };
@@ -123,7 +123,7 @@ impl Client {
         self.ways.get(index).map_or("unknown", |way| way.name.as_str())
     }
 
-    /// Makes one call from the first address: posts the form and reads the whole reply, whatever its status.
+    /// Makes one call from the first address: sends the form and reads the whole reply, whatever its status.
     ///
     /// # Errors
     /// A [`Refusal`] of kind [`RefusalKind::Outage`] if there is no whole reply, with one of the codes
@@ -150,7 +150,7 @@ impl Client {
         let Some(way) = self.ways.get(address).or_else(|| self.ways.first()) else {
             return Err(NoReply::Address("the source has no address to call from".to_owned()));
         };
-        let reply = way.attempt(exchange).await.map_err(|broken| way.blame(broken, &exchange.url))?;
+        let reply = way.attempt(exchange).await.map_err(|broken| way.blame(broken, exchange))?;
         if reply.status == PROXY_AUTHENTICATION && matches!(way.route, Route::Proxy { .. }) {
             return Err(NoReply::Address("the proxy wants (other) credentials: HTTP 407".to_owned()));
         }
@@ -194,7 +194,7 @@ impl Way {
     ///
     /// What goes wrong before a connection to the vendor is there is the proxy's, also if the proxy says that it
     /// cannot reach it: the vendor has seen nothing of the call. TLS is between us and the vendor.
-    fn blame(&self, broken: Broken, url: &str) -> NoReply {
+    fn blame(&self, broken: Broken, exchange: &Exchange) -> NoReply {
         let is_address = match (&self.route, &broken) {
             (Route::Proxy { .. }, Broken::Transport(error)) => {
                 error.is_connect() && code_of(error, &chain(error)) != "tls"
@@ -202,13 +202,17 @@ impl Way {
             (Route::Local(_), Broken::Transport(error)) => is_not_ours(error),
             (Route::Direct | Route::Local(_) | Route::Proxy { .. }, _) => false,
         };
-        let refusal = broken.refusal(url);
+        let refusal = broken.refusal(exchange);
         if is_address { NoReply::Address(refusal.message) } else { NoReply::Refused(refusal) }
     }
 
     async fn attempt(&self, exchange: &Exchange) -> Result<HttpReply, Broken> {
-        let sent = self.http.post(&exchange.url).form(&exchange.form).send().await;
-        let response = sent.map_err(Broken::Transport)?;
+        let request = match exchange.method {
+            Method::Post => self.http.post(&exchange.url).form(&exchange.form),
+            // What is no URL stays as it is: the client says so.
+            Method::Get => self.http.get(with_query(&exchange.url, &exchange.form).as_ref().unwrap_or(&exchange.url)),
+        };
+        let response = request.send().await.map_err(Broken::Transport)?;
         let status = response.status().as_u16();
         let hint = hint_of(&response);
         Ok(HttpReply { status, retry_after: hint.wait(), used_up: hint.used_up, body: body(response).await? })
@@ -241,7 +245,7 @@ async fn body(mut response: Response) -> Result<Bytes, Broken> {
 }
 
 impl Broken {
-    fn refusal(self, url: &str) -> Refusal {
+    fn refusal(self, Exchange { method, url, .. }: &Exchange) -> Refusal {
         let to = url.split(['?', '#']).next().unwrap_or_default();
         let (kind, code, why) = match self {
             Self::TooLong => (RefusalKind::Outage, "body", format!("the reply has more than {BODY_LIMIT} bytes")),
@@ -252,7 +256,7 @@ impl Broken {
                 (RefusalKind::Outage, code_of(&error, &why), why)
             }
         };
-        let message = format!("POST {to}: {why}");
+        let message = format!("{} {to}: {why}", method.name());
         Refusal { kind, code: code.to_owned(), message: shorten(&message, MESSAGE_LIMIT).into_owned() }
     }
 }
@@ -316,7 +320,7 @@ pub(super) fn is_base_url(text: &str) -> bool {
 }
 
 /// A URL with these parameters as its query; nothing if it is no URL.
-pub(super) fn with_query(url: &str, params: &[(&str, &str)]) -> Option<String> {
+pub(super) fn with_query<K: AsRef<str>, V: AsRef<str>>(url: &str, params: &[(K, V)]) -> Option<String> {
     Url::parse_with_params(url, params).ok().map(String::from)
 }
 

@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     extract::Request,
     http::{HeaderMap, HeaderValue, StatusCode},
-    routing::post,
+    routing::{get, post},
 };
 use futures::{StreamExt as _, stream};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
@@ -54,6 +54,7 @@ fn router() -> Router {
     let megabytes = |count| move || async move { Body::from_stream(stream::iter(chunks(count))) };
     Router::new()
         .route("/echo", post(async |request: Request| request.into_body()))
+        .route("/query", get(async |request: Request| request.uri().query().unwrap_or_default().to_owned()))
         .route("/type", post(async |headers: HeaderMap| headers["content-type"].to_str().unwrap().to_owned()))
         .route("/spent", post((spent, "{}")))
         .route("/busy", post((StatusCode::TOO_MANY_REQUESTS, busy, "slow down")))
@@ -77,7 +78,7 @@ fn client() -> Client {
 
 async fn call(url: &str) -> Result<HttpReply, Refusal> {
     let form = vec![("keyword".to_owned(), "玻璃杯 a+b&c".to_owned()), ("b".to_owned(), String::new())];
-    client().exchange(&Exchange { url: url.to_owned(), form }).await
+    client().exchange(&Exchange::post(url.to_owned(), form)).await
 }
 
 /// A server that says something to each connection and closes it.
@@ -108,6 +109,20 @@ async fn a_form_is_posted_as_utf_8() {
     assert_eq!(echoed.status, 200);
     assert_eq!(echoed.body, "keyword=%E7%8E%BB%E7%92%83%E6%9D%AF+a%2Bb%26c&b=");
     assert_eq!(server.call("/type").await.unwrap().body, "application/x-www-form-urlencoded");
+}
+
+#[tokio::test]
+async fn a_form_can_be_a_query_which_no_error_shows() {
+    let server = Server::start().await;
+    let form = vec![("key".to_owned(), "hunter22".to_owned()), ("num_iids".to_owned(), "1,2".to_owned())];
+    let asked = Exchange::get(format!("{}/query", server.url), form.clone());
+    assert_eq!(client().exchange(&asked).await.unwrap().body, "key=hunter22&num_iids=1%2C2");
+
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for url in [format!("http://{free}/item_get/"), "http://[".to_owned()] {
+        let message = client().exchange(&Exchange::get(url, form.clone())).await.unwrap_err().message;
+        assert!(message.starts_with("GET http://") && !message.contains("hunter22"), "{message}");
+    }
 }
 
 #[tokio::test]
@@ -174,7 +189,7 @@ async fn call_from(route: Route, url: &str) -> Result<HttpReply, NoReply> {
     let timeouts = Timeouts { total: Duration::from_millis(800), connect: Duration::from_millis(400) };
     let address = Address { name: "a".to_owned(), route, limit: None };
     let client = Client::from_addresses(timeouts, &[address]).unwrap();
-    client.exchange_from(0, &Exchange { url: url.to_owned(), form: vec![] }).await
+    client.exchange_from(0, &Exchange::post(url.to_owned(), vec![])).await
 }
 
 fn through(proxy: &str, password: Option<&str>) -> Route {

@@ -10,15 +10,19 @@ pub mod ali1688;
 pub mod config;
 pub mod hints;
 pub mod http;
+mod kind;
 mod limits;
 pub mod pick;
 pub mod preset;
 pub mod private;
 #[cfg(test)]
 pub(crate) mod proxies;
+mod reading;
 mod redact;
+pub mod reseller;
 pub mod secrets;
 mod structured;
+pub mod taobao;
 
 use std::time::Duration;
 
@@ -27,6 +31,7 @@ use serde_json::value::RawValue;
 
 pub use accounts::Account;
 pub use config::{OpenError, Source, SourceConfig};
+pub use kind::{Dialect, Kind};
 pub use redact::redact;
 
 use crate::{
@@ -36,13 +41,49 @@ use crate::{
 
 /// One HTTP exchange to be made.
 ///
-/// The body is a form: secrets and signatures travel there, so that no URL holds one.
+/// Secrets and signatures travel in the form alone, which nobody prints: there is no `Debug`, and errors show the URL.
 #[derive(Clone)]
 pub struct Exchange {
+    /// Where the form goes.
+    pub method: Method,
     /// The URL, without anything secret.
     pub url: String,
     /// `application/x-www-form-urlencoded` fields, UTF-8.
     pub form: Vec<(String, String)>,
+}
+
+/// How a form travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// As the body.
+    Post,
+    /// As the query of the URL, for vendors that take nothing else: servers on the way may write it down.
+    Get,
+}
+
+impl Method {
+    /// Its name in HTTP.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Post => "POST",
+            Self::Get => "GET",
+        }
+    }
+}
+
+impl Exchange {
+    /// A form as a body.
+    #[must_use]
+    pub const fn post(url: String, form: Vec<(String, String)>) -> Self {
+        Self { method: Method::Post, url, form }
+    }
+
+    /// A form as a query.
+    #[must_use]
+    pub const fn get(url: String, form: Vec<(String, String)>) -> Self {
+        Self { method: Method::Get, url, form }
+    }
 }
 
 /// An HTTP reply, body and all.

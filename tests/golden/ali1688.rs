@@ -10,7 +10,7 @@ use weir::{
     message::{Columns, ItemId, Request, Status},
     platform::{
         Affected, Answer, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor as _,
-        ali1688::{Ali1688, Pointers, Settings},
+        ali1688::{Ali1688, Dialect, Pointers, Settings},
     },
 };
 
@@ -48,6 +48,7 @@ struct RefusalCase {
 
 fn vendor() -> Ali1688 {
     Ali1688::new(Settings {
+        dialect: Dialect::Aop,
         url: "https://gw.open.1688.com".to_owned(),
         authorise_url: "https://auth.1688.com/oauth/authorize".to_owned(),
         api: "com.alibaba.product/alibaba.product.get".to_owned(),

@@ -2,3 +2,4 @@
 
 mod ali1688;
 mod schemas;
+mod vendors;

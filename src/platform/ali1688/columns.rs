@@ -8,15 +8,17 @@ use serde_json::value::RawValue;
 
 use crate::{
     message::Columns,
-    platform::pick::{InvalidPointer, Picked, Picker},
+    platform::{
+        pick::{InvalidPointer, Picked, Picker},
+        reading::{present, price, text},
+    },
 };
 
-/// `[source.columns]`: JSON pointers into the reply of the chosen API.
+/// JSON pointers into the reply of the chosen API.
 ///
 /// The defaults fit `alibaba.product.get`, which serves a seller's own goods only; buyers use other APIs,
 /// which answer in other shapes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointers {
     /// The product's id, which must be the one that was asked for. What it stands in is the product.
     pub item: String,
@@ -67,6 +69,93 @@ impl Default for Pointers {
     }
 }
 
+/// `[source.columns]`: JSON pointers into the reply of the chosen API, each in place of the dialect's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overrides {
+    /// [`Pointers::item`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item: Option<String>,
+    /// [`Pointers::error`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// [`Pointers::title`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// [`Pointers::price`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<Vec<String>>,
+    /// [`Pointers::tiers`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiers: Option<String>,
+    /// [`Pointers::stock`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stock: Option<String>,
+    /// [`Pointers::sku_info`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sku_info: Option<String>,
+    /// [`Pointers::category_id`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category_id: Option<String>,
+    /// [`Pointers::seller_nick`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seller_nick: Option<String>,
+    /// [`Pointers::rating`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rating: Option<String>,
+    /// [`Pointers::reviews`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reviews: Option<String>,
+    /// [`Pointers::status`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// [`Pointers::updated`]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<String>,
+}
+
+impl Overrides {
+    /// These, and the others' where nothing is said.
+    #[must_use]
+    pub fn over(self, other: Pointers) -> Pointers {
+        Pointers {
+            item: self.item.unwrap_or(other.item),
+            error: self.error.unwrap_or(other.error),
+            title: self.title.unwrap_or(other.title),
+            price: self.price.unwrap_or(other.price),
+            tiers: self.tiers.unwrap_or(other.tiers),
+            stock: self.stock.unwrap_or(other.stock),
+            sku_info: self.sku_info.unwrap_or(other.sku_info),
+            category_id: self.category_id.unwrap_or(other.category_id),
+            seller_nick: self.seller_nick.or(other.seller_nick),
+            rating: self.rating.or(other.rating),
+            reviews: self.reviews.or(other.reviews),
+            status: self.status.unwrap_or(other.status),
+            updated: self.updated.unwrap_or(other.updated),
+        }
+    }
+}
+
+impl From<Pointers> for Overrides {
+    fn from(all: Pointers) -> Self {
+        Self {
+            item: Some(all.item),
+            error: Some(all.error),
+            title: Some(all.title),
+            price: Some(all.price),
+            tiers: Some(all.tiers),
+            stock: Some(all.stock),
+            sku_info: Some(all.sku_info),
+            category_id: Some(all.category_id),
+            seller_nick: all.seller_nick,
+            rating: all.rating,
+            reviews: all.reviews,
+            status: Some(all.status),
+            updated: Some(all.updated),
+        }
+    }
+}
+
 /// What is looked up in every reply, in the order in which [`picker`] lists the pointers.
 #[derive(Clone, Copy)]
 pub enum Field {
@@ -76,6 +165,8 @@ pub enum Field {
     ErrorMessage,
     /// More of its words.
     Exception,
+    /// An error in the articles' forms.
+    ErrorResponse,
     /// The object that holds the id.
     Product,
     /// [`Pointers::item`]
@@ -117,6 +208,7 @@ pub fn picker(pointers: &Pointers) -> Result<Picker, InvalidPointer> {
         Some("/error_code"),
         Some("/error_message"),
         Some("/exception"),
+        Some("/error_response"),
         product.or(Some(&pointers.item)),
         Some(&pointers.item),
         Some(&pointers.error),
@@ -142,6 +234,12 @@ impl<'a> Found<'a> {
     #[must_use]
     pub fn raw(&self, field: Field) -> Option<&'a RawValue> {
         present(self.0[field as usize])
+    }
+
+    /// Whether a value is there and null.
+    #[must_use]
+    pub fn is_null(&self, field: Field) -> bool {
+        self.0[field as usize].is_some_and(|raw| raw.get() == "null")
     }
 
     /// A value as text: a string's content, anything else as it stands in the JSON.
@@ -200,43 +298,6 @@ fn price_of_lowest_tier(tiers: &RawValue) -> Option<String> {
 fn lowest_price(skus: &RawValue) -> Option<String> {
     let skus: Vec<Priced<'_>> = serde_json::from_str(skus.get()).ok()?;
     skus.iter().filter_map(|sku| price(sku.price)).min_by_key(|price| price.value).map(|price| price.text)
-}
-
-/// A decimal and the text it came as.
-struct Price {
-    value: Decimal,
-    text: String,
-}
-
-/// Reads a decimal, from a number or a string. Its text stays as it is (`10.00`), unless it has an exponent,
-/// which columns of decimals do not take: Java writes 10,000,000 as `1.0E7`.
-fn price(raw: Option<&RawValue>) -> Option<Price> {
-    let text = text(present(raw)?);
-    let text = text.trim();
-    if text.contains(['e', 'E']) {
-        let value = Decimal::from_scientific(text).ok()?.normalize();
-        return Some(Price { value, text: value.to_string() });
-    }
-    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || b".-".contains(&byte));
-    let value = text.parse().ok().filter(|_| plain)?;
-    Some(Price { value, text: text.to_owned() })
-}
-
-fn present(raw: Option<&RawValue>) -> Option<&RawValue> {
-    raw.filter(|raw| raw.get() != "null")
-}
-
-/// A string's content, or the JSON itself.
-fn text(raw: &RawValue) -> Cow<'_, str> {
-    let json = raw.get();
-    let Some(inside) = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
-        return Cow::Borrowed(json);
-    };
-    if inside.contains('\\') {
-        // A lone surrogate is JSON but no text: then what stands there is all that there is.
-        return serde_json::from_str(json).map_or(Cow::Borrowed(inside), Cow::Owned);
-    }
-    Cow::Borrowed(inside)
 }
 
 #[cfg(test)]

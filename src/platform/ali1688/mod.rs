@@ -3,7 +3,10 @@
 //! Facts and their sources: <https://open.1688.com/api/sysSignature.htm?ns=cn.alibaba.open> for the signature;
 //! the error codes come from the gateway's public clients. The platform publishes neither quotas nor the
 //! length of a ban, so limits are configuration and a throttle names no time.
+//!
+//! Beside the gateway's own form there are two that articles show, see [`Dialect`].
 
+pub mod article;
 mod columns;
 mod errors;
 mod reply;
@@ -24,16 +27,42 @@ use crate::{
     runtime::clock::Timestamp,
 };
 
-pub use columns::Pointers;
+pub use columns::{Overrides, Pointers};
+
+/// In which form the API is called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// The gateway's own.
+    #[default]
+    Aop,
+    /// `/router/json`, as one article has it: see [`article`].
+    Router,
+    /// `alibaba.item.get` as another one has it: see [`article`].
+    ItemGet,
+}
+
+impl Dialect {
+    /// Where its replies have their columns.
+    #[must_use]
+    pub fn pointers(self) -> Pointers {
+        match self {
+            Self::Aop => Pointers::default(),
+            Self::Router => article::router(),
+            Self::ItemGet => article::item_get(),
+        }
+    }
+}
 
 /// Which API of the gateway is called, and how.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Scheme, host and perhaps a path.
+    /// In which form.
+    pub dialect: Dialect,
+    /// Scheme, host and perhaps a path; for an article's form the endpoint, path and all.
     pub url: String,
     /// The page where a user authorises an app.
     pub authorise_url: String,
-    /// Namespace and name: `com.alibaba.product/alibaba.product.get`.
+    /// Namespace and name: `com.alibaba.product/alibaba.product.get`; for an article's form the name alone.
     pub api: String,
     /// The API's version.
     pub version: String,
@@ -48,9 +77,15 @@ pub struct Settings {
 /// The vendor.
 #[derive(Clone, Debug)]
 pub struct Ali1688 {
-    authorise_url: String,
-    template: request::Template,
+    protocol: Protocol,
+    dialect: Dialect,
     picker: Picker,
+}
+
+#[derive(Clone, Debug)]
+enum Protocol {
+    Aop { authorise_url: String, template: request::Template },
+    Article(article::Template),
 }
 
 impl Ali1688 {
@@ -59,13 +94,25 @@ impl Ali1688 {
     /// # Errors
     /// [`InvalidPointer`] if one of the column pointers is none.
     pub fn new(settings: Settings) -> Result<Self, InvalidPointer> {
-        let template = request::Template {
-            url: settings.url.trim_end_matches('/').to_owned(),
-            path: format!("param2/{}/{}/", settings.version, settings.api),
-            item_param: settings.item_param,
-            params: settings.params,
+        let Settings { dialect, url, authorise_url, api, version, item_param, params, columns } = settings;
+        let protocol = match dialect {
+            Dialect::Aop => {
+                let (url, path) = (url.trim_end_matches('/').to_owned(), format!("param2/{version}/{api}/"));
+                Protocol::Aop { authorise_url, template: request::Template { url, path, item_param, params } }
+            }
+            Dialect::Router | Dialect::ItemGet => {
+                Protocol::Article(article::Template { url, dialect, method: api, version, item_param, params })
+            }
         };
-        Ok(Self { authorise_url: settings.authorise_url, template, picker: columns::picker(&settings.columns)? })
+        Ok(Self { protocol, dialect, picker: columns::picker(&columns)? })
+    }
+
+    /// The gateway's own address, which alone gives tokens.
+    fn gateway(&self) -> Option<(&str, &str)> {
+        match &self.protocol {
+            Protocol::Aop { authorise_url, template } => Some((authorise_url, &template.url)),
+            Protocol::Article(_) => None,
+        }
     }
 
     fn refuse(code: &str, message: &str) -> Reply {
@@ -79,15 +126,16 @@ impl Vendor for Ali1688 {
     }
 
     fn prepare(&self, account: &Account, requests: &[&Request], now: Timestamp) -> Exchange {
-        match requests.first() {
-            Some(request) => self.template.fill(account, request, now),
-            None => Exchange { url: self.template.url.clone(), form: Vec::new() },
+        let Some(request) = requests.first() else { return Exchange::post(String::new(), Vec::new()) };
+        match &self.protocol {
+            Protocol::Aop { template, .. } => template.fill(account, request, now),
+            Protocol::Article(template) => template.fill(account, request, now),
         }
     }
 
     fn interpret(&self, requests: &[&Request], reply: &HttpReply) -> Reply {
         match requests {
-            [request] => match reply::read(&self.picker, request, reply) {
+            [request] => match reply::read(&self.picker, self.dialect, request, reply) {
                 Ok(answer) => Reply::Each(vec![Ok(answer)]),
                 Err(refusal) => Reply::Refused(refusal),
             },
@@ -96,11 +144,11 @@ impl Vendor for Ali1688 {
     }
 
     fn columns(&self, raw: &RawValue) -> Option<Columns> {
-        reply::columns(&self.picker, raw)
+        reply::columns(&self.picker, self.dialect, raw)
     }
 
     fn prepare_renewal(&self, account: &Account, _: Timestamp) -> Option<Exchange> {
-        token::renewal(&self.template.url, account)
+        token::renewal(self.gateway()?.1, account)
     }
 
     fn interpret_renewal(&self, reply: &HttpReply) -> Result<Tokens, Refusal> {
@@ -108,10 +156,10 @@ impl Vendor for Ali1688 {
     }
 
     fn authorise_link(&self, account: &Account, redirect_uri: &str, state: &str) -> Option<String> {
-        token::link(&self.authorise_url, account, redirect_uri, state)
+        token::link(self.gateway()?.0, account, redirect_uri, state)
     }
 
     fn prepare_authorisation(&self, account: &Account, code: &str, redirect_uri: &str) -> Option<Exchange> {
-        Some(token::authorisation(&self.template.url, account, code, redirect_uri))
+        Some(token::authorisation(self.gateway()?.1, account, code, redirect_uri))
     }
 }

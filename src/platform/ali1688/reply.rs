@@ -9,24 +9,28 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use super::{
+    Dialect, article,
     columns::{Field, Found},
     errors,
 };
 use crate::{
-    message::{Columns, Request, Status, codec::shorten},
-    platform::{Affected, Answer, Denial, HttpReply, Refusal, RefusalKind, pick::Picker},
+    message::{Columns, Request, Status},
+    platform::{
+        Answer, Denial, HttpReply, Refusal, RefusalKind,
+        pick::Picker,
+        reading::{by_status, is_success, kind_of_status, malformed, not_json, refusal},
+        taobao::errors::{ErrorResponse, Said as ArticleSaid},
+    },
 };
-
-/// How much of the vendor's words is kept, in bytes.
-const MESSAGE_LIMIT: usize = 300;
-/// How much of the vendor's code is kept, in bytes.
-const CODE_LIMIT: usize = 80;
 
 /// What the reply to a call for one request means: an answer, or a refusal.
 ///
 /// # Errors
 /// The refusal.
-pub fn read(picker: &Picker, request: &Request, reply: &HttpReply) -> Result<Answer, Refusal> {
+pub fn read(picker: &Picker, dialect: Dialect, request: &Request, reply: &HttpReply) -> Result<Answer, Refusal> {
+    if dialect != Dialect::Aop {
+        return read_article(picker, request, reply);
+    }
     let Ok(raw) = serde_json::from_slice::<Box<RawValue>>(&reply.body) else {
         return Err(not_json(reply));
     };
@@ -41,10 +45,42 @@ pub fn read(picker: &Picker, request: &Request, reply: &HttpReply) -> Result<Ans
     Ok(Answer { status, columns, raw: Some(raw) })
 }
 
+/// The same for the articles' forms.
+fn read_article(picker: &Picker, request: &Request, reply: &HttpReply) -> Result<Answer, Refusal> {
+    let by_status =
+        |what: &str| article::of_status(reply).map(|kind| refusal(kind, &format!("http {}", reply.status), what));
+    let Ok(raw) = serde_json::from_slice::<Box<RawValue>>(&reply.body) else {
+        return Err(by_status("no JSON").unwrap_or_else(|| not_json(reply)));
+    };
+    let found = Found(picker.pick(raw.get()).map_err(|_| not_json(reply))?);
+    let error = found.raw(Field::ErrorResponse).map(|raw| ErrorResponse::of(raw).unwrap_or_default());
+    if let Some(refused) = by_status("no words") {
+        return Err(error.map_or(refused.clone(), |error| error.refusal(refused.kind)));
+    }
+    let (status, columns) = match error {
+        Some(error) => match article::of_error(&error, reply) {
+            ArticleSaid::Absent if is_success(reply) => (Status::Absent, Columns::default()),
+            ArticleSaid::Absent => return Err(error.refusal(RefusalKind::Malformed)),
+            ArticleSaid::Refused(kind) => return Err(error.refusal(kind)),
+        },
+        // The article's code takes any reply for a product. One that says "none" is another matter than one without it.
+        None if is_success(reply) && found.is_null(Field::Product) => (Status::Absent, Columns::default()),
+        None if found.raw(Field::Product).is_none() => {
+            return Err(malformed("shape", "neither a product nor an error in the reply"));
+        }
+        None => item(request, &found, reply)?,
+    };
+    Ok(Answer { status, columns, raw: Some(raw) })
+}
+
 /// The columns of a reply that was kept; `None` if there is no product in it.
-pub fn columns(picker: &Picker, raw: &RawValue) -> Option<Columns> {
+pub fn columns(picker: &Picker, dialect: Dialect, raw: &RawValue) -> Option<Columns> {
     let found = Found(picker.pick(raw.get()).ok()?);
-    (error_of(&found).is_none() && found.raw(Field::Product).is_some()).then(|| found.columns())
+    let is_error = match dialect {
+        Dialect::Aop => error_of(&found).is_some(),
+        Dialect::Router | Dialect::ItemGet => found.raw(Field::ErrorResponse).is_some(),
+    };
+    (!is_error && found.raw(Field::Product).is_some()).then(|| found.columns())
 }
 
 /// The gateway's error body.
@@ -107,7 +143,7 @@ fn said_with(error: &GatewayError<'_>, reply: &HttpReply) -> Said {
 
 /// A reply without an error of the gateway.
 fn item(request: &Request, found: &Found<'_>, reply: &HttpReply) -> Result<(Status, Columns), Refusal> {
-    if !(200..300).contains(&reply.status) {
+    if !is_success(reply) {
         return Err(by_status(reply, RefusalKind::Malformed, "JSON without an error code"));
     }
     let words = found.text(Field::Error).filter(|words| !words.trim().is_empty());
@@ -131,36 +167,5 @@ fn check_id(request: &Request, found: &Found<'_>) -> Result<(), Refusal> {
         Some(id) if id.trim() == request.item.as_str() => Ok(()),
         Some(id) => Err(malformed("item", &format!("the reply is about item {id}, not {}", request.item))),
         None => Err(malformed("item", "the product in the reply has no id")),
-    }
-}
-
-fn not_json(reply: &HttpReply) -> Refusal {
-    let text = String::from_utf8_lossy(reply.body.get(..2 * MESSAGE_LIMIT).unwrap_or(&reply.body));
-    let start = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    by_status(reply, RefusalKind::Outage, &format!("not JSON ({} bytes): {start}", reply.body.len()))
-}
-
-/// A reply in which nothing but the status says anything.
-fn by_status(reply: &HttpReply, otherwise: RefusalKind, what: &str) -> Refusal {
-    refusal(kind_of_status(reply).unwrap_or(otherwise), &format!("http {}", reply.status), what)
-}
-
-pub(super) fn kind_of_status(reply: &HttpReply) -> Option<RefusalKind> {
-    match reply.status {
-        429 => Some(RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after }),
-        500.. => Some(RefusalKind::Outage),
-        _ => None,
-    }
-}
-
-fn malformed(code: &str, message: &str) -> Refusal {
-    refusal(RefusalKind::Malformed, code, message)
-}
-
-pub(super) fn refusal(kind: RefusalKind, code: &str, message: &str) -> Refusal {
-    Refusal {
-        kind,
-        code: shorten(code.trim(), CODE_LIMIT).into_owned(),
-        message: shorten(message.trim(), MESSAGE_LIMIT).into_owned(),
     }
 }

@@ -45,7 +45,7 @@ impl Template {
         form.extend(own.map(|(name, value)| (name.clone(), value.clone())));
         let signature = signature(&path, &form, account.app_secret.expose_secret());
         form.push((SIGNATURE.to_owned(), signature));
-        Exchange { url: format!("{}/openapi/{path}", self.url), form }
+        Exchange::post(format!("{}/openapi/{path}", self.url), form)
     }
 
     /// Names in another case count too: nobody knows whether the gateway tells them apart.

@@ -11,11 +11,13 @@ use serde::Deserialize;
 
 use super::{
     errors,
-    reply::{kind_of_status, refusal},
     sign::{SIGNATURE, signature},
 };
 use crate::{
-    platform::{Account, Denial, Exchange, HttpReply, Refusal, RefusalKind, Tokens},
+    platform::{
+        Account, Denial, Exchange, HttpReply, Refusal, RefusalKind, Tokens,
+        reading::{kind_of_status, refusal},
+    },
     runtime::clock::Timestamp,
 };
 
@@ -41,7 +43,7 @@ fn exchange(url: &str, account: &Account, grant_type: &str, more: &[(&str, &str)
     let secret = account.app_secret.expose_secret();
     let all = [("grant_type", grant_type), ("client_id", &account.app_key), ("client_secret", secret)];
     let form = all.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    Exchange { url: format!("{url}/openapi/{PATH}{}", account.app_key), form }
+    Exchange::post(format!("{url}/openapi/{PATH}{}", account.app_key), form)
 }
 
 /// The signed address of the page where a user authorises the app: signed over the parameters alone.

@@ -7,7 +7,7 @@ use crate::{
     message::{ItemId, Request, Status},
     platform::{
         Affected, Denial, HttpReply, RefusalKind, Reply as Reading, Vendor,
-        ali1688::{Ali1688, Pointers, Settings},
+        ali1688::{Ali1688, Dialect, Pointers, Settings},
     },
     simulate::{accounts, catalogue::Shares, ids::sample},
 };
@@ -15,6 +15,7 @@ use crate::{
 fn vendor() -> Ali1688 {
     let (namespace_and_name, version) = ("com.alibaba.product/alibaba.product.get", "1");
     Ali1688::new(Settings {
+        dialect: Dialect::Aop,
         url: "http://gateway".into(),
         authorise_url: "http://gateway/oauth/authorize".into(),
         api: namespace_and_name.into(),

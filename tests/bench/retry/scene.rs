@@ -99,7 +99,7 @@ impl Scene {
             latency_ms: 5,
             not_before: Some(Timestamp::from_millis(due_at)),
         };
-        Ok(Failure { request_id: RequestId::new(id)?, source: self.source.clone(), request, attempt })
+        Ok(Failure { request_id: RequestId::new(id)?, source: self.source.clone(), lane: Lane::Bulk, request, attempt })
     }
 
     /// How many failures retry has not dealt with yet, marks of transactions included.
