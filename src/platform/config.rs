@@ -22,6 +22,7 @@ use super::{
     taobao::sign::SignMethod,
 };
 use crate::{
+    cache,
     message::SourceName,
     quota::{
         Limit,
@@ -121,6 +122,9 @@ pub struct SourceConfig {
     /// When an address is taken out, and for how long.
     #[serde(default)]
     pub address_health: HealthConfig,
+    /// How long its answers are given again; without it each request is called for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<cache::SourceConfig>,
 }
 
 const fn default_express_share() -> f64 {

@@ -19,6 +19,7 @@ pub mod block;
 pub mod connection;
 pub mod doubt;
 pub mod guard;
+pub mod hottest;
 pub mod insert;
 pub mod intent;
 mod lane;

@@ -18,7 +18,7 @@ use rdkafka::{
 };
 use weir::{
     kafka::admin,
-    message::{Attempt, Class, Failure, ItemId, Request, RequestId, SourceName, envelope::Kind},
+    message::{Attempt, Class, Failure, ItemId, Lane, Request, RequestId, SourceName, envelope::Kind},
     runtime::clock::Timestamp,
     topics::Groups,
 };
