@@ -25,6 +25,7 @@ mod replay;
 mod retry;
 mod sink;
 mod stack;
+mod taobao;
 mod tokens;
 mod torture;
 mod wheel;
