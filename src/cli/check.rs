@@ -167,7 +167,11 @@ fn open(source: &SourceConfig, folder: &Path, quota: &quota::Config) -> Result<S
     let preset = source.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
     let s = if accounts == 1 { "" } else { "s" };
     let money = money(source);
-    Ok(format!("{} with {accounts} account{s}, {limit}{preset}{addresses}{money}", source.url))
+    let ids = match opened.vendor.batch_max() {
+        1 => String::new(),
+        ids => format!(", up to {ids} IDs a call"),
+    };
+    Ok(format!("{} with {accounts} account{s}, {limit}{preset}{ids}{addresses}{money}", source.url))
 }
 
 /// What a call costs and how many calls its budgets pay for.

@@ -13,7 +13,7 @@ use super::{
     accounts::{self, AccountConfig, AccountsError},
     address::{self, Address, AddressConfig, AddressError, HealthConfig},
     ali1688::Overrides,
-    http::{self, Client, Timeouts},
+    http::{self, Client, Manners, Timeouts},
     kind::{Dialect, Kind, Params},
     limits::SourceLimits,
     pick::InvalidPointer,
@@ -77,6 +77,15 @@ pub struct SourceConfig {
     /// How long connecting may take.
     #[serde(default = "default_connect_timeout", with = "humantime_serde")]
     pub connect_timeout: Duration,
+    /// How long the addresses of the vendor's name count.
+    #[serde(default = "default_dns_cache", with = "humantime_serde")]
+    pub dns_cache: Duration,
+    /// The most calls that may be under way at once, whatever address they leave from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls_in_flight: Option<usize>,
+    /// The most of them to the vendor's host from each address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls_in_flight_per_host: Option<usize>,
     /// A TOML file of `[[account]]` tables with their secrets, readable for its owner alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accounts_file: Option<PathBuf>,
@@ -139,6 +148,10 @@ const fn default_connect_timeout() -> Duration {
     Duration::from_secs(2)
 }
 
+const fn default_dns_cache() -> Duration {
+    Duration::from_secs(5 * 60)
+}
+
 impl Serialize for SourceConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Self::serialize(self, serializer)
@@ -172,6 +185,8 @@ pub struct Source {
     pub address_health: HealthConfig,
     /// Of each account, the address that its calls leave from, and then those that replace it.
     homes: Vec<Vec<usize>>,
+    /// The most calls that may be under way at once; `None`: any number.
+    pub calls_in_flight: Option<usize>,
     /// What calls cost and may cost, if they cost something.
     pub budgets: Option<Budgets>,
     /// The share of the slots that express requests get while the backlog waits too.
@@ -277,7 +292,12 @@ impl Source {
         let home = |account: &Account| address::assign(&account.alias, account.address.as_deref(), &addresses);
         let homes = accounts.iter().map(home).collect::<Result<_, _>>()?;
         let timeouts = Timeouts { total: config.timeout, connect: config.connect_timeout };
-        let client = Client::from_addresses(timeouts, &addresses);
+        let [in_all, per_host] = config.in_flight();
+        let of_all_addresses = per_host.map(|calls| calls.saturating_mul(addresses.len()));
+        let calls_in_flight = in_all.into_iter().chain(of_all_addresses);
+        let calls_per_host = per_host.unwrap_or(Manners::default().calls_per_host);
+        let client =
+            Client::from_addresses(timeouts, Manners { dns_cache: config.dns_cache, calls_per_host }, &addresses);
         Ok(Self {
             name: config.name.clone(),
             vendor,
@@ -287,6 +307,7 @@ impl Source {
             addresses: addresses.into(),
             address_health: config.address_health,
             homes,
+            calls_in_flight: calls_in_flight.min(),
             budgets: config.budgets(),
             express_share: config.express_share,
             limits: SourceLimits::of(config),
@@ -295,6 +316,12 @@ impl Source {
 }
 
 impl SourceConfig {
+    /// How many calls may be under way: in all, and to the host from each address. The preset's unless said otherwise.
+    fn in_flight(&self) -> [Option<usize>; 2] {
+        let [in_all, per_host] = self.preset.and_then(Preset::calls_in_flight).map_or([None; 2], |both| both.map(Some));
+        [self.calls_in_flight.or(in_all), self.calls_in_flight_per_host.or(per_host)]
+    }
+
     /// What calls cost and may cost, in calls.
     #[must_use]
     pub fn budgets(&self) -> Option<Budgets> {
@@ -337,6 +364,14 @@ impl SourceConfig {
         require("express_share", &share.to_string(), share > 0.0 && share < 1.0, allowed)?;
         check_time("timeout", self.timeout)?;
         check_time("connect_timeout", self.connect_timeout)?;
+        let is_right = self.dns_cache <= Duration::from_secs(24 * 60 * 60);
+        let found = humantime::format_duration(self.dns_cache).to_string();
+        require("dns_cache", &found, is_right, "from 0s (not kept) to 1day")?;
+        let [in_all, per_host] = [self.calls_in_flight, self.calls_in_flight_per_host];
+        for (key, calls) in [("calls_in_flight", in_all), ("calls_in_flight_per_host", per_host)] {
+            let is_right = calls.is_none_or(|calls| (1..=65_536).contains(&calls));
+            require(key, &calls.unwrap_or_default().to_string(), is_right, "from 1 to 65536")?;
+        }
         let limits = self.limit.iter().map(|limit| ("limit", limit));
         let limits = limits.chain(self.limits.iter().map(|limit| ("limits", limit)));
         let limits = limits.chain(self.shared_limits.iter().map(|limit| ("shared_limits", limit)));

@@ -63,6 +63,9 @@ fn a_wrong_key_is_named_with_what_was_found_and_what_is_allowed() {
         ("express_share = 1.0", "express_share is \"1\"; it must be above 0 and below 1"),
         ("timeout = \"0s\"", "timeout is 0s; it must be from 1ms to 10m"),
         ("connect_timeout = \"1h\"", "connect_timeout is 1h"),
+        ("dns_cache = \"2days\"", "dns_cache is \"2days\"; it must be from 0s"),
+        ("calls_in_flight = 0", "calls_in_flight is \"0\"; it must be from 1 to 65536"),
+        ("calls_in_flight_per_host = 0", "calls_in_flight_per_host is \"0\""),
         ("address_limit = { calls = 0, per = \"1s\" }", "address_limit is 0 calls per 1s, burst 1"),
         ("limits = [{ calls = 9, per = \"1s\", spread = true }]", "limits is 9 calls per 1s, burst 1 (spread is only"),
         ("columns = { title = \"subject\" }", "columns: \"subject\" is not a JSON pointer"),
@@ -119,6 +122,17 @@ fn each_kind_and_dialect_has_its_own_defaults_and_batches() {
         let again: SourceConfig = serde_json::from_str(&shown).unwrap();
         assert_eq!(serde_json::to_string(&again).unwrap(), shown);
     }
+}
+
+#[test]
+fn calls_in_flight_are_bounded_per_host_and_in_all() {
+    let bound = |more: &str| open(&format!("{MINIMAL}\n{more}")).unwrap().calls_in_flight;
+    let two = "address = [{ name = \"a\" }, { name = \"b\" }]";
+    assert_eq!(bound(""), None);
+    let preset = "preset = \"taobao-8-of-10-per-second\"";
+    assert_eq!((bound(preset), bound(&format!("{preset}\n{two}"))), (Some(20), Some(40)));
+    assert_eq!(bound(&format!("{preset}\ncalls_in_flight = 7")), Some(7));
+    assert_eq!(bound(&format!("calls_in_flight_per_host = 4\n{two}")), Some(8));
 }
 
 #[test]

@@ -3,13 +3,18 @@
 use std::{error::Error, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::{Proxy, Response, Url};
+use reqwest::{
+    Proxy, Response, Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+};
 use secrecy::ExposeSecret;
+use tokio::sync::Semaphore;
 
 use super::{
     Exchange, HttpReply, Method, Refusal, RefusalKind,
     address::{Address, Credentials},
     hints::{self, Hint},
+    names::Names,
 };
 use crate::{message::codec::shorten, runtime::clock::Clock};
 
@@ -32,6 +37,21 @@ pub struct Timeouts {
     pub connect: Duration,
 }
 
+/// What holds for all connections of a source.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    /// How long the addresses of a name count.
+    pub dns_cache: Duration,
+    /// The most calls that may be under way at once from each address to the vendor's host.
+    pub calls_per_host: usize,
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self { dns_cache: Duration::from_secs(300), calls_per_host: Semaphore::MAX_PERMITS }
+    }
+}
+
 /// How calls leave.
 #[derive(Clone, Debug)]
 pub enum Route {
@@ -52,6 +72,7 @@ pub enum Route {
 #[derive(Clone, Debug)]
 pub struct Client {
     ways: Arc<[Way]>,
+    names: Arc<Names>,
     timeout: Duration,
 }
 
@@ -61,6 +82,8 @@ struct Way {
     name: String,
     route: Route,
     http: reqwest::Client,
+    /// One permit for each call that may be under way.
+    room: Arc<Semaphore>,
 }
 
 /// Why there is no reply.
@@ -89,20 +112,24 @@ impl Client {
     /// # Errors
     /// [`ClientError`] if the TLS library does not start.
     pub fn new(timeouts: Timeouts) -> Result<Self, ClientError> {
-        Self::from_addresses(timeouts, &[Address { name: "direct".to_owned(), route: Route::Direct, limit: None }])
+        let direct = Address { name: "direct".to_owned(), route: Route::Direct, limit: None };
+        Self::from_addresses(timeouts, Manners::default(), &[direct])
     }
 
     /// The same with these addresses, at least one; [`Self::exchange_from`] names them by their index.
     ///
     /// # Errors
     /// As [`Self::new`]; or a proxy's URL is none.
-    pub fn from_addresses(timeouts: Timeouts, addresses: &[Address]) -> Result<Self, ClientError> {
+    pub fn from_addresses(timeouts: Timeouts, manners: Manners, addresses: &[Address]) -> Result<Self, ClientError> {
+        let names = Arc::new(Names::new(manners.dns_cache));
         let way = |Address { name, route, .. }: &Address| {
-            let http = connections(timeouts, route).map_err(|error| ClientError(chain(&error.without_url())))?;
-            Ok(Way { name: name.clone(), route: route.clone(), http })
+            let http = connections(timeouts, route, Resolver(Arc::clone(&names)));
+            let http = http.map_err(|error| ClientError(chain(&error.without_url())))?;
+            let room = Arc::new(Semaphore::new(manners.calls_per_host.clamp(1, Semaphore::MAX_PERMITS)));
+            Ok(Way { name: name.clone(), route: route.clone(), http, room })
         };
         let ways = addresses.iter().map(way).collect::<Result<_, ClientError>>()?;
-        Ok(Self { ways, timeout: timeouts.total })
+        Ok(Self { ways, names, timeout: timeouts.total })
     }
 
     /// How long one call takes at most.
@@ -121,6 +148,16 @@ impl Client {
     #[must_use]
     pub fn address_name(&self, index: usize) -> &str {
         self.ways.get(index).map_or("unknown", |way| way.name.as_str())
+    }
+
+    /// Forgets the addresses of a host that cannot be connected to.
+    fn doubt(&self, broken: &Broken, exchange: &Exchange) {
+        if let Broken::Transport(error) = broken
+            && error.is_connect()
+            && let Some(host) = exchange.url.parse::<Url>().ok().as_ref().and_then(Url::host_str)
+        {
+            self.names.doubt(host);
+        }
     }
 
     /// Makes one call from the first address: sends the form and reads the whole reply, whatever its status.
@@ -150,7 +187,16 @@ impl Client {
         let Some(way) = self.ways.get(address).or_else(|| self.ways.first()) else {
             return Err(NoReply::Address("the source has no address to call from".to_owned()));
         };
-        let reply = way.attempt(exchange).await.map_err(|broken| way.blame(broken, exchange))?;
+        // Whoever takes slots keeps to this too, so that nobody waits here; only calls that differ in how long they take
+        // can fill the one address while another has room.
+        let Ok(Ok(_permit)) = tokio::time::timeout(self.timeout, way.room.acquire()).await else {
+            let message = "the calls that are under way to the vendor do not end".to_owned();
+            return Err(NoReply::Refused(Refusal { kind: RefusalKind::Outage, code: "timeout".to_owned(), message }));
+        };
+        let reply = way.attempt(exchange).await.map_err(|broken| {
+            self.doubt(&broken, exchange);
+            way.blame(broken, exchange)
+        })?;
         if reply.status == PROXY_AUTHENTICATION && matches!(way.route, Route::Proxy { .. }) {
             return Err(NoReply::Address("the proxy wants (other) credentials: HTTP 407".to_owned()));
         }
@@ -158,8 +204,22 @@ impl Client {
     }
 }
 
+/// Looks names up for the pools of a source.
+struct Resolver(Arc<Names>);
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let names = Arc::clone(&self.0);
+        Box::pin(async move {
+            let look_up = async { Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.collect()) };
+            let addresses = names.resolve(name.as_str(), look_up).await?;
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
 /// The connections of one address.
-fn connections(timeouts: Timeouts, route: &Route) -> Result<reqwest::Client, reqwest::Error> {
+fn connections(timeouts: Timeouts, route: &Route, resolver: Resolver) -> Result<reqwest::Client, reqwest::Error> {
     let builder = reqwest::Client::builder()
         .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
         .timeout(timeouts.total)
@@ -167,6 +227,7 @@ fn connections(timeouts: Timeouts, route: &Route) -> Result<reqwest::Client, req
         .tcp_nodelay(true)
         .tcp_keepalive(Duration::from_secs(30))
         .http2_adaptive_window(true)
+        .dns_resolver(Arc::new(resolver))
         // A redirect would send the secrets in the form to somebody else, and a call that is repeated
         // behind our back would have no slot.
         .redirect(reqwest::redirect::Policy::none())

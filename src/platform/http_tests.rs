@@ -1,6 +1,9 @@
 //! The client against a server on the loopback that misbehaves in every way.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use axum::{
     Router,
@@ -126,6 +129,57 @@ async fn a_form_can_be_a_query_which_no_error_shows() {
 }
 
 #[tokio::test]
+async fn a_host_is_called_by_name_and_its_address_is_kept() {
+    let server = Server::start().await;
+    let client = client();
+    let url = server.url.replace("127.0.0.1", "localhost");
+    for _ in 0..3 {
+        let reply = client.exchange(&Exchange::post(format!("{url}/type"), Vec::new())).await.unwrap();
+        assert_eq!(reply.status, 200);
+    }
+    async fn unused() -> std::io::Result<Vec<std::net::SocketAddr>> {
+        panic!("it is known")
+    }
+    assert!(
+        client.names.resolve("localhost", unused()).await.unwrap().iter().any(|address| address.ip().is_loopback())
+    );
+}
+
+#[tokio::test]
+async fn no_more_calls_than_allowed_are_under_way_to_a_host() {
+    let (waiting, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let gate = Arc::new(Semaphore::new(0));
+    let (count, most, open) = (Arc::clone(&waiting), Arc::clone(&peak), Arc::clone(&gate));
+    let handler = post(async move || {
+        most.fetch_max(count.fetch_add(1, Relaxed) + 1, Relaxed);
+        open.acquire().await.unwrap().forget();
+        count.fetch_sub(1, Relaxed);
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { axum::serve(listener, Router::new().route("/", handler)).await.unwrap() });
+    let timeouts = Timeouts { total: Duration::from_secs(20), connect: Duration::from_secs(5) };
+    let manners = Manners { calls_per_host: 3, ..Manners::default() };
+    let address = Address { name: "a".to_owned(), route: Route::Direct, limit: None };
+    let client = Client::from_addresses(timeouts, manners, &[address]).unwrap();
+    let mut calls = JoinSet::new();
+    for _ in 0..10 {
+        let (client, url) = (client.clone(), url.clone());
+        calls.spawn(async move { client.exchange(&Exchange::post(url, Vec::new())).await.unwrap().status });
+    }
+    for _ in 0..10 {
+        // One goes, one comes.
+        while waiting.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        gate.add_permits(1);
+        assert_eq!(calls.join_next().await.unwrap().unwrap(), 200);
+    }
+    assert_eq!(peak.load(Relaxed), 3);
+}
+
+#[tokio::test]
 async fn a_status_is_no_error_and_retry_after_is_read_in_both_forms() {
     let server = Server::start().await;
     let busy = server.call("/busy").await.unwrap();
@@ -188,7 +242,7 @@ async fn a_refused_port_and_a_server_without_tls_are_told_apart() {
 async fn call_from(route: Route, url: &str) -> Result<HttpReply, NoReply> {
     let timeouts = Timeouts { total: Duration::from_millis(800), connect: Duration::from_millis(400) };
     let address = Address { name: "a".to_owned(), route, limit: None };
-    let client = Client::from_addresses(timeouts, &[address]).unwrap();
+    let client = Client::from_addresses(timeouts, Manners::default(), &[address]).unwrap();
     client.exchange_from(0, &Exchange::post(url.to_owned(), vec![])).await
 }
 

@@ -190,7 +190,8 @@ impl SourceConfig {
     }
 
     /// Whether accounts need a name that the vendor knows, beside their secret.
-    pub(super) fn needs_app_key(&self) -> bool {
+    #[must_use]
+    pub fn needs_app_key(&self) -> bool {
         Form::of(self.kind, self.dialect) != Some(Form::Reseller(reseller::Dialect::Pool))
     }
 

@@ -12,6 +12,7 @@ pub mod hints;
 pub mod http;
 mod kind;
 mod limits;
+mod names;
 pub mod pick;
 pub mod preset;
 pub mod private;

@@ -74,6 +74,17 @@ impl Preset {
         }
     }
 
+    /// How many calls may be under way: in all, and to one host; `None` if it does not say.
+    ///
+    /// Source: the Taobao article's client ("limit=100", "`limit_per_host=20`").
+    #[must_use]
+    pub const fn calls_in_flight(self) -> Option<[usize; 2]> {
+        match self {
+            Self::Ali60PerMinute | Self::Ali10PerSecond => None,
+            Self::Taobao10PerSecond | Self::Taobao8Of10PerSecond | Self::TaobaoBelow100PerAddress => Some([100, 20]),
+        }
+    }
+
     /// What it allows each address that calls come from; `None` if it says nothing about addresses.
     #[must_use]
     pub const fn address(self) -> Option<Limit> {

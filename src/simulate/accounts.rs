@@ -15,10 +15,18 @@ use crate::{
 /// # Errors
 /// None in practice: the aliases are valid by construction.
 pub(super) fn generate(seed: u64, count: usize) -> Result<Vec<Account>, InvalidId> {
-    (0_u64..).take(count).map(|index| account(seed, index)).collect()
+    generate_as("sim", seed, count)
 }
 
-fn account(seed: u64, index: u64) -> Result<Account, InvalidId> {
+/// The same under another name.
+///
+/// # Errors
+/// If the name is none for accounts.
+pub(super) fn generate_as(name: &str, seed: u64, count: usize) -> Result<Vec<Account>, InvalidId> {
+    (0_u64..).take(count).map(|index| account(name, seed, index)).collect()
+}
+
+fn account(name: &str, seed: u64, index: u64) -> Result<Account, InvalidId> {
     let mut bits = roll(seed, Question::Credentials, index);
     // Seven digits or more; strictly increasing, hence distinct.
     let app_key = 1_000_000 + index * 977 + next(&mut bits) % 977;
@@ -27,7 +35,7 @@ fn account(seed: u64, index: u64) -> Result<Account, InvalidId> {
         access_token: Some(token(&mut bits)),
         app_secret: SecretString::from(letters(&mut bits, 12)),
         refresh_token: Some(token(&mut bits)),
-        ..Account::named(AccountAlias::new(format!("sim-{:04}", index + 1))?)
+        ..Account::named(AccountAlias::new(format!("{name}-{:04}", index + 1))?)
     })
 }
 
@@ -54,7 +62,7 @@ pub(super) fn write(path: &Path, accounts: &[Account]) -> io::Result<()> {
 
 /// Keys, secrets and tokens are letters, digits and hyphens: nothing to escape.
 fn toml(accounts: &[Account]) -> String {
-    let mut text = String::from("# Accounts of a simulated 1688 gateway. Written by `weir simulate`.\n");
+    let mut text = String::from("# Accounts of a simulated vendor. Written by `weir simulate`.\n");
     for account in accounts {
         let [access, refresh] = [&account.access_token, &account.refresh_token]
             .map(|token| token.as_ref().map_or("", ExposeSecret::expose_secret));

@@ -1,6 +1,6 @@
 //! The AOP gateway as a decision: its checks in its order, and the reply to each call. No I/O.
 
-mod tokens;
+pub(super) mod tokens;
 
 use std::{
     collections::HashMap,
@@ -16,8 +16,9 @@ use secrecy::ExposeSecret;
 pub use self::tokens::TokenRules;
 use self::tokens::Tokens;
 use super::{
-    catalogue::{Askings, Catalogue, Mishap, OffShelf, Shelf, Trouble},
+    catalogue::{Askings, Catalogue, Mishap, OffShelf, Shelf},
     dice::{Question, roll},
+    gate::{Call, HTML, JSON, Reply, Verdict, param},
     limiter::{Limiter, Quota},
     product::{self, Showing},
     stats::{Outcome, Refused},
@@ -32,57 +33,6 @@ pub(super) const API: &str = "param2/1/com.alibaba.product/alibaba.product.get";
 
 /// How many troubled items are remembered: by default those of 15 million ids.
 const ASKINGS_LIMIT: usize = 262_144;
-
-/// A call as it came over the wire.
-pub(super) struct Call<'a> {
-    /// From `param2/` on.
-    pub(super) path: &'a str,
-    /// Query and form together.
-    pub(super) params: &'a [(String, String)],
-    /// Since the gateway's start.
-    pub(super) arrived: Duration,
-    /// Whether the address that it came from is within its quota.
-    pub(super) is_address_within: bool,
-}
-
-/// What the gateway does with a call.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
-    pub(super) outcome: Outcome,
-    /// The account's index, if its key is known.
-    pub(super) account: Option<usize>,
-    /// The item, if the call got as far as being about one.
-    pub(super) item: Option<u64>,
-    pub(super) reply: Reply,
-    /// The call's number: what is rolled per call (latency, request id) is rolled for it.
-    pub(super) serial: u64,
-}
-
-impl Verdict {
-    /// Whether the call got behind the gateway. A refusal at the door takes no time.
-    pub(super) fn takes_time(&self) -> bool {
-        match self.outcome {
-            Outcome::Found
-            | Outcome::Absent
-            | Outcome::OffShelf
-            | Outcome::InjectedFailure
-            | Outcome::Renewed { .. } => true,
-            Outcome::Refused(_) | Outcome::InjectedThrottle => false,
-        }
-    }
-}
-
-/// What goes back over the wire.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reply {
-    /// A whole HTTP reply, whatever it says.
-    Http { status: u16, content_type: &'static str, body: String },
-    /// Nothing: the connection closes.
-    Cut,
-}
-
-const JSON: &str = "application/json;charset=UTF-8";
-const HTML: &str = "text/html;charset=UTF-8";
 
 /// The gateway and what it remembers.
 #[derive(Debug)]
@@ -152,7 +102,8 @@ impl Gateway {
         if let Some(key) = tokens::app_key(call.path) {
             return self.judge_token(key, call, serial);
         }
-        let mut verdict = Verdict { outcome: Outcome::Found, account: None, item: None, reply: Reply::Cut, serial };
+        let mut verdict =
+            Verdict { outcome: Outcome::Found, account: None, items: Vec::new(), reply: Reply::Cut, serial };
         let (outcome, reply) = match self.checked(call, &mut verdict) {
             Ok(item) => self.business(item),
             Err(refusal) => (refusal.outcome, self.refusal_body(serial, &refusal)),
@@ -178,7 +129,7 @@ impl Gateway {
         self.check_frequency(call.arrived, index, item, verdict)?;
         self.check_token(call, index, verdict.serial)?;
         let item = check_params(call.params, item)?;
-        verdict.item = Some(item);
+        verdict.items = vec![item];
         Ok(item)
     }
 
@@ -193,10 +144,10 @@ impl Gateway {
             return Err(Refusal::throttle(Outcome::Refused(Refused::Violation)));
         }
         if let Some(item) = item
-            && matches!(self.catalogue.trouble(item), Trouble::Throttled { .. })
+            && self.catalogue.may_throttle(item)
             && self.catalogue.throttles(item, self.ask(item))
         {
-            verdict.item = Some(item);
+            verdict.items = vec![item];
             return Err(Refusal::throttle(Outcome::InjectedThrottle));
         }
         Ok(())
@@ -212,10 +163,7 @@ impl Gateway {
     /// Behind the gateway: the product service, and what befalls it.
     fn business(&self, item: u64) -> (Outcome, Reply) {
         let now = self.clock.now();
-        let asked = match self.catalogue.trouble(item) {
-            Trouble::Failing { .. } | Trouble::Broken { .. } | Trouble::Hopeless => self.ask(item),
-            Trouble::None | Trouble::Throttled { .. } => 0,
-        };
+        let asked = if self.catalogue.may_fail(item) { self.ask(item) } else { 0 };
         if let Some(mishap) = self.catalogue.mishap(item, asked) {
             return (Outcome::InjectedFailure, self.mishap(item, mishap, now));
         }
@@ -238,9 +186,7 @@ impl Gateway {
             Mishap::InternalError => {
                 http(500, JSON, r#"{"status":500,"error":"Internal Server Error","path":"/openapi"}"#.into())
             }
-            Mishap::BadGateway => {
-                http(502, HTML, "<html><head><title>502 Bad Gateway</title></head><body>Tengine</body></html>".into())
-            }
+            Mishap::BadGateway => Reply::bad_gateway(),
             Mishap::Cut => Reply::Cut,
             Mishap::Truncated => {
                 let mut body = self.product(item, "published", now);
@@ -252,6 +198,11 @@ impl Gateway {
             Mishap::Empty => http(200, JSON, String::new()),
             Mishap::WrongItem => http(200, JSON, self.product(item + 1, "published", now)),
         }
+    }
+
+    /// What the gateway says when the service behind it is away.
+    pub(super) fn unavailable(&self, serial: u64) -> Reply {
+        self.refusal_body(serial, &Refusal::new("gw.ISPInvokeError", "Invoke ISP service error"))
     }
 
     fn product(&self, id: u64, status: &'static str, now: Timestamp) -> String {
@@ -305,10 +256,6 @@ fn check_params(params: &[(String, String)], item: Option<u64>) -> Result<u64, R
     let missing = |name| Refusal::new("gw.ParamMissing", format!("Required argument {name}"));
     param(params, "webSite").filter(|site| !site.is_empty()).ok_or_else(|| missing("webSite"))?;
     item.ok_or_else(|| missing("productID"))
-}
-
-fn param<'a>(params: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    params.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
 #[cfg(test)]

@@ -147,6 +147,16 @@ impl Catalogue {
         }
     }
 
+    /// Whether calls for `id` may be throttled without a reason.
+    pub(super) fn may_throttle(&self, id: u64) -> bool {
+        matches!(self.trouble(id), Trouble::Throttled { .. })
+    }
+
+    /// Whether calls for `id` may fail.
+    pub(super) fn may_fail(&self, id: u64) -> bool {
+        matches!(self.trouble(id), Trouble::Failing { .. } | Trouble::Broken { .. } | Trouble::Hopeless)
+    }
+
     /// Whether the call for `id` that follows `asked` earlier ones is throttled without a reason.
     pub(super) fn throttles(&self, id: u64, asked: u32) -> bool {
         matches!(self.trouble(id), Trouble::Throttled { times } if asked < times)

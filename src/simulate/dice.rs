@@ -29,6 +29,10 @@ pub(super) enum Question {
     Product,
     /// Sample ids.
     SampleIds,
+    /// How long a ban lasts.
+    Ban,
+    /// Which calls an outage on command strikes.
+    Chaos,
 }
 
 /// 64 even bits for one question about one number.

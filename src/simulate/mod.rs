@@ -1,20 +1,30 @@
 //! simulate: the vendors' servers, faithful to their limits and their lies.
 //!
-//! So far 1688's AOP gateway. `aop` decides, `server` talks HTTP; `catalogue` says what the seeded world
-//! holds, `limiter` is the vendor's own judgement of the quota.
+//! `aop` (1688's gateway), `top` (Taobao's), `resellers` and `articles` (1688 as the articles have it) decide, `server`
+//! talks HTTP; `catalogue` says what the seeded world holds, `limiter` is the vendor's own judgement of the quota,
+//! `chaos` makes outages on command.
 
 mod accounts;
 mod addresses;
 mod aop;
+mod articles;
 mod catalogue;
+mod chaos;
 mod dice;
+mod gate;
+mod gates;
+mod goods;
 mod ids;
 pub mod limiter;
 mod meter;
 mod options;
 mod product;
+mod resellers;
 mod server;
+mod side;
+mod sides;
 mod stats;
+mod top;
 
 use std::{
     io::{self, BufWriter, Write},
@@ -28,11 +38,15 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     aop::TokenRules,
     catalogue::Shares,
+    chaos::{Mode, Order, OrderError},
+    gate::Front,
+    gates::GatewayReport,
     ids::sample,
     limiter::Quota,
     meter::Rates,
     options::{Args, Latency, Options},
     server::{Simulator, start},
+    sides::SideOptions,
     stats::{AddressReport, Offender, Report},
 };
 use crate::{message::InvalidId, runtime::clock::Clock};
@@ -101,6 +115,11 @@ fn announce(simulator: &Simulator) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let (url, accounts) = (simulator.url(), simulator.accounts().len());
     writeln!(out, "1688 gateway simulated on {url} with {accounts} accounts; counts on {url}/stats")?;
+    let (taobao, keys) = (simulator.taobao_accounts().len(), simulator.reseller_keys().len());
+    writeln!(
+        out,
+        "Taobao on {url}/router/rest with {taobao} accounts; resellers on {url}/ibrad/taobao/item_get/ and {url}/taobao/item_get/ with {keys} keys"
+    )?;
     out.flush()
 }
 
@@ -116,3 +135,5 @@ fn print_ids(seed: u64, count: usize) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vendor_tests;

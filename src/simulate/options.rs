@@ -7,7 +7,14 @@ use std::{
     time::Duration,
 };
 
-use super::{SimulateError, aop::TokenRules, catalogue::Shares, dice::fraction, limiter::Quota};
+use super::{
+    SimulateError,
+    aop::TokenRules,
+    catalogue::Shares,
+    dice::fraction,
+    limiter::Quota,
+    sides::{SideArgs, SideOptions},
+};
 
 /// How a simulator behaves. `..Options::default()` is what the command line has by default, on a free port.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +39,10 @@ pub struct Options {
     pub shares: Shares,
     /// Prices go up and down by a tenth within this time; `None`: they stay.
     pub drift: Option<Duration>,
+    /// Taobao's accounts.
+    pub taobao: SideOptions,
+    /// The keys of its resellers.
+    pub reseller: SideOptions,
 }
 
 impl Default for Options {
@@ -47,6 +58,8 @@ impl Default for Options {
             latency: Latency { from: Duration::from_millis(200), to: Duration::from_millis(500) },
             shares: Shares::default(),
             drift: None,
+            taobao: SideOptions::of(100),
+            reseller: SideOptions::of(4),
         }
     }
 }
@@ -57,6 +70,8 @@ impl Options {
         if !(1..=1_000_000).contains(&self.accounts) {
             return wrong("--accounts", self.accounts.to_string(), "from 1 to 1000000");
         }
+        self.taobao.check("--taobao-accounts")?;
+        self.reseller.check("--reseller-keys")?;
         let [kinds, troubles] = self.shares.sums();
         if kinds > 1.0 {
             return wrong("--absent + --off-shelf", kinds.to_string(), "at most 1");
@@ -154,12 +169,18 @@ Examples:
   # Tokens that live half a minute
   weir simulate --token-life 30s --write-accounts accounts.toml
 
+  # 1688 and Taobao, each with its accounts
+  weir simulate --write-accounts 1688.toml --taobao-accounts 20 --write-taobao-accounts taobao.toml
+
+  # Taobao does not answer every third call for ten seconds
+  curl -d '{\"gateway\":\"taobao\",\"mode\":\"outage\",\"share\":0.3,\"for\":\"10s\"}' localhost:16880/chaos
+
   # What has it seen? `violations` must be 0
   curl -s localhost:16880/stats";
 
-/// Simulate a vendor's server: 1688's gateway, with its signature checks, quotas and failures.
+/// Simulate the vendors' servers: 1688's gateway and Taobao's, with their signature checks, quotas and failures.
 ///
-/// Serves POST and GET /openapi/param2/1/com.alibaba.product/alibaba.product.get/{app key} and checks as the
+/// 1688: POST and GET /openapi/param2/1/com.alibaba.product/alibaba.product.get/{app key} and checks as the
 /// real gateway does: API, app key, signature, call frequency, token, parameters. A call over an account's quota,
 /// judged by the time at which it arrived, is refused with gw.QosAppFrequencyLimit and counted as a violation.
 ///
@@ -169,7 +190,14 @@ Examples:
 /// POST /openapi/http/1/system.oauth2/getToken/{app key} renews tokens, and gives some for a code of the page
 /// GET /oauth/authorize, whose user always agrees; both count against the quota like any call.
 ///
-/// Also served: GET /stats (counts), POST /reset (counts to zero), POST /revoke/{alias} (its user withdraws the
+/// Taobao: /router/rest (TOP: one item, or up to 20, 40 or 50; a call over a quota is answered with code 7 and a ban of
+/// a second or two), /ibrad/taobao/item_get/ (a reseller, up to 40 ids a call) and /taobao/item_get/ (`OneBound`, one id).
+/// 1688 as two articles have it: /router/json, and /openapi/param2/1/alibaba.item.get/2.0, which bans with HTTP 403.
+///
+/// POST /chaos makes an outage: {"gateway":"taobao","mode":"outage","share":1.0,"for":"10s"}. Modes: outage, slow (with
+/// a "delay"), errors (the vendor's own) and off. Without a gateway, all of them; without a time, until the next order.
+///
+/// Also served: GET /stats (counts, by gateway too), POST /reset (counts to zero), POST /revoke/{alias} (its user withdraws the
 /// authorisation), GET /healthz.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, args_conflicts_with_subcommands = false)]
@@ -239,6 +267,8 @@ pub struct Args {
         default_missing_value = "6h", help_heading = "World"
     )]
     drift: Option<Duration>,
+    #[command(flatten)]
+    sides: SideArgs,
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -266,8 +296,12 @@ impl Args {
     /// # Errors
     /// [`SimulateError::Option`] if options that are each possible make no sense together.
     pub fn into_options(self) -> Result<Options, SimulateError> {
+        let quota = self.quota();
+        let [taobao, reseller] = self.sides.into_options(self.no_limit);
         let options = Options {
-            quota: self.quota(),
+            quota,
+            taobao,
+            reseller,
             tokens: TokenRules { life: self.token_life, rotation: self.token_rotation },
             address_quota: self.address_rate.map_or(Quota::None, |calls| {
                 let window = Duration::from_secs(1);
@@ -401,7 +435,14 @@ mod tests {
     fn the_help_says_what_it_is_and_gives_an_example() {
         let mut weir = Weir::command();
         let help = weir.find_subcommand_mut("simulate").unwrap().render_long_help().to_string();
-        for text in ["1688's gateway", "weir simulate ids --count 10000", "/stats", "gw.QosAppFrequencyLimit"] {
+        for text in [
+            "1688's gateway",
+            "POST /chaos",
+            "/router/rest",
+            "weir simulate ids --count 10000",
+            "/stats",
+            "gw.QosAppFrequencyLimit",
+        ] {
             assert!(help.contains(text), "{text:?} is not in:\n{help}");
         }
     }

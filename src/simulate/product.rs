@@ -25,7 +25,7 @@ const GOODS: [(&str, u32); 12] = [
     ("毛巾", 1_037_192),
 ];
 const ENDINGS: [&str; 5] = ["厂家批发", "一件代发", "支持定制logo", "厂家直销", "亚马逊专供"];
-const COLOURS: [&str; 8] = ["黑色", "白色", "米白色", "红色", "藏青色", "军绿色", "粉色", "透明"];
+pub(super) const COLOURS: [&str; 8] = ["黑色", "白色", "米白色", "红色", "藏青色", "军绿色", "粉色", "透明"];
 
 /// How far a drifting price strays from where it began, in thousandths.
 const DRIFT: u64 = 100;
@@ -83,13 +83,19 @@ pub(super) fn reply(showing: Showing) -> String {
     json
 }
 
+/// What an article is called, and its category.
+pub(super) fn name(bits: &mut u64) -> (String, u32) {
+    let (noun, category) = *pick(bits, &GOODS);
+    (format!("{} {}{}{noun}", pick(bits, &SEASONS), pick(bits, &STYLES), pick(bits, &MATERIALS)), category)
+}
+
 /// The reply for an id without a product.
 pub(super) fn nothing(message: &str) -> String {
     format!(r#"{{"bizGroupInfos":[],"errMsg":"{message}"}}"#)
 }
 
 /// 1.50 to about 1,200 yuan, cheap goods more often than dear ones.
-fn base_fen(bits: &mut u64) -> u64 {
+pub(super) fn base_fen(bits: &mut u64) -> u64 {
     let ceiling = 300 << below(next(bits), 9);
     150 + below(next(bits), ceiling)
 }
@@ -133,7 +139,7 @@ fn sale_info(json: &mut String, bits: &mut u64, fen: u64, on_sale: u64) {
 }
 
 /// Where a drifting price stands, in thousandths of its base, and when it last moved (ms since 1970).
-fn drifted(phase: u64, now: Timestamp, period: Option<Duration>) -> Option<(u64, u64)> {
+pub(super) fn drifted(phase: u64, now: Timestamp, period: Option<Duration>) -> Option<(u64, u64)> {
     let step = (u64::try_from(period?.as_millis()).ok()? / DRIFT_STEPS).max(1);
     let now = u64::try_from(now.as_millis()).ok()?;
     let phase = phase % (step * DRIFT_STEPS);
@@ -149,7 +155,7 @@ fn pick<'a, T>(bits: &mut u64, among: &'a [T]) -> &'a T {
 }
 
 /// Fen as yuan with two decimals, as the vendor writes them: `10.00`.
-struct Yuan(u64);
+pub(super) struct Yuan(pub(super) u64);
 
 impl std::fmt::Display for Yuan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -11,7 +11,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::meter::{Meter, Rates};
+use super::{
+    gates::GatewayReport,
+    meter::{Meter, Rates},
+};
 
 /// How many distinct items are counted exactly.
 const ITEMS_LIMIT: usize = 2_000_000;
@@ -45,11 +48,15 @@ pub(super) enum Refused {
     Violation,
     /// Token missing or wrong.
     Unauthorised,
+    /// While a ban of an earlier call lasts.
+    Banned,
+    /// More ids than a call may have.
+    TooMany,
     /// API, key, signature or parameters.
     Other,
 }
 
-/// A snapshot, as `/stats` shows it. Adds up: `served` = `found` + `absent` + `off_shelf` + `refused` +
+/// A snapshot of all gateways together, as `/stats` shows it. Adds up: `served` = `found` + `absent` + `off_shelf` + `refused` +
 /// `injected_throttles` + `injected_failures` + `renewals`; `refused` includes `violations` and `unauthorised`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -91,6 +98,9 @@ pub struct Report {
     pub calls_per_item_max: u64,
     /// The accounts with most violations, the worst first.
     pub offenders: Vec<Offender>,
+    /// Each gateway that was called: calls, ids per call, violations.
+    #[serde(default)]
+    pub gateways: std::collections::BTreeMap<String, GatewayReport>,
     /// The addresses that calls came from, by number.
     #[serde(default)]
     pub addresses: Vec<AddressReport>,
@@ -194,7 +204,7 @@ impl Stats {
                 &self.violations
             }
             Outcome::Refused(Refused::Unauthorised) => &self.unauthorised,
-            Outcome::Refused(Refused::Other) => &self.refused_otherwise,
+            Outcome::Refused(Refused::Banned | Refused::TooMany | Refused::Other) => &self.refused_otherwise,
             Outcome::InjectedThrottle => &self.injected_throttles,
             Outcome::InjectedFailure => &self.injected_failures,
             Outcome::Renewed { early } => {
@@ -230,6 +240,7 @@ impl Stats {
             distinct_items_exact: items.exact,
             calls_per_item_max: items.most,
             offenders: self.offenders(alias),
+            gateways: std::collections::BTreeMap::new(),
             addresses: Vec::new(),
         }
     }

@@ -192,7 +192,7 @@ async fn health_is_served_and_other_methods_and_paths_are_not() {
     let status = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
     assert_eq!(status(client.get(simulator.url() + "/healthz")).await, 200);
     assert_eq!(status(client.delete(simulator.url() + "/openapi/param2/1/x/y/z")).await, 405);
-    assert_eq!(status(client.get(simulator.url() + "/router/json")).await, 404);
+    assert_eq!(status(client.get(simulator.url() + "/router/xml")).await, 404);
 }
 
 /// Waits for something that the server does soon after.

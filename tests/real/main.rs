@@ -28,6 +28,7 @@ mod retry;
 mod set_back;
 mod sink;
 mod stack;
+mod taobao;
 mod tokens;
 mod torture;
 mod wheel;

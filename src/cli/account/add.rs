@@ -41,8 +41,8 @@ pub struct Args {
     /// What logs and rows call it.
     #[arg(long)]
     alias: AccountAlias,
-    /// The vendor's public name for it.
-    #[arg(long, value_name = "KEY")]
+    /// The vendor's public name for it; keys of a reseller's pool have none.
+    #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
     app_key: String,
 }
 
@@ -95,6 +95,9 @@ fn present(path: &Path) -> anyhow::Result<String> {
 
 /// Refuses an account that is there already, in the file or in the configuration, before any secret is asked for.
 fn check(source: &SourceConfig, path: &Path, text: &str, args: &Args) -> anyhow::Result<()> {
+    if args.app_key.is_empty() && source.needs_app_key() {
+        return Err(Ended::usage(format!("accounts of source {} need an --app-key", source.name)).into());
+    }
     let of_file = accounts::parse(path, text).map_err(|error| Ended::usage(error.to_string()))?;
     let known = of_file.iter().map(|account| (&account.alias, &account.app_key));
     let known: Vec<_> = known.chain(source.account.iter().map(|account| (&account.alias, &account.app_key))).collect();
@@ -102,7 +105,7 @@ fn check(source: &SourceConfig, path: &Path, text: &str, args: &Args) -> anyhow:
         let text = format!("source {} has an account {} already: choose another --alias", source.name, args.alias);
         return Err(Ended::usage(text).into());
     }
-    if let Some((alias, key)) = known.iter().find(|(_, key)| **key == args.app_key) {
+    if let Some((alias, key)) = known.iter().find(|(_, key)| !key.is_empty() && **key == args.app_key) {
         // One app may act for several users, each with a token of its own.
         note(&format!("note: {alias} has the app key {key} too: if the vendor counts per app, they share one quota"));
     }
@@ -132,7 +135,8 @@ fn ask() -> anyhow::Result<Secrets> {
 /// The lines to append.
 fn entry(args: &Args, secrets: &Secrets, before: &str) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let mut keys = vec![("alias", quoted(args.alias.as_str())), ("app_key", quoted(&args.app_key))];
+    let mut keys = vec![("alias", quoted(args.alias.as_str()))];
+    keys.extend((!args.app_key.is_empty()).then(|| ("app_key", quoted(&args.app_key))));
     keys.push(("app_secret", quoted(secrets.app_secret.expose_secret())));
     let tokens = [("access_token", &secrets.access_token), ("refresh_token", &secrets.refresh_token)];
     keys.extend(tokens.into_iter().filter_map(|(key, token)| Some((key, quoted(token.as_ref()?.expose_secret())))));

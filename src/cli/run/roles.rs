@@ -69,7 +69,10 @@ impl Process {
         let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
         let configured = self.config.source(source.name.as_str());
         let cache = configured.and_then(|configured| self.cache.source(configured, &self.clock, &self.dice));
-        let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
+        let mut config = self.config.fetch.clone();
+        config.calls_in_flight =
+            source.calls_in_flight.map_or(config.calls_in_flight, |own| own.min(config.calls_in_flight));
+        let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), config)
             .with_address_health(source.address_health)
             .with_budgets(source.budgets)
             .with_express_share(source.express_share)

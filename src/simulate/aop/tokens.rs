@@ -43,21 +43,21 @@ struct Holder {
 
 /// The tokens of all accounts, by index.
 #[derive(Debug)]
-pub(super) struct Tokens {
+pub(in crate::simulate) struct Tokens {
     holders: Mutex<Vec<Holder>>,
-    rules: TokenRules,
+    pub(in crate::simulate) rules: TokenRules,
     seed: u64,
 }
 
 /// Tokens that were given.
-struct Given {
-    access: String,
-    refresh: String,
-    is_early: bool,
+pub(in crate::simulate) struct Given {
+    pub(in crate::simulate) access: String,
+    pub(in crate::simulate) refresh: String,
+    pub(in crate::simulate) is_early: bool,
 }
 
 impl Tokens {
-    pub(super) fn new(accounts: &[Account], rules: TokenRules, seed: u64) -> Self {
+    pub(in crate::simulate) fn new(accounts: &[Account], rules: TokenRules, seed: u64) -> Self {
         let text = |token: &Option<secrecy::SecretString>| token.as_ref().map(|token| token.expose_secret().to_owned());
         let holder = |account: &Account| Holder {
             valid: text(&account.access_token).map(|token| (token, rules.life)).into_iter().collect(),
@@ -74,13 +74,13 @@ impl Tokens {
     }
 
     /// Whether a call may carry this token now.
-    pub(super) fn accepts(&self, account: usize, given: Option<&str>, now: Duration) -> bool {
+    pub(in crate::simulate) fn accepts(&self, account: usize, given: Option<&str>, now: Duration) -> bool {
         let holders = self.holders();
         let valid = &holders[account].valid;
         valid.iter().any(|(token, until)| given == Some(token) && until.is_none_or(|until| now < until))
     }
 
-    fn revoke(&self, account: usize) {
+    pub(in crate::simulate) fn revoke(&self, account: usize) {
         let holder = &mut self.holders()[account];
         (holder.refresh, holder.code) = (None, None);
         holder.valid.clear();
@@ -97,7 +97,7 @@ impl Tokens {
     }
 
     /// Every token and code that was ever given, beside those that accounts began with.
-    fn all(&self) -> Vec<String> {
+    pub(in crate::simulate) fn all(&self) -> Vec<String> {
         let holders = self.holders();
         let of = |(account, holder): (usize, &Holder)| {
             (1..=holder.made).map(move |number| self.made(account, number)).collect::<Vec<_>>()
@@ -112,7 +112,7 @@ impl Tokens {
         code
     }
 
-    fn renew(&self, account: usize, given: Option<&str>, now: Duration) -> Option<Given> {
+    pub(in crate::simulate) fn renew(&self, account: usize, given: Option<&str>, now: Duration) -> Option<Given> {
         let holder = &mut self.holders()[account];
         let refresh = holder.refresh.clone().filter(|known| given == Some(known))?;
         let is_early = self.rules.life.is_some_and(|life| now.saturating_sub(holder.given_at) < life / 2);
@@ -179,7 +179,7 @@ impl Gateway {
         let mut verdict = Verdict {
             outcome: Outcome::Renewed { early: false },
             account: None,
-            item: None,
+            items: Vec::new(),
             reply: Reply::Cut,
             serial,
         };
