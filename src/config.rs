@@ -22,7 +22,7 @@ use serde::Deserialize;
 pub use problem::{ConfigError, Problem};
 
 use crate::{
-    changes, fetch, kafka,
+    batches, changes, fetch, kafka,
     message::SourceName,
     platform::SourceConfig,
     quota, retry,
@@ -64,6 +64,8 @@ pub struct Config {
     pub changes: changes::Config,
     /// `[sink]`
     pub sink: sink::Config,
+    /// `[batches]`
+    pub batches: batches::Config,
     /// `[http]`
     pub http: health::Config,
     /// `[log]`

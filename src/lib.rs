@@ -32,6 +32,8 @@ pub mod fetch;
 pub mod retry;
 pub mod sink;
 
+pub mod batches;
+
 pub mod replay;
 pub mod verify;
 

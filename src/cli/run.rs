@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::exit::{Ended, Exit};
 use crate::{
+    batches::Webhook,
     config::{self, Config},
     fetch::FetchError,
     kafka::{
@@ -126,6 +127,7 @@ enum Task {
     Retry,
     Changes,
     Sink,
+    Batches(Webhook),
 }
 
 impl Task {
@@ -136,6 +138,7 @@ impl Task {
             Self::Retry => "retry".to_owned(),
             Self::Changes => "changes".to_owned(),
             Self::Sink => "sink".to_owned(),
+            Self::Batches(_) => "batches".to_owned(),
         }
     }
 }
@@ -213,6 +216,7 @@ fn tasks(roles: &[Role], config: &Config) -> anyhow::Result<Vec<Task>> {
     }
     if roles.contains(&Role::Sink) {
         tasks.push(Task::Sink);
+        tasks.extend(Webhook::open(&config.batches)?.map(Task::Batches));
     }
     Ok(tasks)
 }
@@ -254,6 +258,7 @@ impl Process {
             Task::Retry => self.retry(health).await,
             Task::Changes => self.changes(health).await,
             Task::Sink => self.sink(health).await,
+            Task::Batches(webhook) => self.batches(webhook, health).await,
         }
     }
 
@@ -281,6 +286,7 @@ impl Process {
             Task::Retry => self.groups.retry(),
             Task::Changes => self.groups.changes(),
             Task::Sink => self.groups.sink(),
+            Task::Batches(_) => self.groups.batches(),
         };
         let ours_is_over = SESSION_TIMEOUT + Duration::from_secs(3);
         loop {

@@ -12,6 +12,7 @@
 
 mod addresses;
 mod analytics;
+mod batches;
 mod doubt;
 mod fetch;
 mod fleet;
