@@ -77,8 +77,13 @@ impl Bench {
 
     /// Starts `weir fetch`; `limit` is a line of TOML for the source, or nothing.
     pub fn fetch(&self, simulator: &Simulator, topics: &OwnTopics, limit: &str) -> Result<Process> {
-        let file = self.write("weir", topics, &Self::source(&simulator.url, limit))?;
-        self.start("fetch", &file, &["fetch"])
+        self.fetch_as("weir", simulator, topics, limit)
+    }
+
+    /// The same as the instance `name`; `more` is TOML of the source and what comes after it.
+    pub fn fetch_as(&self, name: &str, simulator: &Simulator, topics: &OwnTopics, more: &str) -> Result<Process> {
+        let file = self.write(name, topics, &Self::source(&simulator.url, more))?;
+        self.start(name, &file, &["fetch"])
     }
 
     /// Starts `weir retry`, which calls nobody.
@@ -104,7 +109,7 @@ impl Bench {
     fn write(&self, name: &str, topics: &OwnTopics, more: &str) -> Result<PathBuf> {
         let (prefix, file) = (&topics.prefix, self.folder.path().join(format!("{name}.toml")));
         let text = format!(
-            "[instance]\nname = \"bench\"\n[kafka]\nbrokers = {:?}\ngroup_prefix = {prefix:?}\n[topics]\nprefix = {prefix:?}\n\
+            "[instance]\nname = {name:?}\n[kafka]\nbrokers = {:?}\ngroup_prefix = {prefix:?}\n[topics]\nprefix = {prefix:?}\n\
              [http]\nlisten = \"off\"\n{more}",
             self.kafka.brokers,
         );
@@ -148,6 +153,17 @@ impl Process {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Waits until its log says something.
+    pub async fn says(&mut self, text: &str) -> Result<()> {
+        let since = std::time::Instant::now();
+        while !fs::read_to_string(&self.log)?.contains(text) {
+            self.check()?;
+            ensure!(since.elapsed() < log::PATIENCE, "{} does not say {text:?}", self.log.display());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     /// Fails if it has ended by itself.

@@ -60,14 +60,19 @@ impl Server {
         assert!(status.success());
     }
 
+    /// kill -9, and nothing else.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
     pub async fn restart(&mut self) {
         self.kill_for(Duration::from_millis(500)).await;
     }
 
     /// Kills it, and starts it again after a while.
     pub async fn kill_for(&mut self, away: Duration) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
+        self.kill();
         tokio::time::sleep(away).await;
         self.process = Self::spawn(self.folder.path(), self.port);
     }
