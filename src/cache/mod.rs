@@ -1,0 +1,369 @@
+//! Answers that are given again: in the memory of the process (L1), and in Redis for all of them (L2).
+//!
+//! Fetch looks a request up before it waits for a slot, and keeps what each call brings. What counts for how long is
+//! decided in [`policy`], what an answer is kept under in [`key`]. Only answers are kept: a failed call is none. An answer
+//! that is given again keeps the time at which the vendor gave it, so that nobody takes it for news.
+//!
+//! A request with a `max_age` of 0, from whatever producer, replaces the answer in Redis and drops it in the memory of
+//! every process (an announcement in Redis). A process that misses the announcement goes on with the older answer until
+//! its soft end at most: then it looks into Redis again. Without Redis each process has its own memory, and it is never an
+//! error.
+
+mod answer;
+mod config;
+mod key;
+mod near;
+pub mod policy;
+mod redis;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+pub use answer::{Answer, Kept};
+pub use config::{Config, Preset, SourceCache as SourceConfig};
+pub use key::{Key, Keys};
+pub use near::Near;
+pub use redis::{Claim, Counts as RedisCounts, Far, InvalidUrl};
+
+use self::{
+    policy::{Habit, Rules, Verdict},
+    redis::{Claimed, Found},
+};
+use crate::{
+    message::Request,
+    platform,
+    runtime::clock::{Clock, Dice, Timestamp},
+};
+
+/// How soon Redis is asked again whether somebody else's call has ended; doubles up to the second.
+const POLL: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
+
+/// How long to wait for a call of somebody who is alive, but has to wait for a slot: then one goes ahead alone.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the answers of all sources of a process are kept. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    near: Near,
+    far: Option<Far>,
+}
+
+impl Cache {
+    /// As configured; `redis_url`: without it memory alone. Needs a tokio runtime, connects in the background.
+    ///
+    /// # Errors
+    /// [`InvalidUrl`].
+    pub fn open(config: &Config, redis_url: Option<&str>) -> Result<Self, InvalidUrl> {
+        let near = Near::new(config.memory.as_u64());
+        let url = redis_url.filter(|_| config.shared);
+        let far = url.map(|url| Far::new(url, config, near.clone())).transpose()?;
+        Ok(Self { near, far })
+    }
+
+    /// The cache of one source; `None` if its answers are not given again.
+    #[must_use]
+    pub fn source(&self, source: &platform::SourceConfig, clock: &Clock, dice: &Dice) -> Option<SourceCache> {
+        // Values that are not allowed were refused when the configuration was read.
+        let rules = source.cache.as_ref()?.rules().ok()?;
+        Some(SourceCache(Arc::new(Parts {
+            cache: self.clone(),
+            keys: Keys::new(source),
+            rules,
+            clock: clock.clone(),
+            dice: dice.clone(),
+            counts: Counts::default(),
+        })))
+    }
+
+    /// The answers in Redis, if they are shared.
+    #[must_use]
+    pub fn far(&self) -> Option<&Far> {
+        self.far.as_ref()
+    }
+
+    /// The answers in memory.
+    #[must_use]
+    pub fn near(&self) -> &Near {
+        &self.near
+    }
+}
+
+/// The cache of one source. Clones share it.
+#[derive(Clone, Debug)]
+pub struct SourceCache(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    cache: Cache,
+    keys: Keys,
+    rules: Rules,
+    clock: Clock,
+    dice: Dice,
+    counts: Counts,
+}
+
+/// How requests were answered so far.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// From memory.
+    pub near: AtomicU64,
+    /// From Redis.
+    pub far: AtomicU64,
+    /// By a call that was under way for another request.
+    pub shared: AtomicU64,
+    /// With something older, since the call failed.
+    pub stale: AtomicU64,
+    /// By a call of their own.
+    pub called: AtomicU64,
+}
+
+/// What memory says of a request.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// Here is its answer.
+    Hit(Kept),
+    /// Here is one; a call would be better, if there is a slot to spare.
+    Due(Kept),
+    /// Nothing that counts.
+    Miss,
+}
+
+/// What follows for a request that memory has not answered.
+#[derive(Debug)]
+pub enum Looked {
+    /// Here is its answer.
+    Hit(Kept),
+    /// It has to be called for; with a claim nobody else does meanwhile.
+    Call(Option<Claim>),
+}
+
+impl SourceCache {
+    /// What the answer to a request is kept under; `None`: it is not kept.
+    #[must_use]
+    pub fn key(&self, request: &Request) -> Option<Key> {
+        self.0.keys.key(request)
+    }
+
+    /// How requests were answered so far.
+    #[must_use]
+    pub fn counts(&self) -> &Counts {
+        &self.0.counts
+    }
+
+    /// The rules.
+    #[must_use]
+    pub fn rules(&self) -> &Rules {
+        &self.0.rules
+    }
+
+    /// Whether there is anybody to ask beyond memory: Redis is set, and answers.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.0.cache.far.as_ref().is_some_and(Far::is_up)
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    fn judge(&self, kept: &Kept, max_age: Option<Duration>) -> Verdict {
+        policy::judge(&kept.ends, self.now(), max_age, self.0.rules.early, self.0.dice.fraction())
+    }
+
+    /// Whether a request that allows `max_age` may be given this answer.
+    #[must_use]
+    pub fn may_give(&self, kept: &Kept, max_age: Option<Duration>) -> bool {
+        self.judge(kept, max_age).is_usable()
+    }
+
+    /// Looks into memory.
+    #[must_use]
+    pub fn near(&self, key: &Key, max_age: Option<Duration>) -> Seen {
+        let Some((kept, _)) = self.0.cache.near.get(key) else { return Seen::Miss };
+        match self.judge(&kept, max_age) {
+            Verdict::Fresh => {
+                self.0.cache.near.count(key);
+                Seen::Hit(kept)
+            }
+            Verdict::Due => {
+                self.0.cache.near.count(key);
+                Seen::Due(kept)
+            }
+            Verdict::TooOld | Verdict::Ended => Seen::Miss,
+        }
+    }
+
+    /// Looks into Redis. `due`: what memory has and would do; `spare`: there is a slot to spare. A miss is claimed, so
+    /// that of the whole fleet one calls; while another process has the claim, its answer is waited for.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn far(&self, key: &Key, max_age: Option<Duration>, due: Option<Kept>, spare: bool) -> Looked {
+        let Some(far) = &self.0.cache.far else {
+            return due.filter(|_| !spare).map_or(Looked::Call(None), Looked::Hit);
+        };
+        match far.get(key).await {
+            Found::Answer(kept) => {
+                self.0.cache.near.put(key, kept.clone());
+                let is_newer = due.as_ref().is_none_or(|due| due.ends.fetched_at < kept.ends.fetched_at);
+                if is_newer && self.may_give(&kept, max_age) {
+                    self.0.counts.far.fetch_add(1, Ordering::Relaxed);
+                    return Looked::Hit(kept);
+                }
+            }
+            Found::Nothing => {}
+            Found::Unknown => return due.filter(|_| !spare).map_or(Looked::Call(None), Looked::Hit),
+        }
+        match due {
+            Some(due) if !spare => Looked::Hit(due),
+            due => self.claim(far, key, max_age, due).await,
+        }
+    }
+
+    /// Claims a key, or waits for the answer of whoever has. `due` is given instead of waiting.
+    async fn claim(&self, far: &Far, key: &Key, max_age: Option<Duration>, due: Option<Kept>) -> Looked {
+        let (since, mut pause) = (Instant::now(), POLL[0]);
+        let oldest = due.as_ref().map(|due| due.ends.fetched_at);
+        loop {
+            let (claim, kept) = match far.claim(key).await {
+                Claimed::Ours(claim, kept) => (Some(claim), kept),
+                Claimed::Theirs(kept) => (None, kept),
+                Claimed::Unknown => return Looked::Call(None),
+            };
+            let newer = kept.filter(|kept| oldest.is_none_or(|oldest| oldest < kept.ends.fetched_at));
+            if let Some(kept) = newer.filter(|kept| self.may_give(kept, max_age)) {
+                self.0.cache.near.put(key, kept.clone());
+                self.0.counts.far.fetch_add(1, Ordering::Relaxed);
+                return Looked::Hit(kept);
+            }
+            if claim.is_some() {
+                return Looked::Call(claim);
+            }
+            if let Some(due) = due {
+                return Looked::Hit(due);
+            }
+            if since.elapsed() >= PATIENCE {
+                return Looked::Call(None);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(POLL[1]);
+        }
+    }
+
+    /// Keeps what a call has brought. `announce`: what others have of it counts no more.
+    #[must_use]
+    pub fn keep(&self, key: &Key, answer: Answer, fetched_at: Timestamp, delta: Duration, announce: bool) -> Kept {
+        let before = self.0.cache.near.get(key);
+        let habit = match &before {
+            None => Habit::default(),
+            Some((before, hits)) => {
+                let is_same = before.answer.fingerprint == answer.fingerprint;
+                // Half of what was before: popularity that has passed is forgotten.
+                Habit { hits: (before.habit.hits / 2).saturating_add(*hits), ..before.habit.after(is_same) }
+            }
+        };
+        let luck = [self.0.dice.fraction(), self.0.dice.fraction()];
+        let ends = self.0.rules.ends(answer.status, fetched_at, delta, habit, luck);
+        let kept = Kept { answer: Arc::new(answer), ends, habit };
+        self.put(key, kept.clone(), announce);
+        kept
+    }
+
+    fn put(&self, key: &Key, kept: Kept, announce: bool) {
+        if let Some(far) = &self.0.cache.far {
+            far.put(key, &kept, self.now(), announce);
+        }
+        self.0.cache.near.put(key, kept);
+    }
+
+    /// What may stand in while the vendor is away, as far as this process knows: its answer is kept, within the hard
+    /// end, and the request does not insist on a call. It is older than the request or the rules would have it: say so.
+    #[must_use]
+    pub fn stale(&self, request: &Request) -> Option<Kept> {
+        if !self.0.rules.stale_if_error {
+            return None;
+        }
+        let (kept, _) = self.0.cache.near.get(&self.key(request)?)?;
+        policy::stands_in(&kept.ends, self.now(), request.oldest_answer()).then_some(kept)
+    }
+
+    /// Whether an answer is still within its hard end.
+    #[must_use]
+    pub fn counts_still(&self, kept: &Kept) -> bool {
+        self.now() < kept.ends.hard_at
+    }
+
+    /// Waits until Redis is connected, if there is one, or for this long: for commands, which have only begun.
+    pub async fn connected(&self, within: Duration) {
+        let since = Instant::now();
+        while self.0.cache.far.is_some() && !self.is_shared() && since.elapsed() < within {
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// As [`Self::near`], in Redis: nobody is going to call.
+    pub async fn peek(&self, key: &Key, max_age: Option<Duration>) -> Seen {
+        let Some(far) = &self.0.cache.far else { return Seen::Miss };
+        let Found::Answer(kept) = far.get(key).await else { return Seen::Miss };
+        self.0.cache.near.put(key, kept);
+        self.near(key, max_age)
+    }
+
+    /// Remembers, in memory alone, what somebody else's call has brought: whoever called has written it into Redis.
+    #[must_use]
+    pub fn hear(&self, key: &Key, answer: Answer, fetched_at: Timestamp) -> Kept {
+        let luck = [self.0.dice.fraction(), self.0.dice.fraction()];
+        let ends = self.0.rules.ends(answer.status, fetched_at, Duration::ZERO, Habit::default(), luck);
+        let kept = Kept { answer: Arc::new(answer), ends, habit: Habit::default() };
+        self.0.cache.near.put(key, kept.clone());
+        kept
+    }
+
+    /// What is kept for a key, whether it counts or not: in Redis, without one in memory.
+    ///
+    /// # Errors
+    /// [`RedisAway`].
+    pub async fn show(&self, key: &Key) -> Result<Option<Kept>, RedisAway> {
+        if let Some(far) = &self.0.cache.far {
+            return match far.get(key).await {
+                Found::Answer(kept) => Ok(Some(kept)),
+                Found::Nothing => Ok(None),
+                Found::Unknown => Err(RedisAway),
+            };
+        }
+        Ok(self.0.cache.near.get(key).map(|(kept, _)| kept))
+    }
+
+    /// Drops what is kept for a key, in every process.
+    pub fn drop_all(&self, key: &Key) {
+        let now = self.now();
+        self.0.cache.near.drop_older(key, now);
+        if let Some(far) = &self.0.cache.far {
+            far.drop_all(key, now);
+        }
+    }
+
+    /// Fills the cache with an answer that was fetched earlier, as from a table; false: its hard end has passed.
+    #[must_use]
+    pub fn warm(&self, key: &Key, answer: Answer, fetched_at: Timestamp) -> bool {
+        let luck = [self.0.dice.fraction(), self.0.dice.fraction()];
+        let ends = self.0.rules.ends(answer.status, fetched_at, Duration::ZERO, Habit::default(), luck);
+        if self.now() >= ends.hard_at {
+            return false;
+        }
+        self.put(key, Kept { answer: Arc::new(answer), ends, habit: Habit::default() }, false);
+        true
+    }
+}
+
+/// Redis does not answer.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("Redis does not answer: look at redis.url, and whether it runs")]
+pub struct RedisAway;

@@ -1,0 +1,257 @@
+//! The task that talks to Redis.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use ::redis::{
+    AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError,
+    RedisResult, Value, aio::MultiplexedConnection,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use super::{InvalidUrl, Read, Shared, announced, write::Write};
+use crate::cache::key::Key;
+
+/// Questions of one trip, at most.
+const BATCH: usize = 256;
+/// Changes of one trip, at most: each may be some megabytes long.
+const CHANGES: usize = 64;
+/// Trips of questions under way at once, at most.
+const TRIPS: usize = 8;
+/// Between two attempts to connect, growing up to the second.
+const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// Connecting takes a few trips.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// How often a connection that nobody uses is tried.
+const PROBE: Duration = Duration::from_secs(1);
+/// Changes that wait for Redis to be back, at most; of more the oldest are lost.
+const OWED: usize = 10_000;
+
+/// A client that speaks RESP3, in which announcements come over the same connection.
+pub fn client(url: &str) -> Result<Client, InvalidUrl> {
+    let info = url.into_connection_info()?;
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    Ok(Client::open(info.set_redis_settings(settings))?)
+}
+
+pub struct Driver {
+    client: Client,
+    shared: Arc<Shared>,
+    reads: mpsc::Receiver<Read>,
+    writes: mpsc::Receiver<Write>,
+    timeout: Duration,
+    /// What others have to hear of, and has not been written yet.
+    owed: VecDeque<Write>,
+}
+
+impl Driver {
+    pub fn new(
+        client: Client,
+        shared: Arc<Shared>,
+        reads: mpsc::Receiver<Read>,
+        writes: mpsc::Receiver<Write>,
+        timeout: Duration,
+    ) -> Self {
+        Self { client, shared, reads, writes, timeout, owed: VecDeque::new() }
+    }
+
+    /// Works until it is aborted.
+    pub async fn run(mut self) {
+        let mut pause = RETRY[0];
+        loop {
+            let lost = match timeout(CONNECT_WITHIN, self.connect()).await {
+                Ok(Ok(connection)) => {
+                    info!("connected to Redis for the cache");
+                    pause = RETRY[0];
+                    self.shared.is_up.store(true, Ordering::Relaxed);
+                    self.serve(connection).await
+                }
+                Ok(Err(error)) => error,
+                Err(_) => RedisError::from((::redis::ErrorKind::Io, "no answer in time")),
+            };
+            if self.shared.is_up.swap(false, Ordering::Relaxed) {
+                warn!(error = %lost, "Redis is lost for the cache: each process goes on with its own memory");
+            }
+            self.decline();
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY[1]);
+        }
+    }
+
+    /// Answers what waits with "unknown", and puts aside what must be said later.
+    fn decline(&mut self) {
+        while self.reads.try_recv().is_ok() {}
+        while let Ok(write) = self.writes.try_recv() {
+            self.owe(write);
+        }
+    }
+
+    fn owe(&mut self, write: Write) {
+        if write.matters() {
+            if self.owed.len() >= OWED {
+                self.owed.pop_front();
+                self.shared.counts.unwritten.fetch_add(1, Ordering::Relaxed);
+            }
+            self.owed.push_back(write);
+        }
+    }
+
+    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
+        let near = self.shared.near.clone();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_WITHIN))
+            .set_response_timeout(Some(self.timeout))
+            .set_push_sender(move |push: PushInfo| -> Result<(), Infallible> {
+                if push.kind == PushKind::Message
+                    && let Some(Value::BulkString(payload)) = push.data.last()
+                    && let Some((key, at)) = announced(payload)
+                {
+                    near.drop_older(&key, at);
+                }
+                Ok(())
+            });
+        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        connection.subscribe(self.shared.channel()).await?;
+        Ok(connection)
+    }
+
+    /// Does what is asked for, until the connection fails.
+    async fn serve(&mut self, connection: MultiplexedConnection) -> RedisError {
+        // Tasks of their own: answers do not wait until something long is written.
+        let mut trips = JoinSet::new();
+        let (mut asked, mut changes) = (Vec::new(), Vec::new());
+        let mut renew = interval(self.shared.claim / 3);
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut probe = interval(PROBE);
+        probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if !self.owed.is_empty() {
+                let owed: Vec<_> = (0..CHANGES).map_while(|_| self.owed.pop_front()).collect();
+                if let Err(error) = self.write(&connection, owed).await {
+                    return error;
+                }
+            }
+            tokio::select! {
+                Some(done) = trips.join_next() => {
+                    let ended = |_| Err(RedisError::from((::redis::ErrorKind::Client, "a trip ended abnormally")));
+                    if let Err(error) = done.unwrap_or_else(ended) {
+                        return error;
+                    }
+                }
+                _ = self.reads.recv_many(&mut asked, BATCH), if trips.len() < TRIPS => {
+                    trips.spawn(answer(connection.clone(), Arc::clone(&self.shared), std::mem::take(&mut asked)));
+                }
+                _ = self.writes.recv_many(&mut changes, CHANGES) => {
+                    // In turn: a release must not overtake the answer before it.
+                    let writing = self.write(&connection, std::mem::take(&mut changes));
+                    if let Err(error) = writing.await {
+                        return error;
+                    }
+                }
+                _ = renew.tick() => {
+                    let claims: Vec<_> = self.shared.claims().iter().map(|(k, t)| (k.clone(), t.clone())).collect();
+                    let renewals = claims.into_iter().map(|(key, token)| Write::Renew { key, token }).collect();
+                    if let Err(error) = self.write(&connection, renewals).await {
+                        return error;
+                    }
+                }
+                _ = probe.tick() => {
+                    let ping = ::redis::cmd("PING").query_async::<()>(&mut connection.clone()).await;
+                    if let Err(error) = ping {
+                        return error;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes these changes in one trip. If it fails, those that matter are owed.
+    async fn write(&mut self, connection: &MultiplexedConnection, changes: Vec<Write>) -> RedisResult<()> {
+        let mut pipeline = Pipeline::new();
+        for change in &changes {
+            change.add_to(&mut pipeline, &self.shared);
+        }
+        if !pipeline.is_empty() {
+            self.shared.counts.trips.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = pipeline.query_async::<()>(&mut connection.clone()).await {
+                for change in changes {
+                    self.owe(change);
+                }
+                return Err(error);
+            }
+        }
+        for change in changes {
+            if let Write::Flush(done) = change {
+                let _ = done.send(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Answers these questions in two trips at most.
+async fn answer(mut connection: MultiplexedConnection, shared: Arc<Shared>, asked: Vec<Read>) -> RedisResult<()> {
+    let (mut gets, mut claims) = (Vec::new(), Vec::new());
+    for read in asked {
+        match read {
+            Read::Get(key, reply) => gets.push((key, reply)),
+            Read::Claim(key, token, reply) => claims.push((key, token, reply)),
+        }
+    }
+    if !gets.is_empty() {
+        get(&mut connection, &shared, gets).await?;
+    }
+    if claims.is_empty() { Ok(()) } else { claim(&mut connection, &shared, claims).await }
+}
+
+type Reply<T> = oneshot::Sender<T>;
+
+/// A claim that is wanted: for what, with which token, and who wants to know.
+type Wish = (Key, String, Reply<(bool, Option<Vec<u8>>)>);
+
+async fn get(
+    connection: &mut MultiplexedConnection,
+    shared: &Shared,
+    gets: Vec<(Key, Reply<Option<Vec<u8>>>)>,
+) -> RedisResult<()> {
+    let mut command = ::redis::cmd("MGET");
+    for (key, _) in &gets {
+        command.arg(shared.answer_key(key));
+    }
+    shared.counts.trips.fetch_add(1, Ordering::Relaxed);
+    let found: Vec<Option<Vec<u8>>> = command.query_async(connection).await?;
+    for ((_, reply), bytes) in gets.into_iter().zip(found) {
+        // Whoever asked may have gone on meanwhile.
+        let _ = reply.send(bytes);
+    }
+    Ok(())
+}
+
+async fn claim(connection: &mut MultiplexedConnection, shared: &Shared, claims: Vec<Wish>) -> RedisResult<()> {
+    let millis = u64::try_from(shared.claim.as_millis()).unwrap_or(u64::MAX);
+    let mut pipeline = Pipeline::new();
+    for (key, token, _) in &claims {
+        pipeline.cmd("SET").arg(shared.claim_key(key)).arg(token).arg("NX").arg("PX").arg(millis);
+        // After the claim: whoever had it before has written its answer by now.
+        pipeline.cmd("GET").arg(shared.answer_key(key));
+    }
+    shared.counts.trips.fetch_add(1, Ordering::Relaxed);
+    let replies: Vec<Value> = pipeline.query_async(connection).await?;
+    for ((key, token, reply), pair) in claims.into_iter().zip(replies.chunks_exact(2)) {
+        let is_ours = pair[0] == Value::Okay;
+        let bytes: Option<Vec<u8>> = ::redis::from_redis_value_ref(&pair[1]).unwrap_or_default();
+        if reply.send((is_ours, bytes)).is_err() && is_ours {
+            shared.write(Write::Release { key, token });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! What is written into Redis, as commands.
+
+use std::time::Duration;
+
+use ::redis::Pipeline;
+use tokio::sync::oneshot;
+
+use super::{Shared, announcement};
+use crate::{
+    cache::{answer, key::Key},
+    runtime::clock::Timestamp,
+};
+
+/// KEYS: answer; ARGV: its stamp, its bytes, milliseconds to live, channel, announcement or nothing. A late answer does
+/// not replace a newer one: the stamps that both begin with are ordered like texts.
+const PUT: &str = "
+if redis.call('GETRANGE', KEYS[1], 0, 15) <= ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
+if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end";
+
+/// KEYS: answer; ARGV: stamp, channel, announcement. What was fetched since then stays.
+const DROP: &str = "
+if redis.call('GETRANGE', KEYS[1], 0, 15) < ARGV[1] then redis.call('DEL', KEYS[1]) end
+redis.call('PUBLISH', ARGV[2], ARGV[3])";
+
+/// KEYS: claim; ARGV: token.
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end";
+
+/// KEYS: claim; ARGV: token, milliseconds to live.
+const RENEW: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end";
+
+/// One change. Each can be made twice.
+#[derive(Debug)]
+pub enum Write {
+    Put {
+        key: Key,
+        bytes: Vec<u8>,
+        at: Timestamp,
+        lives: Duration,
+        announce: bool,
+    },
+    Drop {
+        key: Key,
+        at: Timestamp,
+    },
+    Release {
+        key: Key,
+        token: String,
+    },
+    Renew {
+        key: Key,
+        token: String,
+    },
+    /// All before it is written.
+    Flush(oneshot::Sender<()>),
+}
+
+impl Write {
+    /// Whether others go on with something old if it is lost; else it costs a call at most.
+    pub const fn matters(&self) -> bool {
+        match self {
+            Self::Put { announce, .. } => *announce,
+            Self::Drop { .. } => true,
+            Self::Release { .. } | Self::Renew { .. } | Self::Flush(_) => false,
+        }
+    }
+
+    /// Adds its commands.
+    pub fn add_to(&self, pipeline: &mut Pipeline, shared: &Shared) {
+        let mut script = |text: &str, key: String, arguments: &[&[u8]]| {
+            let command = pipeline.cmd("EVAL").arg(text).arg(1).arg(key);
+            for argument in arguments {
+                command.arg(*argument);
+            }
+            command.ignore();
+        };
+        let millis = |time: &Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1).to_string();
+        match self {
+            Self::Put { key, bytes, at, lives, announce } => {
+                let (stamp, channel) = (answer::stamp(*at), shared.channel());
+                let lives = millis(lives);
+                let said = if *announce { announcement(key, *at) } else { String::new() };
+                let arguments: [&[u8]; 5] =
+                    [stamp.as_bytes(), bytes, lives.as_bytes(), channel.as_bytes(), said.as_bytes()];
+                script(PUT, shared.answer_key(key), &arguments);
+            }
+            Self::Drop { key, at } => {
+                let (stamp, channel, said) = (answer::stamp(*at), shared.channel(), announcement(key, *at));
+                script(DROP, shared.answer_key(key), &[stamp.as_bytes(), channel.as_bytes(), said.as_bytes()]);
+            }
+            Self::Release { key, token } => script(RELEASE, shared.claim_key(key), &[token.as_bytes()]),
+            Self::Renew { key, token } => {
+                script(RENEW, shared.claim_key(key), &[token.as_bytes(), millis(&shared.claim).as_bytes()]);
+            }
+            Self::Flush(_) => {}
+        }
+    }
+}
