@@ -36,6 +36,9 @@ pub struct Request {
     /// Without it the source's own limits hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age: Option<MaxAge>,
+    /// `true`: by a call, as with a `max_age` of 0. What is said of a change has to be seen anew.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub no_cache: bool,
     /// How many calls there have been for it. Written by weir.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub calls: u32,
@@ -64,6 +67,7 @@ impl Request {
             requested_at: None,
             expires_at: None,
             max_age: None,
+            no_cache: false,
             calls: 0,
             history: Vec::new(),
             redriven: 0,
@@ -77,6 +81,12 @@ impl Request {
         self.history.is_empty()
     }
 
+    /// How old its answer may be; zero: it has to be called for; `None`: the source's own limits hold.
+    #[must_use]
+    pub fn oldest_answer(&self) -> Option<Duration> {
+        if self.no_cache { Some(Duration::ZERO) } else { self.max_age.map(|age| age.0) }
+    }
+
     /// How many attempts have been spent; a throttle and a refused account spend none.
     #[must_use]
     pub fn attempts_spent(&self) -> u32 {
@@ -88,6 +98,11 @@ impl Request {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 const fn is_zero(calls: &u32) -> bool {
     *calls == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_false(is: &bool) -> bool {
+    !*is
 }
 
 /// How old an answer may be; to the millisecond, as text or as a number of seconds.
@@ -141,6 +156,9 @@ mod tests {
         for text in ["-1", "\"soon\"", "[]"] {
             assert!(read(text).is_err(), "{text}");
         }
+        let insists = serde_json::from_str::<Request>(r#"{"item":"1","no_cache":true,"max_age":600}"#).unwrap();
+        assert_eq!(insists.oldest_answer(), Some(Duration::ZERO));
+        assert_eq!(read("90").unwrap().oldest_answer(), Some(Duration::from_secs(90)));
         let request = read("90").unwrap();
         let text = serde_json::to_string(&request).unwrap();
         assert!(text.contains(r#""max_age":"1m 30s""#), "{text}");

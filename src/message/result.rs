@@ -41,6 +41,11 @@ impl Status {
 pub enum Via {
     /// A call to the vendor for this request.
     Call,
+    /// An answer that was kept, or that came for another request at the same time. `fetched_at` is the vendor's time,
+    /// so it makes no new point of a price's history.
+    Cache,
+    /// The same since the call for this request failed: older than it would have been given else.
+    Stale,
 }
 
 impl Via {
@@ -49,6 +54,8 @@ impl Via {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Call => "call",
+            Self::Cache => "cache",
+            Self::Stale => "stale",
         }
     }
 }
