@@ -22,12 +22,12 @@ use serde::Deserialize;
 pub use problem::{ConfigError, Problem};
 
 use crate::{
-    changes, fetch, kafka,
+    cache, changes, fetch, kafka,
     message::SourceName,
     platform::SourceConfig,
     quota, retry,
     runtime::{health, logging},
-    sink,
+    serve, sink,
     tokens::{self, TokenStore},
     topics,
 };
@@ -52,6 +52,8 @@ pub struct Config {
     pub clickhouse: sink::ClickHouseConfig,
     /// `[redis]`
     pub redis: Redis,
+    /// `[cache]`
+    pub cache: cache::Config,
     /// `[fetch]`
     pub fetch: fetch::Config,
     /// `[quota]`
@@ -64,6 +66,8 @@ pub struct Config {
     pub changes: changes::Config,
     /// `[sink]`
     pub sink: sink::Config,
+    /// `[serve]`
+    pub serve: serve::Config,
     /// `[http]`
     pub http: health::Config,
     /// `[log]`

@@ -30,11 +30,13 @@ pub mod changes;
 pub mod enqueue;
 pub mod fetch;
 pub mod retry;
+pub mod serve;
 pub mod sink;
 
 pub mod replay;
 pub mod verify;
 
+pub mod cache;
 pub mod platform;
 pub mod quota;
 pub mod tokens;

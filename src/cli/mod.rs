@@ -2,12 +2,14 @@
 
 mod account;
 mod batches;
+mod cache;
 mod changes;
 mod check;
 mod dead;
 mod enqueue;
 pub mod exit;
 mod export;
+mod get;
 mod groups;
 mod piece;
 mod query;
@@ -109,6 +111,17 @@ enum Command {
     ///
     /// The same as `weir run --role sink`.
     Sink,
+    /// Answer `GET /items/{source}/{id}` on [http] listen.
+    ///
+    /// The same as `weir run --role serve`. An item that is not in the cache is asked for, and waited for as long as
+    /// `[serve]` says; `ETag`, `Age` and `Cache-Control` are for an edge cache in front of it.
+    Serve,
+    /// One item now: from the cache, or by a call.
+    #[command(long_about = get::LONG_ABOUT, after_long_help = get::EXAMPLES)]
+    Get(get::Args),
+    /// What is kept of items: show, drop, refresh, warm.
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Ask for the items of a file.
     #[command(long_about = enqueue::LONG_ABOUT, after_long_help = enqueue::EXAMPLES)]
     Enqueue(enqueue::Args),
@@ -194,8 +207,11 @@ impl Cli {
             | Command::Retry
             | Command::Changes
             | Command::Sink
+            | Command::Serve
             | Command::Simulate(_) => Audience::Role,
-            Command::Enqueue(_)
+            Command::Get(_)
+            | Command::Cache(_)
+            | Command::Enqueue(_)
             | Command::Status(_)
             | Command::Dead(_)
             | Command::Trace(_)
@@ -227,6 +243,9 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
         Command::Retry => run::run(role(Role::Retry), config, stop).await,
         Command::Changes => run::run(role(Role::Changes), config, stop).await,
         Command::Sink => run::run(role(Role::Sink), config, stop).await,
+        Command::Serve => run::run(role(Role::Serve), config, stop).await,
+        Command::Get(args) => until(stop, get::run(args, &config)).await,
+        Command::Cache(command) => until(stop, cache::run(&command, &config)).await,
         Command::Simulate(args) => simulate::run(args, Clock::System, stop).await.map(|()| Exit::Done.into()),
         Command::Enqueue(args) => enqueue::run(args, &config, &stop).await.map(Into::into),
         Command::Status(args) => until(stop, status::run(&args, &config)).await,

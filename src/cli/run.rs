@@ -8,8 +8,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::exit::{Ended, Exit};
+use super::{
+    exit::{Ended, Exit},
+    get::{self, open_cache},
+};
 use crate::{
+    cache::Cache,
     config::{self, Config},
     fetch::FetchError,
     kafka::{
@@ -22,6 +26,7 @@ use crate::{
         clock::{Clock, Dice},
         health::{self, Health, RoleHealth},
     },
+    serve::{self, Desk},
     sink,
     topics::{Groups, Topic, Topics},
 };
@@ -51,6 +56,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   weir run                                   everything in one process
   weir run --role fetch,retry                without the sink
+  weir run --role fetch,retry,changes,sink,serve   and items over HTTP: GET /items/{source}/{id}
   WEIR_INSTANCE__NAME=fetch-2 weir fetch     a second process that shares the work";
 
 /// `weir run`
@@ -72,6 +78,8 @@ pub enum Role {
     Changes,
     /// Writes to ClickHouse.
     Sink,
+    /// Answers `GET /items/{source}/{id}` on [http] listen.
+    Serve,
 }
 
 /// Why a role ended.
@@ -126,6 +134,7 @@ enum Task {
     Retry,
     Changes,
     Sink,
+    Serve(Arc<Desk>),
 }
 
 impl Task {
@@ -136,6 +145,7 @@ impl Task {
             Self::Retry => "retry".to_owned(),
             Self::Changes => "changes".to_owned(),
             Self::Sink => "sink".to_owned(),
+            Self::Serve(_) => "serve".to_owned(),
         }
     }
 }
@@ -147,6 +157,7 @@ struct Process {
     groups: Groups,
     clock: Clock,
     dice: Dice,
+    cache: Cache,
     stop: CancellationToken,
 }
 
@@ -155,17 +166,28 @@ struct Process {
 /// # Errors
 /// A source that cannot be opened, or an address for `/health` that cannot be listened on.
 pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
-    let tasks = tasks(&args.role, &config)?;
+    let mut tasks = tasks(&args.role, &config)?;
+    let cache = open_cache(&config)?;
     let health = Health::default();
     let listener = match config.http.listen {
         Some(address) => Some(health::bind(address).await?),
         None => None,
     };
+    let mut router = health::router(health.clone());
+    if args.role.contains(&Role::Serve) {
+        if listener.is_none() {
+            return Err(Ended::usage("there is nowhere to serve items: [http] listen is \"off\"").into());
+        }
+        let desk = get::desk(&config, &cache)?;
+        router = router.merge(serve::http::router(Arc::clone(&desk), &config.serve));
+        tasks.push(Task::Serve(desk));
+    }
     let process = Arc::new(Process {
         topics: Topics::new(config.topics.clone()),
         groups: Groups::new(&config.kafka.group_prefix),
         clock: Clock::System,
         dice: Dice::random(),
+        cache,
         stop: stop.clone(),
         config,
     });
@@ -176,7 +198,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
     }
     let mut server = JoinSet::new();
     if let Some(listener) = listener {
-        server.spawn(health::serve(listener, health, stop.clone()));
+        server.spawn(health::serve(listener, router, stop.clone()));
     }
     let mut outcome = Ok(Exit::Done.into());
     while let Some(ended) = roles.join_next().await {
@@ -254,6 +276,7 @@ impl Process {
             Task::Retry => self.retry(health).await,
             Task::Changes => self.changes(health).await,
             Task::Sink => self.sink(health).await,
+            Task::Serve(desk) => self.serve(desk, health).await,
         }
     }
 
@@ -281,6 +304,8 @@ impl Process {
             Task::Retry => self.groups.retry(),
             Task::Changes => self.groups.changes(),
             Task::Sink => self.groups.sink(),
+            // It is in no group: nobody can take its place.
+            Task::Serve(_) => return false,
         };
         let ours_is_over = SESSION_TIMEOUT + Duration::from_secs(3);
         loop {

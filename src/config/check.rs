@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::{Config, Problem, print::duration};
 use crate::{
+    cache,
     kafka::client::TRANSACTION_TIMEOUT,
     message::Class,
     quota::{self, Pacing},
@@ -91,12 +92,14 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     kafka(&mut check, config);
     topics(&mut check, config);
     servers(&mut check, config);
+    cache(&mut check, config);
     fetch(&mut check, config);
     quota(&mut check, config);
     tokens(&mut check, config);
     retry(&mut check, config);
     changes(&mut check, config);
     sink(&mut check, config);
+    serve(&mut check, config);
     if let Err(reason) = logging::check_filter(&config.log.filter) {
         let allowed = r#"a level (error, warn, info, debug, trace), or levels by target: "info,weir::fetch=debug""#;
         check.add("log.filter", format!("found {:?}, allowed: {allowed} ({reason})", config.log.filter));
@@ -165,6 +168,23 @@ fn servers(check: &mut Check, config: &Config) {
     if let Some(url) = &config.redis.url {
         check.url("redis.url", url.expose_secret(), &["redis", "rediss"]);
     }
+}
+
+fn cache(check: &mut Check, config: &Config) {
+    for (key, what) in config.cache.problems() {
+        check.add(&format!("cache.{key}"), what);
+    }
+    check.name("cache.prefix", &config.cache.prefix, 100);
+    for source in &config.sources {
+        if let Some(Err((key, what))) = source.cache.as_ref().map(cache::SourceConfig::rules) {
+            check.add(&format!("source.{}.cache.{key}", source.name), what);
+        }
+    }
+}
+
+fn serve(check: &mut Check, config: &Config) {
+    check.duration("serve.wait", config.serve.wait, Duration::from_millis(100)..=10 * MINUTE);
+    check.range("serve.waiting", config.serve.waiting, [1, 100_000]);
 }
 
 fn fetch(check: &mut Check, config: &Config) {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Config, problem::is_secret};
-use crate::{changes, fetch, kafka, platform::SourceConfig, quota, retry, runtime, sink, tokens, topics};
+use crate::{cache, changes, fetch, kafka, platform::SourceConfig, quota, retry, runtime, serve, sink, tokens, topics};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -21,12 +21,14 @@ struct Printed<'a> {
     topics: &'a topics::Config,
     clickhouse: ClickHouse<'a>,
     redis: Redis,
+    cache: &'a cache::Config,
     fetch: &'a fetch::Config,
     quota: &'a quota::Config,
     tokens: Tokens<'a>,
     retry: &'a retry::Config,
     changes: &'a changes::Config,
     sink: &'a sink::Config,
+    serve: &'a serve::Config,
     http: &'a runtime::health::Config,
     log: &'a runtime::logging::Config,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -90,6 +92,7 @@ fn table(config: &Config) -> Table {
             timeout: clickhouse.timeout,
         },
         redis: Redis { url: config.redis.url.as_ref().map(|url| without_password(url.expose_secret())) },
+        cache: &config.cache,
         fetch: &config.fetch,
         quota: &config.quota,
         tokens: Tokens {
@@ -100,6 +103,7 @@ fn table(config: &Config) -> Table {
         retry: &config.retry,
         changes: &config.changes,
         sink: &config.sink,
+        serve: &config.serve,
         http: &config.http,
         log: &config.log,
         calendar: &config.calendar,

@@ -9,7 +9,10 @@ use std::{
 use tokio::time::Instant;
 use tracing::{Instrument as _, error, info_span};
 
-use super::outcome::{CallFacts, Outcomes};
+use super::{
+    cached::{self, Flight},
+    outcome::{CallFacts, Outcomes},
+};
 use crate::{
     kafka::{Outgoing, Partition, Record, outbox::Position},
     message::{
@@ -39,6 +42,8 @@ pub(super) struct Job {
     pub(super) request: Request,
     pub(super) lane: Lane,
     pub(super) traceparent: String,
+    /// What it owes the cache once it is called for.
+    pub(super) flight: Option<Flight>,
 }
 
 impl Job {
@@ -167,6 +172,10 @@ impl Caller {
         self.parts.vendor.batch_max()
     }
 
+    pub(super) fn outcomes(&self) -> &Outcomes {
+        &self.outcomes
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.parts.clock.now()
     }
@@ -189,7 +198,7 @@ impl Caller {
             Ok(received) if is_expired(&received.request, now) => expired(received, &raw, &self.source, now),
             Ok(Received { id, request }) => {
                 let lane = self.lane(&position.partition);
-                return Ok(Job { position, id, request, lane, traceparent });
+                return Ok(Job { position, id, request, lane, traceparent, flight: None });
             }
             Err(why) => codec::dead_letter(&raw, &self.source, &why, now),
         };
@@ -391,17 +400,20 @@ impl Caller {
         facts: &CallFacts,
     ) -> (Vec<(Position, Vec<Outgoing>)>, Option<Refusal>) {
         let mut worst = None;
-        let mut conclude = |job: Job, answer: Result<Answer, Refusal>| {
-            let records = match answer {
-                Ok(answer) => self.outcomes.result(&job, answer, facts),
-                Err(refusal) => {
-                    let refusal = refusal.redacted(caller);
-                    let records = self.outcomes.failure(&job, &refusal, facts);
-                    worst = Some(refusal);
-                    records
+        let mut conclude = |mut job: Job, answer: Result<Answer, Refusal>| match answer {
+            Ok(answer) => {
+                if let Some(flight) = job.flight.take() {
+                    flight.answered(&answer, facts);
                 }
-            };
-            (job.position, records)
+                let records = self.outcomes.result(&job, answer, facts);
+                (job.position, records)
+            }
+            Err(refusal) => {
+                let refusal = refusal.redacted(caller);
+                let ended = cached::failed(&self.outcomes, job, &refusal, facts);
+                worst = Some(refusal);
+                ended
+            }
         };
         let outcomes = match reply {
             Reply::Each(answers) => jobs.into_iter().zip(answers).map(|(job, answer)| conclude(job, answer)).collect(),

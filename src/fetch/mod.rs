@@ -6,6 +6,7 @@
 
 mod addresses;
 mod backlog;
+mod cached;
 mod call;
 mod cancelled;
 mod config;
@@ -35,6 +36,7 @@ pub use config::Config;
 use self::{
     addresses::Addresses,
     backlog::Backlog,
+    cached::Cached,
     call::{Ended, Job},
     episode::Episodes,
     lanes::Lanes,
@@ -43,6 +45,7 @@ use self::{
     spread::Spread,
 };
 use crate::{
+    cache::SourceCache,
     kafka::{
         Outgoing, Partition, Reader, Record, Writer,
         intake::{Input, Intake, IntakeError},
@@ -76,6 +79,8 @@ pub struct Fetch<R, W> {
     config: Config,
     intake: Intake<R, W>,
     backlog: Lanes,
+    /// Requests that wait for an answer without a call of their own.
+    cached: Cached,
     /// Records that ended without a call, and wait for the window or for room among the outcomes.
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
     quota: Arc<dyn Quota>,
@@ -103,6 +108,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             tally: caller.tally(),
             intake: Intake::new(reader, writer, config.commit_every),
             backlog: Lanes::new(EXPRESS_SHARE),
+            cached: Cached::default(),
             uncalled: Backlog::default(),
             quota,
             slots: VecDeque::new(),
@@ -148,6 +154,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self
     }
 
+    /// The same with answers that are given again, if there is a cache.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Option<SourceCache>) -> Self {
+        self.cached = Cached::new(cache);
+        self
+    }
+
     /// The same stage, which ends the requests of cancelled batches instead of calling for them.
     #[must_use]
     pub fn heeding(self, cancelled: Cancelled) -> Self {
@@ -172,6 +185,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 () = &mut stopped, if !self.stopping => self.begin_to_stop().await,
                 Some(ended) = self.calls.join_next() => self.end_calls(ended?).await?,
                 () = self.cancelled.changed() => self.sweep(),
+                looked = self.cached.changed() => self.end_waiting(looked?),
                 input = self.intake.next() => self.take(input?),
                 // Accounts may be in use again.
                 () = tokens.changed() => {}
@@ -199,6 +213,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     for (position, _) in self.uncalled.remove(partition) {
                         self.intake.give_up(&position);
                     }
+                    for position in self.cached.remove(partition) {
+                        self.intake.give_up(&position);
+                    }
                 }
             }
         }
@@ -212,13 +229,20 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let partition = position.partition.clone();
         match self.caller.receive(position, record) {
             Ok(job) if self.cancelled.has(&job.request) => self.uncalled.push(&partition, self.caller.cancelled(job)),
-            Ok(job) if !self.spending.may_call(job.request.batch.as_ref()) => {
-                self.uncalled.push(&partition, self.caller.over_budget(job));
-            }
-            Ok(job) => self.backlog.push(job),
+            Ok(job) => self.admit(job),
             Err(ended) => self.uncalled.push(&partition, ended),
         }
         self.regulate(&partition);
+    }
+
+    /// Puts a request that has to be called for into the backlog.
+    fn enlist(&mut self, job: Job) {
+        let partition = job.position.partition.clone();
+        if self.spending.may_call(job.request.batch.as_ref()) {
+            self.backlog.push(job);
+        } else {
+            self.uncalled.push(&partition, self.caller.over_budget(job));
+        }
     }
 
     /// Ends what waits of a batch that has just been cancelled: at once, not at the pace of the quota.
@@ -250,7 +274,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     fn regulate(&mut self, partition: &Partition) {
         let of_lane = self.intake.partitions_of(&partition.topic);
         let full = (self.config.backlog / of_lane.max(1)).max(64);
-        let waiting = self.backlog.waiting_in(partition) + self.uncalled.waiting_in(partition);
+        let waiting = self.backlog.waiting_in(partition)
+            + self.uncalled.waiting_in(partition)
+            + self.cached.waiting_in(partition);
         if waiting >= full {
             self.intake.set_flowing(partition, false);
         } else if waiting <= full / 2 {
@@ -272,6 +298,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         for (position, _) in self.uncalled.clear() {
             self.intake.give_up(&position);
         }
+        for position in self.cached.clear() {
+            self.intake.give_up(&position);
+        }
         self.return_slots().await;
     }
 }
@@ -284,6 +313,8 @@ fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
     batches
 }
 
+#[cfg(test)]
+mod cached_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

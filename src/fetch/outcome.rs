@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::call::Job;
 use crate::{
+    cache::Kept,
     kafka::{Outgoing, RECORD_LIMIT},
     message::{
         AccountAlias, Attempt, DeadLetter, Failure, Observation, SourceName, Via,
@@ -74,6 +75,30 @@ impl Outcomes {
         } else {
             self.too_large(job, raw_bytes, facts)
         }
+    }
+
+    /// The result of a request that is given an answer that was kept; `None` if that makes no record.
+    pub(super) fn again(&self, job: &Job, kept: &Kept, via: Via, now: Timestamp) -> Option<Vec<Outgoing>> {
+        let (request, answer) = (&job.request, &*kept.answer);
+        let observation = Observation {
+            request_id: job.id.clone(),
+            source: self.source.clone(),
+            item: request.item.clone(),
+            batch: request.batch.clone(),
+            status: answer.status,
+            via,
+            // For a failed one there has been a call all the same.
+            calls: if via == Via::Stale { calls(job) } else { request.calls },
+            account: None,
+            requested_at: request.requested_at.unwrap_or(now),
+            fetched_at: kept.ends.fetched_at,
+            latency_ms: 0,
+            fingerprint: answer.fingerprint.clone(),
+            columns: answer.columns.clone(),
+            raw: answer.raw.clone(),
+        };
+        let records = self.record(&self.results, Kind::Result, job, now, &observation);
+        records.iter().all(|record| record.size() <= RECORD_LIMIT).then_some(records)
     }
 
     /// Calling again would bring the same.

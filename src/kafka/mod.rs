@@ -23,6 +23,7 @@ pub mod scan;
 pub(crate) mod scripted;
 #[cfg(test)]
 pub(crate) mod simulated;
+pub mod tail;
 mod writer;
 
 use std::{fmt, ops::Range, sync::Arc};

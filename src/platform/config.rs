@@ -21,6 +21,7 @@ use super::{
     secrets::Surroundings,
 };
 use crate::{
+    cache,
     message::SourceName,
     quota::{
         Limit,
@@ -117,6 +118,9 @@ pub struct SourceConfig {
     /// When an address is taken out, and for how long.
     #[serde(default)]
     pub address_health: HealthConfig,
+    /// How long its answers are given again; without it each request is called for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<cache::SourceConfig>,
 }
 
 fn default_url() -> String {

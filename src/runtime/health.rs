@@ -144,12 +144,12 @@ pub async fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
-/// Answers until `stop`.
+/// Answers at these paths until `stop`.
 ///
 /// # Errors
 /// If the listener breaks.
-pub async fn serve(listener: TcpListener, health: Health, stop: CancellationToken) -> io::Result<()> {
-    axum::serve(listener, router(health)).with_graceful_shutdown(stop.cancelled_owned()).await
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> io::Result<()> {
+    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 /// The longest answer that [`ask`] reads, in bytes.
@@ -178,7 +178,7 @@ mod tests {
         health.role("sink").not_ready("rows wait");
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let answering = serve(listener, health.clone(), stop.clone());
+        let answering = serve(listener, router(health.clone()), stop.clone());
         let asked = async {
             let report = ask(address).await.unwrap();
             stop.cancel();

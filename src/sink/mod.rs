@@ -17,6 +17,7 @@
 pub mod block;
 pub mod connection;
 pub mod doubt;
+pub mod hottest;
 pub mod insert;
 pub mod intent;
 mod lane;

@@ -10,7 +10,7 @@ use super::{Process, RoleError};
 use crate::{
     changes::{Changes, ChangesParts},
     fetch::{Caller, CallerParts, Cancelled, Fetch},
-    kafka::{Reach, Reader, Writer},
+    kafka::{Reach, ReadError, Reader, Writer},
     platform::config::Source,
     quota::{
         self,
@@ -22,6 +22,7 @@ use crate::{
     },
     retry::{self, Retry},
     runtime::health::RoleHealth,
+    serve::Desk,
     sink,
     tokens::{Store, TokenStore},
 };
@@ -67,10 +68,13 @@ impl Process {
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
         let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
+        let configured = self.config.source(source.name.as_str());
+        let cache = configured.and_then(|configured| self.cache.source(configured, &self.clock, &self.dice));
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
             .with_address_health(source.address_health)
             .with_budgets(source.budgets)
             .with_express_share(source.express_share)
+            .with_cache(cache)
             .heeding(cancelled);
         let reporter = Reporter {
             topic: topic.into(),
@@ -182,5 +186,22 @@ impl Process {
             health: health.clone(),
         };
         sink::run(parts, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
+    }
+
+    /// Hears of the outcomes that somebody waits for.
+    pub(super) async fn serve(&self, desk: &Desk, health: &RoleHealth) -> Result<(), RoleError> {
+        if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
+            return Ok(());
+        }
+        let failed = |error: ReadError| RoleError::Failed(error.into());
+        let tail = tokio::select! {
+            () = self.stop.cancelled() => return Ok(()),
+            tail = desk.open() => tail.map_err(failed)?,
+        };
+        health.ready();
+        tokio::select! {
+            () = self.stop.cancelled() => Ok(()),
+            lost = desk.listen(tail) => match lost.map_err(failed)? {},
+        }
     }
 }

@@ -1,0 +1,201 @@
+//! `weir cache`: what is kept of items, to look at, to drop, to fetch anew, to fill.
+
+mod warm;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context;
+
+use super::{
+    enqueue::{known_source, parameter},
+    exit::{Ended, Exit},
+    get::{desk, open_cache},
+    terminal::{grouped, note, say, spoken, table},
+};
+use crate::{
+    cache::{Cache, Kept, Key, SourceCache},
+    config::Config,
+    message::{ItemId, Request, SourceName},
+    runtime::clock::{Clock, Dice, Timestamp},
+    serve::Question,
+};
+
+/// How long Redis may take to be connected, or to take what is written.
+const WITHIN: Duration = Duration::from_secs(5);
+
+const WHICH: &str = "\
+Examples:
+  weir cache show ali1688 584051070147                what is kept of an item, and until when it counts
+  weir cache drop ali1688 584051070147 610947572360   forget it, in Redis and in every process
+  weir cache drop ali1688 --file changed.txt          for each line
+  weir cache refresh ali1688 584051070147             forget it, and ask for it anew
+
+It is about the answers in Redis. What processes have in their own memory follows within a moment; one that is cut off
+from Redis goes on with its own until that is no longer fresh ([source.cache] fresh).";
+
+const WARM: &str = "\
+Fill the cache with answers that are stored, without a call.
+
+Without --file: the items of the source that were asked for most often in the last 7 days, with their newest answer in \
+ClickHouse; its columns are read anew from the vendor's JSON. With --file: results as JSON, one on each line, as they \
+are on the topic of results. What is older than [source.cache] kept is left out. Answers to requests with parameters are \
+left out too: a table of answers does not say which.";
+
+/// `weir cache`
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// What is kept of an item, and until when it counts.
+    #[command(after_long_help = WHICH)]
+    Show(Which),
+    /// Forget what is kept of items, in every process.
+    #[command(after_long_help = WHICH)]
+    Drop(Which),
+    /// Forget what is kept of items, and ask for them anew.
+    #[command(after_long_help = WHICH)]
+    Refresh(Which),
+    /// Fill the cache with answers that are stored.
+    #[command(long_about = WARM)]
+    Warm(warm::Args),
+}
+
+/// Which items.
+#[derive(Debug, clap::Args)]
+pub struct Which {
+    /// The source.
+    source: SourceName,
+    /// The items.
+    #[arg(required_unless_present = "file", value_parser = |text: &str| ItemId::new(text))]
+    ids: Vec<ItemId>,
+    /// Further items, one on each line.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// A parameter of the requests that are meant: each combination is kept apart.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
+    param: Vec<(String, String)>,
+}
+
+pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Exit> {
+    match command {
+        Command::Show(which) => show(which, config).await,
+        Command::Drop(which) => drop_all(which, config, false).await,
+        Command::Refresh(which) => drop_all(which, config, true).await,
+        Command::Warm(args) => warm::run(args, config).await,
+    }
+}
+
+/// The cache of a source, connected to Redis.
+async fn cache_of(config: &Config, name: &SourceName) -> anyhow::Result<(Cache, SourceCache)> {
+    let source = known_source(config, name)?;
+    if config.redis.url.is_none() || !config.cache.shared {
+        let message = "the cache is in the memory of each process alone: set redis.url (and cache.shared) to share it";
+        return Err(Ended::usage(message).into());
+    }
+    let cache = open_cache(config)?;
+    let of_source = cache.source(source, &Clock::System, &Dice::random()).ok_or_else(|| {
+        Ended::usage(format!("the answers of {name} are not kept: give it a [source.cache], as in the example file"))
+    })?;
+    of_source.connected(WITHIN).await;
+    if !of_source.is_shared() {
+        let message = "Redis does not answer. Is it running? Is redis.url right?".to_owned();
+        return Err(Ended { exit: Exit::Unavailable, message }.into());
+    }
+    Ok((cache, of_source))
+}
+
+impl Which {
+    fn items(&self) -> anyhow::Result<Vec<ItemId>> {
+        let mut items = self.ids.clone();
+        if let Some(file) = &self.file {
+            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            for (number, line) in text.lines().enumerate() {
+                let line = line.trim();
+                if line.is_empty() || line.starts_with('#') {
+                    continue;
+                }
+                let wrong = |error| Ended::usage(format!("{} line {}: {error}", file.display(), number + 1));
+                items.push(ItemId::new(line).map_err(wrong)?);
+            }
+        }
+        Ok(items)
+    }
+
+    fn request(&self, item: &ItemId) -> Request {
+        Request { params: self.param.iter().cloned().collect(), ..Request::new(item.clone()) }
+    }
+
+    fn key(&self, cache: &SourceCache, item: &ItemId) -> anyhow::Result<Key> {
+        let too_long = || Ended::usage(format!("{item}: answers to requests with so long parameters are not kept"));
+        Ok(cache.key(&self.request(item)).ok_or_else(too_long)?)
+    }
+}
+
+async fn show(which: &Which, config: &Config) -> anyhow::Result<Exit> {
+    let (_cache, cache) = cache_of(config, &which.source).await?;
+    let now = Clock::System.now();
+    let (mut rows, mut missing) = (Vec::new(), 0);
+    for item in which.items()? {
+        let kept = cache.show(&which.key(&cache, &item)?).await?;
+        missing += usize::from(kept.is_none());
+        rows.push(row(&item, kept.as_ref(), now));
+    }
+    say(&table(&["item", "status", "price", "age", "fresh for", "counts for", "given", "steady", "bytes"], &rows))?;
+    Ok(if missing == 0 { Exit::Done } else { Exit::Failed })
+}
+
+fn row(item: &ItemId, kept: Option<&Kept>, now: Timestamp) -> Vec<String> {
+    let Some(Kept { answer, ends, habit }) = kept else {
+        return vec![item.to_string(), "not kept".to_owned()];
+    };
+    let left = |until: Timestamp| if until > now { spoken(until.since(now)) } else { "no more".to_owned() };
+    vec![
+        item.to_string(),
+        answer.status.as_str().to_owned(),
+        answer.columns.price.clone().unwrap_or_default(),
+        spoken(now.since(ends.fetched_at)),
+        left(ends.soft_at),
+        left(ends.hard_at),
+        habit.hits.to_string(),
+        habit.steady.to_string(),
+        answer.size().to_string(),
+    ]
+}
+
+async fn drop_all(which: &Which, config: &Config, refresh: bool) -> anyhow::Result<Exit> {
+    let (whole, cache) = cache_of(config, &which.source).await?;
+    let items = which.items()?;
+    for item in &items {
+        cache.drop_all(&which.key(&cache, item)?);
+    }
+    written(&whole).await?;
+    let count = grouped(items.len() as u64);
+    if !refresh {
+        say(&format!("Dropped what was kept of {count} items of {}", which.source))?;
+        return Ok(Exit::Done);
+    }
+    let question = |item: &ItemId| Question {
+        source: which.source.clone(),
+        item: item.clone(),
+        params: which.param.iter().cloned().collect(),
+        max_age: Some(Duration::ZERO),
+        wait: Duration::ZERO,
+    };
+    let questions: Vec<_> = items.iter().map(question).collect();
+    desk(config, &whole)?.send(&which.source, &questions).await?;
+    say(&format!("Dropped what was kept of {count} items of {}, and asked for them anew", which.source))?;
+    Ok(Exit::Done)
+}
+
+/// Waits until Redis has it all.
+async fn written(cache: &Cache) -> anyhow::Result<()> {
+    let lost = cache.far().map_or(0, crate::cache::Far::unwritten);
+    let done = match cache.far() {
+        Some(far) => far.flushed(WITHIN).await,
+        None => true,
+    };
+    if done && lost == 0 {
+        return Ok(());
+    }
+    note("not all of it may be written; it can be done again");
+    let message = "Redis did not take everything in time. Is it overloaded?".to_owned();
+    Err(Ended { exit: Exit::Unavailable, message }.into())
+}

@@ -1,0 +1,178 @@
+//! `weir get`: one item now.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Serialize;
+
+use super::{
+    enqueue::{known_source, parameter},
+    exit::{Ended, Exit},
+    terminal::{note, say, spoken},
+};
+use crate::{
+    cache::Cache,
+    config::Config,
+    message::{ItemId, SourceName, Status, Via},
+    runtime::clock::{Clock, Dice},
+    serve::{Answered, Desk, Given, Question, SourceParts, reply::Body},
+    topics::Topics,
+};
+
+pub(super) const LONG_ABOUT: &str = "\
+One item now: from the cache, else by a request, for which this command waits.
+
+The cache is looked into as for every request: [source.cache] says how old an answer may be, --max-age says it for this \
+one, 0 means a call. The request goes at the pace of the quota like all others, so a role fetch has to run; its outcome \
+becomes a row as well. While the vendor is away an older answer is given, if there is one within its limits, and a note \
+says so.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  weir get ali1688 584051070147                   as fresh as the source's rules say
+  weir get ali1688 584051070147 --max-age 5m      not older than five minutes
+  weir get ali1688 584051070147 --max-age 0 --json | jq .columns.price
+
+Exit codes: 0 here is the item, also an older one; 1 there is no such item, or its request was given up;
+  64 there is no such source; 69 no answer within --wait: it is still asked for";
+
+/// `weir get`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The source.
+    source: SourceName,
+    /// The item.
+    #[arg(value_parser = |text: &str| ItemId::new(text))]
+    id: ItemId,
+    /// How old the answer may be; 0: by a call. Without it the source's own limits hold.
+    #[arg(long, value_name = "DURATION", value_parser = age)]
+    max_age: Option<Duration>,
+    /// A parameter of the vendor's API.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
+    param: Vec<(String, String)>,
+    /// How long to wait for it.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
+    wait: Duration,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A duration; a bare number counts seconds.
+pub(super) fn age(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    seconds.map_or_else(|| humantime::parse_duration(text).map_err(|error| error.to_string()), Ok)
+}
+
+/// Each source as a desk knows it.
+pub(super) fn sources(config: &Config, cache: &Cache, clock: &Clock, dice: &Dice) -> Vec<SourceParts> {
+    let topics = Topics::new(config.topics.clone());
+    let parts = |source: &crate::platform::SourceConfig| SourceParts {
+        name: source.name.clone(),
+        topic: topics.requests(&source.name).into(),
+        cache: cache.source(source, clock, dice),
+    };
+    config.sources.iter().map(parts).collect()
+}
+
+pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
+    known_source(config, &args.source)?;
+    let (clock, dice) = (Clock::System, Dice::random());
+    let cache = open_cache(config)?;
+    let sources = sources(config, &cache, &clock, &dice);
+    let desk = Desk::new(sources, Topics::new(config.topics.clone()), &config.kafka, (clock, dice), 1)?;
+    let question = Question {
+        source: args.source,
+        item: args.id,
+        params: args.param.into_iter().collect(),
+        max_age: args.max_age,
+        wait: args.wait,
+    };
+    // What is in the cache needs no Kafka.
+    let answered = if let Some(given) = desk.look(&question).await? {
+        Answered::Item(given)
+    } else {
+        let tail = desk.open().await?;
+        tokio::select! {
+            answered = desk.ask(&question) => answered?,
+            lost = desk.listen(tail) => match lost? {},
+        }
+    };
+    show(&question, answered, &desk, args.json)
+}
+
+/// The cache, as it is configured.
+pub(super) fn open_cache(config: &Config) -> anyhow::Result<Cache> {
+    use secrecy::ExposeSecret;
+    let redis = config.redis.url.as_ref().map(ExposeSecret::expose_secret);
+    Cache::open(&config.cache, redis).map_err(|error| Ended::usage(error.to_string()).into())
+}
+
+fn show(question: &Question, answered: Answered, desk: &Desk, json: bool) -> anyhow::Result<Exit> {
+    match answered {
+        Answered::Item(given) => {
+            if given.via == Via::Stale {
+                let age = spoken(desk.now().since(given.fetched_at));
+                note(&format!("the vendor did not answer: this is what it said {age} ago"));
+            }
+            say(&if json { line(&Body::of(question, &given))? } else { sheet(question, &given, desk) })?;
+            Ok(if given.is_there() { Exit::Done } else { Exit::Failed })
+        }
+        Answered::GivenUp(dead) => {
+            Err(Ended::failed(format!("the request for {} was given up: {}", question.item, dead.message)).into())
+        }
+        Answered::Late(failure) => {
+            let why = failure.map_or_else(
+                || "does a role fetch run, and has an account a slot? `weir status` knows".to_owned(),
+                |failure| format!("the last call failed: {failure}"),
+            );
+            let wait = humantime::format_duration(question.wait);
+            let message = format!("no answer within {wait}; the item is still asked for. {why}");
+            Err(Ended { exit: Exit::Unavailable, message }.into())
+        }
+    }
+}
+
+fn line(body: &impl Serialize) -> anyhow::Result<String> {
+    Ok(serde_json::to_string(body)?)
+}
+
+/// For people: what there is, line by line.
+fn sheet(question: &Question, given: &Given, desk: &Desk) -> String {
+    let columns = &given.answer.columns;
+    let status = match given.answer.status {
+        Status::Found => "found",
+        Status::Absent => "there is no such item",
+        Status::OffShelf => "not for sale",
+    };
+    let price = columns.price.as_ref().map(|price| {
+        let currency = columns.currency.as_deref().unwrap_or_default();
+        format!("{price} {currency}").trim().to_owned()
+    });
+    let via = match given.via {
+        Via::Call => "a call",
+        Via::Cache => "the cache",
+        Via::Stale => "the cache, since the call failed",
+    };
+    let age = spoken(desk.now().since(given.fetched_at));
+    let from = format!("{via}, {age} old ({})", given.fetched_at);
+    let lines = [
+        ("item", Some(format!("{} {}", question.source, question.item))),
+        ("status", Some(status.to_owned())),
+        ("title", columns.title.clone()),
+        ("price", price),
+        ("stock", columns.stock.clone()),
+        ("rating", columns.rating.clone()),
+        ("seller", columns.seller_nick.clone()),
+        ("from", Some(from)),
+    ];
+    let lines = lines.into_iter().filter_map(|(name, value)| Some(format!("{name:<8}{}", value?)));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A desk for commands.
+pub(super) fn desk(config: &Config, cache: &Cache) -> anyhow::Result<Arc<Desk>> {
+    let (clock, dice) = (Clock::System, Dice::random());
+    let sources = sources(config, cache, &clock, &dice);
+    let topics = Topics::new(config.topics.clone());
+    Ok(Arc::new(Desk::new(sources, topics, &config.kafka, (clock, dice), config.serve.waiting)?))
+}

@@ -1,0 +1,78 @@
+//! Follows topics from now on, without a group: what is written after the opening, as far as it is committed.
+
+use rdkafka::{
+    Message as _, Offset, TopicPartitionList,
+    consumer::{Consumer, StreamConsumer},
+    error::KafkaError,
+};
+use tracing::warn;
+
+use super::{Partition, ReadError, Record, client::Config, native, scan};
+
+/// After an error that may pass.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// A `read_committed` reader of what comes.
+pub struct Tail {
+    consumer: StreamConsumer,
+    topics: String,
+}
+
+impl Tail {
+    /// Begins at the end of each partition, as it is now: whatever is written later is seen.
+    ///
+    /// # Errors
+    /// [`ReadError::Failed`]: a topic is not there, or no broker answers.
+    pub async fn open(config: &Config, topics: &[String]) -> Result<Self, ReadError> {
+        let failed = |reason: String| failed(&topics.join(", "), reason);
+        let bounds = scan::bounds(config, topics).await.map_err(|error| failed(error.to_string()))?;
+        let consumer: StreamConsumer = config
+            .base()
+            // librdkafka wants a name; without a subscription and commits no group comes of it.
+            .set("group.id", "weir.tail")
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "latest")
+            .set("queued.max.messages.kbytes", "8192")
+            .set("fetch.wait.max.ms", "20")
+            .create()
+            .map_err(|error| failed(error.to_string()))?;
+        let mut list = TopicPartitionList::new();
+        for scan::Bounds { partition, end, .. } in &bounds {
+            list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*end))
+                .map_err(|error| failed(error.to_string()))?;
+        }
+        consumer.assign(&list).map_err(|error| failed(error.to_string()))?;
+        Ok(Self { consumer, topics: topics.join(", ") })
+    }
+
+    /// The next record. While the brokers are away it waits for them.
+    ///
+    /// # Cancellation
+    /// Safe: no record is lost.
+    ///
+    /// # Errors
+    /// [`ReadError::Failed`]: waiting cannot help.
+    pub async fn next(&mut self) -> Result<(Partition, Record), ReadError> {
+        loop {
+            match self.consumer.recv().await {
+                Ok(message) => {
+                    let partition = Partition { topic: message.topic().into(), number: message.partition() };
+                    return Ok((partition, native::record(&message)));
+                }
+                Err(error @ KafkaError::MessageConsumptionFatal(_)) => {
+                    return Err(failed(&self.topics, error.to_string()));
+                }
+                Err(error) => {
+                    warn!(topics = self.topics, %error, "reading; trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn failed(topics: &str, reason: String) -> ReadError {
+    ReadError::Failed { topics: topics.to_owned(), group: "none".to_owned(), reason }
+}
