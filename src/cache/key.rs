@@ -11,7 +11,7 @@ const LIMIT: usize = 1_024;
 
 /// Settings of a source that change no reply. Whatever is not named here does, also a setting that comes later: at
 /// worst the cache begins anew when it is changed.
-const NO_MATTER: [&str; 19] = [
+const NO_MATTER: [&str; 20] = [
     "account",
     "accounts_file",
     "address",
@@ -23,6 +23,7 @@ const NO_MATTER: [&str; 19] = [
     "connect_timeout",
     "cost_per_call",
     "currency",
+    "express_share",
     "limit",
     "limits",
     "name",

@@ -46,7 +46,7 @@ use crate::{
 const POLL: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
 
 /// How long to wait for a call of somebody who is alive, but has to wait for a slot: then one goes ahead alone.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the answers of all sources of a process are kept. Clones share it.
 #[derive(Clone, Debug)]
@@ -201,11 +201,18 @@ impl SourceCache {
     }
 
     /// Looks into Redis. `due`: what memory has and would do; `spare`: there is a slot to spare. A miss is claimed, so
-    /// that of the whole fleet one calls; while another process has the claim, its answer is waited for.
+    /// that of the whole fleet one calls; while another process has the claim, its answer is waited for, for `patience` at
+    /// most, usually [`PATIENCE`].
     ///
     /// # Cancellation
     /// Safe.
-    pub async fn far(&self, key: &Key, max_age: Option<Duration>, due: Option<Kept>, spare: bool) -> Looked {
+    pub async fn far(
+        &self,
+        key: &Key,
+        max_age: Option<Duration>,
+        (due, spare): (Option<Kept>, bool),
+        patience: Duration,
+    ) -> Looked {
         let Some(far) = &self.0.cache.far else {
             return due.filter(|_| !spare).map_or(Looked::Call(None), Looked::Hit);
         };
@@ -223,12 +230,18 @@ impl SourceCache {
         }
         match due {
             Some(due) if !spare => Looked::Hit(due),
-            due => self.claim(far, key, max_age, due).await,
+            due => self.claim(far, key, max_age, (due, patience)).await,
         }
     }
 
     /// Claims a key, or waits for the answer of whoever has. `due` is given instead of waiting.
-    async fn claim(&self, far: &Far, key: &Key, max_age: Option<Duration>, due: Option<Kept>) -> Looked {
+    async fn claim(
+        &self,
+        far: &Far,
+        key: &Key,
+        max_age: Option<Duration>,
+        (due, patience): (Option<Kept>, Duration),
+    ) -> Looked {
         let (since, mut pause) = (Instant::now(), POLL[0]);
         let oldest = due.as_ref().map(|due| due.ends.fetched_at);
         loop {
@@ -249,7 +262,7 @@ impl SourceCache {
             if let Some(due) = due {
                 return Looked::Hit(due);
             }
-            if since.elapsed() >= PATIENCE {
+            if since.elapsed() >= patience {
                 return Looked::Call(None);
             }
             sleep(pause).await;

@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     enqueue::{Chunk, Order, Summary, feed, feed::Few},
     kafka::{Producer, WriteError, admin},
-    message::{BatchId, Lane, SourceName},
+    message::{BatchId, Lane, MaxAge, SourceName},
     platform::SourceConfig,
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
@@ -37,7 +37,8 @@ and lines that begin with # are skipped. A line that is neither is named with it
 the exit code is 1 then. An id that the file has twice is asked for once.
 
 The ids of one command are a batch. A request's id is BATCH/ITEM, so enqueueing a file again under the same --batch \
-calls for each item again, but counts each request once; without --batch the name has the time in it, and it is a new \
+asks for each item again (a call each, unless the source has a cache: see --max-age), but counts each request once; \
+without --batch the name has the time in it, and it is a new \
 collection.
 
 With --express they go by the lane that overtakes the backlog: while both wait, it has up to the source's express_share \
@@ -76,6 +77,9 @@ pub struct Args {
     /// Do not call any more after this time; what is left becomes dead letters.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     expires_in: Option<Duration>,
+    /// How old the answers may be, where a cache has some; 0: by a call each.
+    #[arg(long, value_name = "DURATION", value_parser = super::get::age)]
+    max_age: Option<Duration>,
 }
 
 pub(super) fn parameter(text: &str) -> Result<(String, String), String> {
@@ -139,6 +143,7 @@ fn order(args: &Args, config: &Config, clock: &Clock) -> anyhow::Result<Order> {
         batch: args.batch.clone().map_or_else(|| default_batch(&args.file, now), Ok)?,
         params: args.param.iter().cloned().collect::<BTreeMap<_, _>>(),
         expires_at: args.expires_in.map(|by| now.after(by)),
+        max_age: args.max_age.map(MaxAge),
     })
 }
 

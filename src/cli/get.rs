@@ -68,7 +68,7 @@ pub(super) fn sources(config: &Config, cache: &Cache, clock: &Clock, dice: &Dice
     let topics = Topics::new(config.topics.clone());
     let parts = |source: &crate::platform::SourceConfig| SourceParts {
         name: source.name.clone(),
-        topic: topics.requests(&source.name).into(),
+        topic: topics.express(&source.name).into(),
         cache: cache.source(source, clock, dice),
     };
     config.sources.iter().map(parts).collect()

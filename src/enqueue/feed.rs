@@ -16,7 +16,7 @@ use super::{
 use crate::{
     kafka::Outgoing,
     message::{
-        BatchId, Request, RequestId, SourceName, codec,
+        BatchId, MaxAge, Request, RequestId, SourceName, codec,
         envelope::{Envelope, Kind},
         trace,
     },
@@ -42,6 +42,8 @@ pub struct Order {
     pub params: BTreeMap<String, String>,
     /// When they expire; a line's own time goes before it.
     pub expires_at: Option<Timestamp>,
+    /// How old their answers may be; a line's own age goes before it.
+    pub max_age: Option<MaxAge>,
 }
 
 /// Records to be sent together.
@@ -153,6 +155,7 @@ impl Order {
             request.params.entry(name.clone()).or_insert_with(|| value.clone());
         }
         request.expires_at = request.expires_at.or(self.expires_at);
+        request.max_age = request.max_age.or(self.max_age);
         // A line may be an old record: what earlier calls came to does not count against this request.
         request.history.clear();
         request.earlier.clear();
@@ -208,6 +211,7 @@ mod tests {
             batch: BatchId::new("monday").unwrap(),
             params: BTreeMap::from([("zip".to_owned(), "1".to_owned())]),
             expires_at: Some(Timestamp::from_millis(9_000)),
+            max_age: Some(MaxAge(std::time::Duration::from_secs(60))),
         }
     }
 
@@ -243,6 +247,7 @@ mod tests {
         assert_eq!(received.id.as_str(), "monday/42");
         assert_eq!(received.request.batch.as_ref().unwrap().as_str(), "monday");
         assert_eq!(received.request.expires_at, Some(Timestamp::from_millis(9_000)));
+        assert_eq!(received.request.oldest_answer(), Some(std::time::Duration::from_secs(60)));
         assert_eq!(received.request.requested_at, Some(Timestamp::from_millis(1_000)));
         assert!(header(&records[0].headers, "traceparent").unwrap().starts_with("00-"));
     }

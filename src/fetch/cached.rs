@@ -22,9 +22,9 @@ use super::{
     outcome::{CallFacts, Outcomes},
 };
 use crate::{
-    cache::{Answer, Claim, Kept, Key, Looked, Seen, SourceCache},
+    cache::{self, Answer, Claim, Kept, Key, Looked, Seen, SourceCache},
     kafka::{Outgoing, Partition, Reader, Writer, outbox::Position},
-    message::Via,
+    message::{Lane, Via},
     platform::{self, Refusal, RefusalKind},
 };
 
@@ -32,13 +32,16 @@ use crate::{
 /// request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// An express request does not wait for somebody else's place in the backlog: for a call that has left, at most.
+const EXPRESS_PATIENCE: Duration = Duration::from_millis(500);
+
 /// The requests of a stage that wait for an answer without a call of their own.
 #[derive(Debug, Default)]
 pub(super) struct Cached {
     cache: Option<SourceCache>,
     waiting: HashMap<u64, Waiting>,
     /// The followers of each key that somebody leads, in the order in which they came.
-    led: HashMap<Key, Vec<u64>>,
+    led: HashMap<Key, Led>,
     /// Until when followers wait, the first first.
     patience: VecDeque<(Instant, u64)>,
     /// How many wait, by partition.
@@ -47,6 +50,12 @@ pub(super) struct Cached {
     looking: JoinSet<(u64, Looked)>,
     landing: Arc<Landing>,
     next: u64,
+}
+
+#[derive(Debug)]
+struct Led {
+    lane: Lane,
+    followers: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -201,7 +210,9 @@ impl Cached {
         *self.counts.entry(job.position.partition.clone()).or_default() += 1;
         if !leads {
             self.patience.push_back((Instant::now() + PATIENCE, ticket));
-            self.led.entry(key.clone()).or_default().push(ticket);
+            if let Some(led) = self.led.get_mut(&key) {
+                led.followers.push(ticket);
+            }
         }
         self.waiting.insert(ticket, Waiting { job, key, leads, due });
         ticket
@@ -216,30 +227,39 @@ impl Cached {
             job.flight = Some(self.flight(cache, key, false, None, None));
             return Admitted::Call(job);
         }
-        let is_led = self.led.contains_key(&key);
+        let leader = self.led.get(&key).map(|led| led.lane);
         let due = match cache.near(&key, max_age) {
             Seen::Hit(kept) => return Admitted::Answer(job, kept),
-            Seen::Due(kept) if is_led => return Admitted::Answer(job, kept),
+            Seen::Due(kept) if leader.is_some() => return Admitted::Answer(job, kept),
             Seen::Due(kept) => Some(kept),
             Seen::Miss => None,
         };
-        if is_led {
-            self.wait(job, key, false, None);
-            return Admitted::Waits;
+        match leader {
+            Some(Lane::Bulk) if job.lane == Lane::Express => {
+                job.flight = Some(self.flight(cache, key, false, None, None));
+                return Admitted::Call(job);
+            }
+            Some(_) => {
+                self.wait(job, key, false, None);
+                return Admitted::Waits;
+            }
+            None => {}
         }
+        let led = Led { lane: job.lane, followers: Vec::new() };
+        let patience = if job.lane == Lane::Express { EXPRESS_PATIENCE } else { cache::PATIENCE };
         if !cache.is_shared() {
             return match due {
                 Some(due) if !spare => Admitted::Answer(job, due),
                 due => {
-                    self.led.insert(key.clone(), Vec::new());
+                    self.led.insert(key.clone(), led);
                     job.flight = Some(self.flight(cache, key, true, due, None));
                     Admitted::Call(job)
                 }
             };
         }
-        self.led.insert(key.clone(), Vec::new());
+        self.led.insert(key.clone(), led);
         let ticket = self.wait(job, key.clone(), true, due.clone());
-        self.looking.spawn(async move { (ticket, cache.far(&key, max_age, due, spare).await) });
+        self.looking.spawn(async move { (ticket, cache.far(&key, max_age, (due, spare), patience).await) });
         Admitted::Waits
     }
 
@@ -277,7 +297,7 @@ impl Cached {
 
     /// The followers of a key, which nobody leads any more.
     fn followers(&mut self, key: &Key) -> Vec<Job> {
-        let tickets = self.led.remove(key).unwrap_or_default();
+        let tickets = self.led.remove(key).map(|led| led.followers).unwrap_or_default();
         tickets.into_iter().filter_map(|ticket| Some(self.take(ticket)?.job)).collect()
     }
 
@@ -292,8 +312,8 @@ impl Cached {
             if let Some((_, ticket)) = self.patience.pop_front()
                 && let Some(Waiting { job, key, .. }) = self.take(ticket)
             {
-                if let Some(followers) = self.led.get_mut(&key) {
-                    followers.retain(|follower| *follower != ticket);
+                if let Some(led) = self.led.get_mut(&key) {
+                    led.followers.retain(|follower| *follower != ticket);
                 }
                 jobs.push(job);
             }

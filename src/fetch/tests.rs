@@ -115,7 +115,14 @@ async fn a_stop_ends_though_kafka_is_away() {
 fn job(calls: u32) -> Job {
     let request = Request { calls, ..Request::new(ItemId::new("1").unwrap()) };
     let position = Position { partition: partition(), epoch: Epoch(1), offset: 0 };
-    Job { position, id: RequestId::new("r").unwrap(), request, lane: Lane::Bulk, traceparent: String::new(), flight: None }
+    Job {
+        position,
+        id: RequestId::new("r").unwrap(),
+        request,
+        lane: Lane::Bulk,
+        traceparent: String::new(),
+        flight: None,
+    }
 }
 
 fn replied() -> HttpReply {

@@ -76,12 +76,17 @@ impl Bench {
 
     /// Starts `weir fetch`; `limit` is a line of TOML for the source, or nothing.
     pub fn fetch(&self, simulator: &Simulator, topics: &OwnTopics, limit: &str) -> Result<Process> {
+        self.fetch_as("weir", simulator, topics, limit)
+    }
+
+    /// The same as the instance `name`; `more` is TOML from the source on.
+    pub fn fetch_as(&self, name: &str, simulator: &Simulator, topics: &OwnTopics, more: &str) -> Result<Process> {
         let source = format!(
-            "[[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\nurl = {:?}\naccounts_file = \"accounts.toml\"\n{limit}\n",
+            "[[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\nurl = {:?}\naccounts_file = \"accounts.toml\"\n{more}\n",
             simulator.url,
         );
-        let file = self.write("weir", topics, &source)?;
-        self.start("fetch", &file, &["fetch"])
+        let file = self.write(name, topics, &source)?;
+        self.start(name, &file, &["fetch"])
     }
 
     /// A configuration for roles that store rows in this database.
@@ -94,7 +99,7 @@ impl Bench {
     fn write(&self, name: &str, topics: &OwnTopics, more: &str) -> Result<PathBuf> {
         let (prefix, file) = (&topics.prefix, self.folder.path().join(format!("{name}.toml")));
         let text = format!(
-            "[instance]\nname = \"bench\"\n[kafka]\nbrokers = {:?}\ngroup_prefix = {prefix:?}\n[topics]\nprefix = {prefix:?}\n\
+            "[instance]\nname = {name:?}\n[kafka]\nbrokers = {:?}\ngroup_prefix = {prefix:?}\n[topics]\nprefix = {prefix:?}\n\
              [http]\nlisten = \"off\"\n{more}",
             self.kafka.brokers,
         );
@@ -131,6 +136,18 @@ impl Process {
 
     pub fn cpu(&self) -> Result<Duration> {
         machine::cpu_of(self.pid())
+    }
+
+    /// Waits until its log says something.
+    #[allow(dead_code, reason = "not every benchmark starts several")]
+    pub async fn says(&mut self, text: &str) -> Result<()> {
+        let since = std::time::Instant::now();
+        while !fs::read_to_string(&self.log)?.contains(text) {
+            self.check()?;
+            ensure!(since.elapsed() < log::PATIENCE, "{} does not say {text:?}", self.log.display());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     /// Fails if it has ended by itself.

@@ -12,6 +12,7 @@
 
 mod addresses;
 mod analytics;
+mod cache;
 mod doubt;
 mod fetch;
 mod fleet;

@@ -54,12 +54,18 @@ impl Server {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         let status = Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
-    async fn restart(&mut self) {
+    /// kill -9, and nothing else.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    pub async fn restart(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;

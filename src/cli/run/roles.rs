@@ -1,6 +1,6 @@
 //! What each role is made of.
 
-use std::{pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,9 @@ use crate::{
     sink,
     tokens::{Store, TokenStore},
 };
+
+/// How long a start waits for the cache in Redis; without it a process begins with its own memory.
+const CACHE_WITHIN: Duration = Duration::from_secs(1);
 
 impl Process {
     pub(super) async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
@@ -70,6 +73,10 @@ impl Process {
         let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
         let configured = self.config.source(source.name.as_str());
         let cache = configured.and_then(|configured| self.cache.source(configured, &self.clock, &self.dice));
+        if let Some(cache) = &cache {
+            // What others have fetched need not be called for, just because this process is a moment too early.
+            cache.connected(CACHE_WITHIN).await;
+        }
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), self.config.fetch.clone())
             .with_address_health(source.address_health)
             .with_budgets(source.budgets)
