@@ -18,7 +18,7 @@ use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use config::{Config, Jitter, Policy, Preset, Rule};
 pub use waiting::due_at;
@@ -100,7 +100,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         reader: R,
         writer: W,
         sources: impl IntoIterator<Item = SourceName>,
-        topics: Topics,
+        topics: &Topics,
         config: Config,
         clock: Clock,
         dice: Dice,
@@ -364,6 +364,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
 
     fn regulate(&mut self) {
         for (partition, flows) in self.wheel.regulate(self.clock.now()) {
+            debug!(%partition, flows, "enough is read ahead, or not any more");
             self.intake.set_flowing(&partition, flows);
         }
     }

@@ -156,7 +156,7 @@ impl Scene {
         let stop = CancellationToken::new();
         let (config, dice) = (self.config.clone(), self.dice.clone());
         let cancelled = self.cancelled.take().unwrap_or_else(Cancelled::none);
-        let retry = Retry::new(reader, writer, [source()], names(), config, clock.clock(), dice).heeding(cancelled);
+        let retry = Retry::new(reader, writer, [source()], &names(), config, clock.clock(), dice).heeding(cancelled);
         #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
         let role = tokio::spawn(retry.run(stop.clone()));
         self.machines.push(Machine { number: self.next, clock, role, stop });

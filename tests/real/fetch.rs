@@ -84,7 +84,7 @@ impl Rig {
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
         let reader = reader(group, self.topics.retried());
         let (sources, topics) = ([self.source.clone()], self.topics.clone());
-        let retry = Retry::new(reader, writer, sources, topics, config, Clock::System, Dice::random());
+        let retry = Retry::new(reader, writer, sources, &topics, config, Clock::System, Dice::random());
         tokio::spawn(retry.run(self.stop.clone()))
     }
 

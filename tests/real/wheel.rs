@@ -10,7 +10,9 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use weir::{
     kafka::{Outgoing, Producer, admin},
-    message::{Attempt, Class, Failure, ItemId, Lane, Request, RequestId, SourceName, envelope::Kind},
+    message::{
+        Attempt, BatchId, Cancellation, Class, Failure, ItemId, Lane, Request, RequestId, SourceName, envelope::Kind,
+    },
     runtime::clock::{Clock, Dice, Timestamp},
     simulate::{self, Options, Simulator},
     topics::{Groups, Topics},
@@ -18,7 +20,7 @@ use weir::{
 
 use crate::{
     process::{Installation, Process},
-    stack::{Follower, kafka, topics, unique},
+    stack::{Follower, Seen, kafka, topics, unique},
 };
 
 /// What `weir retry` has to refuse and what to heal.
@@ -77,6 +79,11 @@ pub fn now_ms() -> i64 {
 
 impl Scene {
     pub async fn new(what: &str) -> Self {
+        Self::with(what, "").await
+    }
+
+    /// `properties` are lines of TOML for every client.
+    pub async fn with(what: &str, properties: &str) -> Self {
         let accounts = tempfile::tempdir().unwrap();
         let file = accounts.path().join("accounts.toml");
         let options = Options { accounts: 1, accounts_file: Some(file.clone()), ..Options::default() };
@@ -86,10 +93,13 @@ impl Scene {
         let results = topics.results();
         let prefix = results.trim_end_matches(".results");
         // Partitions that are added are to be found before the test is over.
-        let more = "[kafka.properties]\n\"topic.metadata.refresh.interval.ms\" = \"1000\"\n";
+        let more = format!(
+            "[log]\nfilter = \"info,weir::retry=debug\"\n\
+             [kafka.properties]\n\"topic.metadata.refresh.interval.ms\" = \"1000\"\n{properties}"
+        );
         let group = unique("group");
         Self {
-            installation: Installation::new(&simulator, &file, prefix, &group, more),
+            installation: Installation::new(&simulator, &file, prefix, &group, &more),
             group,
             follower: Follower::of(&[topics.requests(&source), topics.dead()]).await,
             producer: Producer::new(&kafka()).unwrap(),
@@ -108,18 +118,44 @@ impl Scene {
 
     /// Requests fail now and are due at these times, in milliseconds since 1970.
     pub async fn fail(&mut self, due: impl IntoIterator<Item = i64>) {
+        self.fail_of(None, due).await;
+    }
+
+    /// The same of a batch.
+    pub async fn fail_of(&mut self, batch: Option<&str>, due: impl IntoIterator<Item = i64>) {
         let now = now_ms();
         let mut records = vec![];
         for due in due {
             let id = format!("{:012}", self.due.len());
-            records.push(self.failure(&id, now, due));
+            records.push(self.failure(&id, batch, now, due));
             self.due.insert(id, due);
         }
         self.producer.send(records).await.unwrap();
     }
 
-    fn failure(&self, id: &str, now: i64, due: i64) -> Outgoing {
+    /// `weir batch NAME cancel`, without ClickHouse.
+    #[allow(dead_code, reason = "not for deploy/local/torture")]
+    pub async fn cancel(&self, batch: &str) {
+        let cancelled_at = Timestamp::from_millis(now_ms());
+        let cancellation = Cancellation { batch: BatchId::new(batch).unwrap(), cancelled_at };
+        let record = Outgoing {
+            topic: self.topics.control().into(),
+            key: Some(cancellation.key().into()),
+            value: serde_json::to_vec(&cancellation).unwrap().into(),
+            headers: vec![("ce_type".to_owned(), Kind::Cancellation.ce_type().into())],
+        };
+        self.producer.send(vec![record]).await.unwrap();
+    }
+
+    /// What has come so far.
+    #[allow(dead_code, reason = "not for deploy/local/torture")]
+    pub fn come(&mut self) -> &[Seen] {
+        self.follower.read()
+    }
+
+    fn failure(&self, id: &str, batch: Option<&str>, now: i64, due: i64) -> Outgoing {
         let mut request = Request::new(ItemId::new(id).unwrap());
+        request.batch = batch.map(|batch| BatchId::new(batch).unwrap());
         request.source = Some(self.source.clone());
         request.requested_at = Some(Timestamp::from_millis(now));
         let attempt = Attempt {

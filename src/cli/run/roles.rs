@@ -160,10 +160,9 @@ impl Process {
         let cancelled = self.cancelled().await?;
         let reader = self.reader_of(&kafka, group, self.topics.retried())?;
         health.ready();
-        let topics = self.topics.clone();
         let (clock, dice) = (self.clock.clone(), self.dice.clone());
-        let retry =
-            Retry::new(reader, writer, sources, topics, self.config.retry.clone(), clock, dice).heeding(cancelled);
+        let retry = Retry::new(reader, writer, sources, &self.topics, self.config.retry.clone(), clock, dice)
+            .heeding(cancelled);
         Ok(retry.run(self.stop.clone()).await?)
     }
 
