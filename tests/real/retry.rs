@@ -69,7 +69,9 @@ async fn retry_does_not_start_on_a_topic_that_would_lose_what_waits_and_starts_w
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_that_stand_for_longer_than_the_poll_interval_cost_nobody_the_membership() {
-    let mut scene = Scene::with("poll", "\"max.poll.interval.ms\" = \"7000\"\n").await;
+    // Every client has them, and librdkafka takes no poll interval below the session of any.
+    let properties = "\"max.poll.interval.ms\" = \"7000\"\n\"session.timeout.ms\" = \"6000\"\n";
+    let mut scene = Scene::with("poll", properties).await;
     let process = scene.start("one");
     process.says("partitions are ours now").await;
     // More than is read ahead: sixteen seconds on one topic, then a little in memory.
