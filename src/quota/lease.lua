@@ -15,6 +15,8 @@
 
 local floor, max, min = math.floor, math.max, math.min
 local INFINITE = 9e15
+-- For so long nobody calls in a state that was made without knowledge of the past: whoever has some is told, and answers.
+local TELL = 5000000
 -- What tells the name of an address from an account's, which cannot begin like this.
 local ADDRESS = '\n'
 local META, ACCOUNT, RETURNED = KEYS[1] .. ':meta', KEYS[1] .. ':account', KEYS[1] .. ':returned'
@@ -313,9 +315,12 @@ local function spent_of(gate)
   return lists
 end
 
+-- Whether this state was made without what some worker knows of the past: then that one has to tell of it first.
+local function is_uninformed() return not meta.informed and input.birth ~= digits(meta.birth) end
+
 -- What is spent, for a worker to keep in case that this state is lost.
 local function remember()
-  if not load() then return { 'unknown', now } end
+  if not load() or is_uninformed() then return { 'unknown', now } end
   local memory = { at = digits(now), source = spent_of(meta.source), addresses = {}, accounts = {} }
   for number, gate in ipairs(meta.addresses) do memory.addresses[number] = spent_of(gate) end
   for _, name in ipairs(meta.names) do memory.accounts[name] = spent_of(account(name).gate) end
@@ -434,6 +439,7 @@ local function configure()
   end
   settle()
   save()
+  if not meta.informed then redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode({ birth = digits(meta.birth) })) end
   return { 'configured', now, digits(meta.birth) }
 end
 
@@ -537,13 +543,13 @@ local function seated()
 end
 
 local function lease()
-  if not load() then return { 'unknown', now } end
-  if not meta.informed and input.birth ~= digits(meta.birth) then return { 'unknown', now } end
+  if not load() or is_uninformed() then return { 'unknown', now } end
   if meta.home_at and now >= meta.home_at then settle() end
   local earliest = max(now, meta.held)
   local til = now + min(input.ahead, meta.lease)
   take_back(earliest)
   local slots, next_at = {}, -1
+  if not meta.informed and now < meta.birth + TELL then input.count, next_at = 0, meta.birth + TELL + input.ahead end
   local function grant(name, at)
     slots[#slots + 1], slots[#slots + 2], slots[#slots + 3] = name, at, meta.addresses[account(name).address].name
   end

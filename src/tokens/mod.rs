@@ -118,7 +118,7 @@ pub enum StoreError {
         why: String,
     },
     /// Redis is away, or refuses.
-    #[error("the tokens in Redis cannot be reached: {0}")]
+    #[error("the tokens in Redis cannot be reached: {0}. Is it running? Is redis.url right?")]
     Redis(#[from] ::redis::RedisError),
     /// Sealed with another key.
     #[error("the token of {place} in Redis was sealed with another key: set WEIR_TOKENS__KEY to the key of the others")]

@@ -62,9 +62,9 @@ impl Fleet {
         let source = SourceName::new("ali1688").unwrap();
         // The vendor here judges the moment at which a call leaves; a busy machine delays even that.
         let pacing = Pacing { jitter: Duration::from_millis(50), ..Pacing::default() };
+        let past = Past { is_read: true, ..Past::default() };
         let url = address("WEIR_TEST_REDIS");
-        let quota =
-            || Redis::new(&url, &prefix, &source, &aliases, Plans::whole(&limits, &pacing), &Past::default()).unwrap();
+        let quota = || Redis::new(&url, &prefix, &source, &aliases, Plans::whole(&limits, &pacing), &past).unwrap();
         let quotas: Vec<_> = (0..workers).map(|_| Arc::new(quota())).collect();
         for quota in &quotas {
             fleet.spawn(work(Arc::clone(quota), Arc::clone(&calls)));

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use weir::quota::{
-    Counting, Lease, Limit, Quota,
+    Counting, Lease, Limit, Past, Quota,
     division::Division,
     plan::{AccountLimits, Limits},
     redis::{Redis, Sharing},
@@ -90,7 +90,7 @@ async fn no_more_workers_than_it_is_divided_among_go_on_without_redis() {
     server.signal("-STOP");
     tokio::time::sleep(LEASE).await;
     // Who begins now has never been seen by Redis.
-    let late = fleet.quota();
+    let late = fleet.quota_after(&Past::default());
     let quotas = [quotas, vec![late]].concat();
     assert_eq!(served(&quotas, Duration::from_secs(3)).await, 2);
     // In a new state they are still known, since they say so; the others wait until everybody else must have stopped.

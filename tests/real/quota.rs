@@ -70,6 +70,29 @@ async fn a_flushed_redis_costs_no_violation_of_a_second_or_a_day() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_has_never_called_does_not_make_the_fleet_forget_what_is_spent() {
+    let server = Server::start();
+    let mut limits = Fleet::limits();
+    limits.accounts.truncate(1);
+    limits.accounts[0].limits.push(Limit::window(60, Duration::from_secs(86_400), Counting::Sliding).unwrap());
+    let mut fleet = Fleet::start(&server.url(), limits, 0);
+    let (idle, caller) = (fleet.idle().await, fleet.join());
+    fleet.flows(20).await;
+    // Once more, so that it is told of as it was told of.
+    eventually("the caller remembers what is spent", async || {
+        let spent = fleet.quotas[1].snapshot(0..1, Timestamp::from_millis(0)).accounts.remove(0).spent;
+        (spent.iter().flat_map(|spent| &spent.calls).sum::<u64>() >= 50).then_some(())
+    })
+    .await;
+    caller.abort();
+    server.flush().await;
+    // The first to be heard of is the one that knows of no call.
+    fleet.work(idle);
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    fleet.judge("an idle worker").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_stands_still_for_two_seconds_costs_no_violation() {
     let server = Server::start();
     let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);

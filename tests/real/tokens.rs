@@ -51,7 +51,7 @@ impl Scene {
         let results = topics.results();
         let prefix = unique("tokens");
         let sections = format!(
-            "[redis]\nurl = \"{}\"\n[quota]\nstore = \"redis\"\njitter = \"50ms\"\nprefix = \"{prefix}\"\n[tokens]\nstore = \"redis\"\n\
+            "[redis]\nurl = \"{}\"\n[quota]\nstore = \"redis\"\njitter = \"10ms\"\nprefix = \"{prefix}\"\n[tokens]\nstore = \"redis\"\n\
              [retry]\nbase = \"100ms\"\n[log]\nfilter = \"info,weir=debug\"\n",
             address("WEIR_TEST_REDIS")
         );

@@ -22,7 +22,7 @@ use weir::{
     simulate::limiter::{self, Limiter},
 };
 
-use crate::stack::unique;
+use crate::stack::{eventually, unique};
 
 const JITTER: Duration = Duration::from_millis(10);
 
@@ -138,24 +138,43 @@ impl Fleet {
         fleet
     }
 
+    /// The quota of one more worker; somebody has looked: nobody has called before.
     pub fn quota(&self) -> Arc<Redis> {
+        self.quota_after(&Past { is_read: true, ..Past::default() })
+    }
+
+    /// The same with this past.
+    pub fn quota_after(&self, past: &Past) -> Arc<Redis> {
         let pacing = Pacing { jitter: JITTER, ..Pacing::default() };
         let aliases: Vec<AccountAlias> =
             (0..self.limits.accounts.len()).map(|n| AccountAlias::new(format!("a{n}")).unwrap()).collect();
         let source = SourceName::new("ali1688").unwrap();
         let plans = self.sharing.map(|sharing| Plans::shared(&self.limits, &pacing, sharing).unwrap());
         let plans = plans.unwrap_or_else(|| Plans::whole(&self.limits, &pacing));
-        // Who may call without Redis is settled at once if nobody has called before.
-        let past = Past { is_read: self.sharing.is_some(), ..Past::default() };
-        Arc::new(Redis::new(&self.url, &self.prefix, &source, &aliases.into(), plans, &past).unwrap())
+        Arc::new(Redis::new(&self.url, &self.prefix, &source, &aliases.into(), plans, past).unwrap())
     }
 
     /// One more worker.
     pub fn join(&mut self) -> tokio::task::AbortHandle {
         let quota = self.quota();
         self.quotas.push(Arc::clone(&quota));
-        let calls = Arc::clone(&self.calls);
-        self.workers.spawn(work(quota, calls))
+        self.work(quota)
+    }
+
+    /// One more, which is connected and has nothing to do yet.
+    pub async fn idle(&mut self) -> Arc<Redis> {
+        let quota = self.quota();
+        eventually("a worker that has nothing to do is connected", async || {
+            (quota.counts().operations > 0).then_some(())
+        })
+        .await;
+        self.quotas.push(Arc::clone(&quota));
+        quota
+    }
+
+    /// It has something to do now.
+    pub fn work(&mut self, quota: Arc<Redis>) -> tokio::task::AbortHandle {
+        self.workers.spawn(work(quota, Arc::clone(&self.calls)))
     }
 
     pub fn made(&self) -> usize {

@@ -59,7 +59,7 @@ async fn verdict(config: &Config) -> Verdict {
         return Verdict::Wrong(Exit::Failed, format!("{named}{more}. `weir account authorise` gives a new one"));
     }
     match store.try_writing().await {
-        Ok(()) => Verdict::Fine(format!("{place} can be read and written; {}", tally.words())),
+        Ok(()) => Verdict::Fine(format!("{place}: can be read and written; {}", tally.words())),
         Err(error) if tally.renewable => trouble(&error),
         Err(error) => Verdict::Skipped(format!("{error}; no account has a token to be renewed")),
     }

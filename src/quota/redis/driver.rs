@@ -23,6 +23,8 @@ const REPLY_WITHIN: Duration = Duration::from_secs(1);
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 /// How often what is spent of long budgets is remembered, at most.
 const REMEMBER: Duration = Duration::from_secs(2);
+/// For so long after it began a worker can say that nobody has called before, if somebody has looked.
+const READ_LASTS: Duration = Duration::from_secs(10);
 /// How many leases are timed.
 const TIMED: usize = 4_096;
 
@@ -47,8 +49,8 @@ pub struct Driver {
     is_configured: bool,
     /// This process has had slots: whatever state is missing was lost.
     has_called: bool,
-    /// Somebody has looked for reports of earlier calls.
-    is_read: bool,
+    /// Until when it holds that somebody has looked for reports of earlier calls.
+    read_until: Option<Instant>,
     /// Nobody has called since `memory`.
     is_quiet: bool,
     /// What is spent of long budgets, as Redis said lately.
@@ -76,7 +78,8 @@ impl Driver {
         let is_quiet = known.is_some() && past.is_quiet();
         let memory = known.as_ref().map(Spending::json);
         *shared.spending() = known.map(Arc::new);
-        let (is_configured, has_called, is_read) = (false, past.is_known, past.is_read);
+        let (is_configured, has_called) = (false, past.is_known);
+        let read_until = past.is_read.then(|| Instant::now() + READ_LASTS);
         Self {
             shared,
             client,
@@ -87,7 +90,7 @@ impl Driver {
             alone,
             is_configured,
             has_called,
-            is_read,
+            read_until,
             is_quiet,
             memory,
             remember_at,
@@ -103,7 +106,7 @@ impl Driver {
                 Ok(Ok(mut server)) => {
                     info!(key = self.key, "connected to Redis");
                     pause = RETRY[0];
-                    self.shared.local().seat.connected(true, Instant::now());
+                    self.shared.local().connected(true, Instant::now());
                     self.serve(&mut server).await
                 }
                 Ok(Err(error)) => error,
@@ -120,7 +123,7 @@ impl Driver {
     /// Redis is away: what is known by now holds for this worker's own part too.
     fn be_alone(&self) {
         let mut local = self.shared.local();
-        local.seat.connected(false, Instant::now());
+        local.connected(false, Instant::now());
         if let Some(alone) = &self.shared.alone {
             alone.mirror(&local);
         }
@@ -151,7 +154,7 @@ impl Driver {
         let plan = (&self.plan, self.names.as_slice());
         let knowledge = Knowledge {
             is_known: self.has_called,
-            is_read: self.is_read,
+            is_read: self.read_until.is_some_and(|until| Instant::now() < until),
             // Later on somebody may have called.
             is_quiet: std::mem::take(&mut self.is_quiet),
             memory: self.memory.as_deref(),
@@ -159,6 +162,8 @@ impl Driver {
         };
         let reply = server.configure(plan, self.ahead, knowledge).await?;
         self.is_configured = true;
+        // Of later states nobody can say that nobody has called before them.
+        self.read_until = None;
         self.learn(&reply);
         if let What::Configured(birth) = reply.what {
             let mut local = self.shared.local();
@@ -175,7 +180,8 @@ impl Driver {
         loop {
             if self.has_called && self.remember_at.is_some_and(|at| at <= Instant::now()) {
                 self.remember_at = Some(Instant::now() + self.remember_every);
-                let done = match server.remember().await {
+                let birth = self.shared.local().birth.clone();
+                let done = match server.remember(&birth).await {
                     Ok(reply) => self.take(server, reply).await,
                     Err(error) => Err(error),
                 };
@@ -298,5 +304,10 @@ fn hear(shared: &Shared, push: &PushInfo) {
         && let Some(paced) = wire::paced(payload)
     {
         shared.local().paced(&paced);
+    } else if let Some(Value::BulkString(payload)) = push.data.last()
+        && let Some(birth) = wire::born(payload)
+    {
+        shared.local().born(&birth, Instant::now());
+        shared.wake.notify_one();
     }
 }

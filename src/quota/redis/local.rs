@@ -153,12 +153,6 @@ impl Seat {
         is_new
     }
 
-    /// There is a connection, or there is none any more.
-    pub fn connected(&mut self, is_connected: bool, now: Instant) {
-        self.is_alone = !is_connected;
-        self.renew_at = self.sharing.map(|_| now);
-    }
-
     /// What Redis is told of it.
     fn ask(&self, now: Instant) -> Option<SeatAsk> {
         let Sharing { division, lasts } = self.sharing?;
@@ -318,6 +312,22 @@ impl Local {
         }
         let ask_at = is_short.then_some(self.ask_at);
         Step::Wait([ask_at, return_at].into_iter().flatten().min())
+    }
+
+    /// There is a connection, or there is none any more. Through a new one something is said at once: if the state is lost,
+    /// others wait for what this worker knows of it.
+    pub fn connected(&mut self, is_connected: bool, now: Instant) {
+        self.seat.is_alone = !is_connected;
+        if is_connected {
+            self.return_at = Some(now);
+        }
+    }
+
+    /// A state was made by somebody who knew nothing of the past: this worker may know more.
+    pub fn born(&mut self, birth: &str, now: Instant) {
+        if birth != self.birth {
+            self.return_at = Some(now);
+        }
     }
 
     /// Whether this worker goes on without Redis: what it had leased is used up.

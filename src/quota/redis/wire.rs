@@ -194,9 +194,9 @@ impl Server {
         self.call("configure", &input).await
     }
 
-    /// Asks what is spent.
-    pub async fn remember(&mut self) -> RedisResult<Reply> {
-        self.call("remember", &serde_json::json!({})).await
+    /// Asks what is spent, in a state of this birth.
+    pub async fn remember(&mut self, birth: &str) -> RedisResult<Reply> {
+        self.call("remember", &serde_json::json!({ "birth": birth })).await
     }
 
     /// Leases slots, and gives some back.
@@ -291,6 +291,11 @@ fn told((name, until, why, since): (String, String, String, String)) -> Told {
 /// An announcement of a hold or of a release.
 pub fn announced(payload: &[u8]) -> Option<Told> {
     serde_json::from_slice(payload).ok().map(told)
+}
+
+/// The birth of a state that was made without knowledge of the past, if that is what is announced.
+pub fn born(payload: &[u8]) -> Option<String> {
+    serde_json::from_slice::<serde_json::Value>(payload).ok()?["birth"].as_str().map(str::to_owned)
 }
 
 /// An announcement of a pace, if it is one.

@@ -62,7 +62,7 @@ pub fn run(redis: &str, span: Duration) {
     let prefix = format!("bench-{}", uuid::Uuid::now_v7());
     let before = process::memory_kib();
     runtime.block_on(async {
-        let past = Past::default();
+        let past = Past { is_read: true, ..Past::default() };
         let plans = Plans::whole(&limits, &Pacing::default());
         let quota = Redis::new(redis, &prefix, &source, &aliases, plans, &past).unwrap();
         let leased = lease(&quota, span).await;

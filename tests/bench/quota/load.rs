@@ -142,7 +142,8 @@ async fn measure(row: &Row, redis: &str, span: Duration, vendor: &Vendor) -> Mea
             }
             Slots::Redis => {
                 let aliases: Arc<[AccountAlias]> = source.accounts.iter().map(|one| one.alias.clone()).collect();
-                let (plans, past) = (Plans::whole(&source.quota(), &Pacing::default()), Past::default());
+                let plans = Plans::whole(&source.quota(), &Pacing::default());
+                let past = Past { is_read: true, ..Past::default() };
                 let quota = Redis::new(redis, &prefix, &source.name, &aliases, plans, &past).unwrap();
                 let quota = Arc::new(quota);
                 fleet.push(Arc::clone(&quota));
