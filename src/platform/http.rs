@@ -150,13 +150,20 @@ impl Client {
         self.ways.get(index).map_or("unknown", |way| way.name.as_str())
     }
 
-    /// Forgets the addresses of a host that cannot be connected to.
-    fn doubt(&self, broken: &Broken, exchange: &Exchange) {
-        if let Broken::Transport(error) = broken
-            && error.is_connect()
-            && let Some(host) = exchange.url.parse::<Url>().ok().as_ref().and_then(Url::host_str)
-        {
-            self.names.doubt(host);
+    /// Lets the names be looked up anew that stand between us and a vendor who cannot be reached.
+    fn doubt(&self, broken: &Broken, way: &Way, exchange: &Exchange) {
+        let Broken::Transport(error) = broken else { return };
+        if !error.is_connect() {
+            return;
+        }
+        let proxy = match &way.route {
+            Route::Proxy { url, .. } => Some(url),
+            Route::Direct | Route::Local(_) => None,
+        };
+        for url in proxy.into_iter().chain([&exchange.url]) {
+            if let Some(host) = url.parse::<Url>().ok().as_ref().and_then(Url::host_str) {
+                self.names.doubt(host);
+            }
         }
     }
 
@@ -194,7 +201,7 @@ impl Client {
             return Err(NoReply::Refused(Refusal { kind: RefusalKind::Outage, code: "timeout".to_owned(), message }));
         };
         let reply = way.attempt(exchange).await.map_err(|broken| {
-            self.doubt(&broken, exchange);
+            self.doubt(&broken, way, exchange);
             way.blame(broken, exchange)
         })?;
         if reply.status == PROXY_AUTHENTICATION && matches!(way.route, Route::Proxy { .. }) {

@@ -137,12 +137,9 @@ async fn a_host_is_called_by_name_and_its_address_is_kept() {
         let reply = client.exchange(&Exchange::post(format!("{url}/type"), Vec::new())).await.unwrap();
         assert_eq!(reply.status, 200);
     }
-    async fn unused() -> std::io::Result<Vec<std::net::SocketAddr>> {
-        panic!("it is known")
-    }
-    assert!(
-        client.names.resolve("localhost", unused()).await.unwrap().iter().any(|address| address.ip().is_loopback())
-    );
+    // Whoever looked it up again would wait for ever.
+    let known = tokio::time::timeout(Duration::ZERO, client.names.resolve("localhost", std::future::pending())).await;
+    assert!(known.unwrap().unwrap().iter().any(|address| address.ip().is_loopback()));
 }
 
 #[tokio::test]

@@ -11,6 +11,8 @@ const MASK: &str = "[secret]";
 const PIECE: usize = 4;
 /// As long as the shortest signature in use (HMAC-MD5 in hex).
 const SIGNATURE: usize = 32;
+/// HMAC-SHA1 in Base64, without its padding.
+const BASE64: usize = 27;
 
 /// `text` without the account's secret, its tokens and anything that looks like a signature.
 ///
@@ -19,6 +21,7 @@ const SIGNATURE: usize = 32;
 #[must_use]
 pub fn redact<'t>(account: &Account, text: &'t str) -> Cow<'t, str> {
     let mut hidden = signatures(text);
+    base64_signatures(text, &mut hidden);
     let secrets = [Some(&account.app_secret), account.access_token.as_ref(), account.refresh_token.as_ref()];
     for secret in secrets.into_iter().flatten().map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty()) {
         find(text, secret, &mut hidden);
@@ -52,6 +55,22 @@ fn signatures(text: &str) -> Vec<Range<usize>> {
         start = end + text[end..].chars().next().map_or(0, char::len_utf8);
     }
     runs
+}
+
+/// HMAC-SHA1 in Base64, as it is and as a query carries it; and what stands behind `sign=`, also if it is cut off.
+fn base64_signatures(text: &str, hidden: &mut Vec<Range<usize>>) {
+    let mut start = 0;
+    for run in text.split(|c: char| !(c.is_ascii_alphanumeric() || "+/%".contains(c))) {
+        let end = start + run.len();
+        let is_padded = text[end..].starts_with('=');
+        // Each `%2B` is one character.
+        let length = run.len().saturating_sub(2 * run.matches('%').count());
+        let is_whole = (is_padded && length == BASE64) || (run.ends_with("%3D") && length == BASE64 + 1);
+        if is_whole || (!run.is_empty() && text[..start].ends_with("sign=")) {
+            hidden.push(start..end + usize::from(is_padded));
+        }
+        start = end + text[end..].chars().next().map_or(0, char::len_utf8);
+    }
 }
 
 fn mask(text: &str, mut hidden: Vec<Range<usize>>) -> String {
@@ -114,6 +133,10 @@ mod tests {
             ("cut off: tes…", "cut off: tes…"),
             ("sign D1C523F97E03FD206938AB605F5D5BB338BDAB1B is wrong", "sign [secret] is wrong"),
             ("sign D1C523F97E03…", "sign [secret]…"),
+            ("sign 15G+wxpi5BfkjFebQAooV9mwkFA= is wrong", "sign [secret] is wrong"),
+            ("?v=2.0&sign=15G%2Bwxpi5BfkjFebQAooV9mwkFA%3D&x=1", "?v=2.0&sign=[secret]&x=1"),
+            ("?sign=15G%2Bwxpi5…", "?sign=[secret]…"),
+            ("a%2F15G%2Bwxpi5 = 3", "a%2F15G%2Bwxpi5 = 3"),
             ("Request need user authorized", "Request need user authorized"),
             ("该商品已下架 test123", "该商品已下架 [secret]"),
         ];

@@ -115,7 +115,7 @@ impl Good {
 
     fn skus(&self) -> String {
         let (mut bits, mut json) = (self.bits, r#"{"sku":["#.to_owned());
-        for index in 0..1 + below(next(&mut bits), 3) {
+        for index in 0..=below(next(&mut bits), 3) {
             let separator = if index == 0 { "" } else { "," };
             let colour = COLOURS[usize::try_from(below(next(&mut bits), COLOURS.len() as u64)).unwrap_or(0)];
             // Writing to a String cannot fail.

@@ -191,7 +191,7 @@ Examples:
 /// GET /oauth/authorize, whose user always agrees; both count against the quota like any call.
 ///
 /// Taobao: /router/rest (TOP: one item, or up to 20, 40 or 50; a call over a quota is answered with code 7 and a ban of
-/// a second or two), /ibrad/taobao/item_get/ (a reseller, up to 40 ids a call) and /taobao/item_get/ (`OneBound`, one id).
+/// a second or two), /ibrad/taobao/item_get/ (a reseller, up to 40 ids a call) and /taobao/item_get/ (OneBound, one id).
 /// 1688 as two articles have it: /router/json, and /openapi/param2/1/alibaba.item.get/2.0, which bans with HTTP 403.
 ///
 /// POST /chaos makes an outage: {"gateway":"taobao","mode":"outage","share":1.0,"for":"10s"}. Modes: outage, slow (with
@@ -199,6 +199,7 @@ Examples:
 ///
 /// Also served: GET /stats (counts, by gateway too), POST /reset (counts to zero), POST /revoke/{alias} (its user withdraws the
 /// authorisation), GET /healthz.
+#[allow(clippy::doc_markdown, reason = "it is read on a terminal")]
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, args_conflicts_with_subcommands = false)]
 pub struct Args {

@@ -49,6 +49,14 @@ async fn post(client: &reqwest::Client, simulator: &Simulator, item: &str) -> re
     Ok((reply.status().as_u16(), reply.text().await?))
 }
 
+/// The status and the text of a reply: to a POST of a body, else to a GET.
+pub(super) async fn send(url: String, body: Option<&'static str>) -> (u16, String) {
+    let client = reqwest::Client::new();
+    let request = body.map_or_else(|| client.get(&url), |body| client.post(&url).body(body));
+    let reply = request.send().await.unwrap();
+    (reply.status().as_u16(), reply.text().await.unwrap())
+}
+
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }

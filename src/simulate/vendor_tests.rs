@@ -256,11 +256,7 @@ async fn taobaos_sessions_can_be_renewed() {
 #[tokio::test]
 async fn an_outage_on_command_is_one_gateways_and_ends() {
     let simulator = simulator(calm()).await;
-    let http = reqwest::Client::new();
-    let order = async |json: &'static str| {
-        let reply = http.post(simulator.url() + "/chaos").body(json).send().await.unwrap();
-        (reply.status().as_u16(), reply.text().await.unwrap())
-    };
+    let order = async |json: &'static str| tests::send(simulator.url() + "/chaos", Some(json)).await;
     let callers: Vec<(Front, Caller)> =
         SOURCES.into_iter().map(|source| (source.0, Caller::new(&simulator, source))).collect();
     for mode in [r#"{"gateway":"taobao","mode":"outage"}"#, r#"{"gateway":"taobao","mode":"errors","for":"1h"}"#] {
@@ -307,8 +303,7 @@ async fn stats_say_how_many_ids_each_gateways_calls_had() {
     batch.call(&(1..=40).collect::<Vec<_>>()).await;
     batch.call(&[1, 2]).await;
     Caller::new(&simulator, SOURCES[0]).call(&[1]).await;
-    let http = reqwest::Client::new();
-    let reply = http.get(simulator.url() + "/stats").send().await.unwrap().text().await.unwrap();
+    let (_, reply) = tests::send(simulator.url() + "/stats", None).await;
     let gateways: BTreeMap<String, GatewayReport> = serde_json::from_str::<Report>(&reply).unwrap().gateways;
     assert_eq!(gateways.keys().map(String::as_str).collect::<Vec<_>>(), ["1688", "reseller"]);
     let reseller = &gateways["reseller"];

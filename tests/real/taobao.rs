@@ -56,9 +56,9 @@ impl Scene {
         };
         let more = format!(
             "[retry]\nattempts = 100\nbase = \"200ms\"\ncap = \"1s\"\n\n[[source]]\nname = \"taobao\"\nkind = \"{kind}\"\n\
-             url = \"{}{path}\"\naccounts_file = {:?}\npreset = \"taobao-8-of-10-per-second\"\n",
+             url = \"{}{path}\"\naccounts_file = \"{}\"\npreset = \"taobao-8-of-10-per-second\"\n",
             simulator.url(),
-            file(keys)
+            file(keys).display()
         );
         let prefix = results.trim_end_matches(".results");
         let installation = Installation::new(&simulator, &file("1688.toml"), prefix, &unique("group"), &more)
