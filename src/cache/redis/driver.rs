@@ -16,7 +16,7 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{InvalidUrl, Read, Shared, announced, write::Write};
 use crate::cache::key::Key;
@@ -35,6 +35,11 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 const PROBE: Duration = Duration::from_secs(1);
 /// Changes that wait for Redis to be back, at most; of more the oldest are lost.
 const OWED: usize = 10_000;
+/// Beyond so many only those wait that others have to hear of: each of the rest costs a call at most.
+const OWED_OTHERS: usize = 1_000;
+/// So many trips in a row may take too long before the connection is given up: a busy machine stands still for a moment,
+/// too. Whoever asked goes on meanwhile.
+const SLOW_TRIPS: u32 = 2;
 
 /// A client that speaks RESP3, in which announcements come over the same connection.
 pub fn client(url: &str) -> Result<Client, InvalidUrl> {
@@ -51,6 +56,8 @@ pub struct Driver {
     timeout: Duration,
     /// What others have to hear of, and has not been written yet.
     owed: VecDeque<Write>,
+    /// Trips in a row that have taken too long.
+    slow: u32,
 }
 
 impl Driver {
@@ -61,7 +68,7 @@ impl Driver {
         writes: mpsc::Receiver<Write>,
         timeout: Duration,
     ) -> Self {
-        Self { client, shared, reads, writes, timeout, owed: VecDeque::new() }
+        Self { client, shared, reads, writes, timeout, owed: VecDeque::new(), slow: 0 }
     }
 
     /// Works until it is aborted.
@@ -71,7 +78,7 @@ impl Driver {
             let lost = match timeout(CONNECT_WITHIN, self.connect()).await {
                 Ok(Ok(connection)) => {
                     info!("connected to Redis for the cache");
-                    pause = RETRY[0];
+                    (pause, self.slow) = (RETRY[0], 0);
                     self.shared.is_up.store(true, Ordering::Relaxed);
                     self.serve(connection).await
                 }
@@ -96,7 +103,7 @@ impl Driver {
     }
 
     fn owe(&mut self, write: Write) {
-        if write.matters() {
+        if write.matters() || (matches!(write, Write::Put { .. }) && self.owed.len() < OWED_OTHERS) {
             if self.owed.len() >= OWED {
                 self.owed.pop_front();
                 self.shared.counts.unwritten.fetch_add(1, Ordering::Relaxed);
@@ -136,14 +143,15 @@ impl Driver {
         loop {
             if !self.owed.is_empty() {
                 let owed: Vec<_> = (0..CHANGES).map_while(|_| self.owed.pop_front()).collect();
-                if let Err(error) = self.write(&connection, owed).await {
+                let done = self.write(&connection, owed).await;
+                if let Some(error) = self.judge(done) {
                     return error;
                 }
             }
             tokio::select! {
                 Some(done) = trips.join_next() => {
-                    let ended = |_| Err(RedisError::from((::redis::ErrorKind::Client, "a trip ended abnormally")));
-                    if let Err(error) = done.unwrap_or_else(ended) {
+                    // One that was cut off has told nobody anything; so it ends, too, when the process does.
+                    if let Some(error) = done.ok().and_then(|done| self.judge(done)) {
                         return error;
                     }
                 }
@@ -152,24 +160,46 @@ impl Driver {
                 }
                 _ = self.writes.recv_many(&mut changes, CHANGES) => {
                     // In turn: a release must not overtake the answer before it.
-                    let writing = self.write(&connection, std::mem::take(&mut changes));
-                    if let Err(error) = writing.await {
+                    let done = self.write(&connection, std::mem::take(&mut changes)).await;
+                    if let Some(error) = self.judge(done) {
                         return error;
                     }
                 }
                 _ = renew.tick() => {
                     let claims: Vec<_> = self.shared.claims().iter().map(|(k, t)| (k.clone(), t.clone())).collect();
                     let renewals = claims.into_iter().map(|(key, token)| Write::Renew { key, token }).collect();
-                    if let Err(error) = self.write(&connection, renewals).await {
+                    let done = self.write(&connection, renewals).await;
+                    if let Some(error) = self.judge(done) {
                         return error;
                     }
                 }
                 _ = probe.tick() => {
                     let ping = ::redis::cmd("PING").query_async::<()>(&mut connection.clone()).await;
-                    if let Err(error) = ping {
+                    if let Some(error) = self.judge(ping) {
                         return error;
                     }
                 }
+            }
+        }
+    }
+
+    /// Whether the connection is lost with this trip.
+    fn judge(&mut self, done: RedisResult<()>) -> Option<RedisError> {
+        match done {
+            Ok(()) => {
+                self.slow = 0;
+                None
+            }
+            Err(error) if error.is_timeout() && self.slow < SLOW_TRIPS => {
+                self.slow += 1;
+                None
+            }
+            Err(error) if is_the_way(&error) => Some(error),
+            // It is loading, or full: a new connection would hear the same.
+            Err(error) => {
+                debug!(%error, "Redis refuses");
+                self.shared.counts.unanswered.fetch_add(1, Ordering::Relaxed);
+                None
             }
         }
     }
@@ -183,7 +213,7 @@ impl Driver {
         if !pipeline.is_empty() {
             self.shared.counts.trips.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = pipeline.query_async::<()>(&mut connection.clone()).await {
-                for change in changes {
+                for change in changes.into_iter().filter(|_| is_the_way(&error)) {
                     self.owe(change);
                 }
                 return Err(error);
@@ -196,6 +226,11 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// Whether it is about the way to Redis, not Redis' own word.
+fn is_the_way(error: &RedisError) -> bool {
+    error.is_timeout() || error.is_io_error() || error.is_connection_dropped()
 }
 
 /// Answers these questions in two trips at most.

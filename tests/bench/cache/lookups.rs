@@ -1,6 +1,9 @@
 //! How long a look takes, in memory and in Redis.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use tokio::task::JoinSet;
@@ -42,7 +45,7 @@ fn answer(seed: usize) -> Result<Answer> {
     while raw.len() < RAW_BYTES {
         let separator = if raw.ends_with('[') { "" } else { "," };
         let (id, value) = (dice.bits() % 100_000, dice.bits() % 10_000);
-        raw += &format!("{separator}{{\"attributeID\":{id},\"attributeName\":\"材质\",\"value\":\"{value}\"}}");
+        write!(raw, "{separator}{{\"attributeID\":{id},\"attributeName\":\"材质\",\"value\":\"{value}\"}}")?;
     }
     raw += "]}}";
     let columns = Columns { title: Some("cup".to_owned()), price: Some("9.90".to_owned()), ..Columns::default() };
@@ -102,9 +105,9 @@ async fn far(cache: &SourceCache, requests: &[Request], count: usize, table: &mu
     }
     let (mut took, mut misses) = (Vec::new(), 0);
     while let Some(lane) = looking.join_next().await {
-        let (times, missed) = lane?;
+        let (times, without) = lane?;
         took.extend(times);
-        misses += missed;
+        misses += without;
     }
     took.sort_unstable();
     let at = |share: f64| {
