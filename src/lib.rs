@@ -38,6 +38,7 @@ pub mod sink;
 pub mod replay;
 pub mod verify;
 
+pub mod breaker;
 pub mod cache;
 pub mod platform;
 pub mod quota;

@@ -13,6 +13,7 @@
 mod addresses;
 mod alone;
 mod analytics;
+mod breaker;
 mod doubt;
 mod fetch;
 mod fleet;
