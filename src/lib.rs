@@ -40,6 +40,7 @@ pub mod batches;
 pub mod replay;
 pub mod verify;
 
+pub mod breaker;
 pub mod cache;
 pub mod platform;
 pub mod quota;

@@ -54,6 +54,7 @@ fn result(at: i64, item: &str, price: &str) -> Bytes {
     let observation = Observation {
         request_id: RequestId::new(format!("r{at}")).unwrap(),
         source: SourceName::new("s").unwrap(),
+        instead_of: None,
         item: ItemId::new(item).unwrap(),
         batch: None,
         status: Status::Found,

@@ -299,6 +299,15 @@ fn sources(check: &mut Check, config: &Config) {
                 format!("a name that ends in {} is another source's express topic", topics::EXPRESS),
             );
         }
+        if let Some(fallback) = &source.fallback {
+            let is_other = *fallback != source.name && config.source(fallback.as_str()).is_some();
+            if !is_other {
+                check.add(
+                    &key("fallback"),
+                    format!("found {:?}, allowed: the name of another [[source]]", fallback.as_str()),
+                );
+            }
+        }
         // It becomes part of a topic's name.
         check.name(&key("name"), source.name.as_str(), 64);
         // Each process counts its own: a fleet of n would spend n times as much.

@@ -229,7 +229,8 @@ fn the_source_in_the_example_is_valid_and_has_every_key_with_its_default() {
         .replace("webhook = \"\"\n", "")
         .replace("authorization = \"\"\n", "")
         .replace("password_file = \"clickhouse.password\"\n", "");
-    let example = with(&text, &[]).unwrap();
+    let other = "\n[[source]]\nname = \"ali1688-reseller\"\nkind = \"ali1688\"\n";
+    let example = with(&format!("{text}{other}"), &[]).unwrap();
     let source = toml::Table::try_from(&example.sources[0]).unwrap();
     let bare = "[[source]]\nname = \"ali1688\"\nkind = \"ali1688\"\n";
     let default = toml::Table::try_from(&with(bare, &[]).unwrap().sources[0]).unwrap();

@@ -129,6 +129,11 @@ impl Flight {
         self.end(Landed::Answer(kept));
     }
 
+    /// Whether an outage would leave its request an answer.
+    pub(super) fn has_stale(&self, job: &Job) -> bool {
+        self.due.as_ref().is_some_and(|due| self.cache.counts_still(due)) || self.cache.stale(&job.request).is_some()
+    }
+
     /// The call has failed; what its request is given all the same, if anything.
     pub(super) fn failed(mut self, job: &Job, refusal: &Refusal, facts: &CallFacts) -> Option<Kept> {
         let given = stand_in(&self.cache, job, refusal, self.due.take());

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, error, info_span};
 
 use super::{
+    breakers::Tickets,
     cached::{self, Flight},
     outcome::{CallFacts, Outcomes},
 };
@@ -74,8 +75,19 @@ pub(super) struct Ended {
     pub(super) missed: Vec<Job>,
     /// A refusal that concerns more than one request's retry.
     pub(super) refusal: Option<Refusal>,
+    /// Whether the vendor answered for any of its items.
+    pub(super) has_answer: bool,
     /// The account's token is refused for good.
     pub(super) is_dead: bool,
+    /// What the breakers gave it.
+    pub(super) tickets: Option<Tickets>,
+}
+
+/// What a reply came to.
+struct Concluded {
+    outcomes: Vec<(Position, Vec<Outgoing>)>,
+    refusal: Option<Refusal>,
+    has_answer: bool,
 }
 
 /// How far a call came.
@@ -94,7 +106,21 @@ impl Ended {
     fn nothing(slot: &Slot, address: usize) -> Self {
         let (account, left_at, contact) = (slot.account, slot.at, Contact::None);
         let (latency, advice, outcomes, missed, refusal) = (None, Advice::default(), vec![], vec![], None);
-        Self { account, address, contact, left_at, latency, advice, outcomes, missed, refusal, is_dead: false }
+        let (has_answer, is_dead, tickets) = (false, false, None);
+        Self {
+            account,
+            address,
+            contact,
+            left_at,
+            latency,
+            advice,
+            outcomes,
+            missed,
+            refusal,
+            has_answer,
+            is_dead,
+            tickets,
+        }
     }
 }
 
@@ -172,6 +198,14 @@ impl Caller {
         self.parts.vendor.batch_max()
     }
 
+    pub(super) fn accounts(&self) -> usize {
+        self.parts.accounts.len()
+    }
+
+    pub(super) fn topics(&self) -> &Topics {
+        &self.parts.topics
+    }
+
     pub(super) fn outcomes(&self) -> &Outcomes {
         &self.outcomes
     }
@@ -220,6 +254,19 @@ impl Caller {
         self.uncalled(job, Reason::Cancelled, "its batch was cancelled before it was called for")
     }
 
+    /// The end of a request that gets an older answer since the source does not answer.
+    pub(super) fn stale_instead(&self, job: Job) -> (Position, Vec<Outgoing>) {
+        let facts = CallFacts {
+            account: self.alias(0).clone(),
+            ended_at: self.now(),
+            latency: Duration::ZERO,
+            http_status: None,
+        };
+        let message = "the source does not answer: its breaker is open".to_owned();
+        let refusal = Refusal { kind: RefusalKind::Outage, code: "weir.held.breaker".to_owned(), message };
+        cached::failed(&self.outcomes, job, &refusal, &facts)
+    }
+
     fn uncalled(&self, job: Job, reason: Reason, message: &str) -> (Position, Vec<Outgoing>) {
         let Partition { topic, number } = &job.position.partition;
         let dead = DeadLetter {
@@ -257,11 +304,13 @@ impl Caller {
             let (caller, generation) = self.tokens.account(account);
             match self.exchange(&caller, address, &jobs).await {
                 Ok((reply, facts, advice)) => {
-                    let (outcomes, refusal) = self.conclude(&caller, jobs, reply, &facts);
+                    let concluded = self.conclude(&caller, jobs, reply, &facts);
+                    let Concluded { outcomes, refusal, has_answer } = concluded;
                     let is_dead = self.judge_token(account, generation, refusal.as_ref()).await;
                     let latency = facts.http_status.map(|_| facts.latency);
                     let contact = Contact::Called(facts.http_status);
-                    Ended { contact, latency, advice, outcomes, refusal, is_dead, ..Ended::nothing(&slot, address) }
+                    let nothing = Ended::nothing(&slot, address);
+                    Ended { contact, latency, advice, outcomes, refusal, has_answer, is_dead, ..nothing }
                 }
                 Err(why) => {
                     let contact = Contact::NoWay(why);
@@ -390,18 +439,13 @@ impl Caller {
         }
     }
 
-    /// The records of each request, and a refusal that concerns more than that. `caller` is the account with the tokens
-    /// that the call carried.
-    fn conclude(
-        &self,
-        caller: &Account,
-        jobs: Vec<Job>,
-        reply: Reply,
-        facts: &CallFacts,
-    ) -> (Vec<(Position, Vec<Outgoing>)>, Option<Refusal>) {
-        let mut worst = None;
+    /// The records of each request, a refusal that concerns more than that, and whether there is any answer. `caller` is
+    /// the account with the tokens that the call carried.
+    fn conclude(&self, caller: &Account, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Concluded {
+        let (mut worst, mut has_answer) = (None, false);
         let mut conclude = |mut job: Job, answer: Result<Answer, Refusal>| match answer {
             Ok(answer) => {
+                has_answer = true;
                 if let Some(flight) = job.flight.take() {
                     flight.answered(&answer, facts);
                 }
@@ -419,7 +463,7 @@ impl Caller {
             Reply::Each(answers) => jobs.into_iter().zip(answers).map(|(job, answer)| conclude(job, answer)).collect(),
             Reply::Refused(refusal) => jobs.into_iter().map(|job| conclude(job, Err(refusal.clone()))).collect(),
         };
-        (outcomes, worst)
+        Concluded { outcomes, refusal: worst, has_answer }
     }
 }
 

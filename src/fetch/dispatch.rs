@@ -5,8 +5,13 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{Fetch, batches, call::Job, spending::Spent};
+use super::{
+    Fetch, batches,
+    call::{Ended, Job},
+    spending::Spent,
+};
 use crate::{
+    breaker::Shut,
     kafka::{Reader, Writer},
     quota::{Cause, Hold, Lease, Scope, Slot},
     tokens::keeper::Purpose,
@@ -20,13 +25,20 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     const LEASE: usize = 64;
 
     /// While nobody may call, the quota is asked this often: an operator may end a hold at any time.
-    const LOOK_AGAIN: Duration = Duration::from_millis(500);
+    pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
     /// Makes every call whose time has come, and sets when to look again.
     pub(super) async fn dispatch(&mut self) {
         self.wake_at = None;
+        self.backlog.set_share(*self.express_share.borrow());
         self.end_uncalled();
         while self.has_room() && self.backlog.can_start(|job| self.intake.may_start(&job.position)) {
+            match self.breakers.shut(Instant::now()) {
+                None => {}
+                Some(Shut::Until(until)) => return self.sit_out(until).await,
+                // The end of a probe wakes.
+                Some(Shut::Probing) => return self.return_slots().await,
+            }
             let Some(slot) = self.next_slot().await else { return };
             if slot.at > Instant::now() {
                 self.wake_at = Some(slot.at);
@@ -45,6 +57,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn use_slot(&mut self, slot: Slot) {
         let (account, now) = (slot.account, Instant::now());
         let (until, why) = match self.caller.tokens.purpose(account) {
+            Purpose::Call if self.waits_for_breaker(account).await => return,
             Purpose::Call => return self.make_call(slot).await,
             Purpose::Renewal => {
                 self.probe(&slot).await;
@@ -75,11 +88,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             return;
         }
         self.probe(&slot).await;
+        let tickets = self.breakers.admit(slot.account, Instant::now());
         self.charge(&jobs);
         for job in &jobs {
             self.regulate(&job.position.partition.clone());
         }
-        self.calls.spawn(Arc::clone(&self.caller).call(slot, jobs));
+        let call = Arc::clone(&self.caller).call(slot, jobs);
+        self.calls.spawn(async move { Ended { tickets, ..call.await } });
     }
 
     /// If this is the first to leave from an address that was taken out, the others wait for what comes of it.
@@ -115,13 +130,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 }
                 self.quota.give_back(vec![slot]).await;
             }
-            let room = self.config.calls_in_flight - self.calls.len();
+            let room = (self.config.calls_in_flight - self.calls.len()).min(self.breakers.room(Instant::now()));
             match self.quota.lease(self.backlog.len().min(room).min(Self::LEASE)).await {
                 Lease::Slots(slots) => {
                     self.nobody_told = false;
                     self.slots.extend(slots);
                 }
                 Lease::NotBefore(at) => {
+                    self.heed_fleet();
                     self.wake_at = Some(at.min(Instant::now() + Self::LOOK_AGAIN));
                     return None;
                 }

@@ -28,6 +28,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 Contact::NoWay(_) => {}
             }
             self.react_address(&ended).await;
+            self.judge(&ended).await;
             // What was not called for costs nothing.
             for batch in batches(&ended.missed) {
                 self.spending.refund(batch);

@@ -119,6 +119,11 @@ impl Lanes {
         Lane::ALL.into_iter().find_map(|lane| self.of_mut(lane).pop(&goes_along))
     }
 
+    /// Takes all that waits in a lane.
+    pub(super) fn take(&mut self, lane: Lane) -> Vec<Job> {
+        self.of_mut(lane).clear()
+    }
+
     /// Takes a partition out, with all that waits in it.
     pub(super) fn remove(&mut self, partition: &Partition) -> Vec<Job> {
         Lane::ALL.into_iter().flat_map(|lane| self.of_mut(lane).remove(partition)).collect()

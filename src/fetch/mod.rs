@@ -6,6 +6,7 @@
 
 mod addresses;
 mod backlog;
+mod breakers;
 mod cached;
 mod call;
 mod config;
@@ -22,6 +23,7 @@ mod spread;
 use std::{collections::VecDeque, pin::pin, sync::Arc};
 
 use tokio::{
+    sync::watch,
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
@@ -34,6 +36,7 @@ pub use config::Config;
 use self::{
     addresses::Addresses,
     backlog::Backlog,
+    breakers::{Breakers, Fallback},
     cached::Cached,
     call::{Ended, Job},
     episode::Episodes,
@@ -43,6 +46,7 @@ use self::{
     spread::Spread,
 };
 use crate::{
+    breaker::BreakerConfig,
     cache::SourceCache,
     cancelled::Cancelled,
     kafka::{
@@ -50,7 +54,7 @@ use crate::{
         intake::{Input, Intake, IntakeError},
         outbox::Position,
     },
-    message::BatchId,
+    message::{BatchId, Lane, SourceName},
     platform::address::HealthConfig,
     quota::{Quota, Slot, Tally, money::Budgets},
     tokens::StoreError,
@@ -70,9 +74,6 @@ pub enum FetchError {
     Tokens(#[from] StoreError),
 }
 
-/// The share of the slots that express requests get while others wait too, if nothing else is configured.
-pub const EXPRESS_SHARE: f64 = 0.5;
-
 /// The fetch stage of one source.
 pub struct Fetch<R, W> {
     config: Config,
@@ -80,6 +81,7 @@ pub struct Fetch<R, W> {
     backlog: Lanes,
     /// Requests that wait for an answer without a call of their own.
     cached: Cached,
+    express_share: watch::Receiver<f64>,
     /// Records that ended without a call, and wait for the window or for room among the outcomes.
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
     quota: Arc<dyn Quota>,
@@ -89,6 +91,11 @@ pub struct Fetch<R, W> {
     caller: Arc<Caller>,
     calls: JoinSet<Ended>,
     penalties: Penalties,
+    breakers: Breakers,
+    /// When the source's breaker was last opened.
+    opened_at: Option<Instant>,
+    /// Who is asked while it is open.
+    fallback: Option<Fallback>,
     addresses: Addresses,
     spending: Spending,
     episodes: Episodes,
@@ -106,15 +113,18 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         Self {
             tally: caller.tally(),
             intake: Intake::new(reader, writer, config.commit_every),
-            backlog: Lanes::new(EXPRESS_SHARE),
+            express_share: watch::channel(Lane::express_share()).1,
+            backlog: Lanes::new(Lane::express_share()),
             cached: Cached::default(),
             uncalled: Backlog::default(),
             quota,
             slots: VecDeque::new(),
             addresses: Addresses::new(HealthConfig::default(), caller.addresses()),
-            caller: Arc::new(caller),
             calls: JoinSet::new(),
             penalties: Penalties::default(),
+            breakers: Breakers::new(BreakerConfig::default(), caller.accounts()),
+            opened_at: None,
+            fallback: None,
             spending: Spending::default(),
             episodes: Episodes::default(),
             spread: Spread::new(Instant::now()),
@@ -122,6 +132,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             wake_at: None,
             stopping: false,
             nobody_told: false,
+            caller: Arc::new(caller),
             config,
         }
     }
@@ -146,10 +157,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self
     }
 
-    /// The same with another share of the slots for express requests while both lanes wait.
+    /// The same with other rules for its breakers, and perhaps a source that is asked while this one does not answer.
     #[must_use]
-    pub fn with_express_share(mut self, share: f64) -> Self {
-        self.backlog.set_share(share);
+    pub fn with_breaker(mut self, config: BreakerConfig, fallback: Option<SourceName>) -> Self {
+        self.breakers = Breakers::new(config, self.caller.accounts());
+        self.fallback = fallback.map(|source| Fallback::new(source, self.caller.topics().clone()));
         self
     }
 
@@ -158,6 +170,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     pub fn with_cache(mut self, cache: Option<SourceCache>) -> Self {
         self.cached = Cached::new(cache);
         self
+    }
+
+    /// The same with another share of the slots for express requests while both lanes wait, as it is at the time.
+    #[must_use]
+    pub fn with_express_share(self, express_share: watch::Receiver<f64>) -> Self {
+        Self { express_share, ..self }
     }
 
     /// The same stage, which ends the requests of cancelled batches instead of calling for them.
@@ -312,6 +330,8 @@ fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
     batches
 }
 
+#[cfg(test)]
+mod breaker_tests;
 #[cfg(test)]
 mod cached_tests;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::{
     cache::Kept,
     kafka::{Outgoing, RECORD_LIMIT},
     message::{
-        AccountAlias, Attempt, DeadLetter, Failure, Observation, SourceName, Via,
+        AccountAlias, Attempt, Class, DeadLetter, Failure, Observation, SourceName, Via,
         codec::{self, Encoded},
         envelope::{Envelope, Kind},
     },
@@ -56,6 +56,7 @@ impl Outcomes {
         let observation = Observation {
             request_id: job.id.clone(),
             source: self.source.clone(),
+            instead_of: request.instead_of.clone(),
             item: request.item.clone(),
             batch: request.batch.clone(),
             status: answer.status,
@@ -83,6 +84,7 @@ impl Outcomes {
         let observation = Observation {
             request_id: job.id.clone(),
             source: self.source.clone(),
+            instead_of: request.instead_of.clone(),
             item: request.item.clone(),
             batch: request.batch.clone(),
             status: answer.status,
@@ -127,6 +129,52 @@ impl Outcomes {
             lane: job.lane,
         };
         self.record(&self.failures, Kind::Failure, job, facts.ended_at, &failure)
+    }
+
+    /// What happened to a request at `at` instead of a call.
+    fn no_call((at, until): (Timestamp, Timestamp), message: String) -> Attempt {
+        Attempt {
+            at,
+            account: None,
+            class: Class::Outage,
+            code: format!("{}breaker", Attempt::HELD_BACK),
+            message,
+            http_status: None,
+            latency_ms: 0,
+            not_before: Some(until),
+        }
+    }
+
+    /// The source does not answer, and nobody calls it until then: the request is to come again.
+    pub(super) fn held_back(&self, job: &Job, times: (Timestamp, Timestamp)) -> Vec<Outgoing> {
+        let message = "the source does not answer: its breaker is open; there was no call, and no attempt is spent";
+        let failure = Failure {
+            request_id: job.id.clone(),
+            source: self.source.clone(),
+            request: job.request.clone(),
+            attempt: Self::no_call(times, message.to_owned()),
+            lane: job.lane,
+        };
+        self.record(&self.failures, Kind::Failure, job, times.0, &failure)
+    }
+
+    /// The source does not answer: the request goes to another one, on the topic that it goes by there.
+    pub(super) fn instead(
+        &self,
+        job: &Job,
+        other: &SourceName,
+        topic: &Arc<str>,
+        times: (Timestamp, Timestamp),
+    ) -> Vec<Outgoing> {
+        let mut request = job.request.clone();
+        // What goes on a chain has a history: else it would count as asked for once more.
+        let message = format!("{} does not answer: its breaker is open; {other} is asked instead", self.source);
+        request.history.push(Self::no_call(times, message));
+        request.instead_of = Some(self.source.clone());
+        request.source = Some(other.clone());
+        let envelope = self.envelope(Kind::Request, job.id.as_str(), times.0, &job.traceparent);
+        let key = Bytes::copy_from_slice(request.item.as_str().as_bytes());
+        outgoing(topic, Some(key), codec::encode(&envelope, &request))
     }
 
     pub(super) fn dead_letter(&self, dead: &DeadLetter, traceparent: &str) -> Vec<Outgoing> {

@@ -21,20 +21,17 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// What a reply's headers mean for the calls to come.
     pub(super) async fn heed(&mut self, (account, address): (usize, usize), Advice { unavailable, used_up }: Advice) {
-        let (source, now) = (&self.caller.source, Instant::now());
-        let cause = |why: &str| Cause::new(why, self.caller.now());
         if let Some(wait) = unavailable {
-            info!(%source, ?wait, "the vendor's service is away, and says for how long: nobody calls until then");
-            let cause = cause("the vendor says that its service is away (HTTP 503)");
-            self.quota.hold(Scope::Source, Hold::Until(now + wait), &cause).await;
+            self.open_for(wait, "the vendor says that its service is away (HTTP 503)").await;
         }
+        let (source, now) = (&self.caller.source, Instant::now());
         if let Some(wait) = used_up.filter(|_| self.config.heed_hints) {
             // Those under way say the same.
             if !self.quota.is_held(&Slot { account, address, at: now, latest: now }) {
                 let account = self.caller.alias(account);
                 info!(%source, %account, ?wait, "the vendor says that the account's quota is used up until then");
             }
-            let cause = cause("the vendor says that the quota is used up");
+            let cause = Cause::new("the vendor says that the quota is used up", self.caller.now());
             self.quota.hold(Scope::Account(account), Hold::Until(now + wait), &cause).await;
         }
     }

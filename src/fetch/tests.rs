@@ -34,18 +34,18 @@ impl Vendor for Odd {
     }
 }
 
-fn caller() -> Caller {
+pub(super) fn caller() -> Caller {
     caller_of(|| unreachable!("nobody calls"))
 }
 
-fn caller_of(answer: fn() -> Reply) -> Caller {
+pub(super) fn caller_of(answer: fn() -> Reply) -> Caller {
     let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
     Caller::new(CallerParts {
         source: SourceName::new("ali1688").unwrap(),
         vendor: Arc::new(Odd(answer)),
         client: http::Client::new(timeouts).unwrap(),
-        accounts: Arc::new([Account {
-            alias: AccountAlias::new("a").unwrap(),
+        accounts: Arc::new(["a", "b"].map(|alias| Account {
+            alias: AccountAlias::new(alias).unwrap(),
             app_key: "key".to_owned(),
             app_secret: "secret".into(),
             access_token: None,
@@ -54,7 +54,7 @@ fn caller_of(answer: fn() -> Reply) -> Caller {
             limits: vec![],
             calls_in_flight: None,
             address: None,
-        }]),
+        })),
         tokens: Arc::new(FileStore::new("nowhere/tokens.json".into())),
         guard: Guard::new(&[], None),
         topics: Topics::new(topics::Config::default()),
@@ -112,7 +112,7 @@ async fn a_stop_ends_though_kafka_is_away() {
     end.await.expect("it waits for the transaction for ever").0.unwrap();
 }
 
-fn job(calls: u32) -> Job {
+pub(super) fn job(calls: u32) -> Job {
     let request = Request { calls, ..Request::new(ItemId::new("1").unwrap()) };
     let position = Position { partition: partition(), epoch: Epoch(1), offset: 0 };
     let id = RequestId::new("r").unwrap();
@@ -160,7 +160,7 @@ fn a_result_too_large_for_a_record_is_a_failure_that_says_so() {
 }
 
 /// A stage whose calls end as a test says, and the quota that hears of it: two accounts of 10/s.
-fn stage(config: Config) -> (Fetch<impl Reader, Log>, Arc<Memory>) {
+pub(super) fn stage(config: Config) -> (Fetch<impl Reader, Log>, Arc<Memory>) {
     let log = Log::default();
     let (_, reader) = log.reader();
     let limit = crate::quota::Limit::new(10, Duration::from_secs(1), 5).unwrap();
@@ -168,7 +168,7 @@ fn stage(config: Config) -> (Fetch<impl Reader, Log>, Arc<Memory>) {
     (Fetch::new(reader, log, caller(), Arc::clone(&quota) as Arc<dyn Quota>, config), quota)
 }
 
-fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>) -> Ended {
+pub(super) fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>) -> Ended {
     let refusal = kind.map(|kind| Refusal { kind, code: "c".to_owned(), message: "m".to_owned() });
     let contact = call::Contact::Called(Some(200));
     Ended {
@@ -181,12 +181,14 @@ fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>) -> Ended {
         outcomes: vec![],
         missed: vec![],
         refusal,
+        has_answer: false,
         is_dead: false,
+        tickets: None,
     }
 }
 
 /// For how long an account is held.
-fn held(quota: &Memory, account: usize) -> Duration {
+pub(super) fn held(quota: &Memory, account: usize) -> Duration {
     let now = Instant::now();
     let is_held = |secs: &u64| {
         let at = now + Duration::from_secs(*secs);

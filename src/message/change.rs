@@ -207,6 +207,7 @@ mod tests {
         Observation {
             request_id: RequestId::new(format!("r{at}")).unwrap(),
             source: SourceName::new("s").unwrap(),
+            instead_of: None,
             item: ItemId::new("1").unwrap(),
             batch: None,
             status,

@@ -18,6 +18,12 @@ impl Lane {
     /// Both, the one that overtakes first.
     pub const ALL: [Self; 2] = [Self::Express, Self::Bulk];
 
+    /// The share of the calls that express requests get while the backlog waits too, if nobody says otherwise.
+    #[must_use]
+    pub const fn express_share() -> f64 {
+        0.5
+    }
+
     /// The other one.
     #[must_use]
     pub const fn other(self) -> Self {

@@ -39,6 +39,9 @@ pub struct Request {
     /// `true`: by a call, as with a `max_age` of 0. What is said of a change has to be seen anew.
     #[serde(default, skip_serializing_if = "is_false")]
     pub no_cache: bool,
+    /// The source that it was asked of first, and that did not answer: this one stands in for it. Written by weir.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead_of: Option<SourceName>,
     /// How many calls there have been for it. Written by weir.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub calls: u32,
@@ -68,6 +71,7 @@ impl Request {
             expires_at: None,
             max_age: None,
             no_cache: false,
+            instead_of: None,
             calls: 0,
             history: Vec::new(),
             redriven: 0,

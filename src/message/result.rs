@@ -126,6 +126,9 @@ pub struct Observation {
     pub request_id: RequestId,
     /// Which source.
     pub source: SourceName,
+    /// The source that was asked first, and did not answer: `source` stood in for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead_of: Option<SourceName>,
     /// Which item.
     pub item: ItemId,
     /// The batch of the request.

@@ -22,8 +22,9 @@ use super::{
     taobao::sign::SignMethod,
 };
 use crate::{
+    breaker::BreakerConfig,
     cache,
-    message::SourceName,
+    message::{Lane, SourceName},
     quota::{
         Limit,
         money::{BudgetConfig, Budgets, Money, OnBudget},
@@ -111,7 +112,7 @@ pub struct SourceConfig {
     #[serde(default)]
     pub unlimited: bool,
     /// The share of the slots that express requests get while the backlog waits too: above 0, below 1.
-    #[serde(default = "default_express_share")]
+    #[serde(default = "Lane::express_share")]
     pub express_share: f64,
     /// What one call costs, in whatever the vendor bills.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,6 +126,12 @@ pub struct SourceConfig {
     /// What happens when it is spent.
     #[serde(default)]
     pub on_budget: OnBudget,
+    /// When its calls stop since it does not answer, and how they begin again.
+    #[serde(default)]
+    pub breaker: BreakerConfig,
+    /// Another source, which gets the requests while this one does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<SourceName>,
     /// Addresses that calls leave from: proxies, or addresses of the machine. Without any: its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub address: Vec<AddressConfig>,
@@ -134,10 +141,6 @@ pub struct SourceConfig {
     /// How long its answers are given again; without it each request is called for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<cache::SourceConfig>,
-}
-
-const fn default_express_share() -> f64 {
-    0.5
 }
 
 const fn default_timeout() -> Duration {
@@ -191,6 +194,8 @@ pub struct Source {
     pub budgets: Option<Budgets>,
     /// The share of the slots that express requests get while the backlog waits too.
     pub express_share: f64,
+    /// When its calls stop since it does not answer, and who gets its requests meanwhile.
+    pub breaker: (BreakerConfig, Option<SourceName>),
     limits: SourceLimits,
 }
 
@@ -310,6 +315,7 @@ impl Source {
             calls_in_flight: calls_in_flight.min(),
             budgets: config.budgets(),
             express_share: config.express_share,
+            breaker: (config.breaker, config.fallback.clone()),
             limits: SourceLimits::of(config),
         })
     }
@@ -362,6 +368,7 @@ impl SourceConfig {
         require("address_health.rest_max", &found, is_right, "at least address_health.rest, at most 1day")?;
         let (share, allowed) = (self.express_share, "above 0 and below 1: 0.5 is every other call");
         require("express_share", &share.to_string(), share > 0.0 && share < 1.0, allowed)?;
+        self.breaker.check().map_err(|(key, found, allowed)| Problem::Key { key, found, allowed })?;
         check_time("timeout", self.timeout)?;
         check_time("connect_timeout", self.connect_timeout)?;
         let is_right = self.dns_cache <= Duration::from_secs(24 * 60 * 60);

@@ -61,6 +61,7 @@ fn a_wrong_key_is_named_with_what_was_found_and_what_is_allowed() {
         ("version = \"1 2\"", "version is \"1 2\""),
         ("item_param = \"a b\"", "item_param is \"a b\""),
         ("express_share = 1.0", "express_share is \"1\"; it must be above 0 and below 1"),
+        ("breaker = { share = 0.0 }", "breaker.share is 0; it must be from 0.01 to 1"),
         ("timeout = \"0s\"", "timeout is 0s; it must be from 1ms to 10m"),
         ("connect_timeout = \"1h\"", "connect_timeout is 1h"),
         ("dns_cache = \"2days\"", "dns_cache is \"2days\"; it must be from 0s"),

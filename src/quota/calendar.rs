@@ -311,11 +311,18 @@ pub fn planned(calendar: &[Window], source: &SourceName, at: Timestamp) -> Plann
     planned
 }
 
-/// Keeps a source's quota at what is planned, for as long as it is polled.
+/// Keeps a source's quota at what is planned, and tells `express` which share its express lane has if a window says so,
+/// for as long as it is polled.
 ///
 /// # Cancellation
 /// Dropping it leaves the share as it was set last.
-pub async fn follow(calendar: &[Window], source: &SourceName, quota: &dyn Quota, clock: &Clock) -> Infallible {
+pub async fn follow(
+    calendar: &[Window],
+    source: &SourceName,
+    quota: &dyn Quota,
+    express: impl Fn(Option<Share>),
+    clock: &Clock,
+) -> Infallible {
     const AGAIN: Duration = Duration::from_secs(60);
     let mut told = Share::WHOLE;
     loop {
@@ -327,6 +334,7 @@ pub async fn follow(calendar: &[Window], source: &SourceName, quota: &dyn Quota,
             told = planned.share;
         }
         quota.set_pace(Scope::Source, PaceBy::Calendar, planned.share).await;
+        express(planned.express_share);
         tokio::time::sleep(planned.changes_at.map_or(AGAIN, |at| at.since(now).min(AGAIN))).await;
     }
 }

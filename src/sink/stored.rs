@@ -206,6 +206,7 @@ fn record(row: Stored) -> Result<(Record, Observation), String> {
     let observation = Observation {
         request_id: id(row.request_id)?,
         source: id(row.source)?,
+        instead_of: None,
         item: id(row.item)?,
         batch: some(row.batch).map(id).transpose()?,
         status: word(row.status)?,

@@ -130,6 +130,7 @@ fn observation(status: Status, raw: Option<&str>) -> Observation {
     Observation {
         request_id: request_id(),
         source: source(),
+        instead_of: None,
         item: request().item,
         batch: request().batch,
         status,

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir::{
+    breaker::BreakerConfig,
     fetch::{self, Caller, CallerParts, Fetch, FetchError},
     kafka::{GroupConfig, KafkaReader, KafkaWriter, Producer, intake::IntakeError},
     message::SourceName,
@@ -26,6 +27,7 @@ pub struct Rig {
     pub topics: Topics,
     groups: Groups,
     limit: Option<Limit>,
+    pub breaker: BreakerConfig,
     pub stop: CancellationToken,
     /// Where renewed tokens are kept.
     folder: tempfile::TempDir,
@@ -42,6 +44,7 @@ impl Rig {
             topics: topics(what, &source, 4).await,
             simulator: simulate::start(options, Clock::System).await.unwrap(),
             groups: Groups::new(unique("group")),
+            breaker: BreakerConfig::default(),
             stop: CancellationToken::new(),
             folder: tempfile::tempdir().unwrap(),
             source,
@@ -76,7 +79,8 @@ impl Rig {
             dice: Dice::random(),
         });
         let quota = Arc::new(Memory::new(limits, Pacing::default()));
-        tokio::spawn(Fetch::new(reader, writer, caller, quota, config).run(self.stop.clone()))
+        let fetch = Fetch::new(reader, writer, caller, quota, config).with_breaker(self.breaker, None);
+        tokio::spawn(fetch.run(self.stop.clone()))
     }
 
     pub async fn retry(&self, config: retry::Config) -> JoinHandle<Result<(), IntakeError>> {

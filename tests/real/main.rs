@@ -14,6 +14,7 @@ mod addresses;
 mod alone;
 mod analytics;
 mod batches;
+mod breaker;
 mod cache;
 mod doubt;
 mod fetch;

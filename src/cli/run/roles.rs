@@ -3,6 +3,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use secrecy::ExposeSecret;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -15,7 +16,7 @@ use crate::{
     kafka::{Reach, ReadError, Reader, Writer, intake::IntakeError},
     platform::config::Source,
     quota::{
-        self,
+        self, Share,
         guard::Guard,
         journal::{
             Journal,
@@ -35,10 +36,13 @@ const CACHE_WITHIN: Duration = Duration::from_secs(1);
 impl Process {
     pub(super) async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
         let group = self.groups.fetch(&source.name);
-        if !self.topics_are_there(&self.topics.all(std::slice::from_ref(&source.name)), health).await {
+        let (breaker, fallback) = &source.breaker;
+        let written: Vec<_> = [&source.name].into_iter().chain(fallback).cloned().collect();
+        if !self.topics_are_there(&self.topics.all(&written), health).await {
             return Ok(());
         }
-        let outcomes = vec![self.topics.results(), self.topics.failures(), self.topics.dead()];
+        let mut outcomes = vec![self.topics.results(), self.topics.failures(), self.topics.dead()];
+        outcomes.extend(fallback.iter().flat_map(|fallback| self.topics.every_request(fallback)));
         let reach = Reach { group: group.clone(), reads: self.topics.every_request(&source.name), writes: outcomes };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
         let cancelled = self.cancelled().await?;
@@ -70,7 +74,12 @@ impl Process {
         journal.restore(&past, quota.as_ref(), &aliases).await;
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
-        let calendar = quota::calendar::follow(&self.config.calendar, &source.name, quota.as_ref(), &self.clock);
+        let (share, shares) = watch::channel(source.express_share);
+        let express = |planned: Option<Share>| {
+            share.send_replace(planned.map_or(source.express_share, Share::get));
+        };
+        let (windows, name) = (&self.config.calendar, &source.name);
+        let calendar = quota::calendar::follow(windows, name, quota.as_ref(), express, &self.clock);
         let configured = self.config.source(source.name.as_str());
         let cache = configured.and_then(|configured| self.cache.source(configured, &self.clock, &self.dice));
         if let Some(cache) = &cache {
@@ -83,7 +92,8 @@ impl Process {
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), config)
             .with_address_health(source.address_health)
             .with_budgets(source.budgets)
-            .with_express_share(source.express_share)
+            .with_express_share(shares)
+            .with_breaker(*breaker, fallback.clone())
             .with_cache(cache)
             .heeding(cancelled);
         let reporter = Reporter {

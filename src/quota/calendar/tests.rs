@@ -140,7 +140,8 @@ async fn a_quota_follows_the_calendar_and_comes_back() {
     let limit = Limit::new(100, Duration::from_secs(1), 5).unwrap();
     let memory = Memory::new(vec![Some(limit)], Pacing::default());
     let clock = Clock::simulated(at("2026-11-10T11:59:30Z"));
-    let calendar = [read(&SALE.replace("2026-11-12T00:00", "2026-11-10T20:01"))];
+    let minute = SALE.replace("2026-11-12T00:00", "2026-11-10T20:01");
+    let calendar = [read(&format!("{minute}\nexpress_share = 0.9"))];
     let count = async {
         let mut by_half_minute = [0_u32; 4];
         for half_minute in &mut by_half_minute {
@@ -155,10 +156,17 @@ async fn a_quota_follows_the_calendar_and_comes_back() {
         by_half_minute
     };
     let source = source();
+    let told = std::sync::Mutex::new(Vec::new());
+    let express = |share: Option<Share>| {
+        let mut told = told.lock().unwrap();
+        told.push(share.map(Share::get));
+        told.dedup();
+    };
     let [before, first, second, after] = tokio::select! {
         counts = count => counts,
-        never = follow(&calendar, &source, &memory, &clock) => match never {},
+        never = follow(&calendar, &source, &memory, express, &clock) => match never {},
     };
+    assert_eq!(*told.lock().unwrap(), [None, Some(0.9), None]);
     assert!((2_950..=3_010).contains(&before) && (2_950..=3_010).contains(&after), "{before} {after}");
     assert!((1_480..=1_520).contains(&first) && (1_480..=1_520).contains(&second), "{first} {second}");
 }

@@ -80,6 +80,7 @@ pub fn observation(number: u64, now: Timestamp) -> Result<Observation> {
     Ok(Observation {
         request_id: RequestId::new(format!("{:016x}", bits()))?,
         source: SourceName::new("ali1688")?,
+        instead_of: None,
         item: ItemId::new(item.to_string())?,
         batch: Some(BatchId::new("bench")?),
         status: Status::Found,

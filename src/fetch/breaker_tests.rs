@@ -1,0 +1,202 @@
+//! The breakers at work: fetch against a scripted log and a vendor that does not answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{
+    call::{Advice, Contact},
+    tests::{caller, ended, held, job, stage},
+    *,
+};
+use crate::{
+    kafka::{
+        Assignment, Committed, Epoch, Event,
+        scripted::{Log, World},
+    },
+    message::{Failure, Lane, Request, codec, envelope::header},
+    platform::{Affected, RefusalKind},
+    quota::{Scope, memory::Memory, pace::Pacing},
+    runtime::clock::Timestamp,
+    topics::{self, Topics},
+};
+
+const NOW: Timestamp = Timestamp::from_millis(0);
+
+/// One call of the account, which ends so.
+async fn call<R: Reader, W: Writer>(fetch: &mut Fetch<R, W>, account: usize, kind: Option<RefusalKind>) {
+    let tickets = fetch.breakers.admit(account, Instant::now());
+    let has_answer = kind.is_none();
+    let end = ended(Instant::now(), Advice::default(), kind);
+    fetch.end_calls(Ended { account, has_answer, tickets, ..end }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn outages_of_all_hold_the_source_and_of_one_account_that_account() {
+    let (mut fetch, quota) = stage(Config::default());
+    for number in 0..5 {
+        call(&mut fetch, number % 2, Some(RefusalKind::Outage)).await;
+    }
+    assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (30, 30));
+    let cause = quota.snapshot(0..2, NOW).whole.held.unwrap().cause;
+    assert_eq!(&*cause.reason, "breaker open: 5 outages in a row; c");
+
+    let (mut fetch, quota) = stage(Config::default());
+    for _ in 0..5 {
+        call(&mut fetch, 1, None).await;
+        call(&mut fetch, 0, Some(RefusalKind::Outage)).await;
+    }
+    assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (30, 0), "the other carries its load");
+    assert_eq!(quota.snapshot(0..2, NOW).whole.held, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_outages_count() {
+    let (mut fetch, quota) = stage(Config::default());
+    let wait = Some(Duration::ZERO);
+    for kind in [RefusalKind::Malformed, RefusalKind::Bug, RefusalKind::Throttled { scope: Affected::Everyone, wait }] {
+        for _ in 0..50 {
+            call(&mut fetch, 0, Some(kind.clone())).await;
+        }
+    }
+    // No way to the vendor is the address's trouble.
+    for _ in 0..50 {
+        let tickets = fetch.breakers.admit(1, Instant::now());
+        let end = ended(Instant::now(), Advice::default(), None);
+        fetch.judge(&Ended { account: 1, tickets, contact: Contact::NoWay("proxy".to_owned()), ..end }).await;
+    }
+    let is_open = |quota: &Memory| {
+        let held = quota.snapshot(0..2, NOW).whole.held;
+        held.is_some_and(|held| held.cause.reason.starts_with(breakers::REASON))
+    };
+    assert!(!is_open(&quota));
+    // Of a batch one item was answered: the vendor is there.
+    for _ in 0..50 {
+        let tickets = fetch.breakers.admit(0, Instant::now());
+        let end = ended(Instant::now(), Advice::default(), Some(RefusalKind::Outage));
+        fetch.end_calls(Ended { tickets, has_answer: true, ..end }).await.unwrap();
+    }
+    assert!(!is_open(&quota));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_meets_the_hold_of_another_opens_its_own_and_an_operator_ends_it() {
+    let (mut fetch, quota) = stage(Config::default());
+    let cause = crate::quota::Cause::new("breaker open: 5 outages in a row", Timestamp::from_millis(1));
+    let until = Instant::now() + Duration::from_secs(30);
+    quota.hold(Scope::Source, crate::quota::Hold::Until(until), &cause).await;
+    fetch.backlog.push(job(0));
+    fetch.heed_fleet();
+    assert!(fetch.breakers.shut(Instant::now()).is_some());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    fetch.sit_out(until).await;
+    assert!(fetch.breakers.shut(Instant::now()).is_some(), "the hold is still there");
+    quota.release(Scope::Source, Timestamp::from_millis(2)).await;
+    fetch.sit_out(until).await;
+    assert_eq!(fetch.breakers.shut(Instant::now()), None);
+    assert_eq!(fetch.breakers.room(Instant::now()), 3, "it tries");
+}
+
+fn names() -> Topics {
+    Topics::new(topics::Config::default())
+}
+
+fn source(name: &str) -> SourceName {
+    SourceName::new(name).unwrap()
+}
+
+fn partition(lane: Lane) -> Partition {
+    Partition { topic: names().requests_by(&source("ali1688"), lane).into(), number: 0 }
+}
+
+/// Fifty requests of the backlog and one express, of a vendor at whose address nobody listens; what is visible after a
+/// hundred seconds.
+async fn outage(fallback: Option<&str>) -> (Log, Vec<Outgoing>) {
+    let log = Log::default();
+    let (events, reader) = log.reader();
+    let config = Config { calls_in_flight: 1, ..Config::default() };
+    let quota = Arc::new(Memory::new(vec![None], Pacing::default()));
+    let stop = CancellationToken::new();
+    let other = fallback.map(|name| SourceName::new(name).unwrap());
+    let fetch = Fetch::new(reader, log.clone(), caller(), quota, config).with_breaker(BreakerConfig::default(), other);
+    let assignment = |lane| Assignment {
+        partition: partition(lane),
+        epoch: Epoch(1),
+        committed: Some(Committed { offset: 0, metadata: String::new() }),
+    };
+    events.send(Event::Assigned(vec![assignment(Lane::Bulk), assignment(Lane::Express)])).unwrap();
+    let records = |lane, from: i64, to: i64| {
+        let record = |offset: i64| crate::kafka::Record {
+            offset,
+            time: NOW,
+            key: None,
+            value: Some(Bytes::from(format!("6100000000{offset:02}"))),
+            headers: vec![],
+        };
+        Event::Records { partition: partition(lane), epoch: Epoch(1), records: (from..to).map(record).collect() }
+    };
+    events.send(records(Lane::Bulk, 0, 50)).unwrap();
+    let script = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        events.send(records(Lane::Express, 0, 1)).unwrap();
+        tokio::time::sleep(Duration::from_secs(90)).await;
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::join!(fetch.run(stop.clone()), script);
+    ended.unwrap();
+    let records = std::mem::take(&mut log.world().records);
+    (log, records)
+}
+
+fn failures(records: &[Outgoing]) -> Vec<Failure> {
+    let of_topic = records.iter().filter(|record| *record.topic == *names().failures());
+    of_topic.map(|record| serde_json::from_slice(&record.value).unwrap()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_it_is_open_the_backlog_waits_and_an_express_request_is_put_off_at_once() {
+    let (log, records) = outage(None).await;
+    let failures = failures(&records);
+    assert_eq!(failures.len(), records.len());
+    let (held, called): (Vec<_>, Vec<_>) = failures.iter().partition(|failure| failure.attempt.is_held_back());
+    // Two travel in a call, and one call at a time: five open it, and after each thirty seconds the first probe does.
+    let seconds: Vec<_> = called.iter().step_by(2).map(|failure| failure.attempt.at.as_millis() / 1_000).collect();
+    assert_eq!(seconds, [0, 0, 0, 0, 0, 30, 60, 90]);
+    let [express] = held[..] else { panic!("one is in a hurry: {held:?}") };
+    assert_eq!((express.attempt.code.as_str(), express.lane), ("weir.held.breaker", Lane::Express));
+    assert!(!express.attempt.is_spent() && express.attempt.not_before > Some(express.attempt.at));
+    let World { committed, .. } = &*log.world();
+    assert_eq!(committed[&partition(Lane::Express)].offset, 1);
+    assert_eq!(
+        committed[&partition(Lane::Bulk)].offset,
+        i64::try_from(called.len()).unwrap(),
+        "the rest is done later"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_source_that_stands_in_gets_all_requests_and_their_chains_go_on_there() {
+    let (log, records) = outage(Some("taobao")).await;
+    let called = failures(&records).len();
+    let other = source("taobao");
+    let moved: Vec<_> = records.iter().filter(|record| *record.topic != *names().failures()).collect();
+    assert_eq!((called + moved.len(), log.world().committed[&partition(Lane::Bulk)].offset), (51, 50));
+    for record in moved {
+        let is_express = *record.topic == *names().express(&other);
+        assert!(is_express || *record.topic == *names().requests(&other), "{}", record.topic);
+        let raw = codec::Raw {
+            topic: &record.topic,
+            partition: 0,
+            offset: 0,
+            time: NOW,
+            headers: &record.headers,
+            value: Some(&record.value),
+        };
+        let received = codec::read_request(&raw, &other).unwrap();
+        let Request { instead_of, history, .. } = &received.request;
+        assert_eq!(instead_of.as_ref().map(SourceName::as_str), Some("ali1688"));
+        assert!(!received.request.begins_a_chain() && received.request.attempts_spent() == 0, "{history:?}");
+        let came_from = partition(if is_express { Lane::Express } else { Lane::Bulk });
+        assert!(header(&record.headers, "ce_id").unwrap().starts_with(&format!("{came_from}/")));
+    }
+}

@@ -1,0 +1,242 @@
+//! The breakers of a source and of its accounts: what opens them, and what becomes of requests meanwhile.
+//!
+//! An open breaker is a hold of the quota, so the whole fleet keeps away and `weir quota` shows it; a worker that meets
+//! the hold of another opens its own. The backlog stays where it is, most of it on Kafka: it costs nothing there, and
+//! a million requests that went round through retry would. What has an answer that was kept gets it, marked as stale;
+//! with a fallback all others are asked of that; and an express request is re-scheduled at once, without spending an
+//! attempt.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{
+    Fetch,
+    call::{Contact, Ended, Job},
+};
+use crate::{
+    breaker::{Breaker, BreakerConfig, Change, Shut, Ticket, Verdict},
+    kafka::{Reader, Writer},
+    message::{Lane, SourceName},
+    platform::RefusalKind,
+    quota::{Cause, Hold, Scope},
+    topics::Topics,
+};
+
+/// What the reason of a hold begins with that is an open breaker's.
+pub(super) const REASON: &str = "breaker open: ";
+
+/// What one call carries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tickets {
+    account: usize,
+    of_source: Ticket,
+    of_account: Option<Ticket>,
+}
+
+/// The breaker of the source, and one of each account if there are several: one account that is worse off than the
+/// others is that account's trouble, an only one is the source.
+#[derive(Debug)]
+pub(super) struct Breakers {
+    source: Breaker,
+    accounts: Vec<Breaker>,
+}
+
+impl Breakers {
+    pub(super) fn new(config: BreakerConfig, accounts: usize) -> Self {
+        let accounts = if accounts > 1 { accounts } else { 0 };
+        Self { source: Breaker::new(config), accounts: (0..accounts).map(|_| Breaker::new(config)).collect() }
+    }
+
+    /// Why nobody may call now, if so.
+    pub(super) fn shut(&self, now: Instant) -> Option<Shut> {
+        self.source.shut(now)
+    }
+
+    /// Why this account may not call now, if so.
+    pub(super) fn account_shut(&self, account: usize, now: Instant) -> Option<Shut> {
+        self.accounts.get(account)?.shut(now)
+    }
+
+    /// How many calls may leave now, at most.
+    pub(super) fn room(&self, now: Instant) -> usize {
+        self.source.room(now)
+    }
+
+    /// A call leaves; for one that may not there are no tickets.
+    pub(super) fn admit(&mut self, account: usize, now: Instant) -> Option<Tickets> {
+        if self.account_shut(account, now).is_some() {
+            return None;
+        }
+        let of_source = self.source.admit(now).ok()?;
+        let of_account = self.accounts.get_mut(account).and_then(|breaker| breaker.admit(now).ok());
+        Some(Tickets { account, of_source, of_account })
+    }
+
+    /// What the end of a call has changed, of whom. While the source is to blame its accounts are not.
+    fn ended(&mut self, tickets: Tickets, verdict: Verdict, now: Instant) -> Option<(Scope, Change)> {
+        let Tickets { account, of_source, of_account } = tickets;
+        if let Some(change) = self.source.ended(of_source, verdict, now) {
+            self.accounts.iter_mut().for_each(Breaker::forget);
+            return Some((Scope::Source, change));
+        }
+        let breaker = self.accounts.get_mut(account)?;
+        breaker.ended(of_account?, verdict, now).map(|change| (Scope::Account(account), change))
+    }
+}
+
+/// Where requests go while the source does not answer.
+#[derive(Clone, Debug)]
+pub(super) struct Fallback {
+    source: SourceName,
+    topics: Topics,
+}
+
+impl Fallback {
+    pub(super) fn new(source: SourceName, topics: Topics) -> Self {
+        Self { source, topics }
+    }
+
+    /// Two sources that stand in for each other would send a request to and fro.
+    fn takes(job: &Job) -> bool {
+        job.request.instead_of.is_none()
+    }
+}
+
+impl Ended {
+    fn verdict(&self) -> Verdict {
+        let Contact::Called(_) = self.contact else { return Verdict::Neither };
+        match self.refusal.as_ref().map(|refusal| &refusal.kind) {
+            // Of a batch some items may have been answered.
+            None => Verdict::Good,
+            Some(_) if self.has_answer => Verdict::Good,
+            Some(RefusalKind::Outage) => Verdict::Outage,
+            Some(
+                RefusalKind::Throttled { .. } | RefusalKind::Denied(_) | RefusalKind::Malformed | RefusalKind::Bug,
+            ) => Verdict::Neither,
+        }
+    }
+}
+
+impl<R: Reader, W: Writer> Fetch<R, W> {
+    /// An account whose probes are under way waits so long for what comes of them.
+    const PROBING: Duration = Duration::from_millis(250);
+
+    /// How soon after opening a hold that is missing means that somebody has ended it.
+    const SETTLED: Duration = Duration::from_secs(1);
+
+    /// Counts how a call has ended.
+    pub(super) async fn judge(&mut self, ended: &Ended) {
+        let Some(tickets) = ended.tickets else { return };
+        let last = ended.refusal.as_ref().map(|refusal| refusal.code.clone()).unwrap_or_default();
+        match self.breakers.ended(tickets, ended.verdict(), Instant::now()) {
+            None => {}
+            Some((scope, Change::Opened { until, why })) => {
+                self.told_open(scope, until, &format!("{why}; {last}")).await;
+            }
+            Some((scope, Change::Closed)) => {
+                let source = &self.caller.source;
+                info!(%source, ?scope, "the breaker closes: a probe was answered");
+            }
+        }
+    }
+
+    /// The vendor says that it is away for so long.
+    pub(super) async fn open_for(&mut self, wait: Duration, why: &str) {
+        if let Some(Change::Opened { until, why }) = self.breakers.source.open_until(Instant::now() + wait, why) {
+            self.told_open(Scope::Source, until, &why).await;
+        }
+    }
+
+    async fn told_open(&mut self, scope: Scope, until: Instant, why: &str) {
+        let (source, wait) = (&self.caller.source, until - Instant::now());
+        match scope {
+            Scope::Account(account) => {
+                let account = self.caller.alias(account);
+                warn!(%source, %account, why, ?wait, "the account's breaker opens: the others carry its load");
+            }
+            Scope::Source | Scope::Address(_) => {
+                self.opened_at = Some(Instant::now());
+                warn!(%source, why, ?wait, "the breaker opens: nobody calls; what waits stays where it is, express requests are put off");
+            }
+        }
+        let cause = Cause::new(&format!("{REASON}{why}"), self.caller.now());
+        self.quota.hold(scope, Hold::Until(until), &cause).await;
+    }
+
+    /// Whether the account's breaker takes no call now: then its slot is dropped, and it waits.
+    pub(super) async fn waits_for_breaker(&mut self, account: usize) -> bool {
+        let now = Instant::now();
+        let Some(shut) = self.breakers.account_shut(account, now) else { return false };
+        let (until, why) = match shut {
+            Shut::Until(until) => (until, "it did not answer"),
+            Shut::Probing => (now + Self::PROBING, "its probes are under way"),
+        };
+        self.quota.ended(account);
+        self.tally.returned(account);
+        let cause = Cause::new(&format!("{REASON}{why}"), self.caller.now());
+        self.quota.hold(Scope::Account(account), Hold::Until(until), &cause).await;
+        true
+    }
+
+    /// Another worker may have opened the breaker of the fleet.
+    pub(super) fn heed_fleet(&mut self) {
+        let now = self.caller.now();
+        let Some(held) = self.quota.snapshot(0..0, now).whole.held else { return };
+        let Some(until) = held.until.filter(|_| held.cause.reason.starts_with(REASON)) else { return };
+        let why = held.cause.reason.trim_start_matches(REASON);
+        let change = self.breakers.source.open_until(Instant::now() + until.since(now), why);
+        if change.is_some() {
+            self.opened_at = Some(Instant::now());
+            warn!(source = %self.caller.source, why, %until, "another worker has opened the breaker");
+        }
+    }
+
+    /// Nobody calls until then, unless somebody ends the hold.
+    pub(super) async fn sit_out(&mut self, until: Instant) {
+        self.return_slots().await;
+        let now = Instant::now();
+        let is_settled = self.opened_at.is_none_or(|at| now - at > Self::SETTLED);
+        if is_settled && self.quota.snapshot(0..0, self.caller.now()).whole.held.is_none() {
+            info!(source = %self.caller.source, "the hold has been ended: the breaker tries at once");
+            self.breakers.source.try_now(now);
+            self.wake_at = Some(now);
+            return;
+        }
+        self.end_without_calls(until);
+        self.end_uncalled();
+        self.wake_at = Some(until.min(now + Self::LOOK_AGAIN));
+    }
+
+    /// Ends what need not wait for the source: what has an answer that was kept, all if another source stands in for it,
+    /// and what is in a hurry.
+    fn end_without_calls(&mut self, until: Instant) {
+        let at = self.caller.now();
+        let until = at.after(until.saturating_duration_since(Instant::now()));
+        for lane in Lane::ALL {
+            for job in self.backlog.take(lane) {
+                let partition = job.position.partition.clone();
+                if job.flight.as_ref().is_some_and(|flight| flight.has_stale(&job)) {
+                    let ended = self.caller.stale_instead(job);
+                    self.uncalled.push(&partition, ended);
+                    self.regulate(&partition);
+                    continue;
+                }
+                let records = match &self.fallback {
+                    Some(fallback) if Fallback::takes(&job) => {
+                        let topic: Arc<str> = fallback.topics.requests_by(&fallback.source, job.lane).into();
+                        self.caller.outcomes().instead(&job, &fallback.source, &topic, (at, until))
+                    }
+                    _ if job.lane == Lane::Express => self.caller.outcomes().held_back(&job, (at, until)),
+                    _ => {
+                        self.backlog.push(job);
+                        continue;
+                    }
+                };
+                self.uncalled.push(&partition, (job.position, records));
+                self.regulate(&partition);
+            }
+        }
+    }
+}
