@@ -22,7 +22,7 @@ use serde::Deserialize;
 pub use problem::{ConfigError, Problem};
 
 use crate::{
-    cache, changes, fetch, kafka,
+    batches, cache, changes, fetch, kafka,
     message::SourceName,
     platform::SourceConfig,
     quota, retry,
@@ -68,6 +68,8 @@ pub struct Config {
     pub sink: sink::Config,
     /// `[serve]`
     pub serve: serve::Config,
+    /// `[batches]`
+    pub batches: batches::Config,
     /// `[http]`
     pub http: health::Config,
     /// `[log]`

@@ -35,6 +35,8 @@ pub mod retry;
 pub mod serve;
 pub mod sink;
 
+pub mod batches;
+
 pub mod replay;
 pub mod verify;
 

@@ -300,6 +300,12 @@ impl Groups {
         format!("{}.replay.{name}", self.prefix)
     }
 
+    /// Reads nothing that matters: its only member with a partition tells the ends of batches.
+    #[must_use]
+    pub fn batches(&self) -> String {
+        format!("{}.batches", self.prefix)
+    }
+
     /// Reads everything.
     #[must_use]
     pub fn sink(&self) -> String {

@@ -83,7 +83,11 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         &["src/kafka", "tests/real", "tests/bench"],
         "Kafka is behind kafka::{Reader, Writer}, in src/kafka/",
     ),
-    ("reqwest::", &["src/platform/http.rs", "tests"], "vendors are called through src/platform/http.rs alone"),
+    (
+        "reqwest::",
+        &["src/platform/http.rs", "src/batches/webhook.rs", "tests"],
+        "vendors are called through src/platform/http.rs alone",
+    ),
     (
         "clickhouse::",
         &["src/sink", "tests/real", "tests/bench/sink"],

@@ -12,6 +12,7 @@ import ctypes
 import glob
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -28,8 +29,24 @@ CONFIG = """<clickhouse>
     <listen_host>127.0.0.1</listen_host>
     <http_port>{http}</http_port>
     <tcp_port>{tcp}</tcp_port>
+    <users_config>users.xml</users_config>
 </clickhouse>
 """
+USERS = """<clickhouse>
+    <profiles><default/></profiles>
+    <quotas><default/></quotas>
+    <users>
+        <default>
+            <password/>
+            <networks><ip>127.0.0.1</ip></networks>
+            <profile>default</profile>
+            <quota>default</quota>
+        </default>
+    </users>
+</clickhouse>
+"""
+# The user for BI, added as on any server: this one takes no CREATE USER.
+READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "config", "clickhouse-users.xml")
 STOP_SECONDS = 10
 
 
@@ -74,6 +91,10 @@ def main():
     os.chdir(folder)
     with open("config.xml", "w", encoding="utf-8") as config:  # the engine reads it from the working directory
         config.write(CONFIG.format(http=http, tcp=tcp))
+    with open("users.xml", "w", encoding="utf-8") as users:
+        users.write(USERS)
+    os.makedirs("users.d", exist_ok=True)
+    shutil.copy(READER, "users.d/reader.xml")
 
     asked_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,7 +1,7 @@
 -- What people ask: how far is my batch, what has changed, how is the vendor.
 
--- Progress of each batch. Distinct requests are counted, not rows: a retried request stands on its topic again, and
--- a sink that died between insert and commit inserts its last rows again.
+-- Progress of each batch (made anew by 006_batches.sql). Distinct requests are counted, not rows: a retried request
+-- stands on its topic again.
 -- failed counts failed calls, retried the requests that were tried again. The sink reads the topics independently, so
 -- for a moment more may be answered than is known to be asked for.
 CREATE VIEW IF NOT EXISTS {database}.batches AS
@@ -32,7 +32,7 @@ FROM
 WHERE batch != ''
 GROUP BY batch;
 
--- Old and new value of each watched column, found observation against the found one before it; the status against
+-- (Made anew by 005_changes.sql.) Old and new value of each watched column, found observation against the found one before it; the status against
 -- the observation before. The first observation of an item is no change.
 CREATE VIEW IF NOT EXISTS {database}.changes AS
 SELECT source, item, change.1 AS field, change.2 AS old, change.3 AS new, change.4 AS old_at, fetched_at AS new_at, request_id

@@ -13,6 +13,7 @@ use super::{
     get::{self, open_cache},
 };
 use crate::{
+    batches::Webhook,
     cache::Cache,
     config::{self, Config},
     fetch::FetchError,
@@ -135,6 +136,7 @@ enum Task {
     Changes,
     Sink,
     Serve(Arc<Desk>),
+    Batches(Webhook),
 }
 
 impl Task {
@@ -146,6 +148,7 @@ impl Task {
             Self::Changes => "changes".to_owned(),
             Self::Sink => "sink".to_owned(),
             Self::Serve(_) => "serve".to_owned(),
+            Self::Batches(_) => "batches".to_owned(),
         }
     }
 }
@@ -235,6 +238,7 @@ fn tasks(roles: &[Role], config: &Config) -> anyhow::Result<Vec<Task>> {
     }
     if roles.contains(&Role::Sink) {
         tasks.push(Task::Sink);
+        tasks.extend(Webhook::open(&config.batches)?.map(Task::Batches));
     }
     Ok(tasks)
 }
@@ -277,6 +281,7 @@ impl Process {
             Task::Changes => self.changes(health).await,
             Task::Sink => self.sink(health).await,
             Task::Serve(desk) => self.serve(desk, health).await,
+            Task::Batches(webhook) => self.batches(webhook, health).await,
         }
     }
 
@@ -306,6 +311,7 @@ impl Process {
             Task::Sink => self.groups.sink(),
             // It is in no group: nobody can take its place.
             Task::Serve(_) => return false,
+            Task::Batches(_) => self.groups.batches(),
         };
         let ours_is_over = SESSION_TIMEOUT + Duration::from_secs(3);
         loop {

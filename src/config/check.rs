@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::{Config, Problem, print::duration};
 use crate::{
+    batches::Webhook,
     cache,
     kafka::client::TRANSACTION_TIMEOUT,
     message::Class,
@@ -100,6 +101,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     changes(&mut check, config);
     sink(&mut check, config);
     serve(&mut check, config);
+    batches(&mut check, config);
     if let Err(reason) = logging::check_filter(&config.log.filter) {
         let allowed = r#"a level (error, warn, info, debug, trace), or levels by target: "info,weir::fetch=debug""#;
         check.add("log.filter", format!("found {:?}, allowed: {allowed} ({reason})", config.log.filter));
@@ -271,6 +273,16 @@ fn sink(check: &mut Check, config: &Config) {
     // A block that is full and one that fills must both find room.
     check.range("sink.memory", config.sink.memory, [config.sink.bytes * 2u64, ByteSize::gib(64)]);
     check.duration("sink.age", config.sink.age, Duration::from_millis(10)..=5 * MINUTE);
+}
+
+fn batches(check: &mut Check, config: &Config) {
+    if Webhook::open(&config.batches).is_err() {
+        check.add("batches.webhook", "found another text, allowed: an http:// or https:// address");
+    }
+    if config.batches.authorization.is_some() && config.batches.webhook.is_none() {
+        check.add("batches.authorization", "is for a webhook, and batches.webhook is not set");
+    }
+    check.duration("batches.settle", config.batches.settle, SECOND..=60 * MINUTE);
 }
 
 fn sources(check: &mut Check, config: &Config) {

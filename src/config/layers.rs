@@ -117,6 +117,11 @@ fn secrets_in_file(layer: &Layer) -> Vec<Problem> {
     if layer.values.get("tokens").and_then(|tokens| tokens.as_dict()?.get("key")).is_some() {
         found.push(("tokens.key".to_owned(), "WEIR_TOKENS__KEY"));
     }
+    for (key, instead) in [("webhook", "WEIR_BATCHES__WEBHOOK"), ("authorization", "WEIR_BATCHES__AUTHORIZATION")] {
+        if layer.values.get("batches").and_then(|batches| batches.as_dict()?.get(key)).is_some() {
+            found.push((format!("batches.{key}"), instead));
+        }
+    }
     let properties = layer.values.get("kafka").and_then(|kafka| kafka.as_dict()?.get("properties")?.as_dict());
     for key in properties.into_iter().flat_map(Dict::keys).filter(|key| is_secret(key)) {
         found.push((format!("kafka.properties.{key}"), "a variable such as WEIR_KAFKA__PROPERTIES__SASL_PASSWORD"));

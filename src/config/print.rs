@@ -29,6 +29,7 @@ struct Printed<'a> {
     changes: &'a changes::Config,
     sink: &'a sink::Config,
     serve: &'a serve::Config,
+    batches: Batches,
     http: &'a runtime::health::Config,
     log: &'a runtime::logging::Config,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -69,6 +70,16 @@ struct Tokens<'a> {
     key: Option<&'static str>,
 }
 
+#[derive(Serialize)]
+struct Batches {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authorization: Option<&'static str>,
+    #[serde(with = "humantime_serde")]
+    settle: Duration,
+}
+
 /// The configuration as TOML that [`super::load`] reads again, apart from the secrets.
 pub(super) fn redacted(config: &Config) -> String {
     let mut table = table(config);
@@ -104,6 +115,11 @@ fn table(config: &Config) -> Table {
         changes: &config.changes,
         sink: &config.sink,
         serve: &config.serve,
+        batches: Batches {
+            webhook: config.batches.webhook.as_ref().map(|_| HIDDEN),
+            authorization: config.batches.authorization.as_ref().map(|_| HIDDEN),
+            settle: config.batches.settle,
+        },
         http: &config.http,
         log: &config.log,
         calendar: &config.calendar,
@@ -169,6 +185,8 @@ pub(super) fn keys() -> BTreeSet<String> {
     config.clickhouse.password_file = Some(HIDDEN.into());
     config.redis.url = Some(HIDDEN.into());
     config.tokens.key = Some(HIDDEN.into());
+    config.batches.webhook = Some(HIDDEN.into());
+    config.batches.authorization = Some(HIDDEN.into());
     let table = table(&config);
     let sections = table.iter().filter_map(|(section, value)| Some((section, value.as_table()?)));
     sections.flat_map(|(section, keys)| keys.keys().map(move |key| format!("{section}.{key}"))).collect()

@@ -91,12 +91,12 @@ pub(super) fn words(key: &str, kind: &Kind) -> String {
 /// Whether the value of this key must not be shown. A path to a file with a secret is none itself.
 pub(super) fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    let names = ["password", "secret", "token", "sasl.jaas", "ssl.key.pem", "api_key", "session_key"];
+    let names = ["password", "secret", "token", "sasl.jaas", "ssl.key.pem", "api_key", "session_key", "authorization"];
     !key.ends_with("_file") && !key.ends_with(".location") && names.iter().any(|name| key.contains(name))
 }
 
 fn found_words(key: &str, found: &Actual) -> String {
-    let secret = is_secret(key) || key == "redis.url";
+    let secret = is_secret(key) || ["redis.url", "batches.webhook"].contains(&key);
     match found {
         Actual::Str(_) | Actual::Char(_) if secret => "a text".to_owned(),
         Actual::Bool(_) | Actual::Unsigned(_) | Actual::Signed(_) | Actual::Float(_) if secret => {

@@ -57,6 +57,9 @@ fn a_refusal_names_the_key_the_place_and_what_is_allowed() {
         ("[clickhouse]\ndatabase = \"a-b\"", &["clickhouse.database", "\"a-b\"", "letters, digits and _"]),
         ("[clickhouse]\npassword_file = \"nowhere\"", &["clickhouse.password_file", "conf/nowhere"]),
         ("[redis]\nurl = \"redis://u:hunter2@h:1/0\"", &["redis.url", "WEIR_REDIS__URL"]),
+        ("[batches]\nwebhook = \"https://hunter2\"", &["batches.webhook", "WEIR_BATCHES__WEBHOOK"]),
+        ("[batches]\nauthorization = \"hunter2\"", &["batches.authorization", "WEIR_BATCHES__AUTHORIZATION"]),
+        ("[batches]\nsettle = \"0s\"", &["batches.settle", "0s", "1s"]),
         ("[http]\nlisten = \"8080\"", &["http.listen", "\"8080\"", "127.0.0.1:8080", "off"]),
         ("[log]\nformat = \"xml\"", &["log.format", "\"xml\"", "\"text\", \"json\""]),
         ("[log]\nfilter = \"weir=loud\"", &["log.filter", "weir=loud", "info"]),
@@ -223,6 +226,8 @@ fn the_source_in_the_example_is_valid_and_has_every_key_with_its_default() {
     let text = switched_on()
         .replace("password = \"\"\n", "")
         .replace("key = \"\"\n", "")
+        .replace("webhook = \"\"\n", "")
+        .replace("authorization = \"\"\n", "")
         .replace("password_file = \"clickhouse.password\"\n", "");
     let example = with(&text, &[]).unwrap();
     let source = toml::Table::try_from(&example.sources[0]).unwrap();

@@ -1,6 +1,6 @@
 //! rdkafka's forms ⇄ ours.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
@@ -12,8 +12,12 @@ use crate::{message::envelope::Headers, runtime::clock::Timestamp};
 /// A message, copied out of librdkafka's memory.
 pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
     let headers = message.headers().map_or_else(Headers::new, |headers| {
+        // One piece of memory for all values: copying records is mostly a matter of allocations.
+        let length = headers.iter().filter_map(|header| header.value).map(<[u8]>::len).sum();
+        let mut values = BytesMut::with_capacity(length);
         let own = |header: rdkafka::message::Header<'_, &[u8]>| {
-            (header.key.to_owned(), header.value.map_or_else(Bytes::new, Bytes::copy_from_slice))
+            values.extend_from_slice(header.value.unwrap_or_default());
+            (header.key.to_owned(), values.split().freeze())
         };
         headers.iter().map(own).collect()
     });

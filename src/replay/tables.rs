@@ -4,8 +4,9 @@
 //! inserted under a token that a resumed run makes again. After every insert whose end is not known the rows are
 //! counted: the token alone is not to be trusted when ClickHouse has been killed.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
+use futures::{StreamExt as _, stream};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -14,7 +15,7 @@ use tokio::{
 use super::{ReplayError, filter::Filter, plan::Mark};
 use crate::{
     kafka::{
-        Job, Partition, Record, Scan,
+        Committed, Job, Partition, Record, Scan,
         page::Page,
         scan::{Piece, Span},
     },
@@ -25,8 +26,11 @@ use crate::{
     },
 };
 
-/// The rows and bytes of one insert, about. The one under way, the one that waits and the one that is gathered take a
-/// few times this.
+/// Inserts at once: the server works on one while the other is on its way.
+const INSERTS: usize = 2;
+
+/// The rows and bytes of one insert, about. Those under way, the one that waits and the one that is gathered take a few
+/// times this.
 const ROWS: usize = 10_000;
 const BYTES: usize = 10 * 1024 * 1024;
 
@@ -207,15 +211,26 @@ impl Pouring<'_> {
         Ok(())
     }
 
-    async fn pour_all(&self, mut inbox: mpsc::Receiver<Chunk>) -> Result<(), ReplayError> {
-        while let Some(chunk) = inbox.recv().await {
-            let Some((job, run)) = &self.job else { continue };
-            let (partition, mark) = (chunk.partition.clone(), Mark { run: run.clone(), to: chunk.to });
-            let progress = mark.at(chunk.next);
-            pour(&self.target, &partition, chunk.rows, run, true).await?;
-            job.insist(Vec::new(), vec![(partition, progress)]).await?;
+    /// Inserts chunks, a few at once, and keeps the progress in their order: after a kill the next run looks again at
+    /// what comes after it.
+    async fn pour_all(&self, inbox: mpsc::Receiver<Chunk>) -> Result<(), ReplayError> {
+        let chunks = stream::unfold(inbox, async |mut inbox| inbox.recv().await.map(|chunk| (chunk, inbox)));
+        let Some((job, run)) = &self.job else {
+            chunks.for_each(async |_| {}).await;
+            return Ok(());
+        };
+        let mut poured = pin!(chunks.map(|chunk| self.pour_one(chunk, run)).buffered(INSERTS));
+        while let Some(progress) = poured.next().await {
+            job.insist(Vec::new(), vec![progress?]).await?;
         }
         Ok(())
+    }
+
+    /// Inserts a chunk; how far its partition is done with it.
+    async fn pour_one(&self, chunk: Chunk, run: &str) -> Result<(Partition, Committed), ReplayError> {
+        let mark = Mark { run: run.to_owned(), to: chunk.to };
+        pour(&self.target, &chunk.partition, chunk.rows, run, true).await?;
+        Ok((chunk.partition, mark.at(chunk.next)))
     }
 }
 

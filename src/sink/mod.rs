@@ -18,6 +18,7 @@
 pub mod block;
 pub mod connection;
 pub mod doubt;
+pub mod ends;
 pub mod guard;
 pub mod hottest;
 pub mod insert;

@@ -11,7 +11,7 @@ use weir::{
     message::{SourceName, envelope::Kind},
     runtime::clock::{Clock, Dice},
     simulate::{self, Options},
-    sink::query::samples,
+    sink::{ClickHouseConfig, query::samples, schema},
 };
 
 use crate::{
@@ -263,5 +263,29 @@ async fn what_is_remembered_of_items_is_recalled() {
     let items: Vec<_> = (0..2_500).map(|item| key(&item.to_string())).chain([key("2'")]).collect();
     let known = store.watched(&items).await.unwrap();
     assert_eq!(known, HashMap::from([(key("1"), watched(5, "5")), (key("2'"), watched(5, "5"))]));
+    database.drop().await;
+}
+
+/// `deploy/config/clickhouse-users.xml` as the local server runs with it: its user sees database `weir` alone.
+#[tokio::test]
+async fn the_user_for_bi_reads_every_view_and_writes_nothing() {
+    let database = Database::new().await;
+    let weir = ClickHouseConfig { database: "weir".to_owned(), ..database.0.clone() };
+    schema::apply(&weir).await.unwrap();
+    let bi = Database(ClickHouseConfig { user: "bi".to_owned(), password: Some("reader".into()), ..weir });
+    for view in ["items", "changes", "batches", "item_status", "source_health", "daily(time_zone = 'Asia/Shanghai')"] {
+        bi.text(&format!("SELECT count() FROM {view}"), "TSV").await.unwrap_or_else(|error| panic!("{view}: {error}"));
+    }
+    let refused = [
+        "INSERT INTO observations (item) VALUES ('1')",
+        "DROP TABLE observations",
+        "ALTER TABLE observations DELETE WHERE 1",
+        "SELECT 1 SETTINGS max_execution_time = 0",
+        &format!("SELECT count() FROM {}.observations", database.0.database),
+    ];
+    for sql in refused {
+        let error = bi.text(sql, "TSV").await.expect_err(sql).to_string();
+        assert!(error.contains("Not enough privileges") || error.contains("readonly mode"), "{sql}: {error}");
+    }
     database.drop().await;
 }

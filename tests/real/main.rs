@@ -13,6 +13,7 @@
 mod addresses;
 mod alone;
 mod analytics;
+mod batches;
 mod doubt;
 mod fetch;
 mod fleet;

@@ -60,7 +60,7 @@ impl Scene {
     }
 
     /// Asks for these items and waits for their ends.
-    async fn collect(&self, batch: &str, ids: impl Iterator<Item = u64>) -> (i32, String) {
+    pub async fn collect(&self, batch: &str, ids: impl Iterator<Item = u64>) -> (i32, String) {
         let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
         let file = self.installation.file("ids.txt", &ids.join("\n"));
         let arguments = ["enqueue", &file, "--source", "ali1688", "--batch", batch, "--wait"];
@@ -94,7 +94,7 @@ impl Scene {
         .await;
     }
 
-    fn run(&self) -> Process {
+    pub fn run(&self) -> Process {
         self.installation.start("only", &["run"])
     }
 }

@@ -8,10 +8,11 @@ use tracing::{info, warn};
 
 use super::{Process, RoleError};
 use crate::{
+    batches::{Batches, Webhook},
     cancelled::Cancelled,
     changes::{Changes, ChangesParts},
     fetch::{Caller, CallerParts, Fetch},
-    kafka::{Reach, ReadError, Reader, Writer},
+    kafka::{Reach, ReadError, Reader, Writer, intake::IntakeError},
     platform::config::Source,
     quota::{
         self,
@@ -170,6 +171,21 @@ impl Process {
         let (topic, config) = (self.topics.changes().into(), self.config.changes.clone());
         let parts = ChangesParts { reader, writer, memory, topic, config, dice: self.dice.clone() };
         Ok(Changes::new(parts).run(self.stop.clone()).await?)
+    }
+
+    /// Beside the sink, since it is about rows; in one process of all, since each end is to be told once.
+    pub(super) async fn batches(&self, webhook: &Webhook, health: &RoleHealth) -> Result<(), RoleError> {
+        let topics = self.topics.all(&self.config.source_names());
+        if !self.topics_are_there(&topics, health).await {
+            return Ok(());
+        }
+        let reader = self.reader(self.groups.batches(), vec![self.topics.control()])?;
+        let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        health.ready();
+        let (settle, webhook) = (self.config.batches.settle, webhook.clone());
+        let (clock, dice, health) = (self.clock.clone(), self.dice.clone(), health.clone());
+        let batches = Batches { reader, store, webhook, settle, clock, dice, health };
+        Ok(batches.run(self.stop.clone()).await.map_err(IntakeError::from)?)
     }
 
     pub(super) async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {

@@ -1,8 +1,11 @@
 //! The floors: the same rows inserted from memory by the bare `clickhouse` crate, and the same topic read by bare rdkafka.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -18,6 +21,7 @@ use crate::{
     log::{Copied, Follower},
     machine::{Cost, Meter},
     process::Bench,
+    records,
 };
 
 /// Inserts at once, as many as the sink's.
@@ -72,4 +76,19 @@ pub async fn consume(bench: &Bench, topic: &str, count: usize) -> Result<Cost> {
     let meter = Meter::start()?;
     follower.read(count, || Ok(()), |message| drop(std::hint::black_box(Copied::of(message))))?;
     meter.end()
+}
+
+/// Reads the JSON of these results with bare `serde_json`, into the struct that the sink makes of it.
+pub fn parse(seen: &[Observation]) -> Result<Cost> {
+    let (mut cpu, mut wall) = (Duration::ZERO, Duration::ZERO);
+    for chunk in seen.chunks(10_000) {
+        let values: Vec<_> = chunk.iter().map(|seen| records::encode(seen).value).collect();
+        let meter = Meter::start()?;
+        for value in &values {
+            drop(std::hint::black_box(serde_json::from_slice::<Observation>(value)?));
+        }
+        let cost = meter.end()?;
+        (cpu, wall) = (cpu + cost.cpu, wall + cost.wall);
+    }
+    Ok(Cost { wall, cpu })
 }

@@ -60,7 +60,8 @@ pub async fn measure(bench: &Bench, count: usize, table: &mut Table) -> Result<f
     ensure!(into_bare.count().await? == count as u64, "the bare insert has not stored all rows");
     let consumed = bare::consume(bench, &own.topics.results(), count).await?;
 
-    report(table, count, &poured, inserted);
+    let parsed = bare::parse(seen)?;
+    report(table, count, &poured, [inserted, consumed, parsed]);
     report_replay(table, count, &replayed, inserted, consumed);
     report_disk(table, &into_sink).await?;
     for tables in [into_sink, into_replay, into_bare] {
@@ -134,13 +135,17 @@ fn rate(count: usize, wall: Duration) -> f64 {
     mean(count, 1) / wall.as_secs_f64().max(1e-9)
 }
 
-fn report(table: &mut Table, count: usize, poured: &Poured, bare: Cost) {
+fn report(table: &mut Table, count: usize, poured: &Poured, [bare, consumed, parsed]: [Cost; 3]) {
     let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / mean(count, 1);
     let floor = rate(count, bare.wall);
     let figure = |what, unit, goal, value, floor| Figure { what, unit, goal, value: Some(value), floor };
     table.add(figure("sink, from Kafka", "/s", Goal::AtLeast(0.9 * floor), poured.per_second, Some(floor)));
     let (ours, theirs) = (each(poured.cpu), each(bare.cpu));
     table.add(figure("  client CPU per row", "µs", Goal::AtMost(1.5 * theirs), ours, Some(theirs)));
+    let whole = each(bare.cpu + consumed.cpu + parsed.cpu);
+    table.add(figure("  beside insert, consume and parse", "µs", Goal::None, ours, Some(whole)));
+    table.explain("  of the floor: bare consume", "µs", each(consumed.cpu));
+    table.explain("  of the floor: bare serde_json", "µs", each(parsed.cpu));
     table.add(figure("  resident at most", "MB", Goal::None, poured.peak_mb, None));
     table.add(figure("  rows of an insert", "", Goal::None, mean(poured.block, 1), Some(mean(poured.block, 1))));
 }

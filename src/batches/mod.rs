@@ -1,0 +1,172 @@
+//! batches: tells a webhook that a batch has come to its end, when nobody's terminal is open for it.
+//!
+//! Runs beside the sink, in one process of the fleet: the one that has the only partition of the control topic in a
+//! group made for this. Which ends have been told stands in ClickHouse, so another process goes on where this one
+//! was. An end is told at least once: a process that dies between the answer and its note tells it again.
+
+mod webhook;
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+pub use webhook::{Webhook, WebhookError};
+
+use crate::{
+    kafka::{Event, ReadError, Reader},
+    runtime::{
+        clock::{Clock, Dice, Timestamp},
+        health::RoleHealth,
+    },
+    sink::{Store, Trouble, ends::BatchEnd},
+};
+
+/// How often the tables are asked.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// How far back they are asked mostly, and how often from the beginning: a sink that was away for long stores records
+/// that are older.
+const RECENT: Duration = Duration::from_secs(2 * 60 * 60);
+const ALL_EVERY: Duration = Duration::from_secs(10 * 60);
+
+/// How long after a failed round the next one follows: doubled each time.
+const PAUSE_FIRST: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// After so many posts that failed in one round the webhook is left alone until the next.
+const FAILURES_MAX: u32 = 3;
+
+/// `[batches]`: who is told that a batch has ended.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the end of each batch is posted to. A secret.
+    pub webhook: Option<SecretString>,
+    /// The header `Authorization` of the post, if it wants one. A secret.
+    pub authorization: Option<SecretString>,
+    /// How long nothing may have happened in a batch before it counts as ended: requests may still be on their way.
+    #[serde(with = "humantime_serde")]
+    pub settle: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { webhook: None, authorization: None, settle: Duration::from_secs(10) }
+    }
+}
+
+/// What it works with.
+#[derive(Debug)]
+pub struct Batches<R> {
+    /// A member of the group whose only partition says who tells.
+    pub reader: R,
+    /// The tables.
+    pub store: Store,
+    /// Who is told.
+    pub webhook: Webhook,
+    /// When a batch has ended.
+    pub settle: Duration,
+    /// The time.
+    pub clock: Clock,
+    /// Spreads repetitions.
+    pub dice: Dice,
+    /// Where it says how it is.
+    pub health: RoleHealth,
+}
+
+/// What a round has come to.
+enum Round {
+    Done,
+    /// Try again after a pause.
+    Failed(String),
+}
+
+impl<R: Reader> Batches<R> {
+    /// Tells the ends of batches until `stop`.
+    ///
+    /// # Errors
+    /// [`ReadError`]: start again.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), ReadError> {
+        let (mut leads, mut next, mut pause) = (false, Instant::now(), PAUSE_FIRST);
+        let mut all_at = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                event = self.reader.next() => leads = leads_after(leads, event?),
+                () = sleep_until(next), if leads => {
+                    let all = Instant::now() >= all_at;
+                    // What was posted and not noted is posted again.
+                    let round = tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        round = self.round(all) => round,
+                    };
+                    match round {
+                        Round::Done => {
+                            self.health.ready();
+                            (next, pause) = (Instant::now() + ROUND, PAUSE_FIRST);
+                            if all {
+                                all_at = Instant::now() + ALL_EVERY;
+                            }
+                        }
+                        Round::Failed(why) => {
+                            tracing::warn!(again_in = ?pause, "the end of a batch cannot be told: {why}");
+                            self.health.not_ready(why);
+                            next = Instant::now() + pause.mul_f64(0.5 + self.dice.fraction() / 2.0);
+                            pause = (pause * 2).min(PAUSE_MAX);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn round(&self, all: bool) -> Round {
+        let ends = match self.ends(all).await {
+            Ok(ends) => ends,
+            Err(trouble) => return Round::Failed(trouble.to_string()),
+        };
+        let (mut failures, mut last) = (0, None);
+        for end in ends {
+            match self.tell(&end).await {
+                Ok(()) => tracing::info!(batch = end.batch, requested = end.requested, "told the end of a batch"),
+                Err(why) => {
+                    failures += 1;
+                    last = Some(format!("batch {}: {why}", end.batch));
+                }
+            }
+            if failures >= FAILURES_MAX {
+                break;
+            }
+        }
+        last.map_or(Round::Done, Round::Failed)
+    }
+
+    async fn ends(&self, all: bool) -> Result<Vec<BatchEnd>, Trouble> {
+        let now = self.clock.now();
+        self.store.begin_telling(now).await?;
+        let back = |span: Duration| {
+            Timestamp::from_millis(now.as_millis().saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+        };
+        let since = if all { Timestamp::from_millis(0) } else { back(RECENT) };
+        self.store.untold_ends(since, back(self.settle)).await
+    }
+
+    async fn tell(&self, end: &BatchEnd) -> Result<(), String> {
+        self.webhook.post(end).await.map_err(|why| format!("the webhook: {why}"))?;
+        let ended_at = Timestamp::from_millis(end.ended_at);
+        self.store.told(&end.batch, ended_at, self.clock.now()).await.map_err(|trouble| trouble.to_string())
+    }
+}
+
+/// Whether this process tells, after an event of the reader. What is on the topic does not matter.
+fn leads_after(leads: bool, event: Event) -> bool {
+    match event {
+        Event::Assigned(partitions) => leads || !partitions.is_empty(),
+        Event::Revoked(..) | Event::Lost(_) => false,
+        Event::Records { .. } | Event::Gone { .. } => leads,
+    }
+}

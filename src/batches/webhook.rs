@@ -1,0 +1,112 @@
+//! The webhook: one POST of JSON for the end of a batch.
+
+use std::{error::Error as _, time::Duration};
+
+use reqwest::{Client, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+
+use super::Config;
+use crate::{runtime::clock::Timestamp, sink::ends::BatchEnd};
+
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where ends are posted to. Its address and its key are never shown: the address of a hook is often its key.
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    client: Client,
+    url: SecretString,
+    authorization: Option<SecretString>,
+}
+
+/// Why a webhook cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WebhookError {
+    /// The address.
+    #[error("batches.webhook must be an http:// or https:// address")]
+    Address,
+    /// TLS.
+    #[error("the client for batches.webhook cannot be made: {0}")]
+    Client(String),
+}
+
+impl Webhook {
+    /// The webhook of the configuration, if it names one. Connects to nothing.
+    ///
+    /// # Errors
+    /// [`WebhookError`]
+    pub fn open(config: &Config) -> Result<Option<Self>, WebhookError> {
+        let Some(url) = &config.webhook else { return Ok(None) };
+        let address = Url::parse(url.expose_secret()).map_err(|_| WebhookError::Address)?;
+        if !matches!(address.scheme(), "http" | "https") || !address.has_host() {
+            return Err(WebhookError::Address);
+        }
+        // A redirect would carry the key to another place.
+        let client = Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build();
+        let client = client.map_err(|error| WebhookError::Client(error.without_url().to_string()))?;
+        Ok(Some(Self { client, url: url.clone(), authorization: config.authorization.clone() }))
+    }
+
+    /// Posts the end of a batch.
+    ///
+    /// # Errors
+    /// Why it was not taken, in words without the address. It may have been taken all the same.
+    pub async fn post(&self, end: &BatchEnd) -> Result<(), String> {
+        let post = self.client.post(self.url.expose_secret()).header("content-type", "application/json");
+        let mut post = post.body(body(end).to_string());
+        if let Some(authorization) = &self.authorization {
+            post = post.header("authorization", authorization.expose_secret());
+        }
+        let answer = post.send().await.map_err(|error| {
+            let error = error.without_url();
+            error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+        })?;
+        let status = answer.status();
+        if status.is_success() { Ok(()) } else { Err(format!("it answers {status}")) }
+    }
+}
+
+/// What is posted.
+fn body(end: &BatchEnd) -> serde_json::Value {
+    let BatchEnd { batch, requested, found, absent, off_shelf, dead, ended_at } = end;
+    json!({
+        "batch": batch, "requested": requested, "found": found, "absent": absent, "off_shelf": off_shelf, "dead": dead,
+        "finished_at": Timestamp::from_millis(*ended_at).to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(url: &str) -> Result<Option<Webhook>, WebhookError> {
+        Webhook::open(&Config { webhook: Some(url.into()), ..Config::default() })
+    }
+
+    #[test]
+    fn an_address_is_taken_only_if_something_can_be_posted_there() {
+        for bad in ["", "hooks.example/x", "ftp://hooks.example/x", "https://"] {
+            assert!(matches!(open(bad), Err(WebhookError::Address)), "{bad}");
+        }
+        let hook = open("https://hooks.example/s3cret").unwrap();
+        assert!(hook.is_some() && !format!("{hook:?}").contains("s3cret"));
+        assert!(Webhook::open(&Config::default()).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_body_says_what_became_of_each_request() {
+        let end = BatchEnd {
+            batch: "monday".to_owned(),
+            requested: 10,
+            found: 6,
+            absent: 2,
+            off_shelf: 1,
+            dead: 1,
+            ended_at: 1_795_824_000_123,
+        };
+        let expected = json!({"batch": "monday", "requested": 10, "found": 6, "absent": 2, "off_shelf": 1, "dead": 1,
+            "finished_at": "2026-11-28T00:00:00.123Z"});
+        assert_eq!(body(&end), expected);
+    }
+}

@@ -1,0 +1,97 @@
+//! The ends of batches, posted to a webhook as a user's server gets them.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    routing::post,
+};
+use serde_json::Value;
+use weir::simulate::{self, Shares};
+
+use crate::{replay::Scene, stack::eventually};
+
+/// Somebody's server: it takes posts or refuses them, and keeps what it was sent.
+#[derive(Clone, Default)]
+struct Hook {
+    takes: Arc<AtomicBool>,
+    taken: Arc<Mutex<Vec<Value>>>,
+    refused: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Hook {
+    /// Its address.
+    async fn start(&self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/s3cret-path", listener.local_addr().unwrap());
+        let app = Router::new().route("/s3cret-path", post(receive)).with_state(self.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        url
+    }
+
+    fn taken(&self) -> Vec<Value> {
+        self.taken.lock().unwrap().clone()
+    }
+}
+
+async fn receive(State(hook): State<Hook>, headers: HeaderMap, Json(body): Json<Value>) -> StatusCode {
+    let is_ours = headers.get("authorization").is_some_and(|value| value == "Bearer s3cret-key");
+    if hook.takes.load(Ordering::SeqCst) && is_ours {
+        hook.taken.lock().unwrap().push(body);
+        StatusCode::NO_CONTENT
+    } else {
+        hook.refused.lock().unwrap().push(body);
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_batch_is_posted_until_it_is_taken_and_then_not_again() {
+    let shares = Shares { absent: 0.2, ..Shares::NONE };
+    let mut scene = Scene::new("batches", shares, Duration::ZERO, "[batches]\nsettle = \"1s\"\n").await;
+    let process = scene.run();
+    scene.collect("before", simulate::sample(20).take(10)).await;
+    assert!(process.stop().await.success());
+
+    let hook = Hook::default();
+    let url = hook.start().await;
+    scene.installation = scene.installation.with("", ("WEIR_BATCHES__WEBHOOK", &url));
+    scene.installation = scene.installation.with("", ("WEIR_BATCHES__AUTHORIZATION", "Bearer s3cret-key"));
+    // Two processes with a sink: one of them tells.
+    let (process, second) = (scene.run(), scene.installation.start("second", &["sink"]));
+    eventually("somebody tells from now on", async || {
+        (scene.number("SELECT count() FROM batch_ends WHERE batch = ''").await > 0).then_some(())
+    })
+    .await;
+    scene.collect("monday", simulate::sample(21).take(40)).await;
+    eventually("a refused post is repeated", async || (hook.refused.lock().unwrap().len() >= 2).then_some(())).await;
+    assert!(hook.refused.lock().unwrap().iter().all(|body| body["batch"] == "monday"), "not those of before");
+    hook.takes.store(true, Ordering::SeqCst);
+    let bodies = eventually("it is taken", async || Some(hook.taken()).filter(|taken| !taken.is_empty())).await;
+    let body = &bodies[0];
+    let counts = scene.installation.query("SELECT found, absent FROM batches WHERE batch = 'monday'").await.unwrap();
+    assert_eq!(format!("{}\t{}\n", body["found"], body["absent"]), counts, "{body}");
+    assert_eq!((&body["batch"], &body["requested"], &body["dead"]), (&"monday".into(), &40.into(), &0.into()));
+    assert!(body["finished_at"].as_str().is_some_and(|at| at.ends_with('Z')), "{body}");
+    let logs = process.log() + &second.log();
+    assert!(logs.contains("503") && !logs.contains("s3cret"), "{logs}");
+
+    // Whoever told has gone; another batch, and the same once more: each is told, and none of those before.
+    assert!(process.stop().await.success() && second.stop().await.success());
+    let process = scene.run();
+    scene.collect("tuesday", simulate::sample(22).take(5)).await;
+    scene.collect("monday", simulate::sample(23).take(7)).await;
+    let told = eventually("both are told", async || Some(hook.taken()).filter(|taken| taken.len() >= 3)).await;
+    let mut told: Vec<_> = told.iter().map(|body| (body["batch"].as_str().unwrap(), &body["requested"])).collect();
+    told.sort_unstable_by_key(|(batch, requested)| (*batch, requested.as_u64()));
+    assert_eq!(told, [("monday", &40.into()), ("monday", &47.into()), ("tuesday", &5.into())]);
+    assert!(process.stop().await.success());
+}
