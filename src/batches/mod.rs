@@ -4,6 +4,7 @@
 //! group made for this. Which ends have been told stands in ClickHouse, so another process goes on where this one
 //! was. An end is told at least once: a process that dies between the answer and its note tells it again.
 
+mod behind;
 mod webhook;
 
 use std::time::Duration;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+pub use behind::Followed;
 pub use webhook::{Webhook, WebhookError};
 
 use crate::{
@@ -65,6 +67,8 @@ pub struct Batches<R> {
     pub reader: R,
     /// The tables.
     pub store: Store,
+    /// What the tables follow from.
+    pub followed: Followed,
     /// Who is told.
     pub webhook: Webhook,
     /// When a batch has ended.
@@ -127,7 +131,7 @@ impl<R: Reader> Batches<R> {
     async fn round(&self, all: bool) -> Round {
         let ends = match self.ends(all).await {
             Ok(ends) => ends,
-            Err(trouble) => return Round::Failed(trouble.to_string()),
+            Err(why) => return Round::Failed(why),
         };
         let (mut failures, mut last) = (0, None);
         for end in ends {
@@ -145,14 +149,23 @@ impl<R: Reader> Batches<R> {
         last.map_or(Round::Done, Round::Failed)
     }
 
-    async fn ends(&self, all: bool) -> Result<Vec<BatchEnd>, Trouble> {
+    /// The ends that are to be told; none while the sink has not come to all that was written before.
+    async fn ends(&self, all: bool) -> Result<Vec<BatchEnd>, String> {
+        let words = |trouble: Trouble| trouble.to_string();
         let now = self.clock.now();
-        self.store.begin_telling(now).await?;
+        self.store.begin_telling(now).await.map_err(words)?;
         let back = |span: Duration| {
             Timestamp::from_millis(now.as_millis().saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
         };
-        let since = if all { Timestamp::from_millis(0) } else { back(RECENT) };
-        self.store.untold_ends(since, back(self.settle)).await
+        let (since, before) = (if all { Timestamp::from_millis(0) } else { back(RECENT) }, back(self.settle));
+        if self.store.untold_ends(since, before).await.map_err(words)?.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.followed.is_behind(before).await.map_err(|error| error.to_string())? {
+            return Ok(Vec::new());
+        }
+        // Asked again: now all that was written before is counted.
+        self.store.untold_ends(since, before).await.map_err(words)
     }
 
     async fn tell(&self, end: &BatchEnd) -> Result<(), String> {

@@ -9,7 +9,7 @@ use crate::{
     stack::{eventually, kafka, outgoing},
 };
 
-const COUNT: usize = 30_000;
+const COUNT: usize = 6_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_the_group_was_set_back_what_is_there_stays_and_what_is_missing_is_inserted() {

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{Process, RoleError};
 use crate::{
-    batches::{Batches, Webhook},
+    batches::{Batches, Followed, Webhook},
     cancelled::Cancelled,
     changes::{Changes, ChangesParts},
     fetch::{Caller, CallerParts, Fetch},
@@ -192,8 +192,10 @@ impl Process {
         let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         let (settle, webhook) = (self.config.batches.settle, webhook.clone());
+        let stored = self.topics.rows(&self.config.source_names()).into_iter().map(|topic| topic.name).collect();
+        let followed = Followed { kafka: self.config.kafka.clone(), group: self.groups.sink(), topics: stored };
         let (clock, dice, health) = (self.clock.clone(), self.dice.clone(), health.clone());
-        let batches = Batches { reader, store, webhook, settle, clock, dice, health };
+        let batches = Batches { reader, store, followed, webhook, settle, clock, dice, health };
         Ok(batches.run(self.stop.clone()).await.map_err(IntakeError::from)?)
     }
 
