@@ -11,18 +11,22 @@ const LIMIT: usize = 1_024;
 
 /// Settings of a source that change no reply. Whatever is not named here does, also a setting that comes later: at
 /// worst the cache begins anew when it is changed.
-const NO_MATTER: [&str; 20] = [
+const NO_MATTER: [&str; 25] = [
     "account",
     "accounts_file",
     "address",
     "address_health",
     "address_limit",
     "authorise_url",
+    "batch_max",
     "budget",
     "cache",
+    "calls_in_flight",
+    "calls_in_flight_per_host",
     "connect_timeout",
     "cost_per_call",
     "currency",
+    "dns_cache",
     "express_share",
     "limit",
     "limits",
@@ -30,6 +34,7 @@ const NO_MATTER: [&str; 20] = [
     "on_budget",
     "preset",
     "shared_limits",
+    "sign_method",
     "timeout",
     "unlimited",
 ];
@@ -159,7 +164,7 @@ pub(super) mod tests {
         let batch = Some(crate::message::BatchId::new("monday").unwrap());
         let other = Request { batch, calls: 3, max_age: None, ..request("1", &[]) };
         assert_eq!(keys.key(&other), keys.key(&request("1", &[])));
-        let slower = Keys::new(&source("timeout = \"5s\"\nunlimited = true"));
+        let slower = Keys::new(&source("timeout = \"5s\"\nunlimited = true\ncalls_in_flight = 7\nexpress_share = 0.3"));
         assert_eq!(slower.key(&other), keys.key(&other));
         for more in ["version = \"2\"", "params = { webSite = \"alibaba\" }", "columns = { title = \"/a\" }"] {
             assert_ne!(Keys::new(&source(more)).key(&other), keys.key(&other), "{more}");
