@@ -184,6 +184,16 @@ pub enum Event {
     Lost(Vec<Partition>),
 }
 
+impl Event {
+    /// About how many bytes its records take in memory; 0 if it brings none.
+    fn footprint(&self) -> usize {
+        match self {
+            Self::Records { records, .. } => records.iter().map(Record::footprint).sum(),
+            Self::Assigned(_) | Self::Gone { .. } | Self::Revoked(..) | Self::Lost(_) => 0,
+        }
+    }
+}
+
 /// The answer to [`Event::Revoked`]: dropping it lets the partitions go.
 #[derive(Debug)]
 pub struct Handover(pub(crate) Option<oneshot::Sender<()>>);

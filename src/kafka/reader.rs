@@ -31,8 +31,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Assignment, Committed, Epoch, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, Record,
-    WriteError,
+    Assignment, Committed, Epoch, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, WriteError,
     client::Config,
     native::{offset_list, partitions, record},
 };
@@ -136,9 +135,7 @@ impl Reader for KafkaReader {
             reason: "the reader's thread has ended".to_owned(),
         };
         let event = self.events.recv().await.ok_or_else(ended)??;
-        if let Event::Records { records, .. } = &event {
-            self.ahead.fetch_sub(footprint(records), Ordering::Relaxed);
-        }
+        self.ahead.fetch_sub(event.footprint(), Ordering::Relaxed);
         if let Event::Assigned(assignments) = &event {
             // A pause that the stage asked for under an earlier assignment may have come after this one began.
             for assignment in assignments {
@@ -340,7 +337,7 @@ impl Context {
     fn flush(&self) -> Stage {
         let mut shared = self.shared();
         while let Some(event) = shared.pending.pop_front() {
-            let bytes = if let Ok(Event::Records { records, .. }) = &event { footprint(records) } else { 0 };
+            let bytes = event.as_ref().map_or(0, Event::footprint);
             if bytes > 0 && self.ahead.load(Ordering::Relaxed) > AHEAD && !self.events.is_closed() {
                 shared.pending.push_front(event);
                 break;
@@ -490,11 +487,6 @@ impl Context {
             shared.pending.push_back(Ok(Event::Records { partition, epoch, records: vec![record] }));
         }
     }
-}
-
-/// About how many bytes these records take in memory.
-fn footprint(records: &[Record]) -> usize {
-    records.iter().map(Record::footprint).sum()
 }
 
 fn names(assignments: &[Assignment]) -> Vec<&Partition> {

@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         let bench = Bench::new()?;
         let mut scene = Scene::new(&bench).await?;
-        let mut measurement = Measurement::start(&bench, &mut scene, &mut table).await?;
+        let mut measurement = Measurement::start(&bench, &mut scene, &mut table)?;
         measurement.crowd(scaled(options.waiting)).await?;
         measurement.restart()?;
         measurement.due_at_once(scaled(options.due)).await?;

@@ -44,7 +44,7 @@ fn percentile(sorted: &[i64], share: usize) -> f64 {
 }
 
 impl<'a> Measurement<'a> {
-    pub async fn start(bench: &'a Bench, scene: &'a mut Scene, table: &'a mut Table) -> Result<Self> {
+    pub fn start(bench: &'a Bench, scene: &'a mut Scene, table: &'a mut Table) -> Result<Self> {
         let retry = bench.retry(&scene.own)?;
         Ok(Self { bench, scene, table, retry })
     }
