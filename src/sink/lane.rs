@@ -193,7 +193,10 @@ impl Lane {
             self.blocks.put_back(rest);
         }
         let is_inherited = self.inherited.front() == Some(&reading.sealed.intent);
-        let doubt = if is_inherited { Doubt::recovered() } else { Doubt::none() };
+        // Where rows are put back ClickHouse may still know the token of the block that they once came with: then it
+        // acknowledges and stores nothing.
+        let is_put_back = matches!(reading.guard, Some(Guard::Until(_)));
+        let doubt = if is_inherited || is_put_back { Doubt::recovered() } else { Doubt::none() };
         if is_inherited {
             self.inherited.pop_front();
         }
