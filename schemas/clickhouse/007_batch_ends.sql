@@ -8,4 +8,5 @@ CREATE TABLE IF NOT EXISTS {database}.batch_ends
     told_at  DateTime64(3, 'UTC')
 )
 ENGINE = ReplacingMergeTree(ended_at)
-ORDER BY batch;
+ORDER BY batch
+SETTINGS non_replicated_deduplication_window = 1000;
