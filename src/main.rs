@@ -10,6 +10,12 @@ use weir::{
     runtime::{logging, shutdown::Signals},
 };
 
+/// Records are allocated by the readers' threads and freed by the writers': glibc keeps what was freed in an arena for
+/// each thread. Measured with 60,000 failures waiting: 107 MB with it, 54 MB with jemalloc. Its settings are in
+/// `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(cli) => start(cli).unwrap_or_else(|error| exit::report(&error)),

@@ -28,7 +28,7 @@ pub struct BatchEnd {
 
 /// A row of `batch_ends`.
 #[derive(Row, Serialize)]
-struct Told<'a> {
+struct End<'a> {
     batch: &'a str,
     ended_at: i64,
     told_at: i64,
@@ -90,10 +90,10 @@ impl Store {
     /// # Errors
     /// [`Trouble`]; then it is told once more.
     pub async fn told(&self, batch: &str, ended_at: Timestamp, now: Timestamp) -> Result<(), Trouble> {
-        let row = Told { batch, ended_at: storable(ended_at), told_at: storable(now) };
+        let row = End { batch, ended_at: storable(ended_at), told_at: storable(now) };
         let write = async {
             let client = self.client.clone().with_setting("async_insert", "0");
-            let mut insert = client.insert::<Told<'_>>("batch_ends").await?;
+            let mut insert = client.insert::<End<'_>>("batch_ends").await?;
             insert.write(&row).await?;
             insert.end().await
         };

@@ -34,9 +34,12 @@ const GOAL_SECONDS: f64 = 2.0;
 /// How often a query looks for rows. So much too late it may find them.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Offsets of one partition that Kafka has acknowledged, and when.
+type Acknowledged = VecDeque<(i64, Instant)>;
+
 /// What Kafka has acknowledged and no query has found yet, by partition.
 #[derive(Clone, Default)]
-struct Waiting(Arc<Mutex<Vec<VecDeque<(i64, Instant)>>>>);
+struct Waiting(Arc<Mutex<Vec<Acknowledged>>>);
 
 impl Waiting {
     fn add(&self, partition: i32, offset: i64) {
@@ -52,8 +55,8 @@ impl Waiting {
     fn found(&self, partition: i32, last: i64, at: Instant, took: &mut Vec<Duration>) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(queue) = usize::try_from(partition).ok().and_then(|index| waiting.get_mut(index)) else { return };
-        while let Some((_, since)) = queue.pop_front_if(|(offset, _)| *offset <= last) {
-            took.push(at.saturating_duration_since(since));
+        while queue.front().is_some_and(|(offset, _)| *offset <= last) {
+            took.extend(queue.pop_front().map(|(_, since)| at.saturating_duration_since(since)));
         }
     }
 }
