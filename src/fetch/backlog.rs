@@ -27,12 +27,6 @@ impl<T> Backlog<T> {
         self.len += 1;
     }
 
-    /// Adds an item that was taken out before, in front of the others of its partition.
-    pub(super) fn push_first(&mut self, partition: &Partition, item: T) {
-        self.queue(partition).push_front(item);
-        self.len += 1;
-    }
-
     /// The queue that is about to get an item, and a turn if it had none.
     fn queue(&mut self, partition: &Partition) -> &mut VecDeque<T> {
         if self.waiting_in(partition) == 0 {
@@ -41,7 +35,8 @@ impl<T> Backlog<T> {
         self.queues.entry(partition.clone()).or_default()
     }
 
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.len
     }
 
@@ -55,7 +50,8 @@ impl<T> Backlog<T> {
     }
 
     /// Whether the first item of any queue may start.
-    pub(super) fn can_start(&self, may_start: impl Fn(&T) -> bool) -> bool {
+    #[cfg(test)]
+    fn can_start(&self, may_start: impl Fn(&T) -> bool) -> bool {
         self.turns.iter().filter_map(|partition| self.queues.get(partition)?.front()).any(may_start)
     }
 

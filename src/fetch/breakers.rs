@@ -13,7 +13,8 @@ use tracing::{info, warn};
 
 use super::{
     Fetch,
-    call::{Contact, Ended, Job},
+    call::{Contact, Ended},
+    job::Job,
 };
 use crate::{
     breaker::{Breaker, BreakerConfig, Change, Shut, Ticket, Verdict},

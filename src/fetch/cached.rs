@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Fetch,
-    call::Job,
+    job::Job,
     outcome::{CallFacts, Outcomes},
 };
 use crate::{

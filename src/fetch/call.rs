@@ -11,13 +11,14 @@ use tracing::{Instrument as _, error, info_span};
 
 use super::{
     breakers::Tickets,
-    cached::{self, Flight},
+    cached,
+    job::Job,
     outcome::{CallFacts, Outcomes},
 };
 use crate::{
     kafka::{Outgoing, Partition, Record, outbox::Position},
     message::{
-        AccountAlias, DeadLetter, Lane, Origin, Reason, Request, RequestId, SourceName,
+        AccountAlias, DeadLetter, Lane, Origin, Reason, Request, SourceName, Via,
         codec::{self, Received},
         trace,
     },
@@ -34,25 +35,6 @@ use crate::{
     },
     topics::Topics,
 };
-
-/// A request on its way through fetch.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) position: Position,
-    pub(super) id: RequestId,
-    pub(super) request: Request,
-    pub(super) lane: Lane,
-    pub(super) traceparent: String,
-    /// What it owes the cache once it is called for.
-    pub(super) flight: Option<Flight>,
-}
-
-impl Job {
-    /// Whether both can travel in one call: all that changes the reply but the item is the same.
-    pub(super) fn goes_with(&self, other: &Self) -> bool {
-        self.request.params == other.request.params
-    }
-}
 
 /// What came of one call.
 #[derive(Debug)]
@@ -232,7 +214,8 @@ impl Caller {
             Ok(received) if is_expired(&received.request, now) => expired(received, &raw, &self.source, now),
             Ok(Received { id, request }) => {
                 let lane = self.lane(&position.partition);
-                return Ok(Job { position, id, request, lane, traceparent, flight: None });
+                let (since, twins) = (Instant::now(), Vec::new());
+                return Ok(Job { position, id, request, lane, traceparent, since, twins, flight: None });
             }
             Err(why) => codec::dead_letter(&raw, &self.source, &why, now),
         };
@@ -298,7 +281,7 @@ impl Caller {
             // On a busy machine time has passed since the slot was taken: a late call is not made up for.
             if slot.is_late(Instant::now()) {
                 tracing::debug!("the slot was missed");
-                return Ended { missed: jobs, ..Ended::nothing(&slot, address) };
+                return Ended { missed: Job::apart(jobs), ..Ended::nothing(&slot, address) };
             }
             // The token of this moment: another one may be there when the reply comes.
             let (caller, generation) = self.tokens.account(account);
@@ -314,7 +297,7 @@ impl Caller {
                 }
                 Err(why) => {
                     let contact = Contact::NoWay(why);
-                    Ended { contact, missed: jobs, ..Ended::nothing(&slot, address) }
+                    Ended { contact, missed: Job::apart(jobs), ..Ended::nothing(&slot, address) }
                 }
             }
         }
@@ -443,13 +426,13 @@ impl Caller {
     /// the account with the tokens that the call carried.
     fn conclude(&self, caller: &Account, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Concluded {
         let (mut worst, mut has_answer) = (None, false);
-        let mut conclude = |mut job: Job, answer: Result<Answer, Refusal>| match answer {
+        let mut conclude = |mut job: Job, answer: Result<Answer, Refusal>, via: Via| match answer {
             Ok(answer) => {
                 has_answer = true;
                 if let Some(flight) = job.flight.take() {
                     flight.answered(&answer, facts);
                 }
-                let records = self.outcomes.result(&job, answer, facts);
+                let records = self.outcomes.result(&job, answer, facts, via);
                 (job.position, records)
             }
             Err(refusal) => {
@@ -459,10 +442,17 @@ impl Caller {
                 ended
             }
         };
-        let outcomes = match reply {
-            Reply::Each(answers) => jobs.into_iter().zip(answers).map(|(job, answer)| conclude(job, answer)).collect(),
-            Reply::Refused(refusal) => jobs.into_iter().map(|job| conclude(job, Err(refusal.clone()))).collect(),
+        let answers = match reply {
+            Reply::Each(answers) => answers,
+            Reply::Refused(refusal) => jobs.iter().map(|_| Err(refusal.clone())).collect(),
         };
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for (mut job, answer) in jobs.into_iter().zip(answers) {
+            for twin in std::mem::take(&mut job.twins) {
+                outcomes.push(conclude(twin, answer.clone(), Via::Cache));
+            }
+            outcomes.push(conclude(job, answer, Via::Call));
+        }
         Concluded { outcomes, refusal: worst, has_answer }
     }
 }

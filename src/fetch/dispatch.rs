@@ -5,11 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{
-    Fetch, batches,
-    call::{Ended, Job},
-    spending::Spent,
-};
+use super::{Fetch, batches, call::Ended, job::Job, lanes::Departure, spending::Spent};
 use crate::{
     breaker::Shut,
     kafka::{Reader, Writer},
@@ -23,6 +19,12 @@ const TOKEN_WAIT: [Duration; 2] = [Duration::from_millis(50), Duration::from_sec
 impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Slots leased at once, at most: the longest that a source's accounts are asked about in one step.
     const LEASE: usize = 64;
+
+    /// How long a request waits for others to travel with while slots are free.
+    const WINDOW: Duration = Duration::from_millis(10);
+
+    /// How many requests end with the answer to one that asks for the same: their results are made at once.
+    const TWINS: usize = 1_000;
 
     /// While nobody may call, the quota is asked this often: an operator may end a hold at any time.
     pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -39,6 +41,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 // The end of a probe wakes.
                 Some(Shut::Probing) => return self.return_slots().await,
             }
+            if let Some(at) = self.waits_for_others() {
+                self.return_slots().await;
+                self.wake_at = Some(at);
+                return;
+            }
             let Some(slot) = self.next_slot().await else { return };
             if slot.at > Instant::now() {
                 self.wake_at = Some(slot.at);
@@ -51,6 +58,22 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         if !self.slots.is_empty() && self.backlog.is_empty() {
             self.return_slots().await;
         }
+    }
+
+    /// Until when what waits waits for more to travel with it. Only while slots are free: one whose time is known ahead
+    /// takes along what has come by then.
+    fn waits_for_others(&self) -> Option<Instant> {
+        let departure = self.departure();
+        let is_free = self.slots.front().is_none_or(|slot| slot.at <= self.leased_at + Duration::from_millis(1));
+        if departure.most <= 1 || !is_free {
+            return None;
+        }
+        let at = self.backlog.departs_at(departure, |job| self.intake.may_start(&job.position));
+        at.filter(|at| *at > departure.now)
+    }
+
+    fn departure(&self) -> Departure {
+        Departure { most: self.caller.batch_max(), window: Self::WINDOW, now: Instant::now() }
     }
 
     /// Makes a call in this slot, or renews its account's token.
@@ -90,7 +113,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.probe(&slot).await;
         let tickets = self.breakers.admit(slot.account, Instant::now());
         self.charge(&jobs);
-        for job in &jobs {
+        for job in jobs.iter().flat_map(|job| job.twins.iter().chain([job])) {
             self.regulate(&job.position.partition.clone());
         }
         let call = Arc::clone(&self.caller).call(slot, jobs);
@@ -131,9 +154,10 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.quota.give_back(vec![slot]).await;
             }
             let room = (self.config.calls_in_flight - self.calls.len()).min(self.breakers.room(Instant::now()));
-            match self.quota.lease(self.backlog.len().min(room).min(Self::LEASE)).await {
+            match self.quota.lease(self.backlog.calls(self.caller.batch_max()).min(room).min(Self::LEASE)).await {
                 Lease::Slots(slots) => {
                     self.nobody_told = false;
+                    self.leased_at = Instant::now();
                     self.slots.extend(slots);
                 }
                 Lease::NotBefore(at) => {
@@ -155,16 +179,21 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// The requests of one call: as many as the vendor takes and as go together.
     fn take_jobs(&mut self) -> Vec<Job> {
-        let intake = &self.intake;
+        let (intake, departure) = (&self.intake, self.departure());
         let mut jobs: Vec<Job> = Vec::with_capacity(self.caller.batch_max());
         while jobs.len() < self.caller.batch_max() {
             let may_start = |job: &Job| intake.may_start(&job.position);
             let next = match jobs.first() {
-                None => self.backlog.pop(may_start),
-                Some(first) => self.backlog.pop_along(|job| may_start(job) && first.goes_with(job)),
+                None => self.backlog.pop(departure, may_start),
+                Some(first) => self.backlog.pop_along(first, may_start),
             };
             match next {
-                Some(job) if self.spending.may_call(job.request.batch.as_ref()) => jobs.push(job),
+                Some(mut job) if self.spending.may_call(job.request.batch.as_ref()) => {
+                    job.twins = self.backlog.pop_alike(&job, Self::TWINS, |twin| {
+                        may_start(twin) && self.spending.may_call(twin.request.batch.as_ref())
+                    });
+                    jobs.push(job);
+                }
                 Some(job) => {
                     let partition = job.position.partition.clone();
                     self.uncalled.push(&partition, self.caller.over_budget(job));

@@ -39,7 +39,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 } else if self.cancelled.has(&job.request) {
                     self.uncalled.push(&job.position.partition.clone(), self.caller.cancelled(job));
                 } else {
-                    self.backlog.push_first(job);
+                    self.backlog.push(job);
                 }
             }
             if let Some(latency) = ended.latency {

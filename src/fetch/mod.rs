@@ -13,6 +13,8 @@ mod config;
 mod dispatch;
 mod ended;
 mod episode;
+mod grouped;
+mod job;
 mod lanes;
 mod outcome;
 mod penalty;
@@ -38,8 +40,9 @@ use self::{
     backlog::Backlog,
     breakers::{Breakers, Fallback},
     cached::Cached,
-    call::{Ended, Job},
+    call::Ended,
     episode::Episodes,
+    job::Job,
     lanes::Lanes,
     penalty::Penalties,
     spending::Spending,
@@ -86,6 +89,8 @@ pub struct Fetch<R, W> {
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
     quota: Arc<dyn Quota>,
     tally: Arc<Tally>,
+    /// When slots were last leased.
+    leased_at: Instant,
     /// Slots leased and not yet used, in time order.
     slots: VecDeque<Slot>,
     caller: Arc<Caller>,
@@ -118,6 +123,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             cached: Cached::default(),
             uncalled: Backlog::default(),
             quota,
+            leased_at: Instant::now(),
             slots: VecDeque::new(),
             addresses: Addresses::new(HealthConfig::default(), caller.addresses()),
             calls: JoinSet::new(),
@@ -324,7 +330,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
 /// The batches that a call serves, each once; `None` for requests of no batch.
 fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
-    let mut batches: Vec<_> = jobs.iter().map(|job| job.request.batch.as_ref()).collect();
+    let all = jobs.iter().flat_map(|job| job.twins.iter().chain([job]));
+    let mut batches: Vec<_> = all.map(|job| job.request.batch.as_ref()).collect();
     batches.sort_unstable();
     batches.dedup();
     batches

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::call::Job;
+use super::job::Job;
 use crate::{
     cache::Kept,
     kafka::{Outgoing, RECORD_LIMIT},
@@ -50,7 +50,8 @@ impl Outcomes {
         Self { source, writer, results, failures, dead }
     }
 
-    pub(super) fn result(&self, job: &Job, answer: Answer, facts: &CallFacts) -> Vec<Outgoing> {
+    /// What a call brought; `via` says whether it was made for this request or for another that asks for the same.
+    pub(super) fn result(&self, job: &Job, answer: Answer, facts: &CallFacts, via: Via) -> Vec<Outgoing> {
         let request = &job.request;
         let raw_bytes = answer.raw.as_ref().map_or(0, |raw| raw.get().len());
         let observation = Observation {
@@ -60,8 +61,8 @@ impl Outcomes {
             item: request.item.clone(),
             batch: request.batch.clone(),
             status: answer.status,
-            via: Via::Call,
-            calls: calls(job),
+            via,
+            calls: if via == Via::Call { calls(job) } else { request.calls },
             account: Some(facts.account.clone()),
             requested_at: request.requested_at.unwrap_or(facts.ended_at),
             fetched_at: facts.ended_at,

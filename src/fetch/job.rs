@@ -1,0 +1,56 @@
+//! A request on its way through fetch.
+
+use std::collections::BTreeMap;
+
+use tokio::time::Instant;
+
+use super::{cached::Flight, grouped::Waits};
+use crate::{
+    kafka::{Partition, outbox::Position},
+    message::{Lane, Request, RequestId},
+};
+
+/// A request on its way through fetch.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) position: Position,
+    pub(super) id: RequestId,
+    pub(super) request: Request,
+    pub(super) lane: Lane,
+    pub(super) traceparent: String,
+    /// When it was taken in.
+    pub(super) since: Instant,
+    /// Requests that ask for the same, and end with what its call brings.
+    pub(super) twins: Vec<Job>,
+    /// What it owes the cache once it is called for.
+    pub(super) flight: Option<Flight>,
+}
+
+impl Job {
+    /// Requests and their twins, each for itself.
+    pub(super) fn apart(jobs: Vec<Self>) -> Vec<Self> {
+        let apart = |mut job: Self| {
+            let mut all = std::mem::take(&mut job.twins);
+            all.push(job);
+            all
+        };
+        jobs.into_iter().flat_map(apart).collect()
+    }
+}
+
+impl Waits for Job {
+    /// All that changes the reply but the item.
+    type Group = BTreeMap<String, String>;
+    fn group(&self) -> &Self::Group {
+        &self.request.params
+    }
+    fn item(&self) -> &str {
+        self.request.item.as_str()
+    }
+    fn partition(&self) -> &Partition {
+        &self.position.partition
+    }
+    fn offset(&self) -> i64 {
+        self.position.offset
+    }
+}
