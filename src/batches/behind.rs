@@ -38,7 +38,7 @@ impl Followed {
     /// Whether a record that was written before this moment is not stored, as far as the sink's commits tell.
     ///
     /// # Errors
-    /// [`BehindError`]
+    /// `BehindError`
     pub async fn is_behind(&self, before: Timestamp) -> Result<bool, BehindError> {
         let Self { kafka, group, topics } = self;
         let due: HashMap<Partition, i64> = scan::at_time(kafka, topics, before).await?.into_iter().collect();

@@ -1,7 +1,7 @@
 //! Answers that are given again: in the memory of the process (L1), and in Redis for all of them (L2).
 //!
 //! Fetch looks a request up before it waits for a slot, and keeps what each call brings. What counts for how long is
-//! decided in [`policy`], what an answer is kept under in [`key`]. Only answers are kept: a failed call is none. An answer
+//! decided in [`policy`], what an answer is kept under in `key`. Only answers are kept: a failed call is none. An answer
 //! that is given again keeps the time at which the vendor gave it, so that nobody takes it for news.
 //!
 //! A request with a `max_age` of 0, from whatever producer, replaces the answer in Redis and drops it in the memory of

@@ -79,7 +79,7 @@ pub enum Role {
     Changes,
     /// Writes to ClickHouse.
     Sink,
-    /// Answers `GET /items/{source}/{id}` on [http] listen.
+    /// Answers `GET /items/{source}/{id}` on `[http] listen`.
     Serve,
 }
 

@@ -39,15 +39,27 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const BATCH_COLUMNS: &[&str] =
     &["batch", "requested", "found", "absent", "off_shelf", "dead", "under_way", "retried", "last_at"];
 
-const OUTCOME_COLUMNS: &[&str] =
-    &["source", "calls", "found", "absent", "off_shelf", "throttled", "outage", "denied", "malformed", "bug"];
+const OUTCOME_COLUMNS: &[&str] = &[
+    "source",
+    "calls",
+    "found",
+    "absent",
+    "off_shelf",
+    "throttled",
+    "outage",
+    "denied",
+    "malformed",
+    "bug",
+    "cached",
+    "stale",
+];
 
 const BATCHES: &str = "SELECT batch, requested, found, absent, off_shelf, dead, under_way, retried, \
     toString(last_at) AS last_at FROM batches ORDER BY under_way > 0 DESC, batches.last_at DESC LIMIT 10";
 
 const OUTCOMES: &str = "SELECT source, sum(calls) AS calls, sum(found) AS found, sum(absent) AS absent, \
     sum(off_shelf) AS off_shelf, sum(throttled) AS throttled, sum(outage) AS outage, sum(denied) AS denied, \
-    sum(malformed) AS malformed, sum(bug) AS bug FROM source_health WHERE minute >= now() - INTERVAL 10 MINUTE \
+    sum(malformed) AS malformed, sum(bug) AS bug, sum(cached) AS cached, sum(stale) AS stale FROM source_health WHERE minute >= now() - INTERVAL 10 MINUTE \
     GROUP BY source ORDER BY source";
 
 /// `weir status`

@@ -4,7 +4,7 @@
 //! in blocks sized by demand, tells of holds and hears of those of others, so that [`Quota::lease`] answers at
 //! once and Redis is asked about once for ten calls. Without Redis a worker uses up what it has leased and then
 //! stops until Redis is back: nobody else can know what it would do on its own. Unless it is told to share: then a part
-//! of the quota, which Redis never grants, is its own ([`alone`]).
+//! of the quota, which Redis never grants, is its own (`alone`).
 
 mod alone;
 mod driver;

@@ -21,7 +21,7 @@ pub struct Migration {
 }
 
 /// All of them, by version.
-pub const MIGRATIONS: [Migration; 7] = [
+pub const MIGRATIONS: [Migration; 8] = [
     Migration { version: 1, name: "tables", sql: include_str!("../../schemas/clickhouse/001_tables.sql") },
     Migration { version: 2, name: "items", sql: include_str!("../../schemas/clickhouse/002_items.sql") },
     Migration { version: 3, name: "views", sql: include_str!("../../schemas/clickhouse/003_views.sql") },
@@ -29,6 +29,11 @@ pub const MIGRATIONS: [Migration; 7] = [
     Migration { version: 5, name: "changes", sql: include_str!("../../schemas/clickhouse/005_changes.sql") },
     Migration { version: 6, name: "batches", sql: include_str!("../../schemas/clickhouse/006_batches.sql") },
     Migration { version: 7, name: "batch_ends", sql: include_str!("../../schemas/clickhouse/007_batch_ends.sql") },
+    Migration {
+        version: 8,
+        name: "source_health",
+        sql: include_str!("../../schemas/clickhouse/008_source_health.sql"),
+    },
 ];
 
 /// What `schema apply` has done.

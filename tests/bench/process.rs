@@ -86,6 +86,12 @@ impl Bench {
         self.start(name, &file, &["fetch"])
     }
 
+    /// Starts `weir fetch` with sources of one's own.
+    pub fn fetch_from(&self, topics: &OwnTopics, sources: &str) -> Result<Process> {
+        let file = self.write("weir", topics, sources)?;
+        self.start("fetch", &file, &["fetch"])
+    }
+
     /// Starts `weir retry`, which calls nobody.
     pub fn retry(&self, topics: &OwnTopics) -> Result<Process> {
         fs::write(self.accounts_file(), "[[account]]\nalias = \"a\"\napp_key = \"1\"\napp_secret = \"s\"\n")?;

@@ -16,7 +16,7 @@ use weir::{
 
 use crate::{
     process::Installation,
-    sink::{Database, NOVEMBER, insert, known_batch, result, with},
+    sink::{Database, NOVEMBER, failure, insert, known_batch, result, with},
     stack::{Follower, Seen, address, eventually, kafka, outgoing, topics, unique},
 };
 
@@ -287,5 +287,19 @@ async fn the_user_for_bi_reads_every_view_and_writes_nothing() {
         let error = bi.text(sql, "TSV").await.expect_err(sql).to_string();
         assert!(error.contains("Not enough privileges") || error.contains("readonly mode"), "{sql}: {error}");
     }
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn source_health_counts_calls_apart_from_what_needed_none() {
+    let database = Database::new().await;
+    let store = database.store();
+    let by = |id: &str, via: &str| with(result(id, "c", "found"), &json!({"via": via}));
+    insert(&store, "r", Kind::Result, [by("1", "call"), by("2", "cache"), by("3", "cache"), by("4", "stale")]).await;
+    let failed = [failure("5", "c", "outage", "http.503"), failure("6", "c", "outage", "weir.held.breaker")];
+    insert(&store, "f", Kind::Failure, failed).await;
+    let sums = "sum(calls), sum(found), sum(outage), sum(cached), sum(stale), sum(held_back)";
+    let rows = database.rows(&format!("SELECT {sums} FROM source_health")).await;
+    assert_eq!(rows, [json!(["2", "1", "1", "2", "1", "1"])]);
     database.drop().await;
 }

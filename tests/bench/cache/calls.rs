@@ -5,13 +5,14 @@ use rdkafka::{
     Message as _,
     producer::{BaseRecord, Producer as _},
 };
-use weir::{runtime::clock::Dice, simulate};
+use weir::simulate;
 
 use crate::{
     Options,
     log::{self, Follower},
     process::{Bench, OwnTopics, Process, Simulator},
     table::{Figure, Goal, Table},
+    zipf::Zipf,
 };
 
 const SIMULATOR: &str =
@@ -27,28 +28,6 @@ fn cached(options: &Options, own: &str) -> String {
          prefix = \"bench-{own}-{}\"\n",
         std::process::id()
     )
-}
-
-/// Items by Zipf's law with exponent 1: the n-th is asked for a n-th as often as the first.
-struct Zipf {
-    sums: Vec<f64>,
-    dice: Dice,
-}
-
-impl Zipf {
-    fn new(items: usize, seed: u64) -> Self {
-        let mut sum = 0.0;
-        let next = |rank: usize| {
-            sum += 1.0 / rank as f64;
-            sum
-        };
-        Self { sums: (1..=items).map(next).collect(), dice: Dice::seeded(seed) }
-    }
-
-    fn next(&self) -> usize {
-        let at = self.dice.fraction() * self.sums.last().copied().unwrap_or_default();
-        self.sums.partition_point(|sum| *sum < at).min(self.sums.len() - 1)
-    }
 }
 
 /// Asks, each on any partition: no producer does the cache a favour.

@@ -17,6 +17,8 @@ mod machine;
 mod process;
 #[path = "../table.rs"]
 mod table;
+#[path = "../zipf.rs"]
+mod zipf;
 
 use anyhow::Result;
 use clap::Parser;
