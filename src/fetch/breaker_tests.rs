@@ -5,16 +5,18 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
+    breakers::Breakers,
     call::{Advice, Contact},
     tests::{caller, ended, held, job, stage},
     *,
 };
 use crate::{
+    breaker::{BreakerConfig, Verdict},
     kafka::{
         Assignment, Committed, Epoch, Event,
         scripted::{Log, World},
     },
-    message::{Failure, Lane, Request, codec, envelope::header},
+    message::{Attempt, Class, Failure, Lane, Request, codec, envelope::header},
     platform::{Affected, RefusalKind},
     quota::{Scope, memory::Memory, pace::Pacing},
     runtime::clock::Timestamp,
@@ -25,7 +27,7 @@ const NOW: Timestamp = Timestamp::from_millis(0);
 
 /// One call of the account, which ends so.
 async fn call<R: Reader, W: Writer>(fetch: &mut Fetch<R, W>, account: usize, kind: Option<RefusalKind>) {
-    let tickets = fetch.breakers.admit(account, Instant::now());
+    let tickets = fetch.breakers.admit(account, &[], Instant::now());
     let has_answer = kind.is_none();
     let end = ended(Instant::now(), Advice::default(), kind);
     fetch.end_calls(Ended { account, has_answer, tickets, ..end }).await.unwrap();
@@ -50,6 +52,40 @@ async fn outages_of_all_hold_the_source_and_of_one_account_that_account() {
     assert_eq!(quota.snapshot(0..2, NOW).whole.held, None);
 }
 
+#[test]
+fn items_that_fail_again_and_again_do_not_shut_a_source_but_new_ones_do() {
+    let now = Instant::now();
+    let attempt = |class, code: &str| Attempt {
+        at: NOW,
+        account: None,
+        class,
+        code: code.to_owned(),
+        message: String::new(),
+        http_status: None,
+        latency_ms: 0,
+        not_before: None,
+    };
+    let calls = |histories: &[Option<Attempt>]| {
+        let mut breakers = Breakers::new(BreakerConfig::default(), 1);
+        for _ in 0..5 {
+            let with = |history: &Option<Attempt>| {
+                let mut job = job(0);
+                job.request.history.extend(history.clone());
+                job
+            };
+            let jobs: Vec<_> = histories.iter().map(with).collect();
+            let tickets = breakers.admit(0, &jobs, now).unwrap();
+            breakers.ended(tickets, Verdict::Outage, now);
+        }
+        breakers.shut(now).is_some()
+    };
+    let failed = Some(attempt(Class::Outage, "http.503"));
+    assert!(!calls(&[failed.clone()]) && !calls(&[failed.clone(), failed.clone()]));
+    assert!(calls(&[None]) && calls(&[failed, None]));
+    assert!(calls(&[Some(attempt(Class::Malformed, "reply"))]));
+    assert!(calls(&[Some(attempt(Class::Outage, "weir.held.breaker"))]), "it was not called for");
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_outages_count() {
     let (mut fetch, quota) = stage(Config::default());
@@ -61,7 +97,7 @@ async fn only_outages_count() {
     }
     // No way to the vendor is the address's trouble.
     for _ in 0..50 {
-        let tickets = fetch.breakers.admit(1, Instant::now());
+        let tickets = fetch.breakers.admit(1, &[], Instant::now());
         let end = ended(Instant::now(), Advice::default(), None);
         fetch.judge(&Ended { account: 1, tickets, contact: Contact::NoWay("proxy".to_owned()), ..end }).await;
     }
@@ -72,7 +108,7 @@ async fn only_outages_count() {
     assert!(!is_open(&quota));
     // Of a batch one item was answered: the vendor is there.
     for _ in 0..50 {
-        let tickets = fetch.breakers.admit(0, Instant::now());
+        let tickets = fetch.breakers.admit(0, &[], Instant::now());
         let end = ended(Instant::now(), Advice::default(), Some(RefusalKind::Outage));
         fetch.end_calls(Ended { tickets, has_answer: true, ..end }).await.unwrap();
     }

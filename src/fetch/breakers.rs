@@ -19,7 +19,7 @@ use super::{
 use crate::{
     breaker::{Breaker, BreakerConfig, Change, Shut, Ticket, Verdict},
     kafka::{Reader, Writer},
-    message::{Lane, SourceName},
+    message::{Class, Lane, SourceName},
     platform::RefusalKind,
     quota::{Cause, Hold, Scope},
     topics::Topics,
@@ -34,6 +34,17 @@ pub(super) struct Tickets {
     account: usize,
     of_source: Ticket,
     of_account: Option<Ticket>,
+    /// All that it asks for has ended in an outage before.
+    again: bool,
+}
+
+/// Whether an outage of this call would say more of its items than of the source: the last call for each of them ended
+/// in one as well. Else the last few of a million, which always fail, would shut a source that answers everything else.
+/// Whatever fails waits ever longer in retry, so a source that is away is not called more often for it.
+fn asks_again(jobs: &[Job]) -> bool {
+    let has_failed =
+        |job: &Job| job.request.history.last().is_some_and(|last| last.class == Class::Outage && !last.is_held_back());
+    !jobs.is_empty() && jobs.iter().all(has_failed)
 }
 
 /// The breaker of the source, and one of each account if there are several: one account that is worse off than the
@@ -66,24 +77,26 @@ impl Breakers {
     }
 
     /// A call leaves; for one that may not there are no tickets.
-    pub(super) fn admit(&mut self, account: usize, now: Instant) -> Option<Tickets> {
+    pub(super) fn admit(&mut self, account: usize, jobs: &[Job], now: Instant) -> Option<Tickets> {
         if self.account_shut(account, now).is_some() {
             return None;
         }
         let of_source = self.source.admit(now).ok()?;
         let of_account = self.accounts.get_mut(account).and_then(|breaker| breaker.admit(now).ok());
-        Some(Tickets { account, of_source, of_account })
+        Some(Tickets { account, of_source, of_account, again: asks_again(jobs) })
     }
 
     /// What the end of a call has changed, of whom. While the source is to blame its accounts are not.
-    fn ended(&mut self, tickets: Tickets, verdict: Verdict, now: Instant) -> Option<(Scope, Change)> {
-        let Tickets { account, of_source, of_account } = tickets;
-        if let Some(change) = self.source.ended(of_source, verdict, now) {
+    pub(super) fn ended(&mut self, tickets: Tickets, verdict: Verdict, now: Instant) -> Option<(Scope, Change)> {
+        let Tickets { account, of_source, of_account, again } = tickets;
+        let blameless = |breaker: &Breaker| again && verdict == Verdict::Outage && !breaker.is_trying();
+        let of = |breaker: &Breaker| if blameless(breaker) { Verdict::Neither } else { verdict };
+        if let Some(change) = self.source.ended(of_source, of(&self.source), now) {
             self.accounts.iter_mut().for_each(Breaker::forget);
             return Some((Scope::Source, change));
         }
         let breaker = self.accounts.get_mut(account)?;
-        breaker.ended(of_account?, verdict, now).map(|change| (Scope::Account(account), change))
+        breaker.ended(of_account?, of(breaker), now).map(|change| (Scope::Account(account), change))
     }
 }
 

@@ -111,7 +111,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             return;
         }
         self.probe(&slot).await;
-        let tickets = self.breakers.admit(slot.account, Instant::now());
+        let tickets = self.breakers.admit(slot.account, &jobs, Instant::now());
         self.charge(&jobs);
         for job in jobs.iter().flat_map(|job| job.twins.iter().chain([job])) {
             self.regulate(&job.position.partition.clone());

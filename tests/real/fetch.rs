@@ -44,7 +44,8 @@ impl Rig {
             topics: topics(what, &source, 4).await,
             simulator: simulate::start(options, Clock::System).await.unwrap(),
             groups: Groups::new(unique("group")),
-            breaker: BreakerConfig::default(),
+            // Much fails on purpose: a breaker that opened would only make tests wait.
+            breaker: BreakerConfig { failures: 1_000, sample: 100_000, ..BreakerConfig::default() },
             stop: CancellationToken::new(),
             folder: tempfile::tempdir().unwrap(),
             source,

@@ -49,6 +49,8 @@ kind = "ali1688"
 url = "{url}"
 unlimited = true
 accounts_file = "{accounts}"
+# Much fails on purpose: a breaker that opened would only make tests wait.
+breaker = {{ failures = 1000, sample = 100000 }}
 "#,
             url = simulator.url(),
             accounts = accounts.display(),
