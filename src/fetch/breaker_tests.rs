@@ -80,7 +80,7 @@ fn items_that_fail_again_and_again_do_not_shut_a_source_but_new_ones_do() {
         breakers.shut(now).is_some()
     };
     let failed = Some(attempt(Class::Outage, "http.503"));
-    assert!(!calls(&[failed.clone()]) && !calls(&[failed.clone(), failed.clone()]));
+    assert!(!calls(std::slice::from_ref(&failed)) && !calls(&[failed.clone(), failed.clone()]));
     assert!(calls(&[None]) && calls(&[failed, None]));
     assert!(calls(&[Some(attempt(Class::Malformed, "reply"))]));
     assert!(calls(&[Some(attempt(Class::Outage, "weir.held.breaker"))]), "it was not called for");
