@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -60,10 +60,11 @@ impl Bench {
         let mut line = String::new();
         let output = child.stdout.take().context("the simulator has no output")?;
         let process = Process { child, log };
-        BufReader::new(output).read_line(&mut line)?;
+        let mut output = BufReader::new(output);
+        output.read_line(&mut line)?;
         let url =
             line.split_whitespace().find(|word| word.starts_with("http://")).context("weir simulate did not start")?;
-        Ok(Simulator { url: url.to_owned(), process })
+        Ok(Simulator { url: url.to_owned(), process, _output: output })
     }
 
     /// Topics of their own.
@@ -210,10 +211,11 @@ impl Drop for Process {
     }
 }
 
-/// A running simulator.
+/// A running simulator. The pipe stays open: it says more than its address, and ends when nobody can hear it.
 pub struct Simulator {
     pub url: String,
     pub process: Process,
+    _output: BufReader<ChildStdout>,
 }
 
 impl Simulator {
