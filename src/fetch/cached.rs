@@ -25,7 +25,7 @@ use crate::{
     cache::{self, Answer, Claim, Kept, Key, Looked, Seen, SourceCache},
     kafka::{Outgoing, Partition, Reader, Writer, outbox::Position},
     message::{Lane, Via},
-    platform::{self, Refusal, RefusalKind},
+    platform::{Refusal, RefusalKind},
 };
 
 /// A follower waits no longer: its leader's slot may be an hour away, or its partition's window in the way of this very
@@ -117,14 +117,8 @@ impl Drop for Flight {
 
 impl Flight {
     /// The call has brought an answer.
-    pub(super) fn answered(mut self, answer: &platform::Answer, facts: &CallFacts) {
-        let kept = Answer {
-            status: answer.status,
-            columns: answer.columns.clone(),
-            fingerprint: answer.columns.fingerprint(answer.status),
-            raw: answer.raw.clone(),
-        };
-        let kept = self.cache.keep(&self.key, kept, facts.ended_at, facts.latency, self.announce);
+    pub(super) fn answered(mut self, answer: &Answer, facts: &CallFacts) {
+        let kept = self.cache.keep(&self.key, answer.clone(), facts.ended_at, facts.latency, self.announce);
         self.cache.counts().called.fetch_add(1, Ordering::Relaxed);
         self.end(Landed::Answer(kept));
     }

@@ -16,6 +16,7 @@ use super::{
     outcome::{CallFacts, Outcomes},
 };
 use crate::{
+    cache::Answer,
     kafka::{Outgoing, Partition, Record, outbox::Position},
     message::{
         AccountAlias, DeadLetter, Lane, Origin, Reason, Request, SourceName, Via,
@@ -23,7 +24,7 @@ use crate::{
         trace,
     },
     platform::{
-        Account, Answer, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor,
+        Account, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor,
         http::{self, NoReply},
         redact,
     },
@@ -448,6 +449,7 @@ impl Caller {
         };
         let mut outcomes = Vec::with_capacity(jobs.len());
         for (mut job, answer) in jobs.into_iter().zip(answers) {
+            let answer = answer.map(Answer::from);
             for twin in std::mem::take(&mut job.twins) {
                 outcomes.push(conclude(twin, answer.clone(), Via::Cache));
             }

@@ -7,14 +7,14 @@ use serde::Serialize;
 
 use super::job::Job;
 use crate::{
-    cache::Kept,
+    cache::{Answer, Kept},
     kafka::{Outgoing, RECORD_LIMIT},
     message::{
         AccountAlias, Attempt, Class, DeadLetter, Failure, Observation, SourceName, Via,
         codec::{self, Encoded},
         envelope::{Envelope, Kind},
     },
-    platform::{Answer, Refusal, RefusalKind},
+    platform::{Refusal, RefusalKind},
     runtime::clock::Timestamp,
     topics::Topics,
 };
@@ -52,37 +52,25 @@ impl Outcomes {
 
     /// What a call brought; `via` says whether it was made for this request or for another that asks for the same.
     pub(super) fn result(&self, job: &Job, answer: Answer, facts: &CallFacts, via: Via) -> Vec<Outgoing> {
-        let request = &job.request;
         let raw_bytes = answer.raw.as_ref().map_or(0, |raw| raw.get().len());
         let observation = Observation {
-            request_id: job.id.clone(),
-            source: self.source.clone(),
-            instead_of: request.instead_of.clone(),
-            item: request.item.clone(),
-            batch: request.batch.clone(),
-            status: answer.status,
-            via,
-            calls: if via == Via::Call { calls(job) } else { request.calls },
             account: Some(facts.account.clone()),
-            requested_at: request.requested_at.unwrap_or(facts.ended_at),
-            fetched_at: facts.ended_at,
             latency_ms: facts.latency_ms(),
-            fingerprint: answer.columns.fingerprint(answer.status),
-            columns: answer.columns,
-            raw: answer.raw,
+            ..self.observation(job, answer, via, facts.ended_at, facts.ended_at)
         };
-        let records = self.record(&self.results, Kind::Result, job, facts.ended_at, &observation);
-        if records.iter().all(|record| record.size() <= RECORD_LIMIT) {
-            records
-        } else {
-            self.too_large(job, raw_bytes, facts)
-        }
+        self.fitting(job, &observation, facts.ended_at).unwrap_or_else(|| self.too_large(job, raw_bytes, facts))
     }
 
     /// The result of a request that is given an answer that was kept; `None` if that makes no record.
     pub(super) fn again(&self, job: &Job, kept: &Kept, via: Via, now: Timestamp) -> Option<Vec<Outgoing>> {
-        let (request, answer) = (&job.request, &*kept.answer);
-        let observation = Observation {
+        let answer = Answer::clone(&kept.answer);
+        self.fitting(job, &self.observation(job, answer, via, kept.ends.fetched_at, now), now)
+    }
+
+    /// What is known of an item, for this request; `now` is when that came to it.
+    fn observation(&self, job: &Job, answer: Answer, via: Via, fetched_at: Timestamp, now: Timestamp) -> Observation {
+        let request = &job.request;
+        Observation {
             request_id: job.id.clone(),
             source: self.source.clone(),
             instead_of: request.instead_of.clone(),
@@ -90,17 +78,24 @@ impl Outcomes {
             batch: request.batch.clone(),
             status: answer.status,
             via,
-            // For a failed one there has been a call all the same.
-            calls: if via == Via::Stale { calls(job) } else { request.calls },
+            calls: match via {
+                // For one whose call failed there has been one all the same.
+                Via::Call | Via::Stale => calls(job),
+                Via::Cache => request.calls,
+            },
             account: None,
             requested_at: request.requested_at.unwrap_or(now),
-            fetched_at: kept.ends.fetched_at,
+            fetched_at,
             latency_ms: 0,
-            fingerprint: answer.fingerprint.clone(),
-            columns: answer.columns.clone(),
-            raw: answer.raw.clone(),
-        };
-        let records = self.record(&self.results, Kind::Result, job, now, &observation);
+            fingerprint: answer.fingerprint,
+            columns: answer.columns,
+            raw: answer.raw,
+        }
+    }
+
+    /// The result, if a topic takes it.
+    fn fitting(&self, job: &Job, observation: &Observation, now: Timestamp) -> Option<Vec<Outgoing>> {
+        let records = self.record(&self.results, Kind::Result, job, now, observation);
         records.iter().all(|record| record.size() <= RECORD_LIMIT).then_some(records)
     }
 
@@ -122,6 +117,11 @@ impl Outcomes {
             latency_ms: facts.latency_ms(),
             not_before: not_before(refusal, facts.ended_at),
         };
+        self.failed(job, attempt)
+    }
+
+    fn failed(&self, job: &Job, attempt: Attempt) -> Vec<Outgoing> {
+        let at = attempt.at;
         let failure = Failure {
             request_id: job.id.clone(),
             source: self.source.clone(),
@@ -129,7 +129,7 @@ impl Outcomes {
             attempt,
             lane: job.lane,
         };
-        self.record(&self.failures, Kind::Failure, job, facts.ended_at, &failure)
+        self.record(&self.failures, Kind::Failure, job, at, &failure)
     }
 
     /// What happened to a request at `at` instead of a call.
@@ -149,14 +149,7 @@ impl Outcomes {
     /// The source does not answer, and nobody calls it until then: the request is to come again.
     pub(super) fn held_back(&self, job: &Job, times: (Timestamp, Timestamp)) -> Vec<Outgoing> {
         let message = "the source does not answer: its breaker is open; there was no call, and no attempt is spent";
-        let failure = Failure {
-            request_id: job.id.clone(),
-            source: self.source.clone(),
-            request: job.request.clone(),
-            attempt: Self::no_call(times, message.to_owned()),
-            lane: job.lane,
-        };
-        self.record(&self.failures, Kind::Failure, job, times.0, &failure)
+        self.failed(job, Self::no_call(times, message.to_owned()))
     }
 
     /// The source does not answer: the request goes to another one, on the topic that it goes by there.

@@ -160,7 +160,7 @@ fn a_result_too_large_for_a_record_is_a_failure_that_says_so() {
         http_status: Some(200),
     };
     let outcomes = outcome::Outcomes::new(SourceName::new("s").unwrap(), &Topics::new(topics::Config::default()));
-    let records = outcomes.result(&job(0), answer, &facts, crate::message::Via::Call);
+    let records = outcomes.result(&job(0), answer.into(), &facts, crate::message::Via::Call);
     assert_eq!(&*records[0].topic, "weir.failures");
     assert!(records[0].size() < RECORD_LIMIT);
     let failure: crate::message::Failure = serde_json::from_slice(&records[0].value).unwrap();

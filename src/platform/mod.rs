@@ -13,6 +13,7 @@ pub mod http;
 mod kind;
 mod limits;
 mod names;
+mod params;
 pub mod pick;
 pub mod preset;
 pub mod private;

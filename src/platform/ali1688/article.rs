@@ -17,7 +17,7 @@ use super::{Dialect, columns::Pointers};
 use crate::{
     message::Request,
     platform::{
-        Account, Affected, Exchange, HttpReply, RefusalKind,
+        Account, Affected, Exchange, HttpReply, RefusalKind, params,
         taobao::{
             self,
             errors::{ErrorResponse, Said},
@@ -62,17 +62,11 @@ impl Template {
         form.extend(head.map(|(name, value)| (name.to_owned(), value.to_owned())));
         let token = account.access_token.as_ref().filter(|_| self.dialect == Dialect::Router);
         form.extend(token.map(|token| ("access_token".to_owned(), token.expose_secret().to_owned())));
-        form.extend(self.params.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let own = request.params.iter().filter(|(name, _)| !self.is_reserved(name));
-        form.extend(own.map(|(name, value)| (name.clone(), value.clone())));
+        let is_protocols = |name: &str| params::is_one_of(name, &PROTOCOL);
+        params::add(&mut form, (&self.item_param, &self.params), Some(request), is_protocols);
         let signature = signature(self.dialect, &form, account.app_secret.expose_secret());
         form.push((SIGNATURE.to_owned(), signature));
         Exchange::get(self.url.clone(), form)
-    }
-
-    fn is_reserved(&self, name: &str) -> bool {
-        let own = [self.item_param.as_str()].into_iter().chain(self.params.keys().map(String::as_str));
-        PROTOCOL.into_iter().chain(own).any(|reserved| reserved.eq_ignore_ascii_case(name))
     }
 }
 

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use super::sign::{SIGNATURE, signature};
 use crate::{
     message::Request,
-    platform::{Account, Exchange},
+    platform::{Account, Exchange, params},
     runtime::clock::Timestamp,
 };
 
@@ -30,8 +30,7 @@ pub struct Template {
 impl Template {
     /// The signed call for one request.
     ///
-    /// The request's own parameters are added as long as they do not touch what the source or the gateway's
-    /// protocol sets: a producer must not be able to change whose call it is.
+    /// See [`params::add`] for which of the request's own parameters are added.
     pub fn fill(&self, account: &Account, request: &Request, now: Timestamp) -> Exchange {
         let path = format!("{}{}", self.path, account.app_key);
         let mut form = Vec::with_capacity(5 + self.params.len() + request.params.len());
@@ -40,21 +39,16 @@ impl Template {
             form.push((ACCESS_TOKEN.to_owned(), token.expose_secret().to_owned()));
         }
         form.push((self.item_param.clone(), request.item.as_str().to_owned()));
-        form.extend(self.params.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let own = request.params.iter().filter(|(name, _)| !self.is_reserved(name));
-        form.extend(own.map(|(name, value)| (name.clone(), value.clone())));
+        params::add(&mut form, (&self.item_param, &self.params), Some(request), is_protocols);
         let signature = signature(&path, &form, account.app_secret.expose_secret());
         form.push((SIGNATURE.to_owned(), signature));
         Exchange::post(format!("{}/openapi/{path}", self.url), form)
     }
+}
 
-    /// Names in another case count too: nobody knows whether the gateway tells them apart.
-    fn is_reserved(&self, name: &str) -> bool {
-        let starts_with_aop = name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("_aop_"));
-        let mut reserved =
-            [ACCESS_TOKEN, self.item_param.as_str()].into_iter().chain(self.params.keys().map(String::as_str));
-        starts_with_aop || reserved.any(|reserved| reserved.eq_ignore_ascii_case(name))
-    }
+/// Whether the gateway's protocol sets a parameter.
+fn is_protocols(name: &str) -> bool {
+    name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("_aop_")) || name.eq_ignore_ascii_case(ACCESS_TOKEN)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 use serde_json::value::RawValue;
 
 use super::{
-    Account, Exchange, HttpReply, Reply, Vendor,
+    Account, Exchange, HttpReply, Reply, Vendor, params,
     taobao::{
         item::{self, PriceOf},
         item_ids,
@@ -91,12 +91,6 @@ impl Reseller {
         let batch_max = settings.batch_max.clamp(1, settings.dialect.batch_max());
         Self { settings: Settings { batch_max, ..settings } }
     }
-
-    fn is_reserved(&self, name: &str) -> bool {
-        let Settings { item_param, params, .. } = &self.settings;
-        let own = [item_param.as_str()].into_iter().chain(params.keys().map(String::as_str));
-        PROTOCOL.into_iter().chain(own).any(|reserved| reserved.eq_ignore_ascii_case(name))
-    }
 }
 
 impl Vendor for Reseller {
@@ -112,10 +106,8 @@ impl Vendor for Reseller {
             Dialect::OneBound => vec![("key".to_owned(), account.app_key.clone()), ("secret".to_owned(), secret)],
         };
         form.push((item_param.clone(), item_ids(requests)));
-        form.extend(params.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let own = requests.first().into_iter().flat_map(|request| &request.params);
-        let own = own.filter(|(name, _)| !self.is_reserved(name));
-        form.extend(own.map(|(name, value)| (name.clone(), value.clone())));
+        let first = requests.first().copied();
+        params::add(&mut form, (item_param, params), first, |name| params::is_one_of(name, &PROTOCOL));
         Exchange::get(url.clone(), form)
     }
 

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use super::sign::{SIGNATURE, SignMethod, signature};
 use crate::{
     message::Request,
-    platform::{Account, Exchange},
+    platform::{Account, Exchange, params},
     runtime::clock::Timestamp,
 };
 
@@ -48,18 +48,15 @@ pub struct Template {
 impl Template {
     /// The signed call for these requests, whose parameters are the same.
     ///
-    /// They are added as long as they do not touch what the source or the protocol sets: a producer must not be able to
-    /// change whose call it is.
+    /// See [`params::add`] for which of them are added.
     pub fn fill(&self, account: &Account, requests: &[&Request], now: Timestamp) -> Exchange {
         let mut form = self.head(self.method, account, now);
         if let Some(session) = &account.access_token {
             form.push(("session".to_owned(), session.expose_secret().to_owned()));
         }
         form.push((self.item_param.clone(), item_ids(requests)));
-        form.extend(self.params.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let own = requests.first().into_iter().flat_map(|request| &request.params);
-        let own = own.filter(|(name, _)| !self.is_reserved(name));
-        form.extend(own.map(|(name, value)| (name.clone(), value.clone())));
+        let first = requests.first().copied();
+        params::add(&mut form, (&self.item_param, &self.params), first, |name| params::is_one_of(name, &PROTOCOL));
         self.signed(account, form)
     }
 
@@ -82,11 +79,6 @@ impl Template {
         let signature = signature(self.sign_method, &form, account.app_secret.expose_secret());
         form.push((SIGNATURE.to_owned(), signature));
         Exchange::post(self.url.clone(), form)
-    }
-
-    fn is_reserved(&self, name: &str) -> bool {
-        let own = [self.item_param.as_str()].into_iter().chain(self.params.keys().map(String::as_str));
-        PROTOCOL.into_iter().chain(own).any(|reserved| reserved.eq_ignore_ascii_case(name))
     }
 }
 
