@@ -38,7 +38,7 @@ impl Follower {
     /// # Errors
     /// [`ReadError::Failed`]: the topic is not there, or no broker answers within ten seconds.
     pub async fn open(config: &Config, topic: &str) -> Result<Self, ReadError> {
-        let failed = |reason: String| failed(topic, reason);
+        let failed = |reason: String| ReadError::alone(topic, reason);
         let partitions = admin::partitions(config, topic).await.map_err(|error| failed(error.to_string()))?;
         let Some(partitions) = partitions else {
             return Err(failed("there is no such topic: run `weir topics apply`".to_owned()));
@@ -84,7 +84,7 @@ impl Follower {
                 Err(KafkaError::PartitionEOF(partition)) => {
                     self.behind.remove(&partition);
                 }
-                Err(error) if is_final(&error) => return Err(failed(&self.topic, error.to_string())),
+                Err(error) if is_final(&error) => return Err(ReadError::alone(&self.topic, error.to_string())),
                 Err(error) => {
                     warn!(topic = self.topic, %error, "reading; trying again");
                     tokio::time::sleep(PAUSE).await;
@@ -100,8 +100,4 @@ fn is_final(error: &KafkaError) -> bool {
         || error.rdkafka_error_code().is_some_and(|code| {
             matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::TopicAuthorizationFailed)
         })
-}
-
-fn failed(topic: &str, reason: String) -> ReadError {
-    ReadError::Failed { topics: topic.to_owned(), group: "none".to_owned(), reason }
 }

@@ -241,6 +241,13 @@ pub enum ReadError {
     },
 }
 
+impl ReadError {
+    /// Of a reader that is in no group.
+    fn alone(topics: &str, reason: String) -> Self {
+        Self::Failed { topics: topics.to_owned(), group: "none".to_owned(), reason }
+    }
+}
+
 /// Why a transaction did not commit.
 #[derive(Debug, thiserror::Error)]
 pub enum TransactError {

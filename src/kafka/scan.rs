@@ -90,6 +90,16 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Begins to read all that is on a topic now.
+    ///
+    /// # Errors
+    /// [`AdminError`]
+    pub async fn whole(config: &Config, topic: &str) -> Result<Self, AdminError> {
+        let whole = |Bounds { partition, low, end }| Span { partition, range: low..end };
+        let bounds = bounds(config, &[topic.to_owned()]).await?;
+        Self::open(config, bounds.into_iter().map(whole).collect())
+    }
+
     /// Begins to read. The end of no span may lie beyond what [`bounds`] has said.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ impl Tail {
     /// # Errors
     /// [`ReadError::Failed`]: a topic is not there, or no broker answers.
     pub async fn open(config: &Config, topics: &[String]) -> Result<Self, ReadError> {
-        let failed = |reason: String| failed(&topics.join(", "), reason);
+        let failed = |reason: String| ReadError::alone(&topics.join(", "), reason);
         let bounds = scan::bounds(config, topics).await.map_err(|error| failed(error.to_string()))?;
         let consumer: StreamConsumer = config
             .base()
@@ -62,7 +62,7 @@ impl Tail {
                     return Ok((partition, native::record(&message)));
                 }
                 Err(error @ KafkaError::MessageConsumptionFatal(_)) => {
-                    return Err(failed(&self.topics, error.to_string()));
+                    return Err(ReadError::alone(&self.topics, error.to_string()));
                 }
                 Err(error) => {
                     warn!(topics = self.topics, %error, "reading; trying again");
@@ -71,8 +71,4 @@ impl Tail {
             }
         }
     }
-}
-
-fn failed(topics: &str, reason: String) -> ReadError {
-    ReadError::Failed { topics: topics.to_owned(), group: "none".to_owned(), reason }
 }

@@ -10,10 +10,7 @@ use bytes::Bytes;
 
 use super::ReplayError;
 use crate::{
-    kafka::{
-        Outgoing, Scan, client,
-        scan::{self, Piece, Span},
-    },
+    kafka::{Outgoing, Scan, client, scan::Piece},
     message::{
         Attempt, MaxAge, Request, RequestId, SourceName,
         codec::{self, Encoded, REQUEST_LIMIT, Raw},
@@ -91,9 +88,7 @@ impl Redriven {
     /// # Errors
     /// [`ReplayError`]
     pub async fn read(&mut self, kafka: &client::Config, topic: &Topic) -> Result<(), ReplayError> {
-        let bounds = scan::bounds(kafka, std::slice::from_ref(&topic.name)).await?;
-        let spans = bounds.into_iter().map(|b| Span { partition: b.partition, range: b.low..b.end }).collect();
-        let (mut scan, route) = (Scan::open(kafka, spans)?, Route::from(topic));
+        let (mut scan, route) = (Scan::whole(kafka, &topic.name).await?, Route::from(topic));
         while let Some(piece) = scan.next().await? {
             let Piece::Records { partition, records } = piece else { continue };
             for record in &records {

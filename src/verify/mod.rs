@@ -367,9 +367,7 @@ async fn name(places: Places<'_>, scope: &Scope, mut faults: Faults) -> Result<F
     let Places { kafka, topics, sources, .. } = places;
     for topic in topics.rows(sources).iter().filter(|topic| topic.kind == Kind::Request) {
         let route = Route::from(topic);
-        let bounds = scan::bounds(kafka, std::slice::from_ref(&topic.name)).await?;
-        let spans = bounds.into_iter().map(|b| Span { partition: b.partition, range: b.low..b.end }).collect();
-        let mut scan = Scan::open(kafka, spans)?;
+        let mut scan = Scan::whole(kafka, &topic.name).await?;
         while let Some(piece) = scan.next().await? {
             let Piece::Records { partition, records } = piece else { continue };
             for record in &records {
