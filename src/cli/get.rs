@@ -35,6 +35,9 @@ Examples:
 Exit codes: 0 here is the item, also an older one; 1 there is no such item, or its request was given up;
   64 there is no such source; 69 no answer within --wait: it is still asked for";
 
+/// How long the end of a command waits for the request that is to renew what it has given.
+const FINISH: Duration = Duration::from_secs(2);
+
 /// `weir get`
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -97,7 +100,9 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
             lost = desk.listen(tail) => match lost? {},
         }
     };
-    show(&question, answered, &desk, args.json)
+    let exit = show(&question, answered, &desk, args.json);
+    desk.finish(FINISH).await;
+    exit
 }
 
 /// The cache, as it is configured.
@@ -110,6 +115,9 @@ pub(super) fn open_cache(config: &Config) -> anyhow::Result<Cache> {
 fn show(question: &Question, answered: Answered, desk: &Desk, json: bool) -> anyhow::Result<Exit> {
     match answered {
         Answered::Item(given) => {
+            if given.source != question.source {
+                note(&format!("{} does not answer: this is what {} says", question.source, given.source));
+            }
             if given.via == Via::Stale {
                 let age = spoken(desk.now().since(given.fetched_at));
                 note(&format!("the vendor did not answer: this is what it said {age} ago"));
@@ -156,7 +164,7 @@ fn sheet(question: &Question, given: &Given, desk: &Desk) -> String {
     let age = spoken(desk.now().since(given.fetched_at));
     let from = format!("{via}, {age} old ({})", given.fetched_at);
     let lines = [
-        ("item", Some(format!("{} {}", question.source, question.item))),
+        ("item", Some(format!("{} {}", given.source, question.item))),
         ("status", Some(status.to_owned())),
         ("title", columns.title.clone()),
         ("price", price),

@@ -91,12 +91,21 @@ impl Breakers {
         let Tickets { account, of_source, of_account, again } = tickets;
         let blameless = |breaker: &Breaker| again && verdict == Verdict::Outage && !breaker.is_trying();
         let of = |breaker: &Breaker| if blameless(breaker) { Verdict::Neither } else { verdict };
-        if let Some(change) = self.source.ended(of_source, of(&self.source), now) {
+        let change = self.source.ended(of_source, of(&self.source), now);
+        let of_account = of_account.and_then(|ticket| {
+            let breaker = self.accounts.get_mut(account)?;
+            // It may have been a probe of the account as well, whose place another one waits for.
+            let verdict = match change {
+                Some(Change::Opened { .. }) => Verdict::Neither,
+                Some(Change::Closed) | None => of(breaker),
+            };
+            breaker.ended(ticket, verdict, now)
+        });
+        if change.is_some() {
             self.accounts.iter_mut().for_each(Breaker::forget);
-            return Some((Scope::Source, change));
         }
-        let breaker = self.accounts.get_mut(account)?;
-        breaker.ended(of_account?, of(breaker), now).map(|change| (Scope::Account(account), change))
+        let of_source = change.map(|change| (Scope::Source, change));
+        of_source.or_else(|| of_account.map(|change| (Scope::Account(account), change)))
     }
 }
 
@@ -251,6 +260,40 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.uncalled.push(&partition, (job.position, records));
                 self.regulate(&partition);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN: Duration = Duration::from_secs(30);
+
+    /// Two accounts; the first one's breaker opens, then the source's; a probe of the first account is what comes next.
+    fn probe_by_an_account_whose_breaker_was_open_too(verdict: Verdict) -> Option<Shut> {
+        let config = BreakerConfig { probes: 1, open: OPEN, sample: 1_000, ..BreakerConfig::default() };
+        let (mut breakers, mut now) = (Breakers::new(config, 2), Instant::now());
+        let call = |breakers: &mut Breakers, account, verdict, now| {
+            let tickets = breakers.admit(account, &[], now).unwrap();
+            breakers.ended(tickets, verdict, now).map(|(scope, _)| scope)
+        };
+        for _ in 0..4 {
+            assert_eq!(call(&mut breakers, 0, Verdict::Outage, now), None);
+            assert_eq!(call(&mut breakers, 1, Verdict::Good, now), None);
+        }
+        assert_eq!(call(&mut breakers, 0, Verdict::Outage, now), Some(Scope::Account(0)));
+        let opened = (0..5).find_map(|_| call(&mut breakers, 1, Verdict::Outage, now));
+        assert_eq!(opened, Some(Scope::Source));
+        now += OPEN;
+        assert_eq!(call(&mut breakers, 0, verdict, now), Some(Scope::Source));
+        breakers.account_shut(0, now + 2 * OPEN)
+    }
+
+    #[test]
+    fn a_probe_of_the_source_is_no_probe_of_its_account_for_ever() {
+        for verdict in [Verdict::Good, Verdict::Outage] {
+            assert_eq!(probe_by_an_account_whose_breaker_was_open_too(verdict), None, "{verdict:?}");
         }
     }
 }

@@ -264,7 +264,10 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Puts a request that has to be called for into the backlog.
     fn enlist(&mut self, job: Job) {
         let partition = job.position.partition.clone();
-        if self.spending.may_call(job.request.batch.as_ref()) {
+        if self.cancelled.has(&job.request) {
+            // Whoever waited for somebody else's answer was not in the backlog when that was swept.
+            self.uncalled.push(&partition, self.caller.cancelled(job));
+        } else if self.spending.may_call(job.request.batch.as_ref()) {
             self.backlog.push(job);
         } else {
             self.uncalled.push(&partition, self.caller.over_budget(job));

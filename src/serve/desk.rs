@@ -7,8 +7,9 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout_at},
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
 /// `ce_source` of what is written here.
 const WRITER: &str = "weir/serve";
 
-/// How long Redis may take to be connected before an item is looked for without it.
+/// How long after its own start a desk waits for Redis to be connected; then an item is looked for without it.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 
 /// An item that is asked for early is not asked for again so soon.
@@ -64,6 +65,8 @@ pub struct Question {
 /// An item as it is given.
 #[derive(Clone, Debug)]
 pub struct Given {
+    /// Whose item it is: another source may have stood in for the one that was asked for.
+    pub source: SourceName,
     /// What the vendor said.
     pub answer: Arc<Answer>,
     /// When.
@@ -114,11 +117,16 @@ pub struct Desk {
     producer: Producer,
     clock: Clock,
     dice: Dice,
+    started_at: Instant,
+    /// How many questions may wait at once.
+    places: Semaphore,
     waiting_max: usize,
     waiting: Mutex<HashMap<RequestId, mpsc::Sender<Heard>>>,
     /// One at a time asks for a key; the others find what it brought.
     asking: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
     refreshed: Mutex<HashMap<Key, Instant>>,
+    /// Items that are asked for in the background.
+    refreshing: Mutex<JoinSet<()>>,
 }
 
 /// Forgets who waits, whatever becomes of them.
@@ -149,10 +157,13 @@ impl Desk {
             kafka: kafka.clone(),
             clock,
             dice,
+            started_at: Instant::now(),
+            places: Semaphore::new(waiting),
             waiting_max: waiting,
             waiting: Mutex::default(),
             asking: Mutex::default(),
             refreshed: Mutex::default(),
+            refreshing: Mutex::default(),
         })
     }
 
@@ -224,12 +235,16 @@ impl Desk {
         let deadline = Instant::now() + question.wait;
         let request = self.request(question);
         let keyed = source.cache.as_ref().and_then(|cache| Some((cache, cache.key(&request)?)));
-        let Some((cache, key)) = keyed else { return self.call(source, request, None, deadline).await };
-        if let Some(given) = self.kept(source, cache, &key, question).await {
+        if let Some((cache, key)) = &keyed
+            && let Some(given) = self.kept(source, cache, key, question).await
+        {
             return Ok(Answered::Item(given));
         }
+        // Whoever waits for the same item as others waits, too.
+        let Ok(_place) = self.places.try_acquire() else { return Err(AskError::Busy(self.waiting_max)) };
+        let Some((cache, key)) = keyed else { return self.call(source, request, None, deadline).await };
         let lock = self.lock(&key);
-        let Ok(_one) = timeout_at(deadline, lock.lock()).await else { return Ok(Answered::Late(None)) };
+        let Ok(_one) = timeout_at(deadline, lock.lock()).await else { return Ok(late(Some(cache), &request, None)) };
         // Somebody may have asked meanwhile.
         if let Some(given) = self.kept(source, cache, &key, question).await {
             return Ok(Answered::Item(given));
@@ -286,12 +301,12 @@ impl Desk {
         let seen = match cache.near(key, question.max_age) {
             Seen::Hit(kept) => {
                 cache.counts().near.inc();
-                return Some(given(&kept, Via::Cache));
+                return Some(given(&source.name, &kept, Via::Cache));
             }
             Seen::Due(kept) => Some(kept),
             Seen::Miss => None,
         };
-        cache.connected(CONNECT_WITHIN).await;
+        cache.connected(CONNECT_WITHIN.saturating_sub(self.started_at.elapsed())).await;
         let counts = cache.counts();
         let (kept, is_due, by) = match cache.peek(key, question.max_age).await {
             Seen::Hit(kept) => (Some(kept), false, &counts.far),
@@ -301,12 +316,24 @@ impl Desk {
         let kept = kept?;
         by.inc();
         if is_due && self.may_refresh(key) {
-            // Whoever asked has its answer: if this is not taken, the next one asks.
-            let record =
-                self.record(source, &self.request(&Question { max_age: None, ..question.clone() }), &self.id());
-            let _ = self.producer.send(vec![record]).await;
+            let request = self.request(&Question { max_age: None, ..question.clone() });
+            self.refresh(self.record(source, &request, &self.id()));
         }
-        Some(given(&kept, Via::Cache))
+        Some(given(&source.name, &kept, Via::Cache))
+    }
+
+    /// Sends a request in the background. Whoever asked has its answer: if this is not taken, the next one asks.
+    fn refresh(&self, record: crate::kafka::Outgoing) {
+        let producer = self.producer.clone();
+        let mut refreshing = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        while refreshing.try_join_next().is_some() {}
+        refreshing.spawn(async move { drop(producer.send(vec![record]).await) });
+    }
+
+    /// Waits for what is sent in the background, for so long at most: before a command ends.
+    pub async fn finish(&self, within: Duration) {
+        let mut refreshing = std::mem::take(&mut *self.refreshing.lock().unwrap_or_else(PoisonError::into_inner));
+        let _ = timeout(within, async { while refreshing.join_next().await.is_some() {} }).await;
     }
 
     fn may_refresh(&self, key: &Key) -> bool {
@@ -351,48 +378,49 @@ impl Desk {
     ) -> Result<Answered, AskError> {
         let id = self.id();
         let (sender, mut heard) = mpsc::channel(4);
-        {
-            let mut waiting = self.waiting();
-            if waiting.len() >= self.waiting_max {
-                return Err(AskError::Busy(waiting.len()));
-            }
-            waiting.insert(id.clone(), sender);
-        }
+        self.waiting().insert(id.clone(), sender);
         let _waiting = Waiting(self, id.clone());
-        self.producer.send(vec![self.record(source, &request, &id)]).await?;
+        let cache = keyed.map(|(cache, _)| cache);
+        let sent = self.producer.send(vec![self.record(source, &request, &id)]);
+        let Ok(sent) = timeout_at(deadline, sent).await else {
+            return Ok(late(cache, &request, Some("Kafka has not taken the request".to_owned())));
+        };
+        sent?;
         let mut failure = None;
         loop {
             match timeout_at(deadline, heard.recv()).await {
-                Ok(Some(Heard::Item(seen))) => return Ok(Answered::Item(answered(*seen, keyed))),
-                Ok(Some(Heard::Failed(message))) => {
-                    // It will be tried again; whoever waits here takes what there is.
-                    if let Some(kept) = keyed.and_then(|(cache, _)| cache.stale(&request)) {
-                        return Ok(Answered::Item(given(&kept, Via::Stale)));
-                    }
-                    failure = Some(message);
-                }
+                Ok(Some(Heard::Item(seen))) => return Ok(Answered::Item(answered(*seen, &source.name, keyed))),
+                // It will be tried again; whoever waits here takes what there is.
+                Ok(Some(Heard::Failed(message))) => match late(cache, &request, Some(message)) {
+                    Answered::Late(message) => failure = message,
+                    given @ (Answered::Item(_) | Answered::GivenUp(_)) => return Ok(given),
+                },
                 Ok(Some(Heard::Dead(dead))) => return Ok(Answered::GivenUp(dead)),
-                Ok(None) | Err(_) => {
-                    let kept = keyed.and_then(|(cache, _)| cache.stale(&request));
-                    return Ok(kept.map_or(Answered::Late(failure), |kept| Answered::Item(given(&kept, Via::Stale))));
-                }
+                Ok(None) | Err(_) => return Ok(late(cache, &request, failure)),
             }
         }
     }
 }
 
-fn given(kept: &Kept, via: Via) -> Given {
-    let ends = Some((kept.ends.soft_at, kept.ends.hard_at));
-    Given { answer: Arc::clone(&kept.answer), fetched_at: kept.ends.fetched_at, via, ends }
+/// There is no answer in time: an older one, if there is one.
+fn late(cache: Option<&SourceCache>, request: &Request, failure: Option<String>) -> Answered {
+    let kept = cache.and_then(|cache| cache.stale(request)).zip(request.source.as_ref());
+    kept.map_or(Answered::Late(failure), |(kept, source)| Answered::Item(given(source, &kept, Via::Stale)))
 }
 
-/// A result as it is given; this process remembers it, too.
-fn answered(seen: Observation, keyed: Option<(&SourceCache, &Key)>) -> Given {
-    let (fetched_at, via) = (seen.fetched_at, seen.via);
+fn given(source: &SourceName, kept: &Kept, via: Via) -> Given {
+    let ends = Some((kept.ends.soft_at, kept.ends.hard_at));
+    Given { source: source.clone(), answer: Arc::clone(&kept.answer), fetched_at: kept.ends.fetched_at, via, ends }
+}
+
+/// A result as it is given; this process remembers it, too, unless another source has stood in: that one's answer is
+/// none of the source that was asked for, and nobody is to keep it as such.
+fn answered(seen: Observation, asked: &SourceName, keyed: Option<(&SourceCache, &Key)>) -> Given {
+    let (fetched_at, via, source) = (seen.fetched_at, seen.via, seen.source);
     let answer = Answer { status: seen.status, columns: seen.columns, fingerprint: seen.fingerprint, raw: seen.raw };
     match keyed {
-        Some((cache, key)) => Given { via, ..given(&cache.hear(key, answer, fetched_at), via) },
-        None => Given { answer: Arc::new(answer), fetched_at, via, ends: None },
+        Some((cache, key)) if source == *asked => given(&source, &cache.hear(key, answer, fetched_at), via),
+        Some(_) | None => Given { source, answer: Arc::new(answer), fetched_at, via, ends: None },
     }
 }
 
@@ -403,3 +431,7 @@ impl Given {
         self.answer.status != Status::Absent
     }
 }
+
+#[cfg(test)]
+#[path = "desk_tests.rs"]
+mod tests;

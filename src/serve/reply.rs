@@ -38,6 +38,9 @@ pub struct Reply {
 #[derive(Serialize)]
 pub struct Body<'a> {
     source: &'a str,
+    /// The source that was asked for, if another one has stood in for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instead_of: Option<&'a str>,
     item: &'a str,
     status: Status,
     via: Via,
@@ -52,7 +55,8 @@ impl<'a> Body<'a> {
     #[must_use]
     pub fn of(question: &'a Question, given: &'a Given) -> Self {
         Self {
-            source: question.source.as_str(),
+            source: given.source.as_str(),
+            instead_of: (given.source != question.source).then(|| question.source.as_str()),
             item: question.item.as_str(),
             status: given.answer.status,
             via: given.via,
@@ -170,7 +174,7 @@ mod tests {
         let raw = Some(RawValue::from_string(format!("{{\"p\":{price}}}")).unwrap());
         let answer = Arc::new(Answer { status, columns, fingerprint: String::new(), raw });
         let ends = Some((FETCHED.after(Duration::from_secs(300)), FETCHED.after(Duration::from_secs(3_600))));
-        Given { answer, fetched_at: FETCHED, via: Via::Cache, ends }
+        Given { source: question().source, answer, fetched_at: FETCHED, via: Via::Cache, ends }
     }
 
     fn replied(given: Given, known: Option<&str>) -> Reply {
@@ -190,6 +194,16 @@ mod tests {
         assert_eq!(of(&reply, &LAST_MODIFIED), "Fri, 15 Jan 2027 08:00:00 GMT");
         let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
         assert_eq!((&body["status"], &body["columns"]["price"]), (&"found".into(), &"9.90".into()));
+    }
+
+    #[test]
+    fn who_has_stood_in_for_the_source_that_was_asked_is_named() {
+        let body = |given: Given| serde_json::from_slice::<serde_json::Value>(&replied(given, None).body).unwrap();
+        let own = body(given(Status::Found, "9.90"));
+        assert_eq!((own["source"].as_str(), own.get("instead_of")), (Some("ali1688"), None));
+        let other = Given { source: SourceName::new("reseller").unwrap(), ..given(Status::Found, "9.90") };
+        let other = body(other);
+        assert_eq!((other["source"].as_str(), other["instead_of"].as_str()), (Some("reseller"), Some("ali1688")));
     }
 
     #[test]

@@ -231,6 +231,12 @@ impl Blocks {
         Some(if is_full { came_at } else { came_at + self.limits.age })
     }
 
+    /// Whether a block that was announced before cannot be cut until more records come.
+    #[must_use]
+    pub fn lacks_records(&self) -> bool {
+        !self.rebuild.is_empty() && self.due().is_none()
+    }
+
     /// What waits here, in bytes of memory.
     #[must_use]
     pub fn bytes(&self) -> usize {

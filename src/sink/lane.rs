@@ -156,6 +156,11 @@ impl Lane {
         self.blocks.bytes() + self.reading.unwrap_or(0) + pending
     }
 
+    /// Whether it can only go on by reading on: it was announced what is to be cut, perhaps when there was more memory.
+    pub fn needs_records(&self) -> bool {
+        self.pending.is_empty() && self.reading.is_none() && self.blocks.lacks_records()
+    }
+
     fn may_cut(&self) -> bool {
         self.reading.is_none() && self.pending.len() < AHEAD && self.leaving.is_none()
     }

@@ -412,11 +412,13 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
         let (most, crowded) = (self.base.bytes.saturating_mul(2), total >= self.memory);
         for (partition, lane) in &mut self.lanes {
             let bytes = lane.bytes();
+            let is_needed = lane.needs_records();
             let full = bytes >= most || (crowded && bytes >= share);
-            if full && !lane.is_paused {
+            let low = bytes <= most / 2 && (bytes <= share / 2 || total <= self.memory / 2);
+            if full && !is_needed && !lane.is_paused {
                 self.reader.pause(partition);
                 lane.is_paused = true;
-            } else if lane.is_paused && bytes <= most / 2 && (bytes <= share / 2 || total <= self.memory / 2) {
+            } else if lane.is_paused && (is_needed || low) {
                 self.reader.resume(partition);
                 lane.is_paused = false;
             }

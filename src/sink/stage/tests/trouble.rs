@@ -187,3 +187,27 @@ async fn nothing_but_poison_makes_blocks_without_an_insert() {
     assert_eq!((sink.attempts(), sink.log.world().records.len()), (0, 10));
     assert_eq!(sink.log.world().committed[&result(0)].offset, 10);
 }
+
+#[tokio::test(start_paused = true)]
+async fn blocks_that_were_announced_when_there_was_more_memory_are_made_again_all_the_same() {
+    let sink = start(Config { bytes: bytesize::ByteSize::kb(20), ..Config::default() });
+    for number in 0..2 {
+        sink.assign_at(partition(number), 1, Some((0, "B1:0-200/200;200-400/200")));
+    }
+    let mut next = [0_i64; 2];
+    for _ in 0..10_000 {
+        for number in 0..2_i32 {
+            let place = usize::try_from(number).unwrap();
+            if next[place] < 400 && !sink.log.world().paused.contains(&partition(number)) {
+                sink.records(number, 1, next[place]..next[place] + 5);
+                next[place] += 5;
+            }
+        }
+        wait(10).await;
+    }
+    assert_eq!(next, [400, 400], "reading went on; {:?}", sink.stored());
+    let mut stored = sink.stored();
+    stored.sort();
+    assert_eq!(stored, ["t:0:0-199", "t:0:200-399", "t:1:0-199", "t:1:200-399"]);
+    assert!(sink.log.world().paused.is_empty());
+}
