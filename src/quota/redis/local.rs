@@ -118,6 +118,8 @@ pub struct Local {
     /// Slots that came too late to be used, as their reply took too long.
     pub discarded: u64,
     pub seat: Seat,
+    /// Since when Redis is away.
+    pub cut_off_at: Option<Instant>,
 }
 
 /// Whether this worker may call without Redis.
@@ -204,7 +206,13 @@ impl Local {
             worker: String::new(),
             discarded: 0,
             seat: Seat::new(sharing),
+            cut_off_at: None,
         }
+    }
+
+    /// How many slots are kept ahead at most.
+    pub const fn depth(&self) -> usize {
+        self.depth
     }
 
     /// Hands out what is at hand.
@@ -318,6 +326,7 @@ impl Local {
     /// others wait for what this worker knows of it.
     pub fn connected(&mut self, is_connected: bool, now: Instant) {
         self.seat.is_alone = !is_connected;
+        self.cut_off_at = (!is_connected).then_some(self.cut_off_at.unwrap_or(now));
         if is_connected {
             self.return_at = Some(now);
         }
