@@ -143,7 +143,8 @@ impl Process {
         has_budgets: bool,
     ) -> Result<(), RoleError> {
         let (stop, ended) = (self.stop.child_token(), CancellationToken::new());
-        let mut fetch = pin!(fetch.run(stop.clone()));
+        // Of 10 kB and more: whoever runs this does not have to carry it.
+        let mut fetch = Box::pin(fetch.run(stop.clone()));
         let purse = reporter.purse.clone();
         let mut journal = pin!(journal.run(reporter, has_budgets, ended.clone()));
         tokio::select! {
