@@ -194,13 +194,15 @@ fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// How many slots to keep ahead, and how long it takes for half of them to come: what 240 ms ask for, so that a
-/// refill of half of it is more than ten calls.
-fn block(plan: &Plan) -> (usize, Duration) {
+/// How many slots to keep ahead, how many of them to ask for at once, and how long it takes for half of them to come. Ahead:
+/// what 240 ms ask for, so that a refill of half of it is more than ten calls. At once: what 24 ms ask for, if that is
+/// more than a refill of the smallest block; fewer would cost more operations than one for ten calls.
+fn block(plan: &Plan) -> (usize, usize, Duration) {
     let interval = super::plan::interval(plan.accounts.iter().map(|account| account.rules.spacing));
     let interval = interval.max(plan.source.spacing).max(1);
-    let depth = (240_000 / interval).clamp(24, 128);
-    (usize::try_from(depth).unwrap_or(usize::MAX), Duration::from_micros(interval.saturating_mul(depth / 2)))
+    let (depth, most) = ((240_000 / interval).clamp(24, 128), (24_000 / interval).clamp(24, 128));
+    let [depth_slots, most_slots] = [depth, most].map(|slots| usize::try_from(slots).unwrap_or(usize::MAX));
+    (depth_slots, most_slots, Duration::from_micros(interval.saturating_mul(depth / 2)))
 }
 
 #[async_trait]

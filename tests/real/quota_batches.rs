@@ -87,7 +87,7 @@ async fn spend(purse: Arc<Purse>, made: Arc<AtomicU64>, is_done: Arc<AtomicU64>)
                 made.fetch_add(1, Relaxed);
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            Pay::Wait => drop(tokio::time::timeout(Duration::from_millis(100), purse.changed()).await),
+            Pay::Wait => purse.changed().await,
             Pay::Spent => {
                 is_done.store(1, Relaxed);
                 tokio::time::sleep(Duration::from_millis(100)).await;

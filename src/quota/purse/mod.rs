@@ -180,7 +180,10 @@ impl Purse {
     /// # Cancellation
     /// Safe.
     pub async fn due(&self) {
-        let next_at = self.own().next_at();
+        let next_at = {
+            let (own, now) = (self.own(), Instant::now());
+            if own.is_due(now) { Some(now) } else { own.next_at() }
+        };
         tokio::select! {
             () = self.due.notified() => {}
             () = sleep_until(next_at.unwrap_or_else(Instant::now)), if next_at.is_some() => {}

@@ -318,7 +318,10 @@ impl Own {
             self.spent.push(answer.batch.clone());
         }
         let is_answered = mine.waits && (mine.rest() > 0 || mine.is_spent);
-        mine.waits &= !is_answered;
+        if is_answered {
+            // Who has waited for long wants it now.
+            (mine.waits, mine.wanted_at) = (false, now);
+        }
         self.unnoted.insert(answer.batch.clone());
         self.is_due = true;
         is_answered

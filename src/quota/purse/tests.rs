@@ -363,3 +363,26 @@ async fn two_purses_of_one_ledger_share_a_budget_and_what_one_does_not_need_goes
     let parts = |report: &BatchReport| report.parts.iter().map(|part: &BatchPart| part.calls).sum::<u64>();
     assert_eq!(purses[0].reports().iter().map(parts).collect::<Vec<_>>(), [100], "each knows of all");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_ledger_that_only_listens_asks_again_by_himself_and_is_told() {
+    let purse = purse(&Past::default(), OnBudget::Stop);
+    purse.share(BLOCK);
+    let (mut register, began_at) = (Register::default(), Instant::now());
+    assert_eq!(purse.charge(&batch("one")), Pay::Wait);
+    let serve = async {
+        loop {
+            purse.due().await;
+            while let Some(input) = purse.say() {
+                purse.take(register.serve(micros(began_at.elapsed()), "", &input).0);
+            }
+        }
+    };
+    tokio::select! {
+        () = purse.changed() => {}
+        () = serve => {}
+    }
+    assert_eq!(purse.charge(&batch("one")), Pay::Go);
+    let took = began_at.elapsed();
+    assert!((Duration::from_micros(TELL)..Duration::from_secs(6)).contains(&took), "{took:?}");
+}

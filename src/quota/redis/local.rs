@@ -96,6 +96,8 @@ pub struct Local {
     demand: usize,
     /// As many are kept ahead at most.
     depth: usize,
+    /// As many are asked for at once: a lease takes Redis some 15 µs a slot, and all others wait meanwhile.
+    most: usize,
     ahead: Micros,
     /// In so much time a lease's worth of slots comes free.
     gap: Duration,
@@ -172,7 +174,7 @@ impl Local {
     pub fn new(
         accounts: Vec<Known>,
         addresses: Vec<String>,
-        (depth, gap): (usize, Duration),
+        (depth, most, gap): (usize, usize, Duration),
         ahead: Micros,
         sharing: Option<Sharing>,
     ) -> Self {
@@ -191,6 +193,7 @@ impl Local {
             return_at: None,
             demand: 0,
             depth,
+            most,
             ahead,
             gap: gap.min(Duration::from_micros(ahead) / 4).max(Duration::from_millis(10)),
             ask_at: Instant::now(),
@@ -316,7 +319,7 @@ impl Local {
         // Only who has nothing else to say for minutes says that it is still there.
         let return_at = self.return_at.into_iter().chain(self.seat.renew_at).min();
         if (is_short && now >= self.ask_at) || return_at.is_some_and(|at| now >= at) {
-            return Step::Lease(self.ask(if is_short && now >= self.ask_at { missing } else { 0 }, now));
+            return Step::Lease(self.ask(if is_short && now >= self.ask_at { missing.min(self.most) } else { 0 }, now));
         }
         let ask_at = is_short.then_some(self.ask_at);
         Step::Wait([ask_at, return_at].into_iter().flatten().min())
