@@ -310,14 +310,6 @@ fn sources(check: &mut Check, config: &Config) {
         }
         // It becomes part of a topic's name.
         check.name(&key("name"), source.name.as_str(), 64);
-        // Each process counts its own: a fleet of n would spend n times as much.
-        let budget = &source.budget;
-        let stops = budget.per_batch.is_some() && source.on_budget == quota::money::OnBudget::Stop;
-        if stops && config.quota.store == quota::Store::Redis {
-            let allowed = "quota.store = \"memory\" (one process), or on_budget = \"warn\"";
-            let what = format!("batches are counted by each process for itself, so that it needs {allowed}");
-            check.add(&key("budget.per_batch"), what);
-        }
         if topics.express(&source.name).len() > TOPIC_LIMIT {
             check.add(&key("name"), format!("its topic's name would be longer than {TOPIC_LIMIT} characters"));
         }

@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{Fetch, batches, call::Ended, job::Job, lanes::Departure, spending::Spent};
+use super::{Fetch, call::Ended, job::Job, lanes::Departure};
 use crate::{
     breaker::Shut,
     kafka::{Reader, Writer},
-    quota::{Cause, Hold, Lease, Scope, Slot},
+    quota::{Cause, Hold, Lease, Pay, Scope, Slot},
     tokens::keeper::Purpose,
 };
 
@@ -107,14 +107,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn make_call(&mut self, slot: Slot) {
         let jobs = self.take_jobs();
         if jobs.is_empty() {
-            // The money of all that could start is spent.
+            // The money of all that could start is spent, or others have to say first what is left.
             self.slots.push_front(slot);
             self.end_uncalled();
             return;
         }
         self.probe(&slot).await;
         let tickets = self.breakers.admit(slot.account, &jobs, Instant::now());
-        self.charge(&jobs);
+        self.count_call();
         for job in jobs.iter().flat_map(|job| job.twins.iter().chain([job])) {
             self.regulate(&job.position.partition.clone());
         }
@@ -179,46 +179,59 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
     }
 
-    /// The requests of one call: as many as the vendor takes and as go together.
+    /// The requests of one call: as many as the vendor takes and as go together. It is paid for once for each batch that
+    /// it serves.
     fn take_jobs(&mut self) -> Vec<Job> {
         let (intake, departure) = (&self.intake, self.departure());
         let mut jobs: Vec<Job> = Vec::with_capacity(self.caller.batch_max());
+        let mut paid = Vec::new();
         while jobs.len() < self.caller.batch_max() {
             let may_start = |job: &Job| intake.may_start(&job.position);
             let next = match jobs.first() {
                 None => self.backlog.pop(departure, may_start),
                 Some(first) => self.backlog.pop_along(first, may_start),
             };
-            match next {
-                Some(mut job) if self.spending.may_call(job.request.batch.as_ref()) => {
-                    job.twins = self.backlog.pop_alike(&job, Self::TWINS, |twin| {
-                        may_start(twin) && self.spending.may_call(twin.request.batch.as_ref())
-                    });
-                    jobs.push(job);
+            let Some(mut job) = next else { break };
+            let pay = self.spending.pay(job.request.batch.as_ref(), &mut paid);
+            if pay == Pay::Go {
+                for twin in self.backlog.pop_alike(&job, Self::TWINS, may_start) {
+                    match self.spending.pay(twin.request.batch.as_ref(), &mut paid) {
+                        Pay::Go => job.twins.push(twin),
+                        pay @ (Pay::Wait | Pay::Spent) => self.unpaid.put(twin, pay),
+                    }
                 }
-                Some(job) => {
-                    let partition = job.position.partition.clone();
-                    self.uncalled.push(&partition, self.caller.over_budget(job));
-                }
-                None => break,
+                jobs.push(job);
+            } else {
+                self.unpaid.put(job, pay);
             }
         }
+        self.end_unpaid();
         jobs
     }
 
-    /// Counts what a call costs: the price of one call for each batch that it serves.
-    fn charge(&mut self, jobs: &[Job]) {
-        let now = self.caller.now();
-        for batch in batches(jobs) {
-            for spent in self.spending.charge(batch, now) {
-                let source = &self.caller.source;
-                match spent {
-                    Spent::Day(calls) => warn!(%source, calls, "the day's budget is spent; told to go on (on_budget)"),
-                    Spent::Batch(batch, calls) => {
-                        warn!(%source, %batch, calls, "the batch's budget is spent: with on_budget = \"stop\" the rest of it ends as dead letters with reason budget");
-                    }
-                }
-            }
+    /// Ends requests for which nothing will be paid any more.
+    pub(super) fn end_unpaid(&mut self) {
+        for job in self.unpaid.take_spent() {
+            let partition = job.position.partition.clone();
+            self.uncalled.push(&partition, self.caller.over_budget(job));
+        }
+    }
+
+    /// Looks again at those that wait for money.
+    pub(super) fn pay_again(&mut self) {
+        for job in self.unpaid.clear() {
+            self.enlist(job);
+        }
+    }
+
+    /// Counts a call, and says which budgets are spent.
+    fn count_call(&mut self) {
+        let (now, source) = (self.caller.now(), &self.caller.source);
+        if let Some(calls) = self.spending.count_call(now) {
+            warn!(%source, calls, "the day's budget is spent; told to go on (on_budget)");
+        }
+        for batch in self.spending.newly_spent() {
+            warn!(%source, %batch, "the batch's budget is spent: with on_budget = \"stop\" the rest of it ends as dead letters with reason budget");
         }
     }
 }

@@ -32,9 +32,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             self.react_address(&ended).await;
             self.judge(&ended).await;
             // What was not called for costs nothing.
-            for batch in batches(&ended.missed) {
-                self.spending.refund(batch);
-            }
+            self.spending.refund(&batches(&ended.missed));
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);

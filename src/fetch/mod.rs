@@ -21,6 +21,7 @@ mod penalty;
 mod react;
 mod spending;
 mod spread;
+mod unpaid;
 
 use std::{collections::VecDeque, pin::pin, sync::Arc};
 
@@ -47,6 +48,7 @@ use self::{
     penalty::Penalties,
     spending::Spending,
     spread::Spread,
+    unpaid::Unpaid,
 };
 use crate::{
     breaker::BreakerConfig,
@@ -59,7 +61,7 @@ use crate::{
     },
     message::{BatchId, Lane, SourceName},
     platform::address::HealthConfig,
-    quota::{Quota, Slot, Tally, money::Budgets},
+    quota::{Pay, Purse, Quota, Slot, Tally, money::Budgets},
     runtime::metrics::{Fetching, METRICS},
     tokens::StoreError,
 };
@@ -88,6 +90,8 @@ pub struct Fetch<R, W> {
     express_share: watch::Receiver<f64>,
     /// Records that ended without a call, and wait for the window or for room among the outcomes.
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
+    /// Requests that wait until it is known what is left of their batch's budget.
+    unpaid: Unpaid,
     quota: Arc<dyn Quota>,
     tally: Arc<Tally>,
     metrics: Fetching,
@@ -125,6 +129,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             backlog: Lanes::new(Lane::express_share()),
             cached: Cached::default(),
             uncalled: Backlog::default(),
+            unpaid: Unpaid::default(),
             quota,
             leased_at: Instant::now(),
             slots: VecDeque::new(),
@@ -159,10 +164,10 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self
     }
 
-    /// The same with a budget for what its calls cost.
+    /// The same with budgets for what its calls cost: those of batches come out of `purse`.
     #[must_use]
-    pub fn with_budgets(mut self, budgets: Option<Budgets>) -> Self {
-        self.spending = Spending::new(budgets);
+    pub fn with_budgets(mut self, budgets: Option<Budgets>, purse: Option<Arc<Purse>>) -> Self {
+        self.spending = Spending::new(budgets, purse);
         self
     }
 
@@ -211,6 +216,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 () = &mut stopped, if !self.stopping => self.begin_to_stop().await,
                 Some(ended) = self.calls.join_next() => self.end_calls(ended?).await?,
                 () = self.cancelled.changed() => self.sweep(),
+                () = self.spending.changed() => self.pay_again(),
                 looked = self.cached.changed() => self.end_waiting(looked?),
                 input = self.intake.next() => self.take(input?),
                 // Accounts may be in use again.
@@ -234,6 +240,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             Input::Leaving(partitions) | Input::Left(partitions) => {
                 for partition in &partitions {
                     for job in self.backlog.remove(partition) {
+                        self.intake.give_up(&job.position);
+                    }
+                    for job in self.unpaid.remove(partition) {
                         self.intake.give_up(&job.position);
                     }
                     for (position, _) in self.uncalled.remove(partition) {
@@ -266,16 +275,17 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let partition = job.position.partition.clone();
         if self.cancelled.has(&job.request) {
             // Whoever waited for somebody else's answer was not in the backlog when that was swept.
-            self.uncalled.push(&partition, self.caller.cancelled(job));
-        } else if self.spending.may_call(job.request.batch.as_ref()) {
-            self.backlog.push(job);
-        } else {
-            self.uncalled.push(&partition, self.caller.over_budget(job));
+            return self.uncalled.push(&partition, self.caller.cancelled(job));
+        }
+        match self.spending.expect(job.request.batch.as_ref()) {
+            Pay::Go | Pay::Wait => self.backlog.push(job),
+            Pay::Spent => self.uncalled.push(&partition, self.caller.over_budget(job)),
         }
     }
 
     /// Ends what waits of a batch that has just been cancelled: at once, not at the pace of the quota.
     fn sweep(&mut self) {
+        self.pay_again();
         for job in self.backlog.clear() {
             if self.cancelled.has(&job.request) {
                 self.uncalled.push(&job.position.partition.clone(), self.caller.cancelled(job));
@@ -305,6 +315,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let full = (self.config.backlog / of_lane.max(1)).max(64);
         let waiting = self.backlog.waiting_in(partition)
             + self.uncalled.waiting_in(partition)
+            + self.unpaid.waiting_in(partition)
             + self.cached.waiting_in(partition);
         if waiting >= full {
             self.intake.set_flowing(partition, false);
@@ -319,6 +330,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     async fn begin_to_stop(&mut self) {
         self.stopping = true;
+        self.pay_again();
         let waiting = self.backlog.clear();
         info!(source = %self.caller.source, in_flight = self.calls.len(), waiting = waiting.len(), "stopping: finishing the calls in flight");
         for job in waiting {

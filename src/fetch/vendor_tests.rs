@@ -14,7 +14,7 @@ use crate::{
         Source, SourceConfig,
         proxies::{Mood, Proxy},
     },
-    quota::{Pacing, guard::Guard, memory::Memory},
+    quota::{Pacing, Past, Purse, guard::Guard, memory::Memory},
     runtime::clock::{Clock, Dice},
     simulate::{self, Latency, Options, Shares, Simulator},
     tokens::file::FileStore,
@@ -83,7 +83,10 @@ impl Rig {
         let (events, reader) = log.reader();
         events.send(assigned()).unwrap();
         let fetch = Fetch::new(reader, log.clone(), caller, quota, Config::default());
-        let fetch = fetch.with_address_health(source.address_health).with_budgets(source.budgets).run(stop.clone());
+        let purse = source.budgets.as_ref().and_then(|budgets| Purse::new(budgets, &Past::default()));
+        let purse = purse.map(Arc::new);
+        let fetch =
+            fetch.with_address_health(source.address_health).with_budgets(source.budgets, purse).run(stop.clone());
         #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
         let stage = tokio::spawn(fetch);
         Self { simulator, log, events, stage, stop, requested: 0, homes }

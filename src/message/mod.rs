@@ -24,6 +24,9 @@ pub use dead_letter::{DeadLetter, Origin, Reason};
 pub use failure::{Attempt, Class, Failure};
 pub use id::{AccountAlias, BatchId, InvalidId, ItemId, RequestId, SourceName};
 pub use lane::Lane;
-pub use quota::{AccountReport, AddressReport, HoldReport, Pause, QuotaReport, QuotaSetting, Spent, WholeReport};
+pub use quota::{
+    AccountReport, AddressReport, BatchPart, BatchReport, CutOffReport, HoldReport, Pause, QuotaReport, QuotaSetting,
+    Spent, WholeReport,
+};
 pub use request::{MaxAge, Request};
 pub use result::{Columns, Observation, Status, Via};

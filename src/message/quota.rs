@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AccountAlias, SourceName};
+use super::{AccountAlias, BatchId, SourceName};
 use crate::runtime::clock::Timestamp;
 
 /// What one worker knows of some of a source's accounts, every second in which something changed.
@@ -46,6 +46,45 @@ pub struct WholeReport {
     /// The addresses that calls leave from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<AddressReport>,
+    /// What is spent of the budgets of batches, as far as this worker knows: of those that were called for last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub batches: Vec<BatchReport>,
+    /// This worker is cut off from Redis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_off: Option<CutOffReport>,
+}
+
+/// Of a worker that is cut off from Redis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CutOffReport {
+    /// Since when.
+    pub since_at: Timestamp,
+    /// Calls that it has had since then out of the share that is its own without Redis.
+    pub calls: u64,
+}
+
+/// What is spent of the budget of one batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BatchReport {
+    /// Which batch.
+    pub batch: BatchId,
+    /// How many calls its budget pays for.
+    pub allowed: u64,
+    /// What each process holds and has spent of it.
+    pub parts: Vec<BatchPart>,
+}
+
+/// What one process holds and has spent of a batch's budget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BatchPart {
+    /// Which process: a name that it has as long as it lives.
+    pub holder: String,
+    /// How many calls it may make in all: of a process that has died they count as made.
+    pub granted: u64,
+    /// How many it has made.
+    pub calls: u64,
+    /// The number of its last word: of two the higher one counts.
+    pub seq: u64,
 }
 
 /// What a worker knows of an address that calls leave from.

@@ -190,14 +190,24 @@ end
 
 local meta, accounts, changed = nil, {}, {}
 
+local function unpacked(name, packed)
+  accounts[name] = packed and cmsgpack.unpack(packed) or false
+  -- A state of an earlier version.
+  if accounts[name] and not accounts[name].pace then accounts[name].pace = pace_new('known') end
+end
+
 local function account(name)
-  if accounts[name] == nil then
-    local packed = redis.call('HGET', ACCOUNT, name)
-    accounts[name] = packed and cmsgpack.unpack(packed) or false
-    -- A state of an earlier version.
-    if accounts[name] and not accounts[name].pace then accounts[name].pace = pace_new('known') end
-  end
+  if accounts[name] == nil then unpacked(name, redis.call('HGET', ACCOUNT, name)) end
   return accounts[name]
+end
+
+-- A call takes only so many arguments.
+local MANY = 1000
+
+-- Calls with all arguments of a list behind the key, `each` of which belong together.
+local function call_with(command, key, list, each)
+  local step = MANY - MANY % each
+  for first = 1, #list, step do redis.call(command, key, unpack(list, first, min(first + step - 1, #list))) end
 end
 
 -- Calls under way, of all workers; counted only for accounts with a cap.
@@ -221,11 +231,15 @@ local function ready_at(state)
 end
 
 local function save()
+  local packed, queued = {}, {}
   for name in pairs(changed) do
     local state = accounts[name]
-    redis.call('HSET', ACCOUNT, name, cmsgpack.pack(state))
-    redis.call('ZADD', queue(state.address), digits(ready_at(state)), name)
+    packed[#packed + 1], packed[#packed + 2] = name, cmsgpack.pack(state)
+    local list = queued[state.address] or {}
+    list[#list + 1], list[#list + 2], queued[state.address] = digits(ready_at(state)), name, list
   end
+  call_with('HSET', ACCOUNT, packed, 2)
+  for address, list in pairs(queued) do call_with('ZADD', queue(address), list, 2) end
   meta.last = max(meta.last, now)
   redis.call('SET', META, cmsgpack.pack(meta))
 end
@@ -453,39 +467,92 @@ local function free_at(state, at)
   end
 end
 
--- The accounts that may be needed for `count` slots: the longest idle, and the first of those that wait.
+-- The accounts that may be needed for `count` slots, by address: the longest idle in their order, the first of those that
+-- wait as a heap by the time at which they may call.
 local function load_candidates(count, earliest)
-  local found = {}
-  local function take(list, address, is_idle)
+  local found, names = {}, {}
+  local function take(list, is_idle)
+    local taken = {}
     for i = 1, #list, 2 do
-      found[#found + 1] = { name = list[i], ready = tonumber(list[i + 1]), address = address, idle = is_idle }
+      local one = { name = list[i], ready = tonumber(list[i + 1]), idle = is_idle }
+      taken[#taken + 1], names[#names + 1] = one, one.name
     end
+    return taken
   end
   local limit, border = tostring(count), digits(earliest)
   for address = 1, #meta.addresses do
     local key = queue(address)
-    take(redis.call('ZRANGEBYSCORE', key, '-inf', border, 'WITHSCORES', 'LIMIT', '0', limit), address, true)
-    take(redis.call('ZRANGEBYSCORE', key, '(' .. border, '(inf', 'WITHSCORES', 'LIMIT', '0', limit), address, false)
+    local idle = take(redis.call('ZRANGEBYSCORE', key, '-inf', border, 'WITHSCORES', 'LIMIT', '0', limit), true)
+    local waiting = take(redis.call('ZRANGEBYSCORE', key, '(' .. border, '(inf', 'WITHSCORES', 'LIMIT', '0', limit), false)
+    found[address] = { idle = idle, first = 1, waiting = waiting }
+  end
+  -- About as many as will get a slot.
+  for first = 1, min(#names, count), MANY do
+    local last = min(first + MANY - 1, #names, count)
+    for place, packed in ipairs(redis.call('HMGET', ACCOUNT, unpack(names, first, last))) do
+      local name = names[first + place - 1]
+      if accounts[name] == nil then unpacked(name, packed) end
+    end
   end
   return found
 end
 
+-- Puts an account into a heap, in which the earliest comes first.
+local function heap_push(heap, one)
+  local place = #heap + 1
+  while place > 1 and heap[floor(place / 2)].ready > one.ready do
+    heap[place], place = heap[floor(place / 2)], floor(place / 2)
+  end
+  heap[place] = one
+end
+
+-- Takes the first of a heap out.
+local function heap_pop(heap)
+  local last = table.remove(heap)
+  if #heap == 0 then return end
+  local place = 1
+  while true do
+    local child = 2 * place
+    if child > #heap then break end
+    if child < #heap and heap[child + 1].ready < heap[child].ready then child = child + 1 end
+    if heap[child].ready >= last.ready then break end
+    heap[place], place = heap[child], child
+  end
+  heap[place] = last
+end
+
+-- An account has got a slot, or its calls under way have changed: it waits until its next one.
+local function wait_on(of, one, ready)
+  if one.idle then of.first = of.first + 1 else heap_pop(of.waiting) end
+  one.ready, one.idle = ready, false
+  heap_push(of.waiting, one)
+end
+
+-- The first of a list. Of an account with a cap another worker's slot, which came back, may have changed when it is ready.
+local function head(of, is_idle)
+  while true do
+    local one = is_idle and of.idle[of.first] or not is_idle and of.waiting[1] or nil
+    local state = one and account(one.name)
+    local ready = state and state.cap and ready_at(state) or 0
+    if not one or ready <= one.ready or one.ready >= INFINITE then return one end
+    wait_on(of, one, ready)
+  end
+end
+
 -- The account with the earliest slot, and its time.
 local function candidate(found, earliest)
-  local idle, waiting = {}, {}
-  for _, one in ipairs(found) do
-    local best = one.idle and idle or waiting
-    if not best[one.address] or one.ready < best[one.address].ready then best[one.address] = one end
-  end
   local first, first_at
   local function consider(one, at)
     if not one then return end
     at = free_at(account(one.name), at)
     if not first_at or at < first_at then first, first_at = one, at end
   end
+  local idle_at = max(earliest, meta.next_start)
   for address = 1, #meta.addresses do
-    consider(idle[address], max(earliest, meta.next_start))
-    consider(waiting[address], waiting[address] and waiting[address].ready)
+    local of = found[address]
+    consider(head(of, true), idle_at)
+    local waiting = head(of, false)
+    consider(waiting, waiting and waiting.ready)
   end
   return first, first_at
 end
@@ -562,9 +629,6 @@ local function lease()
       if back_at > til then next_at = back_at break end
       redis.call('ZREM', RETURNED, member)
       count_call(name, input.worker, 1)
-      for _, other in ipairs(found) do
-        if other.name == name then other.ready = max(other.ready, ready_at(account(name))) end
-      end
       grant(name, back_at)
     else
       if not one then break end
@@ -580,7 +644,8 @@ local function lease()
       gate_take(address, at, stretched(address.spacing, all * stretch_of(address.pace)))
       gate_take(meta.source, at, stretched(meta.source.spacing, all))
       count_call(one.name, input.worker, 1)
-      one.ready, one.idle, changed[one.name] = ready_at(state), false, true
+      changed[one.name] = true
+      wait_on(found[state.address], one, ready_at(state))
       grant(one.name, at)
     end
     left = left - 1

@@ -243,6 +243,7 @@ impl Quota for Memory {
             whole: state(Scope::Source).unwrap_or_default(),
             addresses: (0..self.addresses.len()).map_while(|index| self.address_state(&table, index, now)).collect(),
             accounts: accounts.map_while(|index| state(Scope::Account(index))).collect(),
+            cut_off: None,
         }
     }
 

@@ -25,6 +25,7 @@ pub mod money;
 pub mod pace;
 pub mod past;
 pub mod plan;
+pub mod purse;
 pub mod redis;
 pub mod share;
 mod state;
@@ -38,8 +39,9 @@ pub use config::{Config, OnRedisLoss, OpenError, Store, open};
 pub use limit::{Counting, InvalidLimit, Limit, Micros};
 pub use pace::Pacing;
 pub use past::Past;
+pub use purse::{Pay, Purse};
 pub use share::{PaceBy, PaceState, Share};
-pub use state::{AddressState, Cause, Held, Snapshot, State};
+pub use state::{AddressState, Cause, CutOff, Held, Snapshot, State};
 pub use tally::Tally;
 use tokio::time::Instant;
 
@@ -111,6 +113,12 @@ pub enum Hold {
 pub trait Quota: Send + Sync {
     /// Leases up to `wanted` slots of the source, in time order, none earlier than now.
     async fn lease(&self, wanted: usize) -> Lease;
+
+    /// Grants the calls of batches out of budgets that all processes spend together. What does nothing leaves the purse
+    /// to itself, as is right for one process.
+    fn fund(&self, purse: &Arc<Purse>) {
+        let _ = purse;
+    }
 
     /// Returns slots that will not be used; the arithmetic takes them back where it still can.
     async fn give_back(&self, slots: Vec<Slot>);

@@ -14,6 +14,7 @@ use super::{
         spent::{concerns, merged},
     },
     limit::Micros,
+    purse::ledger::Ledger,
 };
 use crate::{
     message::{AccountAlias, HoldReport, QuotaReport, QuotaSetting, Spent},
@@ -36,6 +37,8 @@ pub struct Past {
     pub addresses: HashMap<String, PastOf>,
     /// Each account of which there is a report.
     pub accounts: HashMap<AccountAlias, PastOf>,
+    /// What is spent of the budgets of batches.
+    pub batches: Ledger,
 }
 
 /// What is known of the past of one account, address, or of the source as a whole.
@@ -68,6 +71,7 @@ pub fn merge<'a>(reports: impl IntoIterator<Item = &'a QuotaReport>, settings: &
         past.is_known = true;
         if let Some(whole) = &report.whole {
             past.whole.learn(report, &whole.spent, whole.held.as_ref(), now);
+            past.batches.read(&whole.batches);
             for address in &whole.addresses {
                 let known = past.addresses.entry(address.name.clone()).or_default();
                 known.learn(report, &address.spent, address.held.as_ref(), now);

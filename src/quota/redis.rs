@@ -10,12 +10,13 @@ mod alone;
 mod driver;
 mod local;
 mod offset;
+mod purse_wire;
 mod spending;
 mod wire;
 
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -29,10 +30,11 @@ use self::{
     spending::Spending,
 };
 use super::{
-    Aliases, Cause, Hold, Lease, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot, Snapshot, State,
+    Aliases, Cause, CutOff, Hold, Lease, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot, Snapshot, State,
     division::{Divided, Indivisible},
     limit::{Micros, micros},
     plan::{Limits, Plan},
+    purse::Purse,
 };
 use crate::{message::SourceName, runtime::clock::Timestamp};
 
@@ -88,6 +90,8 @@ pub(super) struct Shared {
     spending: Mutex<Option<Arc<Spending>>>,
     /// This worker's own part, for when Redis is away.
     alone: Option<Alone>,
+    /// Out of which the calls of batches are paid, if they have a budget.
+    purse: OnceLock<Arc<Purse>>,
 }
 
 /// What was asked of Redis so far.
@@ -163,6 +167,7 @@ impl Redis {
             counts: Mutex::default(),
             spending: Mutex::default(),
             alone: alone.map(|(plan, _)| Alone::new(plan)),
+            purse: OnceLock::new(),
         });
         let key = format!("{prefix}:quota:{{{source}}}");
         let driver = Driver::new(Arc::clone(&shared), client, key, plan, names, (ahead, lasts), (aliases, past));
@@ -185,13 +190,19 @@ impl Drop for Redis {
     }
 }
 
-/// How many slots to keep ahead, and how long it takes for half of them to come: what 240 ms ask for, so that a
-/// refill of half of it is more than ten calls.
-fn block(plan: &Plan) -> (usize, Duration) {
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// How many slots to keep ahead, how many of them to ask for at once, and how long it takes for half of them to come. Ahead:
+/// what 240 ms ask for, so that a refill of half of it is more than ten calls. At once: what 24 ms ask for, if that is
+/// more than a refill of the smallest block; fewer would cost more operations than one for ten calls.
+fn block(plan: &Plan) -> (usize, usize, Duration) {
     let interval = super::plan::interval(plan.accounts.iter().map(|account| account.rules.spacing));
     let interval = interval.max(plan.source.spacing).max(1);
-    let depth = (240_000 / interval).clamp(24, 128);
-    (usize::try_from(depth).unwrap_or(usize::MAX), Duration::from_micros(interval.saturating_mul(depth / 2)))
+    let (depth, most) = ((240_000 / interval).clamp(24, 128), (24_000 / interval).clamp(24, 128));
+    let [depth_slots, most_slots] = [depth, most].map(|slots| usize::try_from(slots).unwrap_or(usize::MAX));
+    (depth_slots, most_slots, Duration::from_micros(interval.saturating_mul(depth / 2)))
 }
 
 #[async_trait]
@@ -205,6 +216,14 @@ impl Quota for Redis {
         match (&lease, &self.shared.alone) {
             (Lease::NotBefore(_), Some(alone)) if is_alone => alone.lease(wanted).await,
             _ => lease,
+        }
+    }
+
+    fn fund(&self, purse: &Arc<Purse>) {
+        let depth = self.shared.local().depth();
+        purse.share(u64::try_from(depth).unwrap_or(u64::MAX));
+        if self.shared.purse.set(Arc::clone(purse)).is_ok() {
+            self.shared.wake.notify_one();
         }
     }
 
@@ -251,6 +270,10 @@ impl Quota for Redis {
             whole: State { spent: spending.as_ref().map(|s| s.source.clone()).unwrap_or_default(), ..whole },
             addresses,
             accounts: accounts.map_while(account).collect(),
+            cut_off: local.cut_off_at.map(|since| CutOff {
+                since: Timestamp::from_millis(now.as_millis() - millis(at.0.saturating_duration_since(since))),
+                slots: self.shared.alone.as_ref().map_or(0, Alone::taken),
+            }),
         }
     }
 

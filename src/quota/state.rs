@@ -81,6 +81,17 @@ pub struct Snapshot {
     pub addresses: Vec<AddressState>,
     /// The accounts that were asked for.
     pub accounts: Vec<State>,
+    /// Redis keeps the quota, and is away.
+    pub cut_off: Option<CutOff>,
+}
+
+/// What a worker has done without Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutOff {
+    /// Since when it is away.
+    pub since: Timestamp,
+    /// How many slots of its own share the worker has used since then.
+    pub slots: u64,
 }
 
 /// The causes of the holds in force, and what has been released.

@@ -10,9 +10,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use weir::{
     message::{
-        AccountReport, AddressReport, Attempt, Cancellation, Change, Class, Columns, DeadLetter, Failure, Field,
-        HoldReport, ItemId, Lane, MaxAge, Observation, Origin, Pause, QuotaReport, QuotaSetting, Reason, Request,
-        RequestId, SourceName, Spent, Status, Via, WholeReport, codec, envelope::Kind,
+        AccountReport, AddressReport, Attempt, BatchPart, BatchReport, Cancellation, Change, Class, Columns,
+        CutOffReport, DeadLetter, Failure, Field, HoldReport, ItemId, Lane, MaxAge, Observation, Origin, Pause,
+        QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, Via, WholeReport, codec,
+        envelope::Kind,
     },
     runtime::clock::Timestamp,
 };
@@ -180,6 +181,8 @@ fn report() -> QuotaReport {
         spent: vec![spent.clone()],
     };
     let address = AddressReport { name: "proxy-1".to_owned(), held: Some(held.clone()), spent: vec![spent.clone()] };
+    let part = BatchPart { holder: "4f1c".to_owned(), granted: 40, calls: 31, seq: 6 };
+    let batch = BatchReport { batch: "monday".parse().expect("a batch"), allowed: 500, parts: vec![part] };
     QuotaReport {
         source: source(),
         instance: "weir-1".to_owned(),
@@ -189,7 +192,13 @@ fn report() -> QuotaReport {
         counted_at: now(),
         day_at: now(),
         closed: false,
-        whole: Some(WholeReport { held: Some(held), spent: vec![spent], addresses: vec![address] }),
+        whole: Some(WholeReport {
+            held: Some(held),
+            spent: vec![spent],
+            addresses: vec![address],
+            batches: vec![batch],
+            cut_off: Some(CutOffReport { since_at: now(), calls: 7 }),
+        }),
         accounts: vec![account],
     }
 }

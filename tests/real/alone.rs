@@ -5,11 +5,14 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use weir::quota::{
-    Counting, Lease, Limit, Past, Quota,
-    division::Division,
-    plan::{AccountLimits, Limits},
-    redis::{Redis, Sharing},
+use weir::{
+    quota::{
+        Cause, Counting, Hold, Lease, Limit, Past, Quota, Scope,
+        division::Division,
+        plan::{AccountLimits, Limits},
+        redis::{Redis, Sharing},
+    },
+    runtime::clock::Timestamp,
 };
 
 use crate::{
@@ -105,4 +108,44 @@ async fn no_more_workers_than_it_is_divided_among_go_on_without_redis() {
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert_eq!(served(&quotas, Duration::from_secs(3)).await, 2);
     server.signal("-CONT");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ban_that_was_learnt_without_redis_is_heeded_by_the_others_when_it_is_back() {
+    let server = Server::start();
+    let fleet = Fleet::sharing(&server.url(), limits(), 0, Some(sharing(2)));
+    let quotas = [fleet.quota(), fleet.quota()];
+    eventually("both are served by Redis", async || {
+        (served(&quotas, Duration::from_millis(500)).await == 2).then_some(())
+    })
+    .await;
+    let held = |worker: &Arc<Redis>| {
+        let state = worker.snapshot(3..4, Timestamp::from_millis(2)).accounts.remove(0);
+        state.held.map(|held| (held.cause.reason.to_string(), held.until.is_none()))
+    };
+    let away = |worker: &Arc<Redis>| worker.snapshot(0..0, Timestamp::from_millis(2)).cut_off;
+    assert!(quotas.iter().all(|quota| away(quota).is_none()));
+    server.signal("-STOP");
+    tokio::time::sleep(LEASE).await;
+    assert_eq!(served(&quotas, Duration::from_secs(2)).await, 2);
+    assert!(quotas.iter().all(|quota| away(quota).is_some_and(|away| away.slots > 0)));
+    let cause = Cause::new("banned", Timestamp::from_millis(1));
+    quotas[0].hold(Scope::Account(3), Hold::Disabled, &cause).await;
+    // It keeps to it itself; the other cannot know.
+    assert_eq!((held(&quotas[0]), held(&quotas[1])), (Some(("banned".to_owned(), true)), None));
+    server.signal("-CONT");
+    eventually("the other knows of the ban", async || held(&quotas[1]).filter(|(why, _)| why == "banned")).await;
+    // A worker that begins now is told by Redis.
+    let late = fleet.quota();
+    eventually("a later one too", async || held(&late)).await;
+    let mut leased = 0;
+    eventually("others are called for", async || {
+        if let Lease::Slots(slots) = quotas[1].lease(16).await {
+            assert!(slots.iter().all(|slot| slot.account != 3), "{slots:?}");
+            leased += slots.len();
+        }
+        (leased > 50).then_some(())
+    })
+    .await;
+    assert!(away(&quotas[0]).is_none());
 }

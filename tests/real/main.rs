@@ -26,6 +26,7 @@ mod outage;
 mod process;
 mod proxy;
 mod quota;
+mod quota_batches;
 mod replay;
 mod retry;
 mod set_back;

@@ -37,7 +37,7 @@ pub(super) const LONG_ABOUT: &str = "\
 What each account is allowed, what it has used, and why it does not call.
 
 From the reports that the workers write to Kafka every second: calls of today (UTC) and of the last minute, refusals, \
-holds and their reasons. `pause`, `resume` and `set` act on all running workers within about a second, and on those \
+holds and their reasons; what batches with a budget have spent; who is cut off from Redis. `pause`, `resume` and `set` act on all running workers within about a second, and on those \
 that start later.";
 
 pub(super) const EXAMPLES: &str = "\

@@ -8,10 +8,13 @@ use std::{
 
 use serde::Serialize;
 
+mod batches;
+
+use self::batches::Batch;
 use super::{Configured, change::Wish};
 use crate::{
     cli::terminal::{grouped, spoken, table},
-    message::{AccountAlias, HoldReport, QuotaReport, QuotaSetting, SourceName},
+    message::{AccountAlias, CutOffReport, HoldReport, QuotaReport, QuotaSetting, SourceName},
     quota::{
         journal::{HEARTBEAT, known::Known},
         past::Settings,
@@ -35,6 +38,9 @@ pub struct View {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<Address>,
     pub accounts: Vec<Account>,
+    /// Those that were called for last, if batches have a budget.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub batches: Vec<Batch>,
 }
 
 /// One address that calls leave from.
@@ -54,6 +60,9 @@ pub struct Worker {
     pub instance: String,
     pub reported_at: Timestamp,
     pub runs: bool,
+    /// It is cut off from Redis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_off: Option<CutOffReport>,
 }
 
 /// Whether somebody calls, and why not.
@@ -119,9 +128,13 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
             instance: report.instance.clone(),
             reported_at: report.reported_at,
             runs,
+            cut_off: None,
         });
         worker.runs |= runs;
         worker.reported_at = worker.reported_at.max(report.reported_at);
+        if let Some(whole) = report.whole.as_ref().filter(|_| runs) {
+            worker.cut_off.clone_from(&whole.cut_off);
+        }
         held = longer(held, report.whole.as_ref().and_then(|whole| whole.held.as_ref()));
         for of in &report.accounts {
             let account = accounts.entry(of.alias.clone()).or_insert_with(|| Account::new(&of.alias, &of.allowed));
@@ -147,6 +160,7 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
         whole: standing(settings.accounts.get(&None), held, now),
         addresses,
         accounts: accounts.into_values().collect(),
+        batches: batches::batches(known.reports_of(source)),
     }
 }
 
@@ -381,8 +395,20 @@ pub fn text(views: &[View], now: Timestamp) -> String {
             0 => format!("{}: {}", view.source, view.silence(now)),
             _ => format!("{}: {running} worker(s) report", view.source),
         });
+        notes.extend(view.workers.iter().filter_map(|worker| cut_off(worker, now)));
     }
-    format!("{}\n\n{}", table(&HEAD, &rows), notes.join("\n"))
+    let mut tables = table(&HEAD, &rows);
+    if let Some(batches) = batches::text(views) {
+        let _ = write!(tables, "\n\n{batches}");
+    }
+    format!("{tables}\n\n{}", notes.join("\n"))
+}
+
+/// What a worker does without Redis.
+fn cut_off(worker: &Worker, now: Timestamp) -> Option<String> {
+    let CutOffReport { since_at, calls } = worker.cut_off.as_ref().filter(|_| worker.runs)?;
+    let (name, time) = (&worker.instance, spoken(now.since(*since_at)));
+    Some(format!("{name}: cut off from Redis for {time}, {} calls of its own share since then", grouped(*calls)))
 }
 
 fn address_row(address: &Address, now: Timestamp) -> Vec<String> {

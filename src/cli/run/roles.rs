@@ -16,7 +16,7 @@ use crate::{
     kafka::{Reach, ReadError, Reader, Writer, intake::IntakeError},
     platform::config::Source,
     quota::{
-        self, Share,
+        self, Purse, Share,
         guard::Guard,
         journal::{
             Journal,
@@ -72,6 +72,10 @@ impl Process {
         let quota = quota::open(&self.config.quota, redis, &source.name, &aliases, &limits, &self.clock, &past)
             .map_err(|error| RoleError::Failed(error.into()))?;
         journal.restore(&past, quota.as_ref(), &aliases).await;
+        let purse = source.budgets.as_ref().and_then(|budgets| Purse::new(budgets, &past)).map(Arc::new);
+        if let Some(purse) = &purse {
+            quota.fund(purse);
+        }
         health.ready();
         info!(source = %source.name, accounts = source.accounts.len(), "fetching");
         let (share, shares) = watch::channel(source.express_share);
@@ -91,11 +95,12 @@ impl Process {
             source.calls_in_flight.map_or(config.calls_in_flight, |own| own.min(config.calls_in_flight));
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), config)
             .with_address_health(source.address_health)
-            .with_budgets(source.budgets)
+            .with_budgets(source.budgets, purse.clone())
             .with_express_share(shares)
             .with_breaker(*breaker, fallback.clone())
             .with_cache(cache)
             .heeding(cancelled);
+        let has_budgets = limits.has_budgets() || purse.is_some();
         let reporter = Reporter {
             topic: topic.into(),
             source: source.name.clone(),
@@ -103,11 +108,12 @@ impl Process {
             aliases,
             allowed: allowed(&limits.or_unknown(&self.config.quota.unknown)),
             quota: Arc::clone(&quota),
+            purse,
             tally: fetch.tally(),
             clock: self.clock.clone(),
         };
         tokio::select! {
-            ended = self.fetch_and_report(fetch, journal, reporter, limits.has_budgets()) => ended,
+            ended = self.fetch_and_report(fetch, journal, reporter, has_budgets) => ended,
             never = calendar => match never {},
         }
     }
@@ -137,10 +143,15 @@ impl Process {
         has_budgets: bool,
     ) -> Result<(), RoleError> {
         let (stop, ended) = (self.stop.child_token(), CancellationToken::new());
-        let mut fetch = pin!(fetch.run(stop.clone()));
+        // Of 10 kB and more: whoever runs this does not have to carry it.
+        let mut fetch = Box::pin(fetch.run(stop.clone()));
+        let purse = reporter.purse.clone();
         let mut journal = pin!(journal.run(reporter, has_budgets, ended.clone()));
         tokio::select! {
             outcome = &mut fetch => {
+                if let Some(purse) = purse {
+                    purse.close().await;
+                }
                 ended.cancel();
                 let last = journal.await;
                 outcome?;

@@ -180,7 +180,11 @@ impl Journal {
                         let Reporter { quota, aliases, .. } = &*writing.reporter;
                         put_into_effect(&changed, quota.as_ref(), aliases, &self.clock).await;
                     }
-                    // Only settings matter from now on.
+                    // Beside settings only what others have spent for batches matters from now on.
+                    if let Some(purse) = &writing.reporter.purse {
+                        let wholes = self.known.reports_of(&self.source).filter_map(|report| report.whole.as_ref());
+                        wholes.for_each(|whole| purse.read(&whole.batches));
+                    }
                     self.known.forget_reports();
                 }
                 done = writing.step() => done?,

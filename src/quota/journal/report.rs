@@ -12,12 +12,13 @@ use super::known::report_key;
 use crate::{
     kafka::Outgoing,
     message::{
-        AccountReport, AddressReport, HoldReport, QuotaReport, SourceName, WholeReport, codec,
+        AccountReport, AddressReport, CutOffReport, HoldReport, QuotaReport, SourceName, WholeReport, codec,
         envelope::{Envelope, Kind},
     },
     quota::{
-        AddressState, Aliases, Held, Limit, Quota, Snapshot, Tally,
+        AddressState, Aliases, CutOff, Held, Limit, Quota, Snapshot, Tally,
         plan::Limits,
+        purse::Purse,
         tally::{Counts, midnight},
     },
     runtime::clock::{Clock, Timestamp},
@@ -40,6 +41,8 @@ pub struct Reporter {
     pub allowed: Vec<String>,
     /// What is spent and held.
     pub quota: Arc<dyn Quota>,
+    /// What is spent of the budgets of batches, if they have any.
+    pub purse: Option<Arc<Purse>>,
     /// What became of the slots.
     pub tally: Arc<Tally>,
     /// The time of day.
@@ -83,7 +86,8 @@ impl Reporter {
         let now = self.clock.now();
         let first = usize::try_from(chunk).unwrap_or_default() * CHUNK;
         let accounts: Range<usize> = first..(first + CHUNK).min(self.aliases.len());
-        let Snapshot { counted_at, whole, addresses, accounts: states } = self.quota.snapshot(accounts.clone(), now);
+        let Snapshot { counted_at, whole, addresses, accounts: states, cut_off } =
+            self.quota.snapshot(accounts.clone(), now);
         let address_of = |index: usize| addresses.get(index).filter(|_| addresses.len() > 1);
         let account = |(index, state): (usize, crate::quota::State)| {
             let counts = self.tally.of(index);
@@ -107,7 +111,10 @@ impl Reporter {
             AddressReport { name, held, spent }
         };
         let addresses = addresses.into_iter().map(address).collect();
-        let whole = WholeReport { held: whole.held.as_ref().map(hold_report), spent: whole.spent, addresses };
+        let cut_off = cut_off.map(|CutOff { since, slots }| CutOffReport { since_at: since, calls: slots });
+        let batches = self.purse.as_ref().map(|purse| purse.reports()).unwrap_or_default();
+        let whole =
+            WholeReport { held: whole.held.as_ref().map(hold_report), spent: whole.spent, addresses, batches, cut_off };
         QuotaReport {
             source: self.source.clone(),
             instance: self.instance.clone(),
@@ -179,6 +186,7 @@ mod tests {
             aliases: (0..accounts).map(|n| AccountAlias::new(format!("account-{n}")).unwrap()).collect(),
             allowed: allowed(&limits),
             quota: Arc::new(Memory::with_limits(&limits, &Pacing::default(), &clock)),
+            purse: None,
             tally: Arc::new(Tally::new(accounts, clock.clone())),
             clock,
         }

@@ -82,6 +82,7 @@ fn writing(has_budgets: bool) -> Writing {
         aliases: [AccountAlias::new("one").unwrap()].into(),
         allowed: vec![String::new()],
         quota: Arc::new(Memory::new(vec![None], Pacing::default())),
+        purse: None,
         tally: Arc::new(Tally::new(1, clock.clone())),
         clock,
     };

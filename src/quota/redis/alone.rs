@@ -6,7 +6,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -33,11 +36,23 @@ pub(super) struct Alone {
     memory: Memory,
     /// Slots of it that were handed out lately: they may come back.
     out: Mutex<VecDeque<Slot>>,
+    /// How many of them were not given back, since Redis was lost last.
+    taken: AtomicU64,
 }
 
 impl Alone {
     pub fn new(plan: Plan) -> Self {
-        Self { memory: Memory::on(plan, &Clock::System), out: Mutex::default() }
+        Self { memory: Memory::on(plan, &Clock::System), out: Mutex::default(), taken: AtomicU64::new(0) }
+    }
+
+    /// Redis is lost: what is taken is counted from here.
+    pub fn begin(&self) {
+        self.taken.store(0, Relaxed);
+    }
+
+    /// How many slots were taken since then.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Relaxed)
     }
 
     /// A seat was got that somebody else may have had.
@@ -53,6 +68,7 @@ impl Alone {
     pub async fn lease(&self, wanted: usize) -> Lease {
         let lease = self.memory.lease(wanted).await;
         if let Lease::Slots(slots) = &lease {
+            self.taken.fetch_add(u64::try_from(slots.len()).unwrap_or_default(), Relaxed);
             let (mut out, now) = (self.out(), Instant::now());
             out.extend(slots.iter().cloned());
             while out.front().is_some_and(|slot| slot.at + Duration::from_secs(5) < now) {
@@ -73,6 +89,9 @@ impl Alone {
             found.collect()
         };
         if !own.is_empty() {
+            let back = u64::try_from(own.len()).unwrap_or_default();
+            // Slots of before the last loss may come back after it.
+            self.taken.fetch_update(Relaxed, Relaxed, |taken| Some(taken.saturating_sub(back))).ok();
             self.memory.give_back(own).await;
         }
     }

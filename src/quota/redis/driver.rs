@@ -12,10 +12,11 @@ use super::{
     InvalidUrl, Shared,
     local::Step,
     offset::Offset,
+    purse_wire,
     spending::Spending,
     wire::{self, Knowledge, Reply, Server, What},
 };
-use crate::quota::{Aliases, Past, limit::Micros, plan::Plan};
+use crate::quota::{Aliases, Past, limit::Micros, plan::Plan, purse::register::News};
 
 /// A reply that takes longer is not waited for: its slots count as used.
 const REPLY_WITHIN: Duration = Duration::from_secs(1);
@@ -122,9 +123,16 @@ impl Driver {
 
     /// Redis is away: what is known by now holds for this worker's own part too.
     fn be_alone(&self) {
+        if let Some(purse) = self.shared.purse.get() {
+            purse.lost();
+        }
         let mut local = self.shared.local();
+        let is_first = local.cut_off_at.is_none();
         local.connected(false, Instant::now());
         if let Some(alone) = &self.shared.alone {
+            if is_first {
+                alone.begin();
+            }
             alone.mirror(&local);
         }
     }
@@ -189,6 +197,17 @@ impl Driver {
                     return error;
                 }
             }
+            if let Some(purse) = self.shared.purse.get()
+                && let Some(input) = purse.say()
+            {
+                match server.purse(&input).await {
+                    Ok(reply) => {
+                        self.shared.counts().operations += 1;
+                        purse.take(reply);
+                    }
+                    Err(error) => return error,
+                }
+            }
             let step = self.shared.local().step(Instant::now());
             let done = match step {
                 Step::Wait(until) => {
@@ -225,8 +244,15 @@ impl Driver {
     }
 
     async fn wait(&self, until: Option<Instant>) {
+        let purse = async {
+            match self.shared.purse.get() {
+                Some(purse) => purse.due().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = self.shared.wake.notified() => {}
+            () = purse => {}
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
             () = sleep_until(self.remember_at.unwrap_or_else(Instant::now)), if self.has_called && self.remember_at.is_some() => {}
         }
@@ -309,5 +335,13 @@ fn hear(shared: &Shared, push: &PushInfo) {
     {
         shared.local().born(&birth, Instant::now());
         shared.wake.notify_one();
+    } else if let Some(Value::BulkString(payload)) = push.data.last()
+        && let Some(purse) = shared.purse.get()
+        && let Some(news) = purse_wire::heard(payload)
+    {
+        match news {
+            News::Born(birth) => purse.born(&birth),
+            News::Word((batch, holder, part)) => purse.heard(&batch, &holder, part),
+        }
     }
 }

@@ -96,6 +96,8 @@ pub struct Local {
     demand: usize,
     /// As many are kept ahead at most.
     depth: usize,
+    /// As many are asked for at once: a lease takes Redis some 15 µs a slot, and all others wait meanwhile.
+    most: usize,
     ahead: Micros,
     /// In so much time a lease's worth of slots comes free.
     gap: Duration,
@@ -118,6 +120,8 @@ pub struct Local {
     /// Slots that came too late to be used, as their reply took too long.
     pub discarded: u64,
     pub seat: Seat,
+    /// Since when Redis is away.
+    pub cut_off_at: Option<Instant>,
 }
 
 /// Whether this worker may call without Redis.
@@ -170,7 +174,7 @@ impl Local {
     pub fn new(
         accounts: Vec<Known>,
         addresses: Vec<String>,
-        (depth, gap): (usize, Duration),
+        (depth, most, gap): (usize, usize, Duration),
         ahead: Micros,
         sharing: Option<Sharing>,
     ) -> Self {
@@ -189,6 +193,7 @@ impl Local {
             return_at: None,
             demand: 0,
             depth,
+            most,
             ahead,
             gap: gap.min(Duration::from_micros(ahead) / 4).max(Duration::from_millis(10)),
             ask_at: Instant::now(),
@@ -204,7 +209,13 @@ impl Local {
             worker: String::new(),
             discarded: 0,
             seat: Seat::new(sharing),
+            cut_off_at: None,
         }
+    }
+
+    /// How many slots are kept ahead at most.
+    pub const fn depth(&self) -> usize {
+        self.depth
     }
 
     /// Hands out what is at hand.
@@ -308,7 +319,7 @@ impl Local {
         // Only who has nothing else to say for minutes says that it is still there.
         let return_at = self.return_at.into_iter().chain(self.seat.renew_at).min();
         if (is_short && now >= self.ask_at) || return_at.is_some_and(|at| now >= at) {
-            return Step::Lease(self.ask(if is_short && now >= self.ask_at { missing } else { 0 }, now));
+            return Step::Lease(self.ask(if is_short && now >= self.ask_at { missing.min(self.most) } else { 0 }, now));
         }
         let ask_at = is_short.then_some(self.ask_at);
         Step::Wait([ask_at, return_at].into_iter().flatten().min())
@@ -318,6 +329,7 @@ impl Local {
     /// others wait for what this worker knows of it.
     pub fn connected(&mut self, is_connected: bool, now: Instant) {
         self.seat.is_alone = !is_connected;
+        self.cut_off_at = (!is_connected).then_some(self.cut_off_at.unwrap_or(now));
         if is_connected {
             self.return_at = Some(now);
         }

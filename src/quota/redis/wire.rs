@@ -4,6 +4,7 @@ use ::redis::{RedisError, RedisResult, Script, Value, aio::MultiplexedConnection
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::purse_wire::Books;
 use crate::{
     quota::{
         Cause, PaceBy, Share,
@@ -11,6 +12,7 @@ use crate::{
         budget::Rule,
         limit::Micros,
         plan::{AccountPlan, Plan, Rules, interval},
+        purse::register::{Input, Output},
     },
     runtime::clock::Timestamp,
 };
@@ -160,6 +162,7 @@ pub struct Server {
     script: Script,
     key: String,
     run_id: String,
+    books: Books,
 }
 
 impl Server {
@@ -167,7 +170,8 @@ impl Server {
     pub async fn new(mut connection: MultiplexedConnection, key: String) -> RedisResult<Self> {
         let info: String = ::redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default().trim().to_owned();
-        Ok(Self { connection, script: Script::new(SCRIPT), key, run_id })
+        let books = Books::new(key.clone(), run_id.clone());
+        Ok(Self { connection, script: Script::new(SCRIPT), key, run_id, books })
     }
 
     /// Asks to be told of holds.
@@ -212,6 +216,11 @@ impl Server {
     /// Changes paces.
     pub async fn pace(&mut self, paces: &[PaceAsk]) -> RedisResult<Reply> {
         self.call("pace", &serde_json::json!({ "paces": paces })).await
+    }
+
+    /// Says something to the ledger of batches' budgets.
+    pub async fn purse(&mut self, input: &Input) -> RedisResult<Output> {
+        self.books.say(&mut self.connection, input).await
     }
 
     /// Asks for all holds.

@@ -26,6 +26,7 @@ use weir::{
 };
 
 use crate::{
+    floor::{Floor, Pings},
     process,
     vendor::{THREADS, Vendor},
 };
@@ -87,6 +88,8 @@ pub struct Measured {
     /// How long leases took, in order.
     reserves: Vec<Duration>,
     pub cpu: Duration,
+    /// With Redis: what a lease cannot be quicker than.
+    pub floor: Option<Floor>,
 }
 
 impl Measured {
@@ -158,9 +161,14 @@ async fn measure(row: &Row, redis: &str, span: Duration, vendor: &Vendor) -> Mea
         let Counters { calls, calls_first, missed, .. } = &*counters;
         [calls.load(Relaxed), calls_first.load(Relaxed), missed.load(Relaxed), operations(usize::MAX), operations(1)]
     };
+    let pings = if row.slots == Slots::Redis { Some(Pings::connect(redis).await) } else { None };
     vendor.simulator.reset();
     let (since, before, cpu) = (Instant::now(), seen(), process::cpu(THREADS));
-    sleep(span).await;
+    let floor = match pings {
+        Some(pings) => Some(pings.measure(span).await),
+        None => None,
+    };
+    sleep_until(since + span).await;
     let (span, after, cpu) = (since.elapsed(), seen(), process::cpu(THREADS).saturating_sub(cpu));
     let admitted = vendor.admitted();
     let [calls, calls_first, missed, operations, operations_first] =
@@ -187,6 +195,7 @@ async fn measure(row: &Row, redis: &str, span: Duration, vendor: &Vendor) -> Mea
         calls_first,
         reserves: times,
         cpu,
+        floor,
     }
 }
 

@@ -12,6 +12,7 @@
 )]
 
 mod arithmetic;
+mod floor;
 mod load;
 mod process;
 mod vendor;
@@ -41,7 +42,7 @@ struct Args {
 }
 
 const COLUMNS: &str = "row                         workers slots   used %    goal  ceiling  refused  missed   calls/s  \
-                       ops/call  reserve p50  p99 µs  CPU µs/call";
+                       ops/call  reserve p50  p99 µs  PING p99  script p50  p99 µs  CPU µs/call";
 /// Most operations on Redis for each call, and the longest that a lease may take (99 of 100), as the issue has them.
 const OPERATIONS_MAX: f64 = 0.1;
 const RESERVE_MAX: Duration = Duration::from_millis(2);
@@ -51,6 +52,9 @@ fn main() {
     println!("{} s a row, vendor latency 200-500 ms, jitter declared 10 ms, margin 0.1 %", args.seconds);
     println!("used: calls that arrived within the quota, of what the vendor allows; it judges each by its arrival");
     println!("ceiling: what no refusal allows at most; missed: slots that came too late to be used");
+    println!(
+        "PING: a bare one every 20 ms among the workers, and script: what it took within Redis; a lease is no quicker"
+    );
     println!("CPU: of the workers and their HTTP clients, without the vendor's\n");
     let span = Duration::from_secs(args.seconds.max(1));
     // First of all, while the process has nothing else in memory.
@@ -110,7 +114,7 @@ fn print(row: &Row, measured: &Measured) {
     let micros = |time: Option<Duration>| time.map_or("-".to_owned(), |time| format!("{}", time.as_micros()));
     let used = 100.0 * measured.admitted as f64 / allowed;
     println!(
-        "{:<27} {:>7} {slots:<6} {used:>7.2} {:>7} {:>8.2} {:>8} {:>7} {:>9.1} {:>9.3} {:>12} {:>7} {:>12.0}",
+        "{:<27} {:>7} {slots:<6} {used:>7.2} {:>7} {:>8.2} {:>8} {:>7} {:>9.1} {:>9.3} {:>12} {:>7} {:>9} {:>11} {:>7} {:>12.0}",
         row.name,
         row.workers,
         row.goal.map_or("-".to_owned(), |goal| format!("{goal:.1}")),
@@ -121,6 +125,9 @@ fn print(row: &Row, measured: &Measured) {
         measured.operations as f64 / calls.max(1.0),
         micros(measured.reserve(0.5)),
         micros(measured.reserve(0.99)),
+        micros(measured.floor.map(|floor| floor.ping_p99)),
+        micros(measured.floor.map(|floor| floor.script_p50)),
+        micros(measured.floor.map(|floor| floor.script_p99)),
         measured.cpu.as_secs_f64() * 1e6 / calls.max(1.0),
     );
     if row.demand == Demand::OneOfAll {
@@ -136,6 +143,13 @@ fn print(row: &Row, measured: &Measured) {
     }
 }
 
+/// How much of a lease's time is not the lease's.
+fn machine(measured: &Measured) -> String {
+    let Some(floor) = measured.floor else { return String::new() };
+    let whose = if floor.ping_p99 > RESERVE_MAX { ": this machine does not allow it" } else { "" };
+    format!(" (a bare PING in this run {:?}{whose})", floor.ping_p99)
+}
+
 /// What the row was to reach and did not.
 fn goals_missed(row: &Row, measured: &Measured, used: f64) -> Vec<String> {
     let Some(goal) = row.goal else { return Vec::new() };
@@ -145,7 +159,7 @@ fn goals_missed(row: &Row, measured: &Measured, used: f64) -> Vec<String> {
         (used < goal, format!("{used:.2} % used, at least {goal} %")),
         (measured.refused > 0, format!("{} refused, none", measured.refused)),
         (operations > OPERATIONS_MAX, format!("{operations:.3} operations a call, at most {OPERATIONS_MAX}")),
-        (reserve > RESERVE_MAX, format!("reserve p99 {reserve:?}, at most {RESERVE_MAX:?}")),
+        (reserve > RESERVE_MAX, format!("reserve p99 {reserve:?}, at most {RESERVE_MAX:?}{}", machine(measured))),
     ];
     table.into_iter().filter(|(is_missed, _)| *is_missed).map(|(_, what)| what).collect()
 }

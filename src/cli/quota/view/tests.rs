@@ -156,3 +156,29 @@ fn who_resumes_a_source_hears_of_accounts_that_stay_out_and_the_other_way_round(
     assert!(view.still_held(None, &Wish::Pace(0.5), at(1)).is_empty());
     assert_eq!(view.after_all_holds(at(-100)), at(-5).after(Duration::from_millis(1)));
 }
+
+#[test]
+fn what_batches_have_spent_is_added_up_once_and_who_is_without_redis_is_named() {
+    let part = |holder: &str, granted: u64, calls: u64, seq: u64| serde_json::json!({ "holder": holder, "granted": granted, "calls": calls, "seq": seq });
+    let report = |instance: &str, cut_off: serde_json::Value, parts: &[serde_json::Value]| {
+        let report = serde_json::json!({
+            "source": "ali1688", "instance": instance, "chunk": 0, "chunks": 1, "reported_at": at(0), "counted_at": at(0),
+            "day_at": midnight(at(0)), "accounts": [], "whole": {
+                "cut_off": cut_off, "batches": [{ "batch": "monday", "allowed": 100, "parts": parts }],
+            },
+        });
+        record(report_key(&source(), instance, 0), &report)
+    };
+    // The first one has heard of an earlier word of the second.
+    let away = serde_json::json!({ "since_at": at(-120), "calls": 34 });
+    let first = report("w1", away, &[part("a", 40, 38, 7), part("b", 30, 11, 3)]);
+    let second = report("w2", serde_json::Value::Null, &[part("a", 40, 31, 6), part("b", 25, 25, 4)]);
+    let views = views(&known(&[first, second]), &configured(), at(1));
+    let Batch { allowed, calls, held, left, .. } = views[0].batches[0];
+    assert_eq!((allowed, calls, held, left), (100, 63, 2, 35));
+    let text = text(&views, at(1));
+    assert!(text.contains("w1: cut off from Redis for 2 min 1 s, 34 calls of its own share since then"), "{text}");
+    let line = text.lines().find(|line| line.contains("monday")).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words, ["ali1688", "monday", "100", "63", "2", "35"]);
+}
