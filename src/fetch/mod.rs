@@ -19,6 +19,7 @@ mod lanes;
 mod outcome;
 mod penalty;
 mod react;
+mod room;
 mod spending;
 mod spread;
 
@@ -34,6 +35,7 @@ use tracing::info;
 
 pub use call::{Caller, CallerParts};
 pub use config::Config;
+pub use room::Room;
 
 use self::{
     addresses::Addresses,
@@ -45,6 +47,7 @@ use self::{
     job::Job,
     lanes::Lanes,
     penalty::Penalties,
+    room::Place,
     spending::Spending,
     spread::Spread,
 };
@@ -95,6 +98,8 @@ pub struct Fetch<R, W> {
     slots: VecDeque<Slot>,
     caller: Arc<Caller>,
     calls: JoinSet<Ended>,
+    /// Where the next call has its place among those of all sources.
+    place: Place,
     penalties: Penalties,
     breakers: Breakers,
     /// When the source's breaker was last opened.
@@ -127,6 +132,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             slots: VecDeque::new(),
             addresses: Addresses::new(HealthConfig::default(), caller.addresses()),
             calls: JoinSet::new(),
+            place: Place::new(Room::new(config.calls_in_flight_in_all)),
             penalties: Penalties::default(),
             breakers: Breakers::new(BreakerConfig::default(), caller.accounts()),
             opened_at: None,
@@ -178,6 +184,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self
     }
 
+    /// The same with its calls in a room that other sources use, too.
+    #[must_use]
+    pub fn with_room(self, room: Room) -> Self {
+        Self { place: Place::new(room), ..self }
+    }
+
     /// The same with another share of the slots for express requests while both lanes wait, as it is at the time.
     #[must_use]
     pub fn with_express_share(self, express_share: watch::Receiver<f64>) -> Self {
@@ -212,6 +224,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 input = self.intake.next() => self.take(input?),
                 // Accounts may be in use again.
                 () = tokens.changed() => {}
+                () = self.place.comes(), if self.place.is_awaited() => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
             }
         }
@@ -341,6 +354,8 @@ fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
 mod breaker_tests;
 #[cfg(test)]
 mod cached_tests;
+#[cfg(test)]
+mod room_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

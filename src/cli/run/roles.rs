@@ -95,6 +95,7 @@ impl Process {
             .with_express_share(shares)
             .with_breaker(*breaker, fallback.clone())
             .with_cache(cache)
+            .with_room(self.room.clone())
             .heeding(cancelled);
         let reporter = Reporter {
             topic: topic.into(),
