@@ -341,6 +341,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 }
 
+impl backlog::Placed for (Position, Vec<Outgoing>) {
+    fn offset(&self) -> i64 {
+        self.0.offset
+    }
+}
+
 /// The batches that a call serves, each once; `None` for requests of no batch.
 fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
     let all = jobs.iter().flat_map(|job| job.twins.iter().chain([job]));

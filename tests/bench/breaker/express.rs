@@ -59,7 +59,7 @@ impl Asker {
 
     fn ask_once(&mut self, fleet: &mut [Process]) -> Result<f64> {
         // What else is there is read meanwhile.
-        self.read_until(Duration::from_millis(20 + self.dice.bits() % 100), |_| false)?;
+        self.read_until(Duration::from_millis(20).mul_f64(1.0 + 5.0 * self.dice.fraction()), |_| false)?;
         self.asked += 1;
         let id = simulate::sample(1_000 + self.asked).next().context("an item")?.to_string();
         let at = Clock::System.now().as_millis();
