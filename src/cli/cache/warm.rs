@@ -39,7 +39,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// How many items of ClickHouse, the most asked for first.
-    #[arg(long, value_name = "COUNT", default_value_t = 10_000, conflicts_with = "file")]
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000, conflicts_with = "file",
+        value_parser = clap::value_parser!(u64).range(1..))]
     items: u64,
 }
 
@@ -126,8 +127,11 @@ async fn from_file(warmer: &mut Warmer, path: &Path, file: File, source: &Source
         if line.trim().is_empty() {
             continue;
         }
-        let seen: Observation = serde_json::from_str(&line)
-            .map_err(|error| Ended::failed(format!("{} line {} is no result: {error}", path.display(), number + 1)))?;
+        let seen: Observation = serde_json::from_str(&line).map_err(|error| {
+            // It counts the lines of what it was given, which was one.
+            let what = error.to_string().replace(" at line 1 column", ", at column");
+            Ended::failed(format!("{} line {} is no result: {what}", path.display(), number + 1))
+        })?;
         if seen.source != *source {
             warmer.strange += 1;
             continue;
