@@ -11,7 +11,7 @@ const LIMIT: usize = 1_024;
 
 /// Settings of a source that change no reply. Whatever is not named here does, also a setting that comes later: at
 /// worst the cache begins anew when it is changed.
-const NO_MATTER: [&str; 25] = [
+const NO_MATTER: [&str; 26] = [
     "account",
     "accounts_file",
     "address",
@@ -20,6 +20,7 @@ const NO_MATTER: [&str; 25] = [
     "authorise_url",
     "batch_max",
     "budget",
+    "ca_file",
     "cache",
     "calls_in_flight",
     "calls_in_flight_per_host",

@@ -16,9 +16,10 @@ mod near;
 pub mod policy;
 mod redis;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use futures::{StreamExt as _, stream};
+use tokio::time::{Instant, sleep, timeout_at};
 
 pub use answer::{Answer, Kept};
 pub use config::{Config, Preset, SourceCache as SourceConfig};
@@ -44,6 +45,12 @@ const POLL: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(25
 
 /// How long to wait for a call of somebody who is alive, but has to wait for a slot: then one goes ahead alone.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// So many answers are recalled at once: what one trip to Redis brings.
+const RECALLED_AT_ONCE: usize = 256;
+
+/// As long as so many slow trips to Redis may recalling take: a source that is away is no reason to wait for long.
+const RECALL_TRIPS: u32 = 5;
 
 /// Where the answers of all sources of a process are kept. Clones share it.
 #[derive(Clone, Debug)]
@@ -278,15 +285,38 @@ impl SourceCache {
         self.0.cache.near.put(key, kept);
     }
 
+    /// Whether this answer may stand in for one to a request while the vendor is away: see [`Self::stale`].
+    #[must_use]
+    pub fn stands_in(&self, kept: &Kept, request: &Request) -> bool {
+        self.0.rules.stale_if_error && policy::stands_in(&kept.ends, self.now(), request.oldest_answer())
+    }
+
     /// What may stand in while the vendor is away, as far as this process knows: its answer is kept, within the hard
     /// end, and the request does not insist on a call. It is older than the request or the rules would have it: say so.
     #[must_use]
     pub fn stale(&self, request: &Request) -> Option<Kept> {
-        if !self.0.rules.stale_if_error {
-            return None;
-        }
         let (kept, _) = self.0.cache.near.get(&self.key(request)?)?;
-        policy::stands_in(&kept.ends, self.now(), request.oldest_answer()).then_some(kept)
+        self.stands_in(&kept, request).then_some(kept)
+    }
+
+    /// What Redis has for these keys, whether it counts or not: see [`Self::stands_in`]. Ends after a few times
+    /// `cache.redis_timeout` at the latest, with what has come by then; at once while Redis is away.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn recall(&self, keys: Vec<Key>) -> HashMap<Key, Kept> {
+        let mut recalled = HashMap::new();
+        let Some(far) = self.0.cache.far.as_ref().filter(|far| far.is_up()) else { return recalled };
+        let get = async |key: Key| match far.get(&key).await {
+            Found::Answer(kept) => Some((key, kept)),
+            Found::Nothing | Found::Unknown => None,
+        };
+        let mut coming = pin!(stream::iter(keys).map(get).buffer_unordered(RECALLED_AT_ONCE));
+        let until = Instant::now() + far.timeout() * RECALL_TRIPS;
+        while let Ok(Some(found)) = timeout_at(until, coming.next()).await {
+            recalled.extend(found);
+        }
+        recalled
     }
 
     /// Whether an answer is still within its hard end.
@@ -345,17 +375,29 @@ impl SourceCache {
         }
     }
 
-    /// Fills the cache with an answer that was fetched earlier, as from a table; false: its hard end has passed.
+    /// Fills the cache with an answer that was fetched earlier, as from a table or a file.
     #[must_use]
-    pub fn warm(&self, key: &Key, answer: Answer, fetched_at: Timestamp) -> bool {
+    pub fn warm(&self, key: &Key, answer: Answer, fetched_at: Timestamp) -> Warmed {
         let luck = [self.0.dice.fraction(), self.0.dice.fraction()];
         let ends = self.0.rules.ends(answer.status, fetched_at, Duration::ZERO, Habit::default(), luck);
         if self.now() >= ends.hard_at {
-            return false;
+            return Warmed::TooOld;
         }
+        let before = self.0.cache.near.get(key).map(|(kept, _)| kept.ends.fetched_at);
         self.put(key, Kept { answer: Arc::new(answer), ends, habit: Habit::default() }, false);
-        true
+        if before.is_some() { Warmed::Again } else { Warmed::Filled }
     }
+}
+
+/// What became of an answer that the cache was to be filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warmed {
+    /// It is kept.
+    Filled,
+    /// This process has filled in one for the same already: the newer one is kept.
+    Again,
+    /// Its hard end has passed.
+    TooOld,
 }
 
 /// Redis does not answer.

@@ -38,8 +38,16 @@ Fill the cache with answers that are stored, without a call.
 
 Without --file: the items of the source that were asked for most often in the last 7 days, with their newest answer in \
 ClickHouse; its columns are read anew from the vendor's JSON. With --file: results as JSON, one on each line, as they \
-are on the topic of results. What is older than [source.cache] kept is left out. Answers to requests with parameters are \
-left out too: a table of answers does not say which.";
+are on the topic of results; they are kept as answers to requests without parameters. What is older than [source.cache] \
+kept is left out. So are, of ClickHouse's, answers to requests with parameters: a table of answers does not say which.
+
+Examples:
+  weir cache warm ali1688                              the 10,000 items that were asked for most often
+  weir cache warm ali1688 --items 500
+  weir cache warm ali1688 --file results.jsonl         from a file
+
+Exit codes: 0 filled, also if some were left out; 1 a line of the file is no result (the ones before it are in the
+            cache), 64 no such source or file, or its answers are not kept, 69 Redis or ClickHouse cannot be reached";
 
 /// `weir cache`
 #[derive(Debug, clap::Subcommand)]

@@ -118,12 +118,17 @@ fn sources(config: &Config) -> Vec<Finding> {
     let folder = config.folder();
     let finding = |source: &SourceConfig| Finding {
         what: format!("source {}", source.name),
-        verdict: match open(source, folder, &config.quota) {
+        verdict: match open(source, folder, config) {
             Ok(text) => Verdict::Fine(text),
             Err(text) => Verdict::Wrong(Exit::Usage, text),
         },
     };
-    config.sources.iter().map(finding).collect()
+    let in_all = config.fetch.calls_in_flight_in_all;
+    let together = Finding {
+        what: "all sources".to_owned(),
+        verdict: Verdict::Fine(format!("up to {in_all} calls at once in each process (fetch.calls_in_flight_in_all)")),
+    };
+    config.sources.iter().map(finding).chain([together]).collect()
 }
 
 /// What is planned: each window, and when it is open.
@@ -142,7 +147,8 @@ fn calendar(config: &Config, now: Timestamp) -> Vec<Finding> {
     config.calendar.iter().map(finding).collect()
 }
 
-fn open(source: &SourceConfig, folder: &Path, quota: &quota::Config) -> Result<String, String> {
+fn open(source: &SourceConfig, folder: &Path, config: &Config) -> Result<String, String> {
+    let quota = &config.quota;
     let opened = Source::open(source, folder, &config::variable).map_err(|error| error.problem.to_string())?;
     let accounts = opened.accounts.len();
     let addresses = addresses(&opened);
@@ -171,7 +177,10 @@ fn open(source: &SourceConfig, folder: &Path, quota: &quota::Config) -> Result<S
         1 => String::new(),
         ids => format!(", up to {ids} IDs a call"),
     };
-    Ok(format!("{} with {accounts} account{s}, {limit}{preset}{ids}{addresses}{money}", source.url))
+    let fetch = &config.fetch;
+    let in_flight = opened.calls_in_flight.map_or(fetch.calls_in_flight, |own| own.min(fetch.calls_in_flight));
+    let at_once = format!(", {} calls at once", in_flight.min(fetch.calls_in_flight_in_all));
+    Ok(format!("{} with {accounts} account{s}, {limit}{preset}{ids}{at_once}{addresses}{money}", source.url))
 }
 
 /// What a call costs and how many calls its budgets pay for.

@@ -16,7 +16,7 @@ use crate::{
     batches::Webhook,
     cache::Cache,
     config::{self, Config},
-    fetch::FetchError,
+    fetch::{FetchError, Room},
     kafka::{
         self, GroupConfig, KafkaReader, KafkaWriter, Reach, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
         intake::IntakeError,
@@ -161,6 +161,8 @@ struct Process {
     clock: Clock,
     dice: Dice,
     cache: Cache,
+    /// For the calls of all sources.
+    room: Room,
     stop: CancellationToken,
 }
 
@@ -191,6 +193,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
         clock: Clock::System,
         dice: Dice::random(),
         cache,
+        room: Room::new(config.fetch.calls_in_flight_in_all),
         stop: stop.clone(),
         config,
     });

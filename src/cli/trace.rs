@@ -139,7 +139,11 @@ fn quoted(text: &str) -> String {
 const TABLES: [(&str, &str, &str); 4] = [
     ("requests", "recorded_at", "calls, batch"),
     ("failures", "failed_at", "class, code, message, account, http_status, latency_ms, toString(not_before) AS until"),
-    ("observations", "fetched_at", "status, via, account, latency_ms, calls, title, toString(price) AS price"),
+    (
+        "observations",
+        "fetched_at",
+        "status, via, instead_of, account, latency_ms, calls, title, toString(price) AS price",
+    ),
     ("dead_letters", "died_at", "reason, message, calls"),
 ];
 
@@ -186,8 +190,9 @@ fn told_of_row(table: &str, row: &Value) -> (String, String) {
         }
         "observations" => {
             let details = format!(
-                "by {}{} in {} ms{}: {}",
+                "by {}{}{} in {} ms{}: {}",
                 text("via"),
+                after("instead of", text("instead_of")),
                 after("of", text("account")),
                 text("latency_ms"),
                 after("at price", text("price")),

@@ -195,6 +195,7 @@ fn fetch(check: &mut Check, config: &Config) {
     check.duration("fetch.commit_every", fetch.commit_every, Duration::from_millis(1)..=TRANSACTION_TIMEOUT / 10);
     check.range("fetch.backlog", fetch.backlog, [1, 1_000_000]);
     check.range("fetch.calls_in_flight", fetch.calls_in_flight, [1, 65_536]);
+    check.range("fetch.calls_in_flight_in_all", fetch.calls_in_flight_in_all, [1, 1_000_000]);
     // One reply may be this long.
     check.range("fetch.outcomes_limit", fetch.outcomes_limit, [ByteSize::mib(8), ByteSize::gib(4)]);
     check.duration("fetch.drain", fetch.drain, Duration::ZERO..=MINUTE);

@@ -1,14 +1,20 @@
-//! Requests that wait for their slot: one queue per partition, served in turn. Pure.
+//! What waits for its partition's window: one queue per partition in the order of offsets, served in turn. Pure.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::kafka::Partition;
 
-/// Queues by partition. Taking turns means that no partition waits for another, and one whose window is full
+/// Something with a place in its partition.
+pub(super) trait Placed {
+    fn offset(&self) -> i64;
+}
+
+/// Queues by partition, the lowest offset first: what comes late may be the very one that the window waits for, and what
+/// came before it may be beyond the window's end. Taking turns means that no partition waits for another, and one whose window is full
 /// holds nobody back.
 #[derive(Debug)]
 pub(super) struct Backlog<T> {
-    queues: HashMap<Partition, VecDeque<T>>,
+    queues: HashMap<Partition, BTreeMap<i64, T>>,
     /// Partitions with something in their queue, the next one first.
     turns: VecDeque<Partition>,
     len: usize,
@@ -20,15 +26,15 @@ impl<T> Default for Backlog<T> {
     }
 }
 
-impl<T> Backlog<T> {
-    /// Adds an item behind the others of its partition.
+impl<T: Placed> Backlog<T> {
+    /// Adds an item at its place among the others of its partition.
     pub(super) fn push(&mut self, partition: &Partition, item: T) {
-        self.queue(partition).push_back(item);
-        self.len += 1;
+        let replaced = self.queue(partition).insert(item.offset(), item);
+        self.len += usize::from(replaced.is_none());
     }
 
     /// The queue that is about to get an item, and a turn if it had none.
-    fn queue(&mut self, partition: &Partition) -> &mut VecDeque<T> {
+    fn queue(&mut self, partition: &Partition) -> &mut BTreeMap<i64, T> {
         if self.waiting_in(partition) == 0 {
             self.turns.push_back(partition.clone());
         }
@@ -46,13 +52,13 @@ impl<T> Backlog<T> {
     }
 
     pub(super) fn waiting_in(&self, partition: &Partition) -> usize {
-        self.queues.get(partition).map_or(0, VecDeque::len)
+        self.queues.get(partition).map_or(0, BTreeMap::len)
     }
 
     /// Whether the first item of any queue may start.
     #[cfg(test)]
     fn can_start(&self, may_start: impl Fn(&T) -> bool) -> bool {
-        self.turns.iter().filter_map(|partition| self.queues.get(partition)?.front()).any(may_start)
+        self.turns.iter().filter_map(|partition| self.queues.get(partition)?.values().next()).any(may_start)
     }
 
     /// The first item, of the next partition in turn, that may start.
@@ -60,7 +66,7 @@ impl<T> Backlog<T> {
         for _ in 0..self.turns.len() {
             let partition = self.turns.pop_front()?;
             let queue = self.queues.get_mut(&partition)?;
-            let item = if queue.front().is_some_and(&may_start) { queue.pop_front() } else { None };
+            let item = queue.first_entry().filter(|first| may_start(first.get())).map(|first| first.remove());
             if !queue.is_empty() {
                 self.turns.push_back(partition);
             }
@@ -73,23 +79,29 @@ impl<T> Backlog<T> {
     }
 
     /// Takes a partition out, with all that waits in it.
-    pub(super) fn remove(&mut self, partition: &Partition) -> VecDeque<T> {
+    pub(super) fn remove(&mut self, partition: &Partition) -> Vec<T> {
         self.turns.retain(|turn| turn != partition);
         let items = self.queues.remove(partition).unwrap_or_default();
         self.len -= items.len();
-        items
+        items.into_values().collect()
     }
 
     pub(super) fn clear(&mut self) -> Vec<T> {
         self.turns.clear();
         self.len = 0;
-        self.queues.drain().flat_map(|(_, queue)| queue).collect()
+        self.queues.drain().flat_map(|(_, queue)| queue.into_values()).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Placed for (i32, i32) {
+        fn offset(&self) -> i64 {
+            self.1.into()
+        }
+    }
 
     fn partition(number: i32) -> Partition {
         Partition { topic: "t".into(), number }
@@ -118,6 +130,16 @@ mod tests {
         assert_eq!(order, [(1, 0), (1, 1), (1, 2)]);
         assert!(!backlog.can_start(|(number, _)| *number == 1));
         assert_eq!((backlog.len(), backlog.waiting_in(&partition(0))), (3, 3));
+    }
+
+    #[test]
+    fn what_comes_late_but_stands_first_is_not_held_up_by_what_is_beyond_the_window() {
+        let mut backlog = Backlog::default();
+        for offset in [9, 3, 8, 2] {
+            backlog.push(&partition(0), (0, offset));
+        }
+        let within: Vec<_> = std::iter::from_fn(|| backlog.pop(|(_, offset)| *offset < 5)).collect();
+        assert_eq!((within, backlog.len()), (vec![(0, 2), (0, 3)], 2));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
-    Fetch,
+    Fetch, cached,
     call::{Contact, Ended},
     job::Job,
 };
@@ -227,18 +227,20 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             self.wake_at = Some(now);
             return;
         }
-        self.end_without_calls(until);
+        self.end_without_calls(until).await;
         self.end_uncalled();
         self.wake_at = Some(until.min(now + Self::LOOK_AGAIN));
     }
 
     /// Ends what need not wait for the source: what has an answer that was kept, all if another source stands in for it,
     /// and what is in a hurry.
-    fn end_without_calls(&mut self, until: Instant) {
+    async fn end_without_calls(&mut self, until: Instant) {
         let at = self.caller.now();
         let until = at.after(until.saturating_duration_since(Instant::now()));
         for lane in Lane::ALL {
-            for job in self.backlog.take(lane) {
+            let mut jobs = self.backlog.take(lane);
+            cached::recall(&mut jobs).await;
+            for job in jobs {
                 let partition = job.position.partition.clone();
                 if job.flight.as_ref().is_some_and(|flight| flight.has_stale(&job)) {
                     let ended = self.caller.stale_instead(job);

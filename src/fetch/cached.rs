@@ -5,7 +5,7 @@
 //! that ends without a call (cancelled, given up) leaves its followers to themselves; so does one that takes too long.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     cache::{self, Answer, Claim, Kept, Key, Looked, Seen, SourceCache},
     kafka::{Outgoing, Partition, Reader, Writer, outbox::Position},
-    message::{Lane, Via},
+    message::{Lane, Request, Via},
     platform::{Refusal, RefusalKind},
 };
 
@@ -78,7 +78,8 @@ struct Landing {
 #[derive(Debug)]
 enum Landed {
     Answer(Kept),
-    Failed(Refusal, CallFacts),
+    /// Nothing; with what Redis has that is older.
+    Failed(Refusal, CallFacts, Option<Kept>),
     /// Nothing: it was not called for.
     Gone,
 }
@@ -103,6 +104,8 @@ pub(super) struct Flight {
     announce: bool,
     /// It was called for early, and this is its answer if the call fails.
     due: Option<Kept>,
+    /// Redis has been asked for an older answer, and has this.
+    older: Option<Option<Kept>>,
     /// Nobody else in the fleet calls; given back when this is dropped, after the answer is kept.
     _claim: Option<Claim>,
 }
@@ -123,15 +126,24 @@ impl Flight {
         self.end(Landed::Answer(kept));
     }
 
+    /// Whether Redis is to be asked before an outage leaves its request without an answer.
+    fn is_to_recall(&self, request: &Request) -> bool {
+        let insists = request.oldest_answer() == Some(Duration::ZERO);
+        self.older.is_none() && !insists && self.due.is_none() && self.cache.stale(request).is_none()
+    }
+
     /// Whether an outage would leave its request an answer.
     pub(super) fn has_stale(&self, job: &Job) -> bool {
-        self.due.as_ref().is_some_and(|due| self.cache.counts_still(due)) || self.cache.stale(&job.request).is_some()
+        let has_older = || self.older.iter().flatten().any(|older| self.cache.stands_in(older, &job.request));
+        let is_due = self.due.as_ref().is_some_and(|due| self.cache.counts_still(due));
+        is_due || self.cache.stale(&job.request).is_some() || has_older()
     }
 
     /// The call has failed; what its request is given all the same, if anything.
     pub(super) fn failed(mut self, job: &Job, refusal: &Refusal, facts: &CallFacts) -> Option<Kept> {
-        let given = stand_in(&self.cache, job, refusal, self.due.take());
-        self.end(Landed::Failed(refusal.clone(), facts.clone()));
+        let older = self.older.take().flatten();
+        let given = stand_in(&self.cache, job, refusal, (self.due.take(), older.clone()));
+        self.end(Landed::Failed(refusal.clone(), facts.clone(), older));
         given
     }
 
@@ -144,11 +156,17 @@ impl Flight {
 
 /// What stands in for a call that has failed: any failure leaves the answer that would have been given without the call;
 /// an outage is a reason for an older one.
-fn stand_in(cache: &SourceCache, job: &Job, refusal: &Refusal, due: Option<Kept>) -> Option<Kept> {
+fn stand_in(
+    cache: &SourceCache,
+    job: &Job,
+    refusal: &Refusal,
+    (due, older): (Option<Kept>, Option<Kept>),
+) -> Option<Kept> {
     let due = due.filter(|due| cache.counts_still(due));
     let given = due.or_else(|| {
         let is_outage = refusal.kind == RefusalKind::Outage;
-        is_outage.then(|| cache.stale(&job.request)).flatten()
+        let older = older.filter(|older| cache.stands_in(older, &job.request));
+        is_outage.then(|| cache.stale(&job.request).or(older)).flatten()
     });
     if given.is_some() {
         cache.counts().stale.inc();
@@ -265,7 +283,7 @@ impl Cached {
     fn flight(&self, cache: SourceCache, key: Key, leads: bool, due: Option<Kept>, claim: Option<Claim>) -> Flight {
         // Who insists on a call has seen a reason to: what others have counts no more.
         let announce = !leads;
-        Flight { key, cache, landing: Arc::clone(&self.landing), leads, announce, due, _claim: claim }
+        Flight { key, cache, landing: Arc::clone(&self.landing), leads, announce, due, older: None, _claim: claim }
     }
 
     /// Waits until there is something to do, see [`Fetch::end_waiting`].
@@ -395,8 +413,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 cache.counts().shared.inc();
                 self.answer(job, kept, Via::Cache);
             }
-            Landed::Failed(refusal, facts) => {
-                if let Some(kept) = stand_in(&cache, &job, refusal, None) {
+            Landed::Failed(refusal, facts, older) => {
+                if let Some(kept) = stand_in(&cache, &job, refusal, (None, older.clone())) {
                     self.answer(job, &kept, Via::Stale);
                 } else {
                     let records = self.caller.outcomes().failure(&job, refusal, facts);
@@ -406,6 +424,29 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             Landed::Answer(_) | Landed::Gone => self.admit(job),
         }
         self.regulate(&partition);
+    }
+}
+
+/// Looks into Redis for older answers to what is about to fail: memory may have had no room for them, or others may have
+/// fetched them. Of each request once.
+pub(super) async fn recall(jobs: &mut [Job]) {
+    let mut wanted = BTreeSet::new();
+    let mut cache = None;
+    for job in jobs.iter().flat_map(|job| job.twins.iter().chain([job])) {
+        if let Some(flight) = job.flight.as_ref().filter(|flight| flight.is_to_recall(&job.request)) {
+            wanted.insert(flight.key.clone());
+            cache.get_or_insert_with(|| flight.cache.clone());
+        }
+    }
+    // All are of one source.
+    let Some(cache) = cache else { return };
+    let found = cache.recall(wanted.iter().cloned().collect()).await;
+    for job in jobs.iter_mut() {
+        for flight in job.twins.iter_mut().filter_map(|twin| twin.flight.as_mut()).chain(job.flight.as_mut()) {
+            if wanted.contains(&flight.key) {
+                flight.older = Some(found.get(&flight.key).cloned());
+            }
+        }
     }
 }
 

@@ -186,6 +186,18 @@ async fn what_stands_in_can_be_switched_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_beyond_the_window_do_not_hold_up_the_one_that_the_window_waits_for() {
+    let mut rig = Rig::start("preset = \"1688\"", Duration::from_secs(4)).await;
+    rig.ask([1], "").await;
+    // While the first is called for, the window fills with answers that are kept, and more wait beyond it; then the
+    // second has its answer by the first one's call.
+    let window = usize::try_from(crate::kafka::ledger::WINDOW).unwrap();
+    rig.ask([0, 0].into_iter().chain(std::iter::repeat_n(1, window + 500)), "").await;
+    assert_eq!((rig.served(), rig.count(Via::Call)), (2, 2));
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_fails_is_a_failure_of_each_request_that_waited_for_it() {
     let mut rig = Rig::start("preset = \"1688\"", Duration::from_millis(10)).await;
     rig.silence().await;

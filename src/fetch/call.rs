@@ -273,7 +273,7 @@ impl Caller {
     }
 
     /// Makes one call for these requests in this slot. Always ends, at the latest with the client's time-out.
-    pub(super) async fn call(self: Arc<Self>, slot: Slot, jobs: Vec<Job>) -> Ended {
+    pub(super) async fn call(self: Arc<Self>, slot: Slot, mut jobs: Vec<Job>) -> Ended {
         let (account, address) = (slot.account, slot.address);
         let first = &jobs[0];
         let attempt = first.request.calls.saturating_add(1);
@@ -293,6 +293,9 @@ impl Caller {
             let (caller, generation) = self.tokens.account(account);
             match self.exchange(&caller, address, &jobs).await {
                 Ok((reply, facts, advice)) => {
+                    if has_outage(&reply) {
+                        cached::recall(&mut jobs).await;
+                    }
                     let concluded = self.conclude(&caller, jobs, reply, &facts);
                     let Concluded { outcomes, refusal, has_answer } = concluded;
                     let is_dead = self.judge_token(account, generation, refusal.as_ref()).await;
@@ -461,6 +464,14 @@ impl Caller {
             outcomes.push(conclude(job, answer, Via::Call));
         }
         Concluded { outcomes, refusal: worst, has_answer }
+    }
+}
+
+fn has_outage(reply: &Reply) -> bool {
+    let is_outage = |refusal: &Refusal| refusal.kind == RefusalKind::Outage;
+    match reply {
+        Reply::Each(answers) => answers.iter().filter_map(|answer| answer.as_ref().err()).any(is_outage),
+        Reply::Refused(refusal) => is_outage(refusal),
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Config {
     pub backlog: usize,
     /// How many calls of a source may be under way at once.
     pub calls_in_flight: usize,
+    /// How many calls of all sources of this process may be under way at once.
+    pub calls_in_flight_in_all: usize,
     /// How many bytes of finished outcomes may wait for their transaction before calls pause.
     pub outcomes_limit: ByteSize,
     /// Whether headers of a reply that say that a quota is used up hold the account before a refusal does.
@@ -31,6 +33,7 @@ impl Default for Config {
             commit_every: Duration::from_millis(50),
             backlog: 4_096,
             calls_in_flight: 1_024,
+            calls_in_flight_in_all: 4_096,
             outcomes_limit: ByteSize::mib(64),
             heed_hints: true,
             drain: Duration::from_secs(5),

@@ -29,6 +29,10 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// While nobody may call, the quota is asked this often: an operator may end a hold at any time.
     pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+    /// A call's place among those of all sources is kept for it so long before it leaves: with many calls under way it
+    /// may take a moment until there is one.
+    const AHEAD: Duration = Duration::from_millis(100);
+
     /// Makes every call whose time has come, and sets when to look again.
     pub(super) async fn dispatch(&mut self) {
         self.wake_at = None;
@@ -36,23 +40,38 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.metrics.now(|lane| self.backlog.len_of(lane), self.calls.len(), is_shut);
         self.backlog.set_share(*self.express_share.borrow());
         self.end_uncalled();
+        if !self.make_calls().await {
+            self.place.leave();
+        }
+    }
+
+    /// Makes every call whose time has come; whether the next one wants a place already.
+    async fn make_calls(&mut self) -> bool {
         while self.has_room() && self.backlog.can_start(|job| self.intake.may_start(&job.position)) {
             match self.breakers.shut(Instant::now()) {
                 None => {}
-                Some(Shut::Until(until)) => return self.sit_out(until).await,
+                Some(Shut::Until(until)) => {
+                    self.sit_out(until).await;
+                    return false;
+                }
                 // The end of a probe wakes.
-                Some(Shut::Probing) => return self.return_slots().await,
+                Some(Shut::Probing) => {
+                    self.return_slots().await;
+                    return false;
+                }
             }
             if let Some(at) = self.waits_for_others() {
                 self.return_slots().await;
                 self.wake_at = Some(at);
-                return;
+                return false;
             }
-            let Some(slot) = self.next_slot().await else { return };
+            if !self.place.is_ours() {
+                self.return_slots().await;
+                return true;
+            }
+            let Some(slot) = self.next_slot().await else { return false };
             if slot.at > Instant::now() {
-                self.wake_at = Some(slot.at);
-                self.slots.push_front(slot);
-                return;
+                return self.wait_for(slot);
             }
             self.use_slot(slot).await;
         }
@@ -60,6 +79,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         if !self.slots.is_empty() && self.backlog.is_empty() {
             self.return_slots().await;
         }
+        false
+    }
+
+    /// Comes back for this slot; whether its place is to be kept until then.
+    fn wait_for(&mut self, slot: Slot) -> bool {
+        let is_soon = slot.at <= Instant::now() + Self::AHEAD;
+        self.wake_at = Some(if is_soon { slot.at } else { slot.at - Self::AHEAD });
+        self.slots.push_front(slot);
+        is_soon
     }
 
     /// Until when what waits waits for more to travel with it. Only while slots are free: one whose time is known ahead
@@ -86,7 +114,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             Purpose::Call => return self.make_call(slot).await,
             Purpose::Renewal => {
                 self.probe(&slot).await;
-                self.calls.spawn(Arc::clone(&self.caller).renew(slot));
+                let (place, renewal) = (self.place.take(), Arc::clone(&self.caller).renew(slot));
+                self.calls.spawn(async move {
+                    let _place = place;
+                    renewal.await
+                });
                 return;
             }
             Purpose::Wait(until) => {
@@ -118,8 +150,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         for job in jobs.iter().flat_map(|job| job.twins.iter().chain([job])) {
             self.regulate(&job.position.partition.clone());
         }
-        let call = Arc::clone(&self.caller).call(slot, jobs);
-        self.calls.spawn(async move { Ended { tickets, ..call.await } });
+        let (place, call) = (self.place.take(), Arc::clone(&self.caller).call(slot, jobs));
+        self.calls.spawn(async move {
+            let _place = place;
+            Ended { tickets, ..call.await }
+        });
     }
 
     /// If this is the first to leave from an address that was taken out, the others wait for what comes of it.
@@ -155,7 +190,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 }
                 self.quota.give_back(vec![slot]).await;
             }
-            let room = (self.config.calls_in_flight - self.calls.len()).min(self.breakers.room(Instant::now()));
+            let room = (self.config.calls_in_flight - self.calls.len()).min(self.place.free());
+            let room = room.min(self.breakers.room(Instant::now()));
             match self.quota.lease(self.backlog.calls(self.caller.batch_max()).min(room).min(Self::LEASE)).await {
                 Lease::Slots(slots) => {
                     self.nobody_told = false;

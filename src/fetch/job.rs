@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use super::{cached::Flight, grouped::Waits};
+use super::{backlog::Placed, cached::Flight, grouped::Waits};
 use crate::{
     kafka::{Partition, outbox::Position},
     message::{Lane, Request, RequestId},
@@ -35,6 +35,12 @@ impl Job {
             all
         };
         jobs.into_iter().flat_map(apart).collect()
+    }
+}
+
+impl Placed for Job {
+    fn offset(&self) -> i64 {
+        self.position.offset
     }
 }
 

@@ -19,6 +19,7 @@ mod lanes;
 mod outcome;
 mod penalty;
 mod react;
+mod room;
 mod spending;
 mod spread;
 mod unpaid;
@@ -35,6 +36,7 @@ use tracing::info;
 
 pub use call::{Caller, CallerParts};
 pub use config::Config;
+pub use room::Room;
 
 use self::{
     addresses::Addresses,
@@ -46,6 +48,7 @@ use self::{
     job::Job,
     lanes::Lanes,
     penalty::Penalties,
+    room::Place,
     spending::Spending,
     spread::Spread,
     unpaid::Unpaid,
@@ -101,6 +104,8 @@ pub struct Fetch<R, W> {
     slots: VecDeque<Slot>,
     caller: Arc<Caller>,
     calls: JoinSet<Ended>,
+    /// Where the next call has its place among those of all sources.
+    place: Place,
     penalties: Penalties,
     breakers: Breakers,
     /// When the source's breaker was last opened.
@@ -135,6 +140,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             slots: VecDeque::new(),
             addresses: Addresses::new(HealthConfig::default(), caller.addresses()),
             calls: JoinSet::new(),
+            place: Place::new(Room::new(config.calls_in_flight_in_all)),
             penalties: Penalties::default(),
             breakers: Breakers::new(BreakerConfig::default(), caller.accounts()),
             opened_at: None,
@@ -186,6 +192,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self
     }
 
+    /// The same with its calls in a room that other sources use, too.
+    #[must_use]
+    pub fn with_room(self, room: Room) -> Self {
+        Self { place: Place::new(room), ..self }
+    }
+
     /// The same with another share of the slots for express requests while both lanes wait, as it is at the time.
     #[must_use]
     pub fn with_express_share(self, express_share: watch::Receiver<f64>) -> Self {
@@ -221,6 +233,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 input = self.intake.next() => self.take(input?),
                 // Accounts may be in use again.
                 () = tokens.changed() => {}
+                () = self.place.comes(), if self.place.is_awaited() => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
             }
         }
@@ -346,6 +359,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 }
 
+impl backlog::Placed for (Position, Vec<Outgoing>) {
+    fn offset(&self) -> i64 {
+        self.0.offset
+    }
+}
+
 /// The batches that a call serves, each once; `None` for requests of no batch.
 fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
     let all = jobs.iter().flat_map(|job| job.twins.iter().chain([job]));
@@ -359,6 +378,8 @@ fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
 mod breaker_tests;
 #[cfg(test)]
 mod cached_tests;
+#[cfg(test)]
+mod room_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -39,10 +39,14 @@ pub(super) fn caller() -> Caller {
 }
 
 pub(super) fn caller_of(answer: fn() -> Reply) -> Caller {
+    caller_for("ali1688", Arc::new(Odd(answer)))
+}
+
+pub(super) fn caller_for(source: &str, vendor: Arc<dyn Vendor>) -> Caller {
     let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
     Caller::new(CallerParts {
-        source: SourceName::new("ali1688").unwrap(),
-        vendor: Arc::new(Odd(answer)),
+        source: SourceName::new(source).unwrap(),
+        vendor,
         client: http::Client::new(timeouts).unwrap(),
         accounts: Arc::new(["a", "b"].map(|alias| Account {
             alias: AccountAlias::new(alias).unwrap(),

@@ -13,7 +13,7 @@ use super::{
     accounts::{self, AccountConfig, AccountsError},
     address::{self, Address, AddressConfig, AddressError, HealthConfig},
     ali1688::Overrides,
-    http::{self, Client, Manners, Timeouts},
+    http::{self, Authorities, Client, Manners, Timeouts},
     kind::{Dialect, Kind, Params},
     limits::SourceLimits,
     pick::InvalidPointer,
@@ -81,6 +81,9 @@ pub struct SourceConfig {
     /// How long the addresses of the vendor's name count.
     #[serde(default = "default_dns_cache", with = "humantime_serde")]
     pub dns_cache: Duration,
+    /// A PEM file of certificates that are trusted besides the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
     /// The most calls that may be under way at once, whatever address they leave from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls_in_flight: Option<usize>,
@@ -301,8 +304,10 @@ impl Source {
         let of_all_addresses = per_host.map(|calls| calls.saturating_mul(addresses.len()));
         let calls_in_flight = in_all.into_iter().chain(of_all_addresses);
         let calls_per_host = per_host.unwrap_or(Manners::default().calls_per_host);
-        let client =
-            Client::from_addresses(timeouts, Manners { dns_cache: config.dns_cache, calls_per_host }, &addresses);
+        let authorities = config.ca_file.as_ref().map(|file| authorities(&at.folder.join(file))).transpose()?;
+        let authorities = authorities.unwrap_or_default();
+        let manners = Manners { dns_cache: config.dns_cache, calls_per_host, authorities };
+        let client = Client::from_addresses(timeouts, &manners, &addresses);
         Ok(Self {
             name: config.name.clone(),
             vendor,
@@ -385,6 +390,14 @@ impl SourceConfig {
         let mut limits = limits.chain(self.address_limit.iter().map(|limit| ("address_limit", limit)));
         limits.try_for_each(|(key, limit)| check_limit(key, limit))
     }
+}
+
+fn authorities(file: &Path) -> Result<Authorities, Problem> {
+    let read = std::fs::read(file).map_err(|error| error.to_string());
+    read.and_then(|text| Authorities::from_pem(&text)).map_err(|what| {
+        let found = format!("{} ({what})", file.display());
+        Problem::Key { key: "ca_file".to_owned(), found, allowed: "a file with certificates in PEM form" }
+    })
 }
 
 pub(super) fn require(key: &str, found: &str, is_right: bool, allowed: &'static str) -> Result<(), Problem> {

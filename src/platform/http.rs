@@ -4,7 +4,7 @@ use std::{error::Error, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{
-    Proxy, Response, Url,
+    Certificate, Proxy, Response, Url,
     dns::{Addrs, Name, Resolve, Resolving},
 };
 use secrecy::ExposeSecret;
@@ -28,6 +28,9 @@ const PROXY_AUTHENTICATION: u16 = 407;
 /// How much of an error's text is kept, in bytes.
 const MESSAGE_LIMIT: usize = 300;
 
+/// What is first in the way of a vendor, or a proxy, with a certificate that nobody vouches for.
+const UNTRUSTED: &str = "its certificate is not trusted (a company's own CA is named by ca_file of the source)";
+
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
@@ -37,18 +40,36 @@ pub struct Timeouts {
     pub connect: Duration,
 }
 
+/// Certificates that are trusted besides the system's: of a proxy or a gateway of one's own.
+#[derive(Clone, Debug, Default)]
+pub struct Authorities(Vec<Certificate>);
+
+impl Authorities {
+    /// Those in a PEM text, at least one.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_pem(text: &[u8]) -> Result<Self, String> {
+        let found = Certificate::from_pem_bundle(text).map_err(|error| chain(&error))?;
+        if found.is_empty() { Err("there is no -----BEGIN CERTIFICATE----- in it".to_owned()) } else { Ok(Self(found)) }
+    }
+}
+
 /// What holds for all connections of a source.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Manners {
     /// How long the addresses of a name count.
     pub dns_cache: Duration,
     /// The most calls that may be under way at once from each address to the vendor's host.
     pub calls_per_host: usize,
+    /// Who vouches for the vendor besides those whom the system trusts.
+    pub authorities: Authorities,
 }
 
 impl Default for Manners {
     fn default() -> Self {
-        Self { dns_cache: Duration::from_secs(300), calls_per_host: Semaphore::MAX_PERMITS }
+        let authorities = Authorities::default();
+        Self { dns_cache: Duration::from_secs(300), calls_per_host: Semaphore::MAX_PERMITS, authorities }
     }
 }
 
@@ -113,17 +134,17 @@ impl Client {
     /// [`ClientError`] if the TLS library does not start.
     pub fn new(timeouts: Timeouts) -> Result<Self, ClientError> {
         let direct = Address { name: "direct".to_owned(), route: Route::Direct, limit: None };
-        Self::from_addresses(timeouts, Manners::default(), &[direct])
+        Self::from_addresses(timeouts, &Manners::default(), &[direct])
     }
 
     /// The same with these addresses, at least one; [`Self::exchange_from`] names them by their index.
     ///
     /// # Errors
     /// As [`Self::new`]; or a proxy's URL is none.
-    pub fn from_addresses(timeouts: Timeouts, manners: Manners, addresses: &[Address]) -> Result<Self, ClientError> {
+    pub fn from_addresses(timeouts: Timeouts, manners: &Manners, addresses: &[Address]) -> Result<Self, ClientError> {
         let names = Arc::new(Names::new(manners.dns_cache));
         let way = |Address { name, route, .. }: &Address| {
-            let http = connections(timeouts, route, Resolver(Arc::clone(&names)));
+            let http = connections(timeouts, &manners.authorities, route, Resolver(Arc::clone(&names)));
             let http = http.map_err(|error| ClientError(chain(&error.without_url())))?;
             let room = Arc::new(Semaphore::new(manners.calls_per_host.clamp(1, Semaphore::MAX_PERMITS)));
             Ok(Way { name: name.clone(), route: route.clone(), http, room })
@@ -226,8 +247,14 @@ impl Resolve for Resolver {
 }
 
 /// The connections of one address.
-fn connections(timeouts: Timeouts, route: &Route, resolver: Resolver) -> Result<reqwest::Client, reqwest::Error> {
+fn connections(
+    timeouts: Timeouts,
+    Authorities(authorities): &Authorities,
+    route: &Route,
+    resolver: Resolver,
+) -> Result<reqwest::Client, reqwest::Error> {
     let builder = reqwest::Client::builder()
+        .tls_certs_merge(authorities.iter().cloned())
         .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
         .timeout(timeouts.total)
         .connect_timeout(timeouts.connect)
@@ -321,7 +348,12 @@ impl Broken {
             Self::Transport(error) => {
                 let error = error.without_url();
                 let why = chain(&error);
-                (RefusalKind::Outage, code_of(&error, &why), why)
+                match code_of(&error, &why) {
+                    "tls" if why.contains("certificate verify failed") => {
+                        (RefusalKind::Outage, "tls", format!("{UNTRUSTED}: {why}"))
+                    }
+                    code => (RefusalKind::Outage, code, why),
+                }
             }
         };
         let message = format!("{} {to}: {why}", method.name());
@@ -419,3 +451,7 @@ fn hint_of(response: &Response) -> Hint {
 #[cfg(test)]
 #[path = "http_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tls_tests;

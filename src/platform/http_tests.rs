@@ -159,7 +159,7 @@ async fn no_more_calls_than_allowed_are_under_way_to_a_host() {
     let timeouts = Timeouts { total: Duration::from_secs(20), connect: Duration::from_secs(5) };
     let manners = Manners { calls_per_host: 3, ..Manners::default() };
     let address = Address { name: "a".to_owned(), route: Route::Direct, limit: None };
-    let client = Client::from_addresses(timeouts, manners, &[address]).unwrap();
+    let client = Client::from_addresses(timeouts, &manners, &[address]).unwrap();
     let mut calls = JoinSet::new();
     for _ in 0..10 {
         let (client, url) = (client.clone(), url.clone());
@@ -239,7 +239,7 @@ async fn a_refused_port_and_a_server_without_tls_are_told_apart() {
 async fn call_from(route: Route, url: &str) -> Result<HttpReply, NoReply> {
     let timeouts = Timeouts { total: Duration::from_millis(800), connect: Duration::from_millis(400) };
     let address = Address { name: "a".to_owned(), route, limit: None };
-    let client = Client::from_addresses(timeouts, Manners::default(), &[address]).unwrap();
+    let client = Client::from_addresses(timeouts, &Manners::default(), &[address]).unwrap();
     client.exchange_from(0, &Exchange::post(url.to_owned(), vec![])).await
 }
 

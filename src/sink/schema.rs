@@ -21,7 +21,7 @@ pub struct Migration {
 }
 
 /// All of them, by version.
-pub const MIGRATIONS: [Migration; 8] = [
+pub const MIGRATIONS: [Migration; 9] = [
     Migration { version: 1, name: "tables", sql: include_str!("../../schemas/clickhouse/001_tables.sql") },
     Migration { version: 2, name: "items", sql: include_str!("../../schemas/clickhouse/002_items.sql") },
     Migration { version: 3, name: "views", sql: include_str!("../../schemas/clickhouse/003_views.sql") },
@@ -34,6 +34,7 @@ pub const MIGRATIONS: [Migration; 8] = [
         name: "source_health",
         sql: include_str!("../../schemas/clickhouse/008_source_health.sql"),
     },
+    Migration { version: 9, name: "stand_ins", sql: include_str!("../../schemas/clickhouse/009_stand_ins.sql") },
 ];
 
 /// What `schema apply` has done.

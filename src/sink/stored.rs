@@ -67,6 +67,7 @@ struct Stored {
     recorded_at: i64,
     request_id: String,
     source: String,
+    instead_of: String,
     item: String,
     batch: String,
     requested_at: i64,
@@ -93,8 +94,8 @@ struct Stored {
     traceparent: String,
 }
 
-const COLUMNS: &str = "offset, recorded_at, request_id, source, item, batch, requested_at, fetched_at, status, via, \
-    calls, account, latency_ms, title, price, price_text, currency, stock, sku_info, category_id, seller_nick, rating, \
+const COLUMNS: &str = "offset, recorded_at, request_id, source, instead_of, item, batch, requested_at, fetched_at, status, \
+    via, calls, account, latency_ms, title, price, price_text, currency, stock, sku_info, category_id, seller_nick, rating, \
     reviews, vendor_status, vendor_updated, fingerprint, raw, traceparent";
 
 impl Store {
@@ -206,7 +207,7 @@ fn record(row: Stored) -> Result<(Record, Observation), String> {
     let observation = Observation {
         request_id: id(row.request_id)?,
         source: id(row.source)?,
-        instead_of: None,
+        instead_of: some(row.instead_of).map(id).transpose()?,
         item: id(row.item)?,
         batch: some(row.batch).map(id).transpose()?,
         status: word(row.status)?,

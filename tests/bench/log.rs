@@ -89,6 +89,17 @@ impl Follower {
         self.0
     }
 
+    /// Reads what comes for so long.
+    pub fn read_for(&self, within: Duration, mut see: impl FnMut(&BorrowedMessage<'_>)) -> Result<()> {
+        let since = Instant::now();
+        while let Some(left) = within.checked_sub(since.elapsed()) {
+            if let Some(message) = self.0.poll(left) {
+                see(&message?);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads `count` records, or fails when none comes any more.
     pub fn read(
         &self,

@@ -48,10 +48,15 @@ impl Bench {
 
     /// Starts `weir simulate` on a free port.
     pub fn simulator(&self, options: &str) -> Result<Simulator> {
-        let log = self.log("simulate");
+        self.simulator_of("accounts", options)
+    }
+
+    /// The same with its accounts in a file of this name.
+    pub fn simulator_of(&self, accounts: &str, options: &str) -> Result<Simulator> {
+        let log = self.log(&format!("simulate-{accounts}"));
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["simulate", "--listen", "127.0.0.1:0", "--write-accounts"])
-            .arg(self.accounts_file())
+            .arg(self.folder.path().join(format!("{accounts}.toml")))
             .args(options.split_whitespace())
             .stdout(Stdio::piped())
             .stderr(File::create(&log)?)
@@ -69,9 +74,17 @@ impl Bench {
 
     /// Topics of their own.
     pub async fn topics(&self, what: &str) -> Result<OwnTopics> {
+        let partitions = topics::Config::default().request_partitions;
+        self.topics_of(what, std::slice::from_ref(&self.source), partitions).await
+    }
+
+    /// The same for these sources, with so many partitions of requests.
+    pub async fn topics_of(&self, what: &str, sources: &[SourceName], partitions: i32) -> Result<OwnTopics> {
         let prefix = format!("bench-{what}-{}", std::process::id());
-        let topics = Topics::new(topics::Config { prefix: prefix.clone(), ..topics::Config::default() });
-        let all = [topics.all(std::slice::from_ref(&self.source)), topics.delays()].concat();
+        let config =
+            topics::Config { prefix: prefix.clone(), request_partitions: partitions, ..topics::Config::default() };
+        let topics = Topics::new(config);
+        let all = [topics.all(sources), topics.delays()].concat();
         admin::apply(&self.kafka, &all, 1).await?;
         Ok(OwnTopics { topics, prefix, kafka: self.kafka.clone() })
     }

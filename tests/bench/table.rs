@@ -73,8 +73,9 @@ fn grouped(number: &str) -> String {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wide = self.0.iter().map(|figure| figure.what.chars().count()).max().unwrap_or_default().max(36);
         let row = |f: &mut fmt::Formatter<'_>, [what, goal, value, floor, ratio, verdict]: [&str; 6]| {
-            let line = format!("{what:<36} {goal:>14} {value:>14} {floor:>14} {ratio:>6}  {verdict}");
+            let line = format!("{what:<wide$} {goal:>14} {value:>14} {floor:>14} {ratio:>6}  {verdict}");
             writeln!(f, "{}", line.trim_end())
         };
         row(f, ["", "goal", "figure", "floor", "ratio", ""])?;

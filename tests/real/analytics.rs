@@ -303,3 +303,39 @@ async fn source_health_counts_calls_apart_from_what_needed_none() {
     assert_eq!(row.trim(), "2\t1\t1\t2\t1\t1");
     database.drop().await;
 }
+
+#[tokio::test]
+async fn an_answer_of_a_source_that_stood_in_says_for_which_and_an_older_sink_writes_beside_it() {
+    let database = Database::new().await;
+    let store = database.store();
+    let of = |id: &str, source: &str| with(result(id, "c", "found"), &json!({"source": source}));
+    let stood_in = with(of("1", "taobao"), &json!({"instead_of": "ali1688"}));
+    insert(&store, "r", Kind::Result, [stood_in, of("2", "taobao"), of("3", "ali1688")]).await;
+    // What a sink names that knows nothing of the column.
+    let older = "INSERT INTO observations (topic, partition, offset, recorded_at, request_id, source, item, batch, via, \
+        status) VALUES ('r', 0, 3, now(), '4', 'ali1688', '4', 'c', 'call', 'found')";
+    database.text(older, "TSV").await.unwrap();
+    assert_eq!(
+        database.rows("SELECT item, source, instead_of FROM observations ORDER BY item").await,
+        [
+            json!(["1", "taobao", "ali1688"]),
+            json!(["2", "taobao", ""]),
+            json!(["3", "ali1688", ""]),
+            json!(["4", "ali1688", ""])
+        ]
+    );
+    assert_eq!(
+        database.rows("SELECT item, source, status, ended_by FROM item_status ORDER BY item LIMIT 2").await,
+        [json!(["1", "ali1688", "found", "taobao"]), json!(["2", "taobao", "found", "taobao"])]
+    );
+    let sums =
+        "SELECT source, toUInt32(sum(calls)), toUInt32(sum(stood_in)) FROM source_health GROUP BY source ORDER BY 1";
+    assert_eq!(database.rows(sums).await, [json!(["ali1688", 2, 0]), json!(["taobao", 2, 1])]);
+    let comment = "SELECT comment FROM system.columns WHERE database = currentDatabase() AND table = 'observations' \
+        AND name = 'via'";
+    let comment = database.text(comment, "TSV").await.unwrap();
+    for via in ["call: ", "cache: ", "stale: "] {
+        assert!(comment.contains(via), "{comment}");
+    }
+    database.drop().await;
+}

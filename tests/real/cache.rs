@@ -9,7 +9,7 @@ use weir::{
     kafka::Producer,
     message::{Columns, ItemId, Request, SourceName, Status},
     platform::SourceConfig,
-    runtime::clock::{Clock, Dice},
+    runtime::clock::{Clock, Dice, Timestamp},
     simulate::{self, Latency, Options, Quota, Shares, Simulator},
     topics::Topics,
 };
@@ -59,7 +59,7 @@ impl Scene {
             installation: installation.with("[source.cache]\npreset = \"1688\"\nabsent = \"10m\"\n", variable),
             ends: Follower::of(&[topics.results(), topics.failures(), topics.dead()]).await,
             topics,
-            ids: simulate::sample(21).take(400).map(|id| id.to_string()).collect(),
+            ids: simulate::sample(21).take(2_000).map(|id| id.to_string()).collect(),
             asked: 0,
             _folder: folder,
         }
@@ -258,6 +258,94 @@ async fn a_claim_makes_others_wait_for_the_answer_and_a_dead_ones_ends_by_itself
         panic!("the claim has ended")
     };
     drop(claim);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_memory_has_no_room_for_is_recalled_from_redis_and_a_redis_that_stands_still_costs_a_moment() {
+    let server = Server::start();
+    let prefix = unique("recall");
+    let (_one, one, key) = process(&prefix, &server.url());
+    let (_two, two, _) = process(&prefix, &server.url());
+    for cache in [&one, &two] {
+        cache.connected(Duration::from_secs(30)).await;
+    }
+    let a_while_ago = Timestamp::from_millis(Clock::System.now().as_millis() - 20 * 60_000);
+    let (request, other) = (Request::new(ItemId::new("7").unwrap()), Request::new(ItemId::new("8").unwrap()));
+    let _ = one.keep(&key, answer("1.00"), a_while_ago, Duration::ZERO, false);
+    let keys = [key.clone(), two.key(&other).unwrap()];
+    let recall = async || two.recall(keys.to_vec()).await;
+    let found = eventually("it is in Redis", async || Some(recall().await).filter(|found| !found.is_empty())).await;
+    assert!(two.stale(&request).is_none(), "memory knows nothing of it");
+    assert_eq!((found.len(), price(&found[&key])), (1, "1.00"));
+    let insists = Request { no_cache: true, ..request.clone() };
+    assert!(two.stands_in(&found[&key], &request) && !two.stands_in(&found[&key], &insists));
+
+    server.signal("-STOP");
+    let since = std::time::Instant::now();
+    let found = two.recall(keys.to_vec()).await;
+    // Far longer than the second that it should be: the machine may be busy. For ever is what it must not be.
+    assert!(found.is_empty() && since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    server.signal("-CONT");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_is_answered_from_redis_where_memory_had_no_room() {
+    // For some four hundred answers.
+    let small = ("WEIR_CACHE__MEMORY", "1MiB");
+    let scene = Scene::new("room", Duration::from_millis(20), &address("WEIR_TEST_REDIS"), small).await;
+    // A busy machine is slow, too, and the answers would be given up for it.
+    let patient = ("WEIR_CACHE__REDIS_TIMEOUT", "5s");
+    let mut scene = Scene { installation: scene.installation.with("", patient), ..scene };
+    let _fleet = scene.fleet(1).await;
+    scene.ask(0..2_000, "").await;
+    assert_eq!(scene.ended().await["call"], 2_000);
+    let chaos = format!("{}/chaos", scene.simulator.url());
+    let order = r#"{"mode":"outage"}"#;
+    let told = reqwest::Client::new().post(chaos).body(order).send().await.unwrap();
+    assert!(told.status().is_success());
+    scene.ask(0..2_000, r#","max_age":"1ms""#).await;
+    let ends = scene.ended().await;
+    assert_eq!((ends["call"], ends["stale"], ends.get("failed")), (2_000, 2_000, None), "{ends:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cache_is_warmed_from_a_file_and_says_what_it_leaves_out() {
+    let none = ("WEIR_LOG__FILTER", "info");
+    let mut scene = Scene::new("warm", Duration::from_millis(20), &address("WEIR_TEST_REDIS"), none).await;
+    let now = Clock::System.now().as_millis();
+    let line = |item: &str, source: &str, price: &str, at: i64| {
+        serde_json::json!({"request_id": "r", "source": source, "item": item, "status": "found", "via": "call",
+            "calls": 1, "requested_at": at, "fetched_at": at, "latency_ms": 1, "columns": {"price": price}})
+        .to_string()
+    };
+    let ids = scene.ids.clone();
+    let good = |number: usize, price: &str, age: i64| line(&ids[number], "ali1688", price, now - age * 1_000);
+    let (older, newer) = (good(1, "1.00", 60), good(1, "2.00", 30));
+    let lines = [good(0, "9.90", 0), newer, older, good(2, "1", 7 * 86_400), line(&ids[3], "taobao", "1", now)];
+    let weir = &scene.installation;
+    let warm = async |file: &str| weir.outcome(&["cache", "warm", "ali1688", "--file", file]).await;
+    let (code, text) = warm(&weir.file("good.jsonl", &(lines.join("\n") + "\n\n"))).await;
+    assert!(code == 0 && text.contains("Filled the cache with 2 answers of ali1688"), "{text}");
+    for left_out in
+        ["1 answer came for an item that had one", "1 answer left out: too old", "1 answer left out: of another"]
+    {
+        assert!(text.contains(left_out), "{left_out}: {text}");
+    }
+    let (code, text) = weir.outcome(&["cache", "show", "ali1688", &ids[1]]).await;
+    assert!(code == 0 && text.contains("2.00"), "the newer one is kept: {text}");
+
+    let torn = weir.file("torn.jsonl", &format!("{}\n{{\"item\":\"5\"}}\n{}\n", good(4, "1", 0), good(5, "1", 0)));
+    let (code, text) = warm(&torn).await;
+    assert!(code == 1 && text.contains("torn.jsonl line 2 is no result") && text.contains("with 1 answer"), "{text}");
+    let (code, text) = warm("/nowhere/results.jsonl").await;
+    assert!(code == 64 && text.contains("cannot read /nowhere/results.jsonl"), "{text}");
+    let (code, text) = weir.outcome(&["cache", "warm", "ebay", "--file", &torn]).await;
+    assert!(code == 64 && text.contains("ebay"), "{text}");
+
+    let _fleet = scene.fleet(1).await;
+    scene.ask([0, 1, 4, 5], "").await;
+    let ends = scene.ended().await;
+    assert_eq!((ends["cache"], ends["call"], scene.simulator.stats().served), (3, 1, 1), "{ends:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -187,6 +187,12 @@ impl Far {
         self.shared.is_up.load(Ordering::Relaxed)
     }
 
+    /// How long a trip may take.
+    #[must_use]
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Writes that were dropped since there was no room for them.
     #[must_use]
     pub fn unwritten(&self) -> u64 {

@@ -1,8 +1,9 @@
 //! `weir cache warm`: answers that are stored, from a file or from ClickHouse, without a call.
 
 use std::{
+    fs::File,
     io::{BufRead, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -11,7 +12,7 @@ use anyhow::Context;
 
 use super::{Exit, cache_of, known_source, written};
 use crate::{
-    cache::{Answer, Cache, SourceCache},
+    cache::{Answer, Cache, SourceCache, Warmed},
     cli::{
         exit::Ended,
         terminal::{grouped, note, say},
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// Written in one go: what waits for Redis is bounded.
-const CHUNK: usize = 2_000;
+const CHUNK: u64 = 2_000;
 
 /// How far back items are counted.
 const SINCE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -38,7 +39,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// How many items of ClickHouse, the most asked for first.
-    #[arg(long, value_name = "COUNT", default_value_t = 10_000, conflicts_with = "file")]
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000, conflicts_with = "file",
+        value_parser = clap::value_parser!(u64).range(1..))]
     items: u64,
 }
 
@@ -48,7 +50,11 @@ struct Warmer {
     cache: SourceCache,
     vendor: Arc<dyn Vendor>,
     filled: u64,
+    again: u64,
     too_old: u64,
+    /// Of another source.
+    strange: u64,
+    /// Their key would be too long.
     left_out: u64,
 }
 
@@ -62,46 +68,72 @@ impl Warmer {
         };
         let fingerprint = columns.fingerprint(hot.status);
         let answer = Answer { status: hot.status, columns, fingerprint, raw: hot.raw };
-        if self.cache.warm(&key, answer, hot.fetched_at) {
-            self.filled += 1;
-        } else {
-            self.too_old += 1;
+        match self.cache.warm(&key, answer, hot.fetched_at) {
+            Warmed::Filled => self.filled += 1,
+            Warmed::Again => self.again += 1,
+            Warmed::TooOld => {
+                self.too_old += 1;
+                return Ok(());
+            }
         }
-        if self.filled.is_multiple_of(CHUNK as u64) { written(&self.whole).await } else { Ok(()) }
+        let is_full = (self.filled + self.again).is_multiple_of(CHUNK);
+        if is_full { written(&self.whole).await } else { Ok(()) }
+    }
+
+    fn report(&self, source: &SourceName) -> std::io::Result<()> {
+        let answers = |count: u64| format!("{} answer{}", grouped(count), if count == 1 { "" } else { "s" });
+        say(&format!("Filled the cache with {} of {source}, without a call", answers(self.filled)))?;
+        for (count, why) in [
+            (self.again, "came for an item that had one already: the newer one is kept"),
+            (self.too_old, "left out: too old to count, see [source.cache] kept, absent and off_shelf"),
+            (self.strange, "left out: of another source"),
+            (self.left_out, "left out: the item's id is too long to be kept"),
+        ] {
+            if count > 0 {
+                note(&format!("{} {why}", answers(count)));
+            }
+        }
+        Ok(())
     }
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
-    let (whole, cache) = cache_of(config, &args.source).await?;
     let vendor = known_source(config, &args.source)?.vendor()?;
-    let mut warmer = Warmer { whole, cache, vendor, filled: 0, too_old: 0, left_out: 0 };
-    match &args.file {
-        Some(path) => from_file(&mut warmer, path, &args.source).await?,
-        None => from_clickhouse(&mut warmer, args, config).await?,
-    }
+    let file = args.file.as_deref().map(|path| Ok::<_, anyhow::Error>((path, open(path)?))).transpose()?;
+    let (whole, cache) = cache_of(config, &args.source).await?;
+    let mut warmer = Warmer { whole, cache, vendor, filled: 0, again: 0, too_old: 0, strange: 0, left_out: 0 };
+    let read = match file {
+        Some((path, file)) => from_file(&mut warmer, path, file, &args.source).await,
+        None => from_clickhouse(&mut warmer, args, config).await,
+    };
     written(&warmer.whole).await?;
-    let Warmer { filled, too_old, left_out, .. } = warmer;
-    say(&format!("Filled the cache with {} answers of {}, without a call", grouped(filled), args.source))?;
-    if too_old > 0 {
-        note(&format!("{} were too old to count: [source.cache] kept", grouped(too_old)));
-    }
-    if left_out > 0 {
-        note(&format!("{} were left out: of another source, or not found anywhere", grouped(left_out)));
-    }
+    // What was read before it went wrong is in the cache.
+    warmer.report(&args.source)?;
+    read?;
     Ok(Exit::Done)
 }
 
-async fn from_file(warmer: &mut Warmer, path: &PathBuf, source: &SourceName) -> anyhow::Result<()> {
-    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+fn open(path: &Path) -> anyhow::Result<File> {
+    let opened = File::open(path).and_then(|file| {
+        let is_folder = file.metadata()?.is_dir();
+        if is_folder { Err(std::io::ErrorKind::IsADirectory.into()) } else { Ok(file) }
+    });
+    opened.map_err(|error| Ended::usage(format!("cannot read {}: {error}", path.display())).into())
+}
+
+async fn from_file(warmer: &mut Warmer, path: &Path, file: File, source: &SourceName) -> anyhow::Result<()> {
     for (number, line) in BufReader::new(file).lines().enumerate() {
         let line = line.with_context(|| format!("cannot read {}", path.display()))?;
         if line.trim().is_empty() {
             continue;
         }
-        let seen: Observation = serde_json::from_str(&line)
-            .map_err(|error| Ended::failed(format!("{} line {} is no result: {error}", path.display(), number + 1)))?;
+        let seen: Observation = serde_json::from_str(&line).map_err(|error| {
+            // It counts the lines of what it was given, which was one.
+            let what = error.to_string().replace(" at line 1 column", ", at column");
+            Ended::failed(format!("{} line {} is no result: {what}", path.display(), number + 1))
+        })?;
         if seen.source != *source {
-            warmer.left_out += 1;
+            warmer.strange += 1;
             continue;
         }
         let Observation { item, fetched_at, status, columns, raw, .. } = seen;

@@ -99,6 +99,7 @@ impl Process {
             .with_express_share(shares)
             .with_breaker(*breaker, fallback.clone())
             .with_cache(cache)
+            .with_room(self.room.clone())
             .heeding(cancelled);
         let has_budgets = limits.has_budgets() || purse.is_some();
         let reporter = Reporter {

@@ -58,7 +58,7 @@ fn a_result_becomes_an_observation_with_exact_columns() {
     let headers: Headers = vec![("traceparent".to_owned(), Bytes::from_static(b"00-ab-cd-01"))];
     let value = br#"{"request_id":"r1","source":"ali1688","item":"584051070147","batch":"monday","status":"found",
         "via":"call","calls":2,"account":"a7","requested_at":1795823999000,"fetched_at":1795824000000,"latency_ms":12,
-        "columns":{"title":"cup","price":"10.50","currency":"CNY","stock":"7","rating":"4.95","reviews":"31"},
+        "instead_of":"taobao","columns":{"title":"cup","price":"10.50","currency":"CNY","stock":"7","rating":"4.95","reviews":"31"},
         "fingerprint":"ab","raw":{ "price" : 10.50 }}"#;
     let raw = raw(&headers, value);
     let Parsed::Result(seen) = parse(&raw, &route(Kind::Result)) else { panic!("a result") };
@@ -67,8 +67,8 @@ fn a_result_becomes_an_observation_with_exact_columns() {
         row,
         json!({
             "topic": "weir.results", "partition": 3, "offset": 42, "recorded_at": TIME, "request_id": "r1",
-            "source": "ali1688", "item": "584051070147", "batch": "monday", "requested_at": 1_795_823_999_000_i64,
-            "fetched_at": 1_795_824_000_000_i64, "status": "found", "via": "call", "calls": 2, "account": "a7",
+            "source": "ali1688", "instead_of": "taobao", "item": "584051070147", "batch": "monday",
+            "requested_at": 1_795_823_999_000_i64, "fetched_at": 1_795_824_000_000_i64, "status": "found", "via": "call", "calls": 2, "account": "a7",
             "latency_ms": 12, "title": "cup", "price": 105_000, "price_text": "", "currency": "CNY", "stock": 70_000,
             "sku_info": "", "category_id": "", "seller_nick": "", "rating": 49_500, "reviews": 31,
             "vendor_status": "", "vendor_updated": "", "fingerprint": "ab", "raw": r#"{ "price" : 10.50 }"#,

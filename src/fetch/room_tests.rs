@@ -1,0 +1,150 @@
+//! Several sources in one room, against a server that answers one call at a time.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+
+use axum::{Router, extract::Path, routing::post};
+use bytes::Bytes;
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use super::{tests::caller_for, *};
+use crate::{
+    kafka::{
+        Event,
+        scripted::{Log, assigned, records},
+    },
+    message::{Columns, Request, Status},
+    platform::{Account, Answer, Exchange, HttpReply, Reply, Vendor},
+    quota::{memory::Memory, pace::Pacing},
+    runtime::clock::Timestamp,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A vendor that has none of its items.
+struct Empty(String);
+
+impl Vendor for Empty {
+    fn batch_max(&self) -> usize {
+        1
+    }
+    fn prepare(&self, _: &Account, _: &[&Request], _: Timestamp) -> Exchange {
+        Exchange::post(self.0.clone(), vec![])
+    }
+    fn interpret(&self, _: &[&Request], _: &HttpReply) -> Reply {
+        Reply::Each(vec![Ok(Answer { status: Status::Absent, columns: Columns::default(), raw: None })])
+    }
+}
+
+/// Answers when it is let, and keeps count of who waits.
+#[derive(Clone)]
+struct Server {
+    url: String,
+    gate: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    /// Whose calls came, in their order.
+    order: Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl Server {
+    async fn start(tasks: &mut JoinSet<()>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Self {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            gate: Arc::new(Semaphore::new(0)),
+            waiting: Arc::default(),
+            most: Arc::default(),
+            order: Arc::default(),
+        };
+        let seen = server.clone();
+        let handler = post(async move |Path(source): Path<String>| {
+            seen.order.lock().unwrap().push(source);
+            seen.most.fetch_max(seen.waiting.fetch_add(1, Relaxed) + 1, Relaxed);
+            seen.gate.acquire().await.unwrap().forget();
+            seen.waiting.fetch_sub(1, Relaxed);
+        });
+        let router = Router::new().route("/{source}", handler);
+        tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        server
+    }
+
+    /// Lets one call after the other end, until so many have.
+    async fn let_through(&self, calls: usize) {
+        for _ in 0..calls {
+            until("a call comes", || self.waiting.load(Relaxed) > 0).await;
+            self.gate.add_permits(1);
+            until("it goes", || self.gate.available_permits() == 0).await;
+        }
+    }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !condition() {
+        assert!(since.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A source with so many requests.
+fn stage(server: &Server, name: &str, room: &Room, requests: usize, stop: &CancellationToken) -> Stage {
+    let log = Log::default();
+    let (events, reader) = log.reader();
+    let caller = caller_for(name, Arc::new(Empty(format!("{}/{name}", server.url))));
+    let quota = Arc::new(Memory::new(vec![None, None], Pacing::default()));
+    let fetch = Fetch::new(reader, log.clone(), caller, quota, Config::default()).with_room(room.clone());
+    events.send(assigned()).unwrap();
+    events.send(records(0, (0..requests).map(|item| Bytes::from(item.to_string())))).unwrap();
+    #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
+    let running = tokio::spawn(fetch.run(stop.clone()));
+    Stage { log, running, _events: events }
+}
+
+struct Stage {
+    log: Log,
+    running: tokio::task::JoinHandle<Result<(), FetchError>>,
+    _events: tokio::sync::mpsc::UnboundedSender<Event>,
+}
+
+impl Stage {
+    async fn ends(self, count: usize, stop: &CancellationToken) {
+        until("all its requests have ended", || self.log.world().records.len() == count).await;
+        stop.cancel();
+        self.running.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_sources_together_have_no_more_calls_under_way_than_there_is_room_for() {
+    let (mut tasks, room) = (JoinSet::new(), Room::new(3));
+    let server = Server::start(&mut tasks).await;
+    let stops = [CancellationToken::new(), CancellationToken::new()];
+    let long = stage(&server, "ali1688", &room, 60, &stops[0]);
+    until("the room is full", || server.waiting.load(Relaxed) == 3).await;
+    let short = stage(&server, "taobao", &room, 10, &stops[1]);
+    server.let_through(70).await;
+    long.ends(60, &stops[0]).await;
+    short.ends(10, &stops[1]).await;
+    assert_eq!(server.most.load(Relaxed), 3, "it was full, and not more than that");
+    let order = server.order.lock().unwrap().clone();
+    let last = order.iter().rposition(|source| source == "taobao").unwrap();
+    // In turn: ten of the one between ten of the other, and what was there before.
+    assert!(last < 40, "a long backlog keeps a short one out: {order:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_without_anything_to_call_for_keeps_no_place() {
+    let (mut tasks, room) = (JoinSet::new(), Room::new(1));
+    let server = Server::start(&mut tasks).await;
+    let stops = [CancellationToken::new(), CancellationToken::new()];
+    let done = stage(&server, "ali1688", &room, 2, &stops[0]);
+    server.let_through(2).await;
+    until("it has nothing more to do", || done.log.world().records.len() == 2).await;
+    let other = stage(&server, "taobao", &room, 3, &stops[1]);
+    server.let_through(3).await;
+    other.ends(3, &stops[1]).await;
+    done.ends(2, &stops[0]).await;
+}
