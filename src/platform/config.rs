@@ -264,7 +264,8 @@ impl Source {
     #[must_use]
     pub fn quota(&self) -> Limits {
         let limits = self.limits.quota(&self.accounts, &self.addresses, &self.homes, self.address_health.failover);
-        Limits { unlimited: self.unlimited, ..limits }
+        // It may wait for its turn among the calls in flight for as long as it may take.
+        Limits { unlimited: self.unlimited, longest_call: Some(self.client.timeout() * 2), ..limits }
     }
 
     /// What the vendor allows each account that has no limit of its own, preset included.

@@ -60,6 +60,7 @@ impl SourceLimits {
         };
         Limits {
             unlimited: false,
+            longest_call: None,
             accounts: accounts.iter().zip(homes).map(account).collect(),
             source: self.shared.clone(),
             address: self.address.iter().cloned().collect(),

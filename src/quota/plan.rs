@@ -24,6 +24,8 @@ pub struct Limits {
     pub addresses: Vec<AddressLimits>,
     /// Accounts without a limit go as fast as they can: somebody said so.
     pub unlimited: bool,
+    /// After so long each call has ended, whatever the vendor does; `None`: nobody has said.
+    pub longest_call: Option<Duration>,
 }
 
 /// What a vendor allows one address.
@@ -126,6 +128,8 @@ pub struct Plan {
     pub address_names: Vec<String>,
     /// For all calls together.
     pub source: Rules,
+    /// As [`Limits::longest_call`].
+    pub longest_call: Option<Duration>,
 }
 
 /// One account.
@@ -198,6 +202,7 @@ impl Plan {
             address_names: (0..addresses.len()).map(name).collect(),
             addresses,
             source,
+            longest_call: limits.longest_call,
         })
     }
 }

@@ -161,8 +161,9 @@ impl Redis {
         let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
         let sharing = alone.as_ref().map(|(_, sharing)| *sharing);
         let lasts = sharing.map_or(0, |sharing| micros(sharing.lasts));
+        let (addresses, since) = (plan.address_names.clone(), (sharing, plan.longest_call));
         let shared = Arc::new(Shared {
-            local: Mutex::new(Local::new(accounts, plan.address_names.clone(), block(&plan), ahead, sharing)),
+            local: Mutex::new(Local::new(accounts, addresses, block(&plan), ahead, since)),
             wake: Notify::new(),
             counts: Mutex::default(),
             spending: Mutex::default(),

@@ -167,6 +167,29 @@ async fn of_an_account_with_a_cap_no_more_calls_are_under_way_in_the_whole_fleet
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_lost_costs_an_account_with_a_cap_no_longer_than_its_calls_can_take() {
+    let server = Server::start();
+    let mut limits = Fleet::limits();
+    limits.accounts.truncate(1);
+    limits.accounts[0].in_flight = Some(3);
+    limits.longest_call = Some(Duration::from_secs(1));
+    let quota = Fleet::start(&server.url(), limits, 0).quota();
+    let mut under_way = 0;
+    eventually("its calls leave", async || {
+        if let Lease::Slots(slots) = quota.lease(8).await {
+            under_way += slots.len();
+        }
+        (under_way == 3).then_some(())
+    })
+    .await;
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("CLIENT").arg("KILL").arg("SKIPME").arg("yes").exec_async(&mut connection).await.unwrap();
+    (0..3).for_each(|_| quota.ended(0));
+    eventually("it is called again", async || matches!(quota.lease(8).await, Lease::Slots(_)).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hold_reaches_all_workers_at_once() {
     let server = Server::start();
     let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);

@@ -30,8 +30,10 @@ use crate::quota::{
 const RETURN_LATER: Duration = Duration::from_millis(500);
 /// … and if somebody else may want them.
 const RETURN_SOON: Duration = Duration::from_millis(20);
-/// A worker that is not heard of for so long is gone, and its calls have ended: no time-out is longer.
-const GONE: Duration = Duration::from_secs(660);
+/// The longest that a call can take with any time-out that is allowed, if nobody says how long it takes at most.
+const CALL_MAX: Duration = Duration::from_secs(1_200);
+/// What a slot that was granted ahead may still be away, and what clocks and machines may be late.
+const GRACE: Duration = Duration::from_secs(10);
 /// When to ask again if nobody can say.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -119,6 +121,8 @@ pub struct Local {
     pub worker: String,
     /// Slots that came too late to be used, as their reply took too long.
     pub discarded: u64,
+    /// A worker that is not heard of for so long is gone, and its calls have ended.
+    gone: Micros,
     pub seat: Seat,
     /// Since when Redis is away.
     pub cut_off_at: Option<Instant>,
@@ -176,7 +180,7 @@ impl Local {
         addresses: Vec<String>,
         (depth, most, gap): (usize, usize, Duration),
         ahead: Micros,
-        sharing: Option<Sharing>,
+        (sharing, longest_call): (Option<Sharing>, Option<Duration>),
     ) -> Self {
         let address = |name| KnownAddress { name, held_until: None, disabled: false, pace: Heard::default() };
         let by_name = accounts.iter().enumerate().map(|(index, account)| (account.name.clone(), index)).collect();
@@ -208,6 +212,7 @@ impl Local {
             birth: String::new(),
             worker: String::new(),
             discarded: 0,
+            gone: micros(longest_call.unwrap_or(CALL_MAX) + GRACE),
             seat: Seat::new(sharing),
             cut_off_at: None,
         }
@@ -373,7 +378,7 @@ impl Local {
         self.seat.renew_at = None;
         let seat = self.seat.ask(now);
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
-        let (worker, gone) = (self.worker.clone(), micros(GONE));
+        let (worker, gone) = (self.worker.clone(), self.gone);
         Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned, seat }
     }
 
