@@ -255,6 +255,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// Looks again at those that wait for money.
     pub(super) fn pay_again(&mut self) {
+        self.tell_spent();
         for job in self.unpaid.clear() {
             self.enlist(job);
         }
@@ -266,6 +267,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         if let Some(calls) = self.spending.count_call(now) {
             warn!(%source, calls, "the day's budget is spent; told to go on (on_budget)");
         }
+        self.tell_spent();
+    }
+
+    fn tell_spent(&self) {
+        let source = &self.caller.source;
         for batch in self.spending.newly_spent() {
             warn!(%source, %batch, "the batch's budget is spent: with on_budget = \"stop\" the rest of it ends as dead letters with reason budget");
         }

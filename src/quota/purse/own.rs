@@ -281,7 +281,7 @@ impl Own {
         self.known().reports(REPORTED, allowed)
     }
 
-    /// What was answered; whether anybody may have waited for it.
+    /// What was answered; whether anybody may have waited for it, or has to hear of it.
     pub fn take(&mut self, output: Output, now: Instant) -> bool {
         // Of later states nobody can say that nobody has called before them.
         self.read_until = None;
@@ -314,7 +314,8 @@ impl Own {
         mine.block = mine.rest();
         mine.ask_at = if more == 0 { now + AGAIN } else { now };
         let is_spent = if stops { answer.is_spent && mine.rest() == 0 } else { answer.calls >= allowed };
-        if is_spent && !std::mem::replace(&mut mine.is_spent, is_spent) {
+        let is_news = is_spent && !std::mem::replace(&mut mine.is_spent, true);
+        if is_news {
             self.spent.push(answer.batch.clone());
         }
         let is_answered = mine.waits && (mine.rest() > 0 || mine.is_spent);
@@ -324,7 +325,7 @@ impl Own {
         }
         self.unnoted.insert(answer.batch.clone());
         self.is_due = true;
-        is_answered
+        is_answered || is_news
     }
 
     /// Batches whose budget was found spent since this was asked last.
