@@ -31,7 +31,7 @@ use crate::{
         Assignment, Committed, Epoch, Event, Handover, Offsets, Outgoing, Partition, ReadError, Reader, Record,
         TransactError, WriteError, Writer,
     },
-    runtime::{clock::Clock, health::RoleHealth},
+    runtime::{clock::Clock, health::RoleHealth, metrics::METRICS},
 };
 
 /// Inserts at once. Each makes a part in ClickHouse, so more would only make more to merge.
@@ -407,6 +407,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
             self.set_limits();
         }
         let total: usize = self.lanes.values().map(Lane::bytes).sum();
+        METRICS.sink_waiting(total);
         let share = self.memory / self.lanes.len().max(1);
         let (most, crowded) = (self.base.bytes.saturating_mul(2), total >= self.memory);
         for (partition, lane) in &mut self.lanes {
