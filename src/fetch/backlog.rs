@@ -1,6 +1,6 @@
 //! What waits for its partition's window: one queue per partition in the order of offsets, served in turn. Pure.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque, btree_map::OccupiedEntry};
 
 use crate::kafka::Partition;
 
@@ -66,7 +66,7 @@ impl<T: Placed> Backlog<T> {
         for _ in 0..self.turns.len() {
             let partition = self.turns.pop_front()?;
             let queue = self.queues.get_mut(&partition)?;
-            let item = queue.first_entry().filter(|first| may_start(first.get())).map(|first| first.remove());
+            let item = queue.first_entry().filter(|first| may_start(first.get())).map(OccupiedEntry::remove);
             if !queue.is_empty() {
                 self.turns.push_back(partition);
             }

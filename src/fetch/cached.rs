@@ -91,6 +91,14 @@ impl Landing {
     }
 }
 
+/// What Redis has for a request that its call has brought nothing for.
+#[derive(Debug)]
+enum Older {
+    Unasked,
+    Nothing,
+    Kept(Kept),
+}
+
 /// What a request that is called for owes the cache and its followers. Dropped with the request, whatever becomes of it,
 /// it frees the key.
 #[derive(Debug)]
@@ -104,8 +112,7 @@ pub(super) struct Flight {
     announce: bool,
     /// It was called for early, and this is its answer if the call fails.
     due: Option<Kept>,
-    /// Redis has been asked for an older answer, and has this.
-    older: Option<Option<Kept>>,
+    older: Older,
     /// Nobody else in the fleet calls; given back when this is dropped, after the answer is kept.
     _claim: Option<Claim>,
 }
@@ -129,19 +136,25 @@ impl Flight {
     /// Whether Redis is to be asked before an outage leaves its request without an answer.
     fn is_to_recall(&self, request: &Request) -> bool {
         let insists = request.oldest_answer() == Some(Duration::ZERO);
-        self.older.is_none() && !insists && self.due.is_none() && self.cache.stale(request).is_none()
+        matches!(self.older, Older::Unasked) && !insists && self.due.is_none() && self.cache.stale(request).is_none()
     }
 
     /// Whether an outage would leave its request an answer.
     pub(super) fn has_stale(&self, job: &Job) -> bool {
-        let has_older = || self.older.iter().flatten().any(|older| self.cache.stands_in(older, &job.request));
+        let has_older = match &self.older {
+            Older::Kept(older) => self.cache.stands_in(older, &job.request),
+            Older::Unasked | Older::Nothing => false,
+        };
         let is_due = self.due.as_ref().is_some_and(|due| self.cache.counts_still(due));
-        is_due || self.cache.stale(&job.request).is_some() || has_older()
+        is_due || has_older || self.cache.stale(&job.request).is_some()
     }
 
     /// The call has failed; what its request is given all the same, if anything.
     pub(super) fn failed(mut self, job: &Job, refusal: &Refusal, facts: &CallFacts) -> Option<Kept> {
-        let older = self.older.take().flatten();
+        let older = match std::mem::replace(&mut self.older, Older::Nothing) {
+            Older::Kept(older) => Some(older),
+            Older::Unasked | Older::Nothing => None,
+        };
         let given = stand_in(&self.cache, job, refusal, (self.due.take(), older.clone()));
         self.end(Landed::Failed(refusal.clone(), facts.clone(), older));
         given
@@ -283,7 +296,16 @@ impl Cached {
     fn flight(&self, cache: SourceCache, key: Key, leads: bool, due: Option<Kept>, claim: Option<Claim>) -> Flight {
         // Who insists on a call has seen a reason to: what others have counts no more.
         let announce = !leads;
-        Flight { key, cache, landing: Arc::clone(&self.landing), leads, announce, due, older: None, _claim: claim }
+        Flight {
+            key,
+            cache,
+            landing: Arc::clone(&self.landing),
+            leads,
+            announce,
+            due,
+            older: Older::Unasked,
+            _claim: claim,
+        }
     }
 
     /// Waits until there is something to do, see [`Fetch::end_waiting`].
@@ -444,7 +466,7 @@ pub(super) async fn recall(jobs: &mut [Job]) {
     for job in jobs.iter_mut() {
         for flight in job.twins.iter_mut().filter_map(|twin| twin.flight.as_mut()).chain(job.flight.as_mut()) {
             if wanted.contains(&flight.key) {
-                flight.older = Some(found.get(&flight.key).cloned());
+                flight.older = found.get(&flight.key).cloned().map_or(Older::Nothing, Older::Kept);
             }
         }
     }

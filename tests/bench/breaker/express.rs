@@ -9,6 +9,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
 use weir::{
+    message::Observation,
     runtime::clock::{Clock, Dice},
     simulate,
 };
@@ -68,10 +69,9 @@ impl Asker {
         self.producer.flush(log::PATIENCE)?;
         let since = Instant::now();
         loop {
-            let found = self.read_until(Duration::from_secs(1), |json| json["item"] == *id)?;
-            if let Some(json) = found {
-                let number = |name: &str| json[name].as_i64().with_context(|| format!("a result without {name}"));
-                return Ok((number("fetched_at")? - number("latency_ms")? - at) as f64);
+            let found = self.read_until(Duration::from_secs(1), |seen| seen.item.as_str() == id)?;
+            if let Some(seen) = found {
+                return Ok((seen.fetched_at.as_millis() - i64::from(seen.latency_ms) - at) as f64);
             }
             fleet.iter_mut().try_for_each(Process::check)?;
             ensure!(since.elapsed() < log::PATIENCE, "an express request has no result");
@@ -79,17 +79,13 @@ impl Asker {
     }
 
     /// Reads for so long, or until a result is the one.
-    fn read_until(
-        &self,
-        within: Duration,
-        mut is: impl FnMut(&serde_json::Value) -> bool,
-    ) -> Result<Option<serde_json::Value>> {
+    fn read_until(&self, within: Duration, mut is: impl FnMut(&Observation) -> bool) -> Result<Option<Observation>> {
         let since = Instant::now();
         while let Some(left) = within.checked_sub(since.elapsed()) {
             let Some(message) = self.outcomes.poll(left) else { return Ok(None) };
-            let json = serde_json::from_slice(message?.payload().unwrap_or_default())?;
-            if is(&json) {
-                return Ok(Some(json));
+            let seen = serde_json::from_slice(message?.payload().unwrap_or_default())?;
+            if is(&seen) {
+                return Ok(Some(seen));
             }
         }
         Ok(None)

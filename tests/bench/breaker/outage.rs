@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use rdkafka::Message as _;
-use weir::{message::SourceName, simulate};
+use weir::{
+    message::{Observation, SourceName, Via},
+    simulate,
+};
 
 use crate::{
     Options,
@@ -14,7 +17,7 @@ use crate::{
 };
 
 /// 40 accounts of 10/s.
-const PACE: f64 = 400.0;
+const PACE: u64 = 400;
 const SIMULATOR: &str = "--accounts 40 --latency 50ms --absent 0 --off-shelf 0 --throttled 0 --failing 0 --broken 0 \
     --hopeless 0";
 
@@ -53,23 +56,22 @@ async fn rate(bench: &Bench, simulator: &Simulator, window: Duration) -> Result<
 
 /// From the first answer of a source after `since` (milliseconds of the day's clock) until it is called at full pace.
 fn recovery(outcomes: &Follower, source: &str, since: i64, fetch: &mut Process) -> Result<f64> {
-    let (mut answered, mut begun) = (Vec::new(), None::<Instant>);
-    // Longer than the breaker may be open, and two windows.
+    let (mut answered, mut begun, asked) = (Vec::new(), None::<Instant>, Instant::now());
+    // Until there is more than the two windows that it takes to tell.
     while begun.is_none_or(|begun| begun.elapsed() < 4 * STEADY) {
         fetch.check()?;
+        ensure!(begun.is_some() || asked.elapsed() < log::PATIENCE, "{source} is not called any more");
         outcomes.read_for(STEADY, |message| {
-            let Ok(json) = serde_json::from_slice::<serde_json::Value>(message.payload().unwrap_or_default()) else {
-                return;
-            };
-            let at = json["fetched_at"].as_i64().filter(|at| *at > since);
-            if let Some(at) = at.filter(|_| json["source"] == source && json["via"] == "call") {
+            let Ok(seen) = serde_json::from_slice::<Observation>(message.payload().unwrap_or_default()) else { return };
+            let at = seen.fetched_at.as_millis();
+            if at > since && seen.source.as_str() == source && seen.via == Via::Call {
                 begun.get_or_insert_with(Instant::now);
                 answered.push(at);
             }
         })?;
     }
     answered.sort_unstable();
-    let enough = 0.9 * PACE * STEADY.as_secs_f64();
+    let enough = 0.9 * PACE as f64 * STEADY.as_secs_f64();
     let full = |at: &i64| {
         let end = at + i64::try_from(STEADY.as_millis()).unwrap_or(i64::MAX);
         answered.iter().filter(|other| (*at..end).contains(other)).count() as f64 >= enough
@@ -86,7 +88,8 @@ pub async fn measure(bench: &Bench, options: &Options, table: &mut Table) -> Res
     let names: Vec<SourceName> = names.into_iter().collect::<Result<_, _>>()?;
     let own = bench.topics_of("outage", &names, 8).await?;
     let [steady, troubled] = [bench.simulator_of("steady", SIMULATOR)?, bench.simulator_of("troubled", SIMULATOR)?];
-    let count = ((10.0 + 6.0 * window.as_secs_f64()) * PACE) as usize;
+    // More than are called for meanwhile.
+    let count = usize::try_from((10 + 6 * window.as_secs()) * PACE)?;
     for (seed, name) in (7..).zip(&names) {
         log::produce_ids(&bench.kafka.brokers, &own.topics.requests(name), simulate::sample(seed).take(count))?;
     }
@@ -116,7 +119,7 @@ pub async fn measure(bench: &Bench, options: &Options, table: &mut Table) -> Res
     let what = "  the same, another one hangs";
     table.add(Figure { what, unit, goal, value: Some(change(hangs)), floor: Some(noise) });
     let what = "  its calls a second; the floor: its pace";
-    table.add(Figure { what, unit: "/s", goal: Goal::None, value: Some(away), floor: Some(PACE) });
+    table.add(Figure { what, unit: "/s", goal: Goal::None, value: Some(away), floor: Some(PACE as f64) });
     let what = "full pace after the first good probe";
     table.add(Figure { what, unit: "s", goal: Goal::AtMost(1.0), value: Some(recovered), floor: None });
     own.delete().await
