@@ -6,10 +6,10 @@
 //! ```
 //!
 //! [`block`] cuts a partition's records into offset ranges, [`sealed`] reads them into rows ([`row`]) and these at once
-//! into the bytes that ClickHouse is sent ([`columns`]), [`intent`] is
-//! what the commit says of them, [`insert`] stores them, [`doubt`] decides what an answer means and `settle` asks,
-//! `lane` is one partition's state, and `stage` holds them together. While ClickHouse takes nothing, blocks wait,
-//! partitions pause, and memory stays within `sink.memory`.
+//! into the bytes that ClickHouse is sent ([`columns`]), [`intent`] is what the commit says of them, [`insert`] stores
+//! them, [`doubt`] decides what an answer means and `settle` asks, `lane` is one partition's state, and `stage` holds
+//! them together. While ClickHouse takes nothing, blocks wait, partitions pause, and what waits stays within
+//! `sink.memory`.
 //!
 //! Killed at any moment, the next owner of a partition finds in its commit the blocks that may be in the table, makes
 //! exactly those again, and counts before it inserts. Where somebody else has set the group's offset, [`guard`] keeps

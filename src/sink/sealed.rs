@@ -96,8 +96,8 @@ pub struct Grave {
 /// Reads a new block. What is `known` makes no row and no dead letter again.
 pub async fn read(mut block: Block, route: &Route, grave: &Grave, known: &Known) -> Reading {
     let (mut intent, mut letters, mut letter_bytes) = (Intent::default(), Vec::new(), 0);
-    let (mut rows, mut columns, mut index) =
-        (Vec::with_capacity(block.records.len()), Columns::expecting(block.records.len()), 0);
+    let (count, mut index) = (block.records.len(), 0);
+    let (mut rows, mut columns) = (Vec::with_capacity(count), Columns::expecting(count));
     while let Some(record) = block.records.get(index) {
         let raw = record.raw(&block.partition);
         let parsed = row::parse(&raw, route);
@@ -115,6 +115,7 @@ pub async fn read(mut block: Block, route: &Route, grave: &Grave, known: &Known)
             letter_bytes += letter.size();
             letters.push(letter);
         }
+        free(&mut block, index);
         index += 1;
         if index.is_multiple_of(TURN) {
             tokio::task::yield_now().await;
@@ -126,10 +127,12 @@ pub async fn read(mut block: Block, route: &Route, grave: &Grave, known: &Known)
 }
 
 /// Reads a block again as its intent announced it.
-pub async fn read_again(block: Block, intent: Intent, route: &Route) -> Reading {
-    let (mut rows, mut columns) = (Vec::with_capacity(block.records.len()), Columns::expecting(block.records.len()));
+pub async fn read_again(mut block: Block, intent: Intent, route: &Route) -> Reading {
+    let count = block.records.len();
+    let (mut rows, mut columns) = (Vec::with_capacity(count), Columns::expecting(count));
     let (mut is_same, mut rowless) = (true, 0);
-    for (index, record) in block.records.iter().enumerate() {
+    for index in 0..count {
+        let Some(record) = block.records.get(index) else { break };
         // What had no row then has its dead letter: it gets no row now, even if this version could read it.
         if intent.is_rowless(record.offset) {
             rowless += 1;
@@ -141,6 +144,7 @@ pub async fn read_again(block: Block, intent: Intent, route: &Route) -> Reading 
         // Also one that cannot be read now: its row is counted.
         rows.push(Row::of(record));
         row::put(&mut columns, &raw, &parsed);
+        free(&mut block, index);
         if index % TURN == TURN - 1 {
             tokio::task::yield_now().await;
         }
@@ -148,6 +152,13 @@ pub async fn read_again(block: Block, intent: Intent, route: &Route) -> Reading 
     let trouble = (!is_same || rowless != intent.rowless).then_some(Unusable::ReadsDifferently);
     let sealed = Sealed::new(block.partition, route.kind, intent, (rows, columns), trouble);
     Reading { sealed, letters: Vec::new(), rest: None, guard: None }
+}
+
+/// Lets go of the bytes of a record that stand in the columns now: a block is in memory once.
+fn free(block: &mut Block, index: usize) {
+    if let Some(record) = block.records.get_mut(index) {
+        (record.value, record.headers) = (None, Vec::new());
+    }
 }
 
 /// A block whose records are gone.

@@ -12,7 +12,7 @@ use weir::{
 use crate::{
     bare,
     log::{self, PATIENCE},
-    machine::{Cost, cpu_of_all, memory_of},
+    machine::{Cost, Meter, cpu_of_all, memory_of},
     process::{Bench, Process},
     records,
     table::{Figure, Goal, Table},
@@ -34,14 +34,17 @@ struct Poured {
     peak_mb: f64,
 }
 
-/// Measures; the rate of the sink, for the loads of other measurements.
+/// Measures; how many rows a second this machine can produce and store at the same time, for the loads of other
+/// measurements.
 pub async fn measure(bench: &Bench, count: usize, table: &mut Table) -> Result<f64> {
     println!("Full speed: {count} results of about 1 kB on 8 partitions");
     let own = bench.topics("pour").await?;
     let now = Clock::System.now();
     // Kept until the end: rows that borrow from them are sent to tasks.
     let seen: &'static [Observation] = Vec::leak(make(count, now)?);
+    let meter = Meter::start()?;
     let bytes = fill(bench, &own.topics.results(), seen)?;
+    let filled = meter.end()?;
     table.add(Figure { what: "bytes of a record", unit: "B", goal: Goal::None, value: Some(bytes), floor: None });
 
     println!("  weir sink …");
@@ -75,7 +78,15 @@ pub async fn measure(bench: &Bench, count: usize, table: &mut Table) -> Result<f
         tables.drop().await?;
     }
     own.delete().await?;
-    Ok(poured.per_second)
+    Ok(sustained(count, &poured, filled))
+}
+
+/// The producer takes its part of the same cores: with it they are busy at fewer rows a second than the sink alone
+/// can store.
+fn sustained(count: usize, poured: &Poured, filled: Cost) -> f64 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let each = (poured.of_all + filled.of_all).as_secs_f64() / mean(count, 1);
+    poured.per_second.min(mean(cores, 1) / each.max(1e-9))
 }
 
 fn make(count: usize, now: Timestamp) -> Result<Vec<Observation>> {
@@ -107,9 +118,10 @@ async fn watch(process: &mut Process, tables: &Tables, count: usize, ends: bool)
     let (mut first, mut last, mut moved) = (None, (Instant::now(), 0), Instant::now());
     let (mut cpu, mut peak_mb) = (Duration::ZERO, 0_f64);
     loop {
-        if !process.has_ended()? {
+        // One that has just ended has no memory any more.
+        if let Ok(memory) = memory_of(process.pid()) {
             cpu = process.cpu()?;
-            peak_mb = peak_mb.max(memory_of(process.pid())?.peak);
+            peak_mb = peak_mb.max(memory.peak);
         }
         let rows = tables.count().await?;
         if rows > last.1 {

@@ -28,7 +28,7 @@ use crate::{
 /// The loads, in records a second. The slow one is as good as one a minute: each record is alone in its block.
 const TRICKLE: f64 = 0.5;
 const STEADY: f64 = 3_000.0;
-/// Of the rate at which the sink stores a backlog: faster, and the records would wait for each other without end.
+/// Of the rate at which this machine can produce and store: faster, and the records would wait for each other without end.
 const FULL: f64 = 0.8;
 
 /// The goal for 99 of 100 rows.
