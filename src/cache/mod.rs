@@ -16,13 +16,7 @@ mod near;
 pub mod policy;
 mod redis;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -39,7 +33,10 @@ use self::{
 use crate::{
     message::Request,
     platform,
-    runtime::clock::{Clock, Dice, Timestamp},
+    runtime::{
+        clock::{Clock, Dice, Timestamp},
+        metrics::{Answered, METRICS},
+    },
 };
 
 /// How soon Redis is asked again whether somebody else's call has ended; doubles up to the second.
@@ -78,7 +75,7 @@ impl Cache {
             rules,
             clock: clock.clone(),
             dice: dice.clone(),
-            counts: Counts::default(),
+            counts: METRICS.answered(source.name.as_str()),
         })))
     }
 
@@ -106,22 +103,7 @@ struct Parts {
     rules: Rules,
     clock: Clock,
     dice: Dice,
-    counts: Counts,
-}
-
-/// How requests were answered so far.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// From memory.
-    pub near: AtomicU64,
-    /// From Redis.
-    pub far: AtomicU64,
-    /// By a call that was under way for another request.
-    pub shared: AtomicU64,
-    /// With something older, since the call failed.
-    pub stale: AtomicU64,
-    /// By a call of their own.
-    pub called: AtomicU64,
+    counts: Answered,
 }
 
 /// What memory says of a request.
@@ -153,7 +135,7 @@ impl SourceCache {
 
     /// How requests were answered so far.
     #[must_use]
-    pub fn counts(&self) -> &Counts {
+    pub fn counts(&self) -> &Answered {
         &self.0.counts
     }
 
@@ -221,7 +203,7 @@ impl SourceCache {
                 self.0.cache.near.put(key, kept.clone());
                 let is_newer = due.as_ref().is_none_or(|due| due.ends.fetched_at < kept.ends.fetched_at);
                 if is_newer && self.may_give(&kept, max_age) {
-                    self.0.counts.far.fetch_add(1, Ordering::Relaxed);
+                    self.0.counts.far.inc();
                     return Looked::Hit(kept);
                 }
             }
@@ -253,7 +235,7 @@ impl SourceCache {
             let newer = kept.filter(|kept| oldest.is_none_or(|oldest| oldest < kept.ends.fetched_at));
             if let Some(kept) = newer.filter(|kept| self.may_give(kept, max_age)) {
                 self.0.cache.near.put(key, kept.clone());
-                self.0.counts.far.fetch_add(1, Ordering::Relaxed);
+                self.0.counts.far.inc();
                 return Looked::Hit(kept);
             }
             if claim.is_some() {

@@ -13,15 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::{Ended, Exit},
+    reading::read_each,
     replay,
-    terminal::{Progress, grouped, note, say, table},
+    terminal::{grouped, note, say, table},
     until,
 };
 use crate::{
     config::Config,
     kafka::{
-        Partition, admin,
-        scan::{self, Piece, Scan, Span},
+        Partition, Record, admin,
+        scan::{self, Span},
     },
     message::{Attempt, BatchId, Class, DeadLetter, Reason, SourceName, codec},
     replay::when::time,
@@ -156,24 +157,13 @@ pub(super) async fn run(command: Command, config: &Config, stop: CancellationTok
 
 /// Hands each dead letter that the filter takes to `found`; how many could not be read.
 async fn each(config: &Config, filter: &Filter, mut found: impl FnMut(DeadLetter)) -> anyhow::Result<u64> {
-    let spans = spans(config, filter).await?;
-    let (total, mut done, mut unreadable) = (spans.iter().map(Span::length).sum::<u64>(), 0, 0);
-    let mut progress = Progress::new();
-    let mut scan = Scan::open(&config.kafka, spans)?;
-    while let Some(piece) = scan.next().await? {
-        let Piece::Records { partition, records } = piece else { continue };
-        done += records.len() as u64;
-        for record in &records {
-            match codec::read_dead_letter(&record.raw(&partition)) {
-                Ok(letter) if filter.takes(&letter) => found(letter),
-                Ok(_) => {}
-                Err(_) => unreadable += 1,
-            }
-        }
-        #[allow(clippy::cast_precision_loss, reason = "a share")]
-        progress.show(Some(done as f64 / total.max(1) as f64), || format!("{} dead letters", grouped(done)));
-    }
-    progress.clear();
+    let (spans, mut unreadable) = (spans(config, filter).await?, 0);
+    let take = |partition: &Partition, record: &Record| match codec::read_dead_letter(&record.raw(partition)) {
+        Ok(letter) if filter.takes(&letter) => found(letter),
+        Ok(_) => {}
+        Err(_) => unreadable += 1,
+    };
+    read_each(&config.kafka, spans, "dead letters", take).await?;
     if unreadable > 0 {
         note(&format!("{} records on the topic are no dead letters that this weir can read", grouped(unreadable)));
     }
@@ -329,18 +319,15 @@ async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> 
         .collect();
     let is_stored = |partition: &Partition, offset| stored.get(partition).is_some_and(|committed| offset < *committed);
     let (mut held, mut counts) = (0, BTreeMap::<&str, u64>::new());
-    let mut scan = Scan::open(&config.kafka, spans.clone())?;
-    while let Some(piece) = scan.next().await? {
-        let Piece::Records { partition, records } = piece else { continue };
-        for record in &records {
-            if !is_stored(&partition, record.offset) {
-                held += 1;
-                continue;
-            }
-            let letter = codec::read_dead_letter(&record.raw(&partition));
+    let take = |partition: &Partition, record: &Record| {
+        if is_stored(partition, record.offset) {
+            let letter = codec::read_dead_letter(&record.raw(partition));
             *counts.entry(letter.map_or("unreadable", |letter| letter.reason.as_str())).or_default() += 1;
+        } else {
+            held += 1;
         }
-    }
+    };
+    read_each(&config.kafka, spans.clone(), "dead letters", take).await?;
     if held > 0 {
         note(&format!("{} dead letters stay: the sink has not stored them yet", grouped(held)));
     }

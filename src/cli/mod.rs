@@ -14,6 +14,7 @@ mod groups;
 mod piece;
 mod query;
 mod quota;
+mod reading;
 mod rebuild;
 mod replay;
 pub mod run;

@@ -51,7 +51,7 @@ Any number of processes may run the same role: they share the partitions among t
 its own that stays the same over restarts. Ctrl-C or SIGTERM stops in good order: what is under way is finished and \
 committed; a second signal ends the process at once, and the next one begins at the last commit.
 
-/health and /ready answer on [http] listen.";
+/health, /ready and /metrics (for Prometheus) answer on [http] listen.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -10,15 +10,16 @@ use serde_json::Value;
 use super::{
     dead::{one_line, tried},
     exit::{Ended, Exit},
+    reading::read_each,
     status::rows,
-    terminal::{Progress, grouped, note, say, spoken, table},
+    terminal::{grouped, note, say, spoken, table},
 };
 use crate::{
     config::Config,
     kafka::{
         Epoch, Partition, Record,
         ledger::{Admit, Ledger},
-        scan::{self, Piece, Scan, Span},
+        scan::{self, Span},
     },
     message::{
         Request, SourceName,
@@ -229,27 +230,17 @@ async fn from_topics(args: &Args, config: &Config, events: &mut Events) -> anyho
             spans.push(Span { partition: bounds.partition, range: start..bounds.end });
         }
     }
-    let (total, mut done) = (spans.iter().map(Span::length).sum::<u64>(), 0);
-    let mut progress = Progress::new();
-    let mut scan = Scan::open(&config.kafka, spans)?;
-    while let Some(piece) = scan.next().await? {
-        let Piece::Records { partition, records } = piece else { continue };
-        done += records.len() as u64;
-        for record in &records {
-            let is_done = ledgers.get_mut(&partition).is_some_and(|ledger| ledger.admit(record.offset) == Admit::Known);
-            let kind = kinds.get(&*partition.topic).copied();
-            if let Some(event) = told_of_record(args, &partition, record, kind).filter(|_| !is_done) {
-                // A row that is there already has the same record.
-                if !events.values().any(|known| known.record == event.record) {
-                    events.insert((event.at.clone(), event.record.clone()), event);
-                }
+    let take = |partition: &Partition, record: &Record| {
+        let is_done = ledgers.get_mut(partition).is_some_and(|ledger| ledger.admit(record.offset) == Admit::Known);
+        let kind = kinds.get(&*partition.topic).copied();
+        if let Some(event) = told_of_record(args, partition, record, kind).filter(|_| !is_done) {
+            // A row that is there already has the same record.
+            if !events.values().any(|known| known.record == event.record) {
+                events.insert((event.at.clone(), event.record.clone()), event);
             }
         }
-        #[allow(clippy::cast_precision_loss, reason = "a share")]
-        progress.show(Some(done as f64 / total.max(1) as f64), || format!("{} records under way", grouped(done)));
-    }
-    progress.clear();
-    Ok(())
+    };
+    read_each(&config.kafka, spans, "records under way", take).await
 }
 
 /// What a record says, if it is about what was asked for. A kind is that of a topic that is stored; without one the

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -119,7 +119,7 @@ impl Flight {
     /// The call has brought an answer.
     pub(super) fn answered(mut self, answer: &Answer, facts: &CallFacts) {
         let kept = self.cache.keep(&self.key, answer.clone(), facts.ended_at, facts.latency, self.announce);
-        self.cache.counts().called.fetch_add(1, Ordering::Relaxed);
+        self.cache.counts().called.inc();
         self.end(Landed::Answer(kept));
     }
 
@@ -151,7 +151,7 @@ fn stand_in(cache: &SourceCache, job: &Job, refusal: &Refusal, due: Option<Kept>
         is_outage.then(|| cache.stale(&job.request)).flatten()
     });
     if given.is_some() {
-        cache.counts().stale.fetch_add(1, Ordering::Relaxed);
+        cache.counts().stale.inc();
     }
     given
 }
@@ -328,7 +328,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         match self.cached.admit(job, spare) {
             Admitted::Answer(job, kept) => {
                 if let Some(cache) = &self.cached.cache {
-                    cache.counts().near.fetch_add(1, Ordering::Relaxed);
+                    cache.counts().near.inc();
                 }
                 self.answer(job, &kept, Via::Cache);
             }
@@ -392,7 +392,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         match landed {
             _ if self.cancelled.has(&job.request) => self.uncalled.push(&partition, self.caller.cancelled(job)),
             Landed::Answer(kept) if cache.may_give(kept, job.request.oldest_answer()) => {
-                cache.counts().shared.fetch_add(1, Ordering::Relaxed);
+                cache.counts().shared.inc();
                 self.answer(job, kept, Via::Cache);
             }
             Landed::Failed(refusal, facts) => {

@@ -29,7 +29,10 @@ use crate::{
         redact,
     },
     quota::{Slot, Tally, guard::Guard},
-    runtime::clock::{Clock, Dice, Timestamp},
+    runtime::{
+        clock::{Clock, Dice, Timestamp},
+        metrics::METRICS,
+    },
     tokens::{
         TokenStore,
         keeper::{Keeper, Permit, Verdict},
@@ -199,7 +202,9 @@ impl Caller {
 
     /// Counts for these accounts.
     pub(super) fn tally(&self) -> Arc<Tally> {
-        Arc::new(Tally::new(self.parts.accounts.len(), self.parts.clock.clone()))
+        let slots = |account: &Account| METRICS.slots(self.source.as_str(), account.alias.as_str());
+        let tally = Tally::new(self.parts.accounts.len(), self.parts.clock.clone());
+        Arc::new(tally.telling(self.parts.accounts.iter().map(slots).collect()))
     }
 
     pub(super) fn alias(&self, account: usize) -> &AccountAlias {

@@ -32,6 +32,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Makes every call whose time has come, and sets when to look again.
     pub(super) async fn dispatch(&mut self) {
         self.wake_at = None;
+        let is_shut = self.breakers.shut(Instant::now()).is_some();
+        self.metrics.now(|lane| self.backlog.len_of(lane), self.calls.len(), is_shut);
         self.backlog.set_share(*self.express_share.borrow());
         self.end_uncalled();
         while self.has_room() && self.backlog.can_start(|job| self.intake.may_start(&job.position)) {

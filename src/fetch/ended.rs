@@ -10,6 +10,7 @@ use crate::{
     kafka::{Reader, Writer},
     platform::{Refusal, RefusalKind},
     quota::{Hold, Scope},
+    runtime::metrics::METRICS,
 };
 
 impl<R: Reader, W: Writer> Fetch<R, W> {
@@ -19,6 +20,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         while let Some(ended) = next {
             let ended = ended?;
             self.quota.ended(ended.account);
+            self.count(&ended);
             match &ended.contact {
                 Contact::Called(_) => {
                     self.tally.called(ended.account, ended.refusal.as_ref().is_some_and(Refusal::is_no));
@@ -64,5 +66,16 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             next = self.calls.try_join_next();
         }
         Ok(())
+    }
+
+    fn count(&self, ended: &Ended) {
+        let outcome = match (&ended.contact, &ended.refusal) {
+            (Contact::None, _) => return,
+            (Contact::NoWay(_), _) => "no_way",
+            (Contact::Called(_), Some(refusal)) if !ended.has_answer => refusal.class().as_str(),
+            (Contact::Called(_), _) => "answered",
+        };
+        let whose = (self.caller.source.as_str(), self.caller.alias(ended.account).as_str());
+        METRICS.call(whose, outcome, ended.outcomes.len(), ended.latency);
     }
 }

@@ -100,6 +100,10 @@ impl Lanes {
         self.bulk.len() + self.express.len()
     }
 
+    pub(super) fn len_of(&self, lane: Lane) -> usize {
+        self.of(lane).len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }

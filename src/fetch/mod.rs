@@ -60,6 +60,7 @@ use crate::{
     message::{BatchId, Lane, SourceName},
     platform::address::HealthConfig,
     quota::{Quota, Slot, Tally, money::Budgets},
+    runtime::metrics::{Fetching, METRICS},
     tokens::StoreError,
 };
 
@@ -89,6 +90,7 @@ pub struct Fetch<R, W> {
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
     quota: Arc<dyn Quota>,
     tally: Arc<Tally>,
+    metrics: Fetching,
     /// When slots were last leased.
     leased_at: Instant,
     /// Slots leased and not yet used, in time order.
@@ -117,6 +119,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     pub fn new(reader: R, writer: W, caller: Caller, quota: Arc<dyn Quota>, config: Config) -> Self {
         Self {
             tally: caller.tally(),
+            metrics: METRICS.fetching(caller.source.as_str()),
             intake: Intake::new(reader, writer, config.commit_every),
             express_share: watch::channel(Lane::express_share()).1,
             backlog: Lanes::new(Lane::express_share()),

@@ -1,4 +1,4 @@
-//! What a call came to, as records. Pure.
+//! What a call came to, as records. Pure but for counting them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
         envelope::{Envelope, Kind},
     },
     platform::{Refusal, RefusalKind},
-    runtime::clock::Timestamp,
+    runtime::{clock::Timestamp, metrics::METRICS},
     topics::Topics,
 };
 
@@ -96,7 +96,11 @@ impl Outcomes {
     /// The result, if a topic takes it.
     fn fitting(&self, job: &Job, observation: &Observation, now: Timestamp) -> Option<Vec<Outgoing>> {
         let records = self.record(&self.results, Kind::Result, job, now, observation);
-        records.iter().all(|record| record.size() <= RECORD_LIMIT).then_some(records)
+        let fits = records.iter().all(|record| record.size() <= RECORD_LIMIT);
+        if fits {
+            METRICS.outcome(self.source.as_str(), observation.status.as_str(), observation.via.as_str());
+        }
+        fits.then_some(records)
     }
 
     /// Calling again would bring the same.
@@ -121,6 +125,8 @@ impl Outcomes {
     }
 
     fn failed(&self, job: &Job, attempt: Attempt) -> Vec<Outgoing> {
+        let via = if attempt.account.is_some() { Via::Call.as_str() } else { "none" };
+        METRICS.outcome(self.source.as_str(), "failed", via);
         let at = attempt.at;
         let failure = Failure {
             request_id: job.id.clone(),
@@ -160,6 +166,7 @@ impl Outcomes {
         topic: &Arc<str>,
         times: (Timestamp, Timestamp),
     ) -> Vec<Outgoing> {
+        METRICS.outcome(self.source.as_str(), "handed_on", "none");
         let mut request = job.request.clone();
         // What goes on a chain has a history: else it would count as asked for once more.
         let message = format!("{} does not answer: its breaker is open; {other} is asked instead", self.source);
@@ -172,6 +179,7 @@ impl Outcomes {
     }
 
     pub(super) fn dead_letter(&self, dead: &DeadLetter, traceparent: &str) -> Vec<Outgoing> {
+        METRICS.outcome(self.source.as_str(), "dead", "none");
         let id = dead.request_id.as_str();
         let envelope = self.envelope(Kind::DeadLetter, id, dead.died_at, traceparent);
         let key = dead.request.as_ref().map(|request| Bytes::copy_from_slice(request.item.as_str().as_bytes()));

@@ -5,13 +5,20 @@ use std::{
     time::Duration,
 };
 
-use crate::runtime::clock::{Clock, Timestamp};
+use prometheus_client::metrics::counter::Counter;
+
+use crate::runtime::{
+    clock::{Clock, Timestamp},
+    metrics::Slots,
+};
 
 /// Counts for the accounts of one source, by index.
 #[derive(Debug)]
 pub struct Tally {
     clock: Clock,
     accounts: Mutex<Vec<Counts>>,
+    /// The same for Prometheus, if it is told.
+    metrics: Vec<Slots>,
 }
 
 /// What became of one account's slots.
@@ -84,7 +91,17 @@ impl Tally {
     #[must_use]
     pub fn new(accounts: usize, clock: Clock) -> Self {
         let day_at = midnight(clock.now());
-        Self { clock, accounts: Mutex::new(vec![Counts { day_at, ..Counts::default() }; accounts]) }
+        Self {
+            clock,
+            accounts: Mutex::new(vec![Counts { day_at, ..Counts::default() }; accounts]),
+            metrics: Vec::new(),
+        }
+    }
+
+    /// The same, which tells what it counts.
+    #[must_use]
+    pub fn telling(self, metrics: Vec<Slots>) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Goes on where a process of this name ended today.
@@ -96,6 +113,7 @@ impl Tally {
 
     /// A call was made, and perhaps refused.
     pub fn called(&self, account: usize, refused: bool) {
+        self.tell(account, |slots| &slots.used);
         self.count(account, |counts, now| {
             counts.call(now);
             counts.refused += u64::from(refused);
@@ -104,11 +122,13 @@ impl Tally {
 
     /// A slot was missed.
     pub fn missed(&self, account: usize) {
+        self.tell(account, |slots| &slots.missed);
         self.count(account, |counts, _| counts.late += 1);
     }
 
     /// A slot was handed back unused.
     pub fn returned(&self, account: usize) {
+        self.tell(account, |slots| &slots.returned);
         self.count(account, |counts, _| counts.returned += 1);
     }
 
@@ -117,6 +137,12 @@ impl Tally {
     pub fn of(&self, account: usize) -> Counts {
         self.count(account, |_, _| {});
         self.accounts().get(account).cloned().unwrap_or_default()
+    }
+
+    fn tell(&self, account: usize, which: impl Fn(&Slots) -> &Counter) {
+        if let Some(slots) = self.metrics.get(account) {
+            which(slots).inc();
+        }
     }
 
     fn count(&self, account: usize, change: impl FnOnce(&mut Counts, Timestamp)) {

@@ -42,7 +42,10 @@ use crate::{
         envelope::{Envelope, Kind},
         trace,
     },
-    runtime::clock::{Clock, Dice, Timestamp},
+    runtime::{
+        clock::{Clock, Dice, Timestamp},
+        metrics::METRICS,
+    },
     topics::Topics,
 };
 
@@ -320,23 +323,28 @@ impl<R: Reader, W: Writer> Retry<R, W> {
 
     fn move_on(&mut self, item: Item, now: Timestamp) {
         let Item { position, held } = item;
-        let record = match held {
-            Held::Ended(record) => record,
-            Held::Waiting(waiting) if self.is_cancelled(&waiting) => waiting.with_raw(&position, |raw| {
-                self.given_up(raw, &waiting.source, Reason::Cancelled, CANCELLED.to_owned(), now)
-            }),
+        let (outcome, record) = match held {
+            Held::Ended(record) => ("dead", record),
+            Held::Waiting(waiting) if self.is_cancelled(&waiting) => {
+                let given_up =
+                    |raw: &Raw<'_>| self.given_up(raw, &waiting.source, Reason::Cancelled, CANCELLED.to_owned(), now);
+                ("dead", waiting.with_raw(&position, given_up))
+            }
             Held::Waiting(waiting) if waiting.due_at <= now => {
-                self.lateness.note(now.since(waiting.due_at));
+                let late = now.since(waiting.due_at);
+                self.lateness.note(late);
+                METRICS.retry_late(late);
                 // Of another source none is taken in.
                 let Some(topics) = self.sources.get(&waiting.source) else { return };
                 let topic = Arc::clone(&topics[waiting.lane as usize]);
-                waiting.into_request(topic)
+                ("again", waiting.into_request(topic))
             }
             Held::Waiting(waiting) => match wheel::tier(&self.delays, waiting.due_at.since(now)) {
-                Some(tier) => waiting.into_hop(Arc::clone(&self.delay_topics[tier]), now),
+                Some(tier) => ("later", waiting.into_hop(Arc::clone(&self.delay_topics[tier]), now)),
                 None => return self.wheel.hold(waiting.due_at, Item { position, held: Held::Waiting(waiting) }),
             },
         };
+        METRICS.retried(outcome);
         self.intake.complete(position, vec![record]);
     }
 
@@ -363,6 +371,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
     }
 
     fn regulate(&mut self) {
+        METRICS.retry_waiting(self.wheel.len());
         for (partition, flows) in self.wheel.regulate(self.clock.now()) {
             debug!(%partition, flows, "enough is read ahead, or not any more");
             self.intake.set_flowing(&partition, flows);

@@ -1,4 +1,4 @@
-//! `/health` and `/ready`: whether the process lives, and what each of its roles is waiting for.
+//! `/health`, `/ready` and `/metrics`: whether the process lives, what each of its roles waits for, and what it counts.
 
 use std::{
     collections::BTreeMap,
@@ -7,13 +7,21 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 use tokio_util::sync::CancellationToken;
+
+use super::metrics::{self, METRICS};
 
 /// `[http]`: where health is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,18 +121,27 @@ impl RoleHealth {
                 None => tracing::info!(role = self.name, "ready"),
                 Some(reason) => tracing::info!(role = self.name, reason, "not ready"),
             }
+            METRICS.role(&self.name, condition.ready);
             roles.insert(self.name.clone(), condition);
         }
     }
 }
 
-/// The two paths.
+/// The three paths.
 pub fn router(health: Health) -> Router {
-    Router::new().route("/health", get(alive)).route("/ready", get(ready)).with_state(health)
+    Router::new()
+        .route("/health", get(alive))
+        .route("/ready", get(ready))
+        .route("/metrics", get(counts))
+        .with_state(health)
 }
 
 async fn alive() -> &'static str {
     "ok\n"
+}
+
+async fn counts() -> impl IntoResponse {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], METRICS.text())
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, Json<Report>) {
@@ -140,7 +157,10 @@ async fn ready(State(health): State<Health>) -> (StatusCode, Json<Report>) {
 pub async fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|error| {
         let advice = "set [http] listen to a free address, or to \"off\"";
-        io::Error::new(error.kind(), format!("cannot listen on {listen} for /health and /ready: {error}; {advice}"))
+        io::Error::new(
+            error.kind(),
+            format!("cannot listen on {listen} for /health, /ready and /metrics: {error}; {advice}"),
+        )
     })
 }
 

@@ -284,17 +284,22 @@ impl Desk {
             return None;
         }
         let seen = match cache.near(key, question.max_age) {
-            Seen::Hit(kept) => return Some(given(&kept, Via::Cache)),
+            Seen::Hit(kept) => {
+                cache.counts().near.inc();
+                return Some(given(&kept, Via::Cache));
+            }
             Seen::Due(kept) => Some(kept),
             Seen::Miss => None,
         };
         cache.connected(CONNECT_WITHIN).await;
-        let (kept, is_due) = match cache.peek(key, question.max_age).await {
-            Seen::Hit(kept) => (Some(kept), false),
-            Seen::Due(kept) => (Some(kept), true),
-            Seen::Miss => (seen, true),
+        let counts = cache.counts();
+        let (kept, is_due, by) = match cache.peek(key, question.max_age).await {
+            Seen::Hit(kept) => (Some(kept), false, &counts.far),
+            Seen::Due(kept) => (Some(kept), true, &counts.far),
+            Seen::Miss => (seen, true, &counts.near),
         };
         let kept = kept?;
+        by.inc();
         if is_due && self.may_refresh(key) {
             // Whoever asked has its answer: if this is not taken, the next one asks.
             let record =

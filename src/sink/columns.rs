@@ -43,7 +43,7 @@ pub struct Column {
 /// The rows of a block, by column. All rows of one are of one type.
 #[derive(Debug, Default)]
 pub struct Columns {
-    columns: Vec<Column>,
+    by_place: Vec<Column>,
     rows: usize,
     expected: usize,
 }
@@ -74,15 +74,15 @@ impl Columns {
     /// No rows yet, and about so many to come.
     #[must_use]
     pub const fn expecting(rows: usize) -> Self {
-        Self { columns: Vec::new(), rows: 0, expected: rows }
+        Self { by_place: Vec::new(), rows: 0, expected: rows }
     }
 
     /// Appends a row.
     pub fn add<T: Columnar>(&mut self, row: &T) {
-        row.fill(&mut Cells { columns: &mut self.columns, next: 0 });
+        row.fill(&mut Cells { columns: &mut self.by_place, next: 0 });
         self.rows += 1;
         if self.rows == SAMPLE {
-            for column in &mut self.columns {
+            for column in &mut self.by_place {
                 let rest = column.data.len().div_ceil(SAMPLE) * self.expected.saturating_sub(SAMPLE);
                 column.data.reserve_exact(rest + rest / 16);
             }
@@ -99,21 +99,21 @@ impl Columns {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let one = |column: &Column| column.data.len() + column.nulls.as_ref().map_or(0, Vec::len);
-        self.columns.iter().map(one).sum()
+        self.by_place.iter().map(one).sum()
     }
 
     /// The names of the columns as SQL lists them.
     #[must_use]
     pub fn names(&self) -> String {
-        self.columns.iter().map(|column| column.name).collect::<Vec<_>>().join(", ")
+        self.by_place.iter().map(|column| column.name).collect::<Vec<_>>().join(", ")
     }
 
     /// The block as the server reads it, in pieces.
     pub fn parts(&self) -> impl Iterator<Item = Cow<'_, [u8]>> {
         let mut head = Vec::new();
-        put_length(&mut head, self.columns.len());
+        put_length(&mut head, self.by_place.len());
         put_length(&mut head, self.rows);
-        let columns = self.columns.iter().flat_map(|column| {
+        let columns = self.by_place.iter().flat_map(|column| {
             let nulls = column.nulls.as_deref().unwrap_or_default();
             [Cow::Owned(column.head()), Cow::Borrowed(nulls), Cow::Borrowed(column.data.as_slice())]
         });
@@ -123,10 +123,10 @@ impl Columns {
     /// Cuts off the rows from `row` on.
     #[must_use]
     pub fn split_off(&mut self, row: usize) -> Self {
-        let columns = self.columns.iter_mut().map(|column| column.split_off(row)).collect();
+        let by_place = self.by_place.iter_mut().map(|column| column.split_off(row)).collect();
         let rows = self.rows.saturating_sub(row);
         self.rows -= rows;
-        Self { columns, rows, expected: rows }
+        Self { by_place, rows, expected: rows }
     }
 }
 
@@ -171,10 +171,15 @@ fn after_texts(data: &[u8], count: usize) -> usize {
 /// A length in seven bits a byte, the lowest first (LEB128).
 fn put_length(data: &mut Vec<u8>, mut length: usize) {
     while length >= 0x80 {
-        data.push((length & 0x7f) as u8 | 0x80);
+        data.push(lowest(length) | 0x80);
         length >>= 7;
     }
-    data.push((length & 0x7f) as u8);
+    data.push(lowest(length));
+}
+
+/// The lowest seven bits.
+fn lowest(length: usize) -> u8 {
+    length.to_le_bytes()[0] & 0x7f
 }
 
 fn put_text(data: &mut Vec<u8>, text: &[u8]) {
@@ -311,7 +316,9 @@ mod tests {
 
     fn block(rows: &[Sample<'_>]) -> Vec<u8> {
         let mut columns = Columns::default();
-        rows.iter().for_each(|row| columns.add(row));
+        for row in rows {
+            columns.add(row);
+        }
         whole(&columns)
     }
 
@@ -341,7 +348,9 @@ mod tests {
             let rows: Vec<_> = rows.iter().map(|(place, title, price)| sample(*place, title, *price)).collect();
             let at = at.min(rows.len());
             let mut left = Columns::default();
-            rows.iter().for_each(|row| left.add(row));
+            for row in &rows {
+                left.add(row);
+            }
             let bytes = left.bytes();
             let right = left.split_off(at);
             prop_assert_eq!((left.rows(), right.rows()), (at, rows.len() - at));

@@ -130,6 +130,20 @@ pub enum TroubleKind {
     Refused,
 }
 
+impl TroubleKind {
+    /// The word in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Away => "away",
+            Self::Unable => "unable",
+            Self::Schema => "schema",
+            Self::Login => "login",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// Why ClickHouse did not do what we asked. Waiting may help in all cases, if somebody acts on the hint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Trouble {

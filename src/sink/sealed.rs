@@ -183,10 +183,10 @@ impl Sealed {
     ///
     /// # Errors
     /// The whole again, if it has too few rows for that, or records between them whose place is not known exactly.
-    pub fn split(mut self) -> Result<(Self, Self), Self> {
+    pub fn split(mut self) -> Result<(Self, Self), Box<Self>> {
         let half = self.rows.len() / 2;
         if half == 0 || self.intent.rowless > 0 || self.trouble.is_some() {
-            return Err(self);
+            return Err(Box::new(self));
         }
         let right = (self.rows.split_off(half), self.columns.split_off(half));
         let part = |(rows, columns): (Vec<Row>, Columns)| {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tokio::time::Instant;
+
 use super::{
     connection::{Trouble, TroubleKind},
     doubt::{Doubt, Step, TOKENS_MAX, Verdict},
@@ -9,6 +11,7 @@ use super::{
     row,
     sealed::{Sealed, Unusable},
 };
+use crate::runtime::metrics::METRICS;
 
 /// How a try has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +52,22 @@ pub struct Terms<F> {
 
 /// Tries until the block is stored or something is in the way; bounded by the number of tokens.
 pub async fn settle<I: Insert, F: Fn() -> bool + Send>(
+    store: &I,
+    sealed: &Sealed,
+    doubt: &mut Doubt,
+    terms: Terms<F>,
+) -> End {
+    let begun_at = Instant::now();
+    let end = until_settled(store, sealed, doubt, terms).await;
+    match &end {
+        End::Stored => METRICS.inserted(row::table(sealed.kind), sealed.intent.rows, begun_at.elapsed()),
+        End::Refused(trouble) => METRICS.not_inserted(trouble.kind.as_str()),
+        End::Stale | End::Split | End::Halted(_) => {}
+    }
+    end
+}
+
+async fn until_settled<I: Insert, F: Fn() -> bool + Send>(
     store: &I,
     sealed: &Sealed,
     doubt: &mut Doubt,

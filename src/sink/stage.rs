@@ -31,7 +31,7 @@ use crate::{
         Assignment, Committed, Epoch, Event, Handover, Offsets, Outgoing, Partition, ReadError, Reader, Record,
         TransactError, WriteError, Writer,
     },
-    runtime::{clock::Clock, health::RoleHealth},
+    runtime::{clock::Clock, health::RoleHealth, metrics::METRICS},
 };
 
 /// Inserts at once. Each makes a part in ClickHouse, so more would only make more to merge.
@@ -407,6 +407,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
             self.set_limits();
         }
         let total: usize = self.lanes.values().map(Lane::bytes).sum();
+        METRICS.sink_waiting(total);
         // Of those that hold anything: most topics are quiet while results pour in.
         let share = self.memory / self.lanes.values().filter(|lane| lane.bytes() > 0).count().max(1);
         let (most, crowded) = (self.base.bytes.saturating_mul(2), total >= self.memory);

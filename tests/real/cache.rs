@@ -311,4 +311,19 @@ async fn an_item_is_got_shown_dropped_refreshed_and_served_with_an_etag() {
     assert_eq!((other.status().as_u16(), header(&other, "x-weir-via")), (200, "call".to_owned()));
     assert_eq!(client.get(format!("{url}/{absent}")).send().await.unwrap().status(), 404);
     assert_eq!(client.get(format!("{url}/1?max_age=soon")).send().await.unwrap().status(), 400);
+
+    let metrics = client.get(format!("http://127.0.0.1:{port}/metrics")).send().await.unwrap();
+    assert!(header(&metrics, "content-type").starts_with("application/openmetrics-text"));
+    let metrics = metrics.text().await.unwrap();
+    let value = |series: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in\n{metrics}")).parse::<u64>().unwrap()
+    };
+    let calls = metrics.lines().filter(|line| line.starts_with("weir_fetch_calls_total{"));
+    let calls: u64 = calls.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+    assert_eq!(calls, served(), "{metrics}");
+    let kept = |by: &str| value(&format!(r#"weir_cache_requests_total{{source="ali1688",by="{by}"}}"#));
+    assert!(kept("memory") + kept("redis") > 0, "{metrics}");
+    assert_eq!(value(r#"weir_role_ready{role="fetch/ali1688"}"#), 1);
+    assert_eq!(value(r#"weir_fetch_breaker_open{source="ali1688"}"#), 0);
 }

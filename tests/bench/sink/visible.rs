@@ -89,8 +89,8 @@ pub async fn measure(bench: &Bench, seconds: u64, full_speed: Option<f64>, table
     let mut sink = bench.start("sink-visible", &config, &["sink"])?;
     let topic = own.topics.results();
     let now = Clock::System.now();
-    let make = |number| records::observation(number, now).map(|seen| (records::encode(&seen), seen));
-    let made = Arc::new((0..MADE).map(make).collect::<Result<Vec<_>>>()?);
+    let result = |number| records::observation(number, now).map(|seen| (records::encode(&seen), seen));
+    let made = Arc::new((0..MADE).map(result).collect::<Result<Vec<_>>>()?);
     // The first block finds the tables unknown, and the group is still being formed.
     run(bench, &tables, &topic, (100.0, 5), &made).await?;
     let full = full_speed.map(|rate| ("at 80 % of full speed", rate * FULL));

@@ -1,0 +1,309 @@
+//! What this process counts about itself: every metric with its name and what it tells, for Prometheus at `/metrics`.
+//!
+//! Counters begin at zero with the process. Labels are names of the configuration and fixed words, never an id of an
+//! item or a request, so their number is bounded by the configuration. Names and units as Prometheus recommends
+//! (<https://prometheus.io/docs/practices/naming/>): base units, `_total` for what only grows.
+
+use std::{borrow::Cow, sync::LazyLock, time::Duration};
+
+use prometheus_client::{
+    encoding::text,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Metric, Registry, Unit},
+};
+
+use crate::message::Lane;
+
+/// The format of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The metrics of this process.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
+
+/// Upper bounds of histograms in seconds: from a call on the loopback to the longest time-out.
+const SECONDS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
+
+type Labels = Vec<(&'static str, Cow<'static, str>)>;
+type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+
+/// All of them. A family has one series for each combination of labels that has come up.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    role_ready: Family<Labels, Gauge>,
+    calls: Family<Labels, Counter>,
+    call_items: Family<Labels, Counter>,
+    call_time: Histograms,
+    outcomes: Family<Labels, Counter>,
+    waiting: Family<Labels, Gauge>,
+    in_flight: Family<Labels, Gauge>,
+    breaker_open: Family<Labels, Gauge>,
+    slots: Family<Labels, Counter>,
+    cache: Family<Labels, Counter>,
+    retry_waiting: Gauge,
+    retried: Family<Labels, Counter>,
+    retry_lateness: Histogram,
+    rows: Family<Labels, Counter>,
+    insert_time: Histograms,
+    not_taken: Family<Labels, Counter>,
+    sink_bytes: Gauge,
+}
+
+/// What the fetch stage of one source is doing now.
+#[derive(Clone, Debug)]
+pub struct Fetching {
+    /// Requests that wait for a slot, by lane.
+    waiting: [(Lane, Gauge); 2],
+    /// Calls that have left.
+    in_flight: Gauge,
+    /// 1 while the source's breaker is open.
+    breaker_open: Gauge,
+}
+
+/// What becomes of one account's slots.
+#[derive(Clone, Debug)]
+pub struct Slots {
+    /// Calls left in them.
+    pub used: Counter,
+    /// Their time had passed.
+    pub missed: Counter,
+    /// Handed back: nobody waited.
+    pub returned: Counter,
+}
+
+/// How the requests of one source were answered.
+#[derive(Clone, Debug, Default)]
+pub struct Answered {
+    /// From memory.
+    pub near: Counter,
+    /// From Redis.
+    pub far: Counter,
+    /// By a call that was under way for another request.
+    pub shared: Counter,
+    /// With something older, since the call failed.
+    pub stale: Counter,
+    /// By a call of their own.
+    pub called: Counter,
+}
+
+impl Metrics {
+    #[rustfmt::skip]
+    fn register() -> Self {
+        let mut of = Registrar(Registry::with_prefix("weir"));
+        let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
+        Self {
+            role_ready: of.family("role_ready", "1 while the role is at work; /ready says what it waits for else"),
+            calls: of.family("fetch_calls", "Calls that have ended, by what came of them: answered, throttled, outage, denied, malformed, bug, or no_way (did not leave). Any throttled one is a call too many"),
+            call_items: of.family("fetch_call_items", "Items that calls asked for; divided by calls: how full they leave"),
+            call_time: of.seconds("fetch_call", "From sending a call to the end of its reply", Family::new_with_constructor(histogram)),
+            outcomes: of.family("fetch_outcomes", "Ends of requests, by what came of them (found, absent, off_shelf, failed, dead, or handed_on to another source) and by what (call, cache, stale, none)"),
+            waiting: of.family("fetch_waiting_requests", "Requests read from Kafka that wait for a slot, by lane"),
+            in_flight: of.family("fetch_calls_in_flight", "Calls under way"),
+            breaker_open: of.family("fetch_breaker_open", "1 while the source's breaker lets no call leave"),
+            slots: of.family("quota_slots", "Slots by what became of them: used, missed (their time had passed), returned (nobody waited)"),
+            cache: of.family("cache_requests", "Requests by what answered them: memory, redis, shared (a call for another), stale, call"),
+            retry_waiting: of.one("retry_waiting_requests", "Requests in memory until they are due; more may wait on the delay topics", Gauge::default()),
+            retried: of.family("retry_requests", "Requests that retry has ended with: again (sent when due), later (put on a delay topic), dead"),
+            retry_lateness: of.seconds("retry_lateness", "How long after it was due a request was sent", histogram()),
+            rows: of.family("sink_rows", "Rows that ClickHouse has, by table"),
+            insert_time: of.seconds("sink_insert", "What an insert took, with the counting of rows if it was in doubt", Family::new_with_constructor(histogram)),
+            not_taken: of.family("sink_refused_inserts", "Inserts that ClickHouse did not take, by why: away, unable, schema, login, refused; the block is offered again"),
+            sink_bytes: of.one("sink_waiting_bytes", "Bytes of records in memory on their way to ClickHouse", Gauge::default()),
+            registry: of.0,
+        }
+    }
+
+    /// A role says how it is.
+    pub fn role(&self, role: &str, ready: bool) {
+        self.role_ready.get_or_create(&vec![("role", role.to_owned().into())]).set(ready.into());
+    }
+
+    /// A call has ended; `took` if there was a reply.
+    pub fn call(&self, (source, account): (&str, &str), outcome: &'static str, items: usize, took: Option<Duration>) {
+        let mut labels = of_source(source);
+        if let Some(took) = took {
+            self.call_time.get_or_create(&labels).observe(took.as_secs_f64());
+        }
+        self.call_items.get_or_create(&labels).inc_by(items as u64);
+        labels.extend([("account", account.to_owned().into()), ("outcome", outcome.into())]);
+        self.calls.get_or_create(&labels).inc();
+    }
+
+    /// A request has come to an end in fetch, which may be the beginning of its retry.
+    pub fn outcome(&self, source: &str, outcome: &'static str, via: &'static str) {
+        let mut labels = of_source(source);
+        labels.extend([("outcome", outcome.into()), ("via", via.into())]);
+        self.outcomes.get_or_create(&labels).inc();
+    }
+
+    /// What fetch is doing for a source.
+    #[must_use]
+    pub fn fetching(&self, source: &str) -> Fetching {
+        let waiting = |lane: Lane| {
+            let labels = [of_source(source), vec![("lane", lane.as_str().into())]].concat();
+            (lane, self.waiting.get_or_create_owned(&labels))
+        };
+        let labels = of_source(source);
+        Fetching {
+            waiting: Lane::ALL.map(waiting),
+            in_flight: self.in_flight.get_or_create_owned(&labels),
+            breaker_open: self.breaker_open.get_or_create_owned(&labels),
+        }
+    }
+
+    /// The slots of an account.
+    #[must_use]
+    pub fn slots(&self, source: &str, account: &str) -> Slots {
+        let of = |outcome: &'static str| {
+            let account = ("account", account.to_owned().into());
+            let labels = [of_source(source), vec![account, ("outcome", outcome.into())]].concat();
+            self.slots.get_or_create_owned(&labels)
+        };
+        Slots { used: of("used"), missed: of("missed"), returned: of("returned") }
+    }
+
+    /// The cache of a source.
+    #[must_use]
+    pub fn answered(&self, source: &str) -> Answered {
+        let of = |by: &'static str| {
+            let labels = [of_source(source), vec![("by", by.into())]].concat();
+            self.cache.get_or_create_owned(&labels)
+        };
+        let (near, far, shared) = (of("memory"), of("redis"), of("shared"));
+        Answered { near, far, shared, stale: of("stale"), called: of("call") }
+    }
+
+    /// So many requests wait in memory for their time.
+    pub fn retry_waiting(&self, requests: usize) {
+        self.retry_waiting.set(whole(requests));
+    }
+
+    /// Retry has done with a request.
+    pub fn retried(&self, outcome: &'static str) {
+        self.retried.get_or_create(&vec![("outcome", outcome.into())]).inc();
+    }
+
+    /// A request was sent so long after it was due.
+    pub fn retry_late(&self, late: Duration) {
+        self.retry_lateness.observe(late.as_secs_f64());
+    }
+
+    /// A try to insert a block has ended, with so many rows there that were not known to be there before.
+    pub fn inserted(&self, table: &'static str, rows: usize, took: Duration) {
+        let labels = vec![("table", table.into())];
+        self.insert_time.get_or_create(&labels).observe(took.as_secs_f64());
+        self.rows.get_or_create(&labels).inc_by(rows as u64);
+    }
+
+    /// ClickHouse has not taken a block.
+    pub fn not_inserted(&self, reason: &'static str) {
+        self.not_taken.get_or_create(&vec![("reason", reason.into())]).inc();
+    }
+
+    /// So many bytes wait in the sink.
+    pub fn sink_waiting(&self, bytes: usize) {
+        self.sink_bytes.set(whole(bytes));
+    }
+
+    /// All series in [`CONTENT_TYPE`].
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string does not fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+}
+
+impl Fetching {
+    /// What it is doing now.
+    pub fn now(&self, waiting: impl Fn(Lane) -> usize, in_flight: usize, breaker_open: bool) {
+        for (lane, gauge) in &self.waiting {
+            gauge.set(whole(waiting(*lane)));
+        }
+        self.in_flight.set(whole(in_flight));
+        self.breaker_open.set(breaker_open.into());
+    }
+}
+
+fn of_source(source: &str) -> Labels {
+    vec![("source", source.to_owned().into())]
+}
+
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Registers what it hands out.
+struct Registrar(Registry);
+
+impl Registrar {
+    fn one<M: Metric + Clone>(&mut self, name: &str, tells: &str, metric: M) -> M {
+        self.0.register(name, tells, metric.clone());
+        metric
+    }
+
+    fn family<M: Metric + Clone + Default>(&mut self, name: &str, tells: &str) -> M {
+        self.one(name, tells, M::default())
+    }
+
+    fn seconds<M: Metric + Clone>(&mut self, name: &str, tells: &str, metric: M) -> M {
+        self.0.register_with_unit(name, tells, Unit::Seconds, metric.clone());
+        metric
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A registry of its own: the process's is shared with all other tests.
+    #[test]
+    fn each_series_has_its_name_its_labels_and_its_value() {
+        let metrics = Metrics::register();
+        metrics.role("fetch/shop", true);
+        metrics.call(("shop", "a"), "answered", 20, Some(Duration::from_millis(200)));
+        metrics.call(("shop", "a"), "throttled", 20, None);
+        metrics.outcome("shop", "found", "call");
+        metrics.fetching("shop").now(|lane| if lane.is_bulk() { 7 } else { 0 }, 3, false);
+        metrics.slots("shop", "a").missed.inc();
+        metrics.answered("shop").far.inc();
+        metrics.retried("again");
+        metrics.retry_late(Duration::from_millis(60));
+        metrics.inserted("observations", 10, Duration::from_millis(30));
+        metrics.not_inserted("away");
+        let text = metrics.text();
+        for line in [
+            r#"weir_role_ready{role="fetch/shop"} 1"#,
+            r#"weir_fetch_calls_total{source="shop",account="a",outcome="answered"} 1"#,
+            r#"weir_fetch_calls_total{source="shop",account="a",outcome="throttled"} 1"#,
+            r#"weir_fetch_call_items_total{source="shop"} 40"#,
+            r#"weir_fetch_call_seconds_count{source="shop"} 1"#,
+            r#"weir_fetch_outcomes_total{source="shop",outcome="found",via="call"} 1"#,
+            r#"weir_fetch_waiting_requests{source="shop",lane="bulk"} 7"#,
+            r#"weir_fetch_calls_in_flight{source="shop"} 3"#,
+            r#"weir_quota_slots_total{source="shop",account="a",outcome="missed"} 1"#,
+            r#"weir_cache_requests_total{source="shop",by="redis"} 1"#,
+            r#"weir_retry_requests_total{outcome="again"} 1"#,
+            r#"weir_retry_lateness_seconds_bucket{le="0.1"} 1"#,
+            r#"weir_sink_rows_total{table="observations"} 10"#,
+            r#"weir_sink_refused_inserts_total{reason="away"} 1"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn alerts_ask_only_for_series_that_there_are() {
+        let rules = include_str!("../../deploy/prometheus/weir.rules.yml");
+        let words = rules.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        let asked: Vec<&str> = words.filter_map(|word| word.strip_prefix("weir_")).collect();
+        assert!(asked.len() > 5, "{asked:?}");
+        let (names, tests) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
+        for name in asked {
+            let name = name.trim_end_matches("_total");
+            assert!(names.contains(&format!("(\"{name}\", ")) && !tests.is_empty(), "no metric is called {name}");
+        }
+    }
+}
