@@ -90,7 +90,7 @@ impl Topic {
     /// Whether the newest record of each key is kept for ever, and older ones need not be.
     #[must_use]
     pub fn is_compacted(&self) -> bool {
-        matches!(self.kind, Kind::Cancellation | Kind::QuotaReport | Kind::QuotaSetting)
+        matches!(self.kind, Kind::Cancellation | Kind::BatchEnd | Kind::QuotaReport | Kind::QuotaSetting)
     }
 }
 
@@ -202,6 +202,12 @@ impl Topics {
         format!("{}.control", self.config.prefix)
     }
 
+    /// Written beside the sink, if `batches.topic` says so; read by whoever waits for batches. Compacted. Key: batch.
+    #[must_use]
+    pub fn batches(&self) -> String {
+        format!("{}.batches", self.config.prefix)
+    }
+
     /// Written by fetch (its reports) and `weir quota` (what is set); read by fetch at its start and from then on,
     /// and by `weir quota`. Compacted. Key: `report/<source>/<instance>/<chunk>`, `set/<source>[/<account>]`.
     #[must_use]
@@ -244,6 +250,7 @@ impl Topics {
         topics.push(shared(self.dead(), Kind::DeadLetter, config.keep_dead));
         topics.push(shared(self.changes(), Kind::Change, config.keep_changes));
         topics.push(Topic { partitions: 1, ..shared(self.control(), Kind::Cancellation, config.keep_requests) });
+        topics.push(Topic { partitions: 1, ..shared(self.batches(), Kind::BatchEnd, config.keep_results) });
         topics.push(Topic {
             name: self.quota(),
             kind: Kind::QuotaReport,
@@ -334,7 +341,8 @@ mod tests {
         let names = |topics: Vec<Topic>| topics.into_iter().map(|topic| topic.name).collect::<Vec<_>>();
         let mut all = names(topics.all(&sources));
         assert!(all.contains(&topics.quota()), "{all:?}");
-        all.retain(|name| *name != topics.quota() && *name != topics.control());
+        let compacted = [topics.quota(), topics.control(), topics.batches()];
+        all.retain(|name| !compacted.contains(name));
         assert_eq!(names(topics.rows(&sources)), all);
         assert!(all.len() > 3);
     }

@@ -1,10 +1,12 @@
-//! batches: tells a webhook that a batch has come to its end, when nobody's terminal is open for it.
+//! batches: tells a webhook, a topic or both that a batch has come to its end, when nobody's terminal is open for it.
 //!
 //! Runs beside the sink, in one process of the fleet: the one that has the only partition of the control topic in a
 //! group made for this. Which ends have been told stands in ClickHouse, so another process goes on where this one
-//! was. An end is told at least once: a process that dies between the answer and its note tells it again.
+//! was. An end is told at least once: a process that dies between the answer and its note tells it again. An end that
+//! the webhook does not take is on the topic all the same.
 
 mod behind;
+mod topic;
 mod webhook;
 
 use std::time::Duration;
@@ -15,15 +17,17 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 pub use behind::Followed;
+pub use topic::Herald;
 pub use webhook::{Webhook, WebhookError};
 
 use crate::{
     kafka::{Event, ReadError, Reader},
+    message::BatchEnd,
     runtime::{
         clock::{Clock, Dice, Timestamp},
         health::RoleHealth,
     },
-    sink::{Store, Trouble, ends::BatchEnd},
+    sink::{Store, Trouble},
 };
 
 /// How often the tables are asked.
@@ -49,6 +53,8 @@ pub struct Config {
     pub webhook: Option<SecretString>,
     /// The header `Authorization` of the post, if it wants one. A secret.
     pub authorization: Option<SecretString>,
+    /// Whether the end of each batch is also written to the topic of ends.
+    pub topic: bool,
     /// How long nothing may have happened in a batch before it counts as ended: requests may still be on their way.
     #[serde(with = "humantime_serde")]
     pub settle: Duration,
@@ -56,12 +62,11 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { webhook: None, authorization: None, settle: Duration::from_secs(10) }
+        Self { webhook: None, authorization: None, topic: false, settle: Duration::from_secs(10) }
     }
 }
 
 /// What it works with.
-#[derive(Debug)]
 pub struct Batches<R> {
     /// A member of the group whose only partition says who tells.
     pub reader: R,
@@ -69,8 +74,10 @@ pub struct Batches<R> {
     pub store: Store,
     /// What the tables follow from.
     pub followed: Followed,
-    /// Who is told.
-    pub webhook: Webhook,
+    /// Who is told by a post.
+    pub webhook: Option<Webhook>,
+    /// Who is told by a record.
+    pub herald: Option<Herald>,
     /// When a batch has ended.
     pub settle: Duration,
     /// The time.
@@ -128,15 +135,20 @@ impl<R: Reader> Batches<R> {
         }
     }
 
-    async fn round(&self, all: bool) -> Round {
+    async fn round(&mut self, all: bool) -> Round {
         let ends = match self.ends(all).await {
             Ok(ends) => ends,
             Err(why) => return Round::Failed(why),
         };
+        if let Some(herald) = &mut self.herald
+            && let Err(why) = herald.write(&ends).await
+        {
+            return Round::Failed(why);
+        }
         let (mut failures, mut last) = (0, None);
         for end in ends {
             match self.tell(&end).await {
-                Ok(()) => tracing::info!(batch = end.batch, requested = end.requested, "told the end of a batch"),
+                Ok(()) => tracing::info!(batch = %end.batch, requested = end.requested, "told the end of a batch"),
                 Err(why) => {
                     failures += 1;
                     last = Some(format!("batch {}: {why}", end.batch));
@@ -168,10 +180,17 @@ impl<R: Reader> Batches<R> {
         self.store.untold_ends(since, before).await.map_err(words)
     }
 
-    async fn tell(&self, end: &BatchEnd) -> Result<(), String> {
-        self.webhook.post(end).await.map_err(|why| format!("the webhook: {why}"))?;
-        let ended_at = Timestamp::from_millis(end.ended_at);
-        self.store.told(&end.batch, ended_at, self.clock.now()).await.map_err(|trouble| trouble.to_string())
+    /// Posts an end that is on the topic already, if it is to be there, and notes that it is told.
+    async fn tell(&mut self, end: &BatchEnd) -> Result<(), String> {
+        if let Some(webhook) = &self.webhook {
+            webhook.post(end).await.map_err(|why| format!("the webhook: {why}"))?;
+        }
+        let noted = self.store.told(end.batch.as_str(), end.finished_at, self.clock.now()).await;
+        noted.map_err(|trouble| trouble.to_string())?;
+        if let Some(herald) = &mut self.herald {
+            herald.told(end);
+        }
+        Ok(())
     }
 }
 
@@ -181,5 +200,24 @@ fn leads_after(leads: bool, event: Event) -> bool {
         Event::Assigned(partitions) => leads || !partitions.is_empty(),
         Event::Revoked(..) | Event::Lost(_) => false,
         Event::Records { .. } | Event::Gone { .. } => leads,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    pub fn end() -> BatchEnd {
+        let (batch, finished_at) = ("monday".parse().unwrap(), Timestamp::from_millis(1_795_824_000_123));
+        BatchEnd { batch, requested: 10, found: 6, absent: 2, off_shelf: 1, dead: 1, finished_at }
+    }
+
+    #[test]
+    fn an_end_says_what_became_of_each_request() {
+        let expected = json!({"batch": "monday", "requested": 10, "found": 6, "absent": 2, "off_shelf": 1, "dead": 1,
+            "finished_at": "2026-11-28T00:00:00.123Z"});
+        assert_eq!(serde_json::to_value(end()).unwrap(), expected);
     }
 }

@@ -2,12 +2,10 @@
 
 use std::{error::Error as _, time::Duration};
 
+use super::Config;
+use crate::message::{BatchEnd, codec};
 use reqwest::{Client, Url};
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
-
-use super::Config;
-use crate::{runtime::clock::Timestamp, sink::ends::BatchEnd};
 
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -54,7 +52,7 @@ impl Webhook {
     /// Why it was not taken, in words without the address. It may have been taken all the same.
     pub async fn post(&self, end: &BatchEnd) -> Result<(), String> {
         let post = self.client.post(self.url.expose_secret()).header("content-type", "application/json");
-        let mut post = post.body(body(end).to_string());
+        let mut post = post.body(codec::json_of(end));
         if let Some(authorization) = &self.authorization {
             post = post.header("authorization", authorization.expose_secret());
         }
@@ -65,15 +63,6 @@ impl Webhook {
         let status = answer.status();
         if status.is_success() { Ok(()) } else { Err(format!("it answers {status}")) }
     }
-}
-
-/// What is posted.
-fn body(end: &BatchEnd) -> serde_json::Value {
-    let BatchEnd { batch, requested, found, absent, off_shelf, dead, ended_at } = end;
-    json!({
-        "batch": batch, "requested": requested, "found": found, "absent": absent, "off_shelf": off_shelf, "dead": dead,
-        "finished_at": Timestamp::from_millis(*ended_at).to_string(),
-    })
 }
 
 #[cfg(test)]
@@ -92,21 +81,5 @@ mod tests {
         let hook = open("https://hooks.example/s3cret").unwrap();
         assert!(hook.is_some() && !format!("{hook:?}").contains("s3cret"));
         assert!(Webhook::open(&Config::default()).unwrap().is_none());
-    }
-
-    #[test]
-    fn the_body_says_what_became_of_each_request() {
-        let end = BatchEnd {
-            batch: "monday".to_owned(),
-            requested: 10,
-            found: 6,
-            absent: 2,
-            off_shelf: 1,
-            dead: 1,
-            ended_at: 1_795_824_000_123,
-        };
-        let expected = json!({"batch": "monday", "requested": 10, "found": 6, "absent": 2, "off_shelf": 1, "dead": 1,
-            "finished_at": "2026-11-28T00:00:00.123Z"});
-        assert_eq!(body(&end), expected);
     }
 }

@@ -25,7 +25,10 @@ use crate::{
 };
 
 pub(super) const LIST_ABOUT: &str = "\
-The batches: what was enqueued together, and how far it is. Asks ClickHouse only, so it works from any machine.";
+The batches: what was enqueued together, and how far it is. Asks ClickHouse only, so it works from any machine.
+
+To be told that a batch has ended: a webhook (WEIR_BATCHES__WEBHOOK) or the topic weir.batches ([batches] topic = true), \
+from a process with the sink; nobody needs to ask or wait.";
 
 pub(super) const LIST_EXAMPLES: &str = "\
 Examples:

@@ -42,7 +42,10 @@ without --batch the name has the time in it, and it is a new \
 collection.
 
 With --express they go by the lane that overtakes the backlog: while both wait, it has up to the source's express_share \
-of the calls (half of them, if nothing else is configured).";
+of the calls (half of them, if nothing else is configured).
+
+Its end can be waited for (--wait), asked for (`weir batches`), or told to a webhook or a topic: see [batches] in the \
+configuration.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

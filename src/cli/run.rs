@@ -136,7 +136,7 @@ enum Task {
     Changes,
     Sink,
     Serve(Arc<Desk>),
-    Batches(Webhook),
+    Batches(Option<Webhook>),
 }
 
 impl Task {
@@ -241,7 +241,10 @@ fn tasks(roles: &[Role], config: &Config) -> anyhow::Result<Vec<Task>> {
     }
     if roles.contains(&Role::Sink) {
         tasks.push(Task::Sink);
-        tasks.extend(Webhook::open(&config.batches)?.map(Task::Batches));
+        let webhook = Webhook::open(&config.batches)?;
+        if webhook.is_some() || config.batches.topic {
+            tasks.push(Task::Batches(webhook));
+        }
     }
     Ok(tasks)
 }
@@ -284,7 +287,7 @@ impl Process {
             Task::Changes => self.changes(health).await,
             Task::Sink => self.sink(health).await,
             Task::Serve(desk) => self.serve(desk, health).await,
-            Task::Batches(webhook) => self.batches(webhook, health).await,
+            Task::Batches(webhook) => self.batches(webhook.as_ref(), health).await,
         }
     }
 
@@ -298,10 +301,12 @@ impl Process {
         group: String,
         topics: Vec<String>,
     ) -> Result<KafkaReader, RoleError> {
+        KafkaReader::open(kafka, self.group(group, topics)).map_err(|error| IntakeError::from(error).into())
+    }
+
+    fn group(&self, group: String, topics: Vec<String>) -> GroupConfig {
         let instance = self.member(&group);
-        let drain = self.config.fetch.drain;
-        KafkaReader::open(kafka, GroupConfig { group, instance, topics, drain })
-            .map_err(|error| IntakeError::from(error).into())
+        GroupConfig { group, instance, topics, drain: self.config.fetch.drain }
     }
 
     /// Whether another process is in our place. A broker that restarts can fence a member by its own request

@@ -76,6 +76,7 @@ struct Batches {
     webhook: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     authorization: Option<&'static str>,
+    topic: bool,
     #[serde(with = "humantime_serde")]
     settle: Duration,
 }
@@ -118,6 +119,7 @@ fn table(config: &Config) -> Table {
         batches: Batches {
             webhook: config.batches.webhook.as_ref().map(|_| HIDDEN),
             authorization: config.batches.authorization.as_ref().map(|_| HIDDEN),
+            topic: config.batches.topic,
             settle: config.batches.settle,
         },
         http: &config.http,

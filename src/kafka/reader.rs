@@ -4,6 +4,7 @@
 //! commit is under way; meanwhile the thread goes on serving the stage's commands, else both would wait for
 //! each other.
 
+mod poll;
 mod trouble;
 
 use std::{
@@ -17,23 +18,22 @@ use std::{
 };
 
 use rdkafka::{
-    ClientContext, Message, Offset, TopicPartitionList,
+    ClientContext, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
     error::KafkaError,
-    message::BorrowedMessage,
     types::RDKafkaRespErr,
 };
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     Assignment, Committed, Epoch, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, WriteError,
     client::Config,
-    native::{offset_list, partitions, record},
+    native::{offset_list, partitions},
 };
 
 /// The most records that one poll gathers before they are handed over.
@@ -82,6 +82,18 @@ impl KafkaReader {
     /// # Errors
     /// [`ReadError::Failed`] if the configuration is refused.
     pub fn open(config: &Config, group: GroupConfig) -> Result<Self, ReadError> {
+        Self::start(config, group, None)
+    }
+
+    /// The same, with only these headers of each record.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_for(config: &Config, group: GroupConfig, headers: &'static [&'static str]) -> Result<Self, ReadError> {
+        Self::start(config, group, Some(headers))
+    }
+
+    fn start(config: &Config, group: GroupConfig, headers: Option<&'static [&'static str]>) -> Result<Self, ReadError> {
         let (events, inbox) = mpsc::channel(EVENTS);
         let (commands, orders) = sync_channel(1_024);
         let membership = Membership::new();
@@ -98,6 +110,7 @@ impl KafkaReader {
         let ahead = Arc::new(AtomicUsize::new(0));
         let context = Context {
             group: group.clone(),
+            headers,
             membership: membership.clone(),
             events,
             ahead: Arc::clone(&ahead),
@@ -113,7 +126,7 @@ impl KafkaReader {
         membership.belongs_to(&consumer);
         std::thread::Builder::new()
             .name(format!("read {}", group.group))
-            .spawn(move || poll_until_dropped(consumer))
+            .spawn(move || poll::poll_until_dropped(consumer))
             .map_err(|error| failed(format!("starting its thread: {error}")))?;
         Ok(Self { events: inbox, commands, membership, group: group.group, ahead })
     }
@@ -190,6 +203,8 @@ enum Stage {
 /// The consumer's callbacks.
 pub(super) struct Context {
     group: GroupConfig,
+    /// Which headers are wanted; `None`: all.
+    headers: Option<&'static [&'static str]>,
     membership: Membership,
     events: mpsc::Sender<Result<Event, ReadError>>,
     /// Bytes of records that have been handed over, and that the stage has not taken yet.
@@ -423,69 +438,6 @@ impl Context {
 
     fn failed(&self, reason: String) -> ReadError {
         ReadError::Failed { topics: self.group.topics.join(", "), group: self.group.group.clone(), reason }
-    }
-}
-
-/// The reader's thread, until the stage drops the reader or reading fails for good.
-#[allow(clippy::needless_pass_by_value, reason = "the consumer must end on this thread")]
-fn poll_until_dropped(consumer: Arc<BaseConsumer<Context>>) {
-    let context = Arc::clone(consumer.context());
-    while context.flush() == Stage::Listening && !context.shared().is_over {
-        context.serve(&consumer);
-        if !context.shared().pending.is_empty() {
-            // The stage is behind: read no further, but stay at its service.
-            context.serve_for(&consumer, POLL);
-        } else if let Err(error) = gather(&consumer, &context) {
-            error!(group = context.group.group, %error, "reading ends");
-            context.push(Err(error));
-            // The stage has to hear why, also if it is far behind: a fenced one must not start again.
-            while context.flush() == Stage::Listening && !context.shared().pending.is_empty() {
-                context.serve_for(&consumer, POLL);
-            }
-            break;
-        }
-    }
-    // From here on nothing may be committed; then the consumer ends on this thread, where its callbacks belong.
-    context.membership.clear();
-    while Arc::strong_count(&consumer) > 1 {
-        std::thread::yield_now();
-    }
-    debug!(group = context.group.group, "left");
-}
-
-/// Polls a while and makes events of what has come.
-fn gather(consumer: &Arc<BaseConsumer<Context>>, context: &Context) -> Result<(), ReadError> {
-    let mut wait = POLL;
-    for _ in 0..GATHER {
-        match consumer.poll(wait) {
-            None => break,
-            Some(Ok(message)) => context.take(&message),
-            Some(Err(error)) => context.trouble(consumer, &error)?,
-        }
-        wait = Duration::ZERO;
-    }
-    Ok(())
-}
-
-impl Context {
-    /// Adds a message to the last event, if that is of the same partition, else to a new one.
-    fn take(&self, message: &BorrowedMessage<'_>) {
-        let topic = message.topic();
-        let number = message.partition();
-        let record = record(message);
-        let mut shared = self.shared();
-        if let Some(Ok(Event::Records { partition, records, .. })) = shared.pending.back_mut()
-            && partition.number == number
-            && *partition.topic == *topic
-        {
-            records.push(record);
-            return;
-        }
-        let partition = Partition { topic: topic.into(), number };
-        // Of a partition that has left since: not ours to work on.
-        if let Some(epoch) = self.membership.epoch(&partition) {
-            shared.pending.push_back(Ok(Event::Records { partition, epoch, records: vec![record] }));
-        }
     }
 }
 

@@ -10,8 +10,8 @@ use serde::{
 };
 
 use super::{
-    Cancellation, Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, QuotaReport, QuotaSetting,
-    Reason, Request, RequestId, SourceName,
+    BatchEnd, Cancellation, Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, QuotaReport,
+    QuotaSetting, Reason, Request, RequestId, SourceName,
     envelope::{Envelope, Headers, Kind, header},
 };
 use crate::runtime::clock::Timestamp;
@@ -208,6 +208,14 @@ pub fn read_change(raw: &Raw<'_>) -> Result<Change, Unreadable> {
 /// [`Unreadable`] if it is not a cancellation of a version that this weir knows.
 pub fn read_cancellation(raw: &Raw<'_>) -> Result<Cancellation, Unreadable> {
     read(raw, Kind::Cancellation)
+}
+
+/// Reads the end of a batch.
+///
+/// # Errors
+/// [`Unreadable`] if it is not the end of a batch of a version that this weir knows.
+pub fn read_batch_end(raw: &Raw<'_>) -> Result<BatchEnd, Unreadable> {
+    read(raw, Kind::BatchEnd)
 }
 
 /// Reads a worker's report of its quotas.

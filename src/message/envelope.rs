@@ -24,6 +24,8 @@ pub enum Kind {
     Change,
     /// [`super::Cancellation`]
     Cancellation,
+    /// [`super::BatchEnd`]
+    BatchEnd,
     /// [`super::QuotaReport`]
     QuotaReport,
     /// [`super::QuotaSetting`]
@@ -32,13 +34,14 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Request,
         Self::Result,
         Self::Failure,
         Self::DeadLetter,
         Self::Change,
         Self::Cancellation,
+        Self::BatchEnd,
         Self::QuotaReport,
         Self::QuotaSetting,
     ];
@@ -53,6 +56,7 @@ impl Kind {
             Self::DeadLetter => "weir.dead_letter.v1",
             Self::Change => "weir.change.v1",
             Self::Cancellation => "weir.cancellation.v1",
+            Self::BatchEnd => "weir.batch_end.v1",
             Self::QuotaReport => "weir.quota_report.v1",
             Self::QuotaSetting => "weir.quota_setting.v1",
         }
@@ -68,6 +72,7 @@ impl Kind {
             Self::DeadLetter => "urn:weir:schema:dead_letter:v1",
             Self::Change => "urn:weir:schema:change:v1",
             Self::Cancellation => "urn:weir:schema:cancellation:v1",
+            Self::BatchEnd => "urn:weir:schema:batch_end:v1",
             Self::QuotaReport => "urn:weir:schema:quota_report:v1",
             Self::QuotaSetting => "urn:weir:schema:quota_setting:v1",
         }
@@ -83,6 +88,7 @@ impl Kind {
             Self::DeadLetter => "schemas/dead_letter.v1.schema.json",
             Self::Change => "schemas/change.v1.schema.json",
             Self::Cancellation => "schemas/cancellation.v1.schema.json",
+            Self::BatchEnd => "schemas/batch_end.v1.schema.json",
             Self::QuotaReport => "schemas/quota_report.v1.schema.json",
             Self::QuotaSetting => "schemas/quota_setting.v1.schema.json",
         }

@@ -5,6 +5,7 @@
 //! `schemas/` are generated from these types. A reader ignores fields that it does not know, so a newer
 //! writer may add some; what changes a meaning takes a new version in `ce_type`.
 
+mod batch_end;
 mod cancellation;
 mod change;
 pub mod codec;
@@ -18,6 +19,7 @@ mod request;
 mod result;
 pub mod trace;
 
+pub use batch_end::BatchEnd;
 pub use cancellation::Cancellation;
 pub use change::{Change, Field, Watched};
 pub use dead_letter::{DeadLetter, Origin, Reason};

@@ -1,29 +1,34 @@
-//! Batches that have come to their end, and whether somebody has been told: what the webhook of `[batches]` works with.
+//! Batches that have come to their end, and whether somebody has been told: what `[batches]` works with.
 
 use clickhouse::{Row, error::Error};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::{connection::Trouble, insert::Store, row::storable};
-use crate::runtime::clock::Timestamp;
+use crate::{
+    message::{BatchEnd, BatchId},
+    runtime::clock::Timestamp,
+};
 
-/// A batch whose requests have all come to their end.
-#[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
-pub struct BatchEnd {
-    /// Its name.
-    pub batch: String,
-    /// How many requests it has.
-    pub requested: u64,
-    /// Of these, found.
-    pub found: u64,
-    /// Absent.
-    pub absent: u64,
-    /// Off the shelf.
-    pub off_shelf: u64,
-    /// Given up.
-    pub dead: u64,
-    /// When its last record was written, in milliseconds since 1970.
-    pub ended_at: i64,
+/// A batch whose requests have all come to their end, as the view has it.
+#[derive(Row, Deserialize)]
+struct EndRow {
+    batch: String,
+    requested: u64,
+    found: u64,
+    absent: u64,
+    off_shelf: u64,
+    dead: u64,
+    ended_at: i64,
+}
+
+impl EndRow {
+    /// `None` for a name that no batch of weir has: then the rows are not weir's.
+    fn end(self) -> Option<BatchEnd> {
+        let Self { batch, requested, found, absent, off_shelf, dead, ended_at } = self;
+        let finished_at = Timestamp::from_millis(ended_at);
+        Some(BatchEnd { batch: BatchId::new(batch).ok()?, requested, found, absent, off_shelf, dead, finished_at })
+    }
 }
 
 /// A row of `batch_ends`.
@@ -81,8 +86,9 @@ impl Store {
     /// [`Trouble`]
     pub async fn untold_ends(&self, since: Timestamp, before: Timestamp) -> Result<Vec<BatchEnd>, Trouble> {
         let query = self.client.query_raw(UNTOLD).param("since", storable(since)).param("before", storable(before));
-        let ends = timeout(self.timeout, query.with_setting("use_query_cache", "0").fetch_all::<BatchEnd>()).await;
-        Ok(ends.map_err(|_| Trouble::timed_out(self.timeout))??)
+        let ends = timeout(self.timeout, query.with_setting("use_query_cache", "0").fetch_all::<EndRow>()).await;
+        let ends = ends.map_err(|_| Trouble::timed_out(self.timeout))??;
+        Ok(ends.into_iter().filter_map(EndRow::end).collect())
     }
 
     /// Remembers that the end of a batch has been told.

@@ -1,16 +1,19 @@
-//! One block → one insert: LZ4, synchronous, under a token; and the count that tells whether it is there.
+//! One block → one insert: by column, LZ4, synchronous, under a token; and the count that tells whether it is there.
 
 use std::{collections::HashSet, fmt::Write as _, ops::Range, time::Duration};
 
-use clickhouse::{Client, Row, RowWrite, error::Error, query::Query};
+use bytes::BytesMut;
+use clickhouse::{Client, Row, error::Error, insert_formatted::InsertFormatted, query::Query};
 use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{
     block::Block,
-    connection::{ClickHouseConfig, ConnectionError, Trouble, TroubleKind},
-    row::{self, ChangeRow, DeadLetterRow, FailureRow, ObservationRow, Parsed, RequestRow},
-    sealed::{self, Sealed},
+    columns::Columns,
+    connection::{ClickHouseConfig, ConnectionError, Trouble},
+    present::identifier,
+    row,
+    sealed::Sealed,
 };
 use crate::{kafka::Partition, message::envelope::Kind};
 
@@ -20,8 +23,8 @@ pub const ROWS_MAX: usize = 1_000_000;
 /// How long the answer to a ping may take.
 const PING: Duration = Duration::from_secs(5);
 
-/// So many rows are written before other tasks of the thread get their turn.
-const TURN: usize = 32;
+/// So many bytes are compressed and sent at once, about a millisecond's work.
+const PIECE: usize = 256 * 1024;
 
 /// Takes blocks.
 pub trait Insert: Send + Sync + 'static {
@@ -88,45 +91,35 @@ impl Store {
         Ok(answer.map_err(|_| Trouble::timed_out(limit))??)
     }
 
-    async fn write(&self, sealed: &Sealed, token: &str) -> Result<(), Error> {
-        match sealed.kind {
-            Kind::Request => self.send::<RequestRow<'static>>(sealed, token, request_row).await,
-            Kind::Result => self.send::<ObservationRow<'static>>(sealed, token, observation_row).await,
-            Kind::Failure => self.send::<FailureRow<'static>>(sealed, token, failure_row).await,
-            Kind::DeadLetter => self.send::<DeadLetterRow>(sealed, token, dead_letter_row).await,
-            Kind::Change => self.send::<ChangeRow<'static>>(sealed, token, change_row).await,
-            Kind::Cancellation | Kind::QuotaReport | Kind::QuotaSetting => Err(Error::Custom(
-                "there is no table for what is cancelled or said of quotas: the sink must not read it".to_owned(),
-            )),
-        }
-    }
-
-    async fn send<T: RowWrite>(
-        &self,
-        sealed: &Sealed,
-        token: &str,
-        row: for<'a> fn(&'a Sealed, &'a sealed::Row) -> Option<T::Value<'a>>,
-    ) -> Result<(), Error> {
+    /// Inserts rows as one block of ClickHouse, answered when they are stored, and recognised by the token.
+    pub(super) async fn write(&self, table: &str, columns: &Columns, token: &str) -> Result<(), Error> {
         // An insert without rows is one too many.
-        if sealed.rows.is_empty() {
+        if columns.rows() == 0 {
             return Ok(());
         }
-        let mut insert = self.open::<T>(row::table(sealed.kind), token).await?;
-        for (count, record) in sealed.rows.iter().enumerate() {
-            if let Some(row) = row(sealed, record) {
-                insert.write(&row).await?;
-            }
-            if count % TURN == TURN - 1 {
-                tokio::task::yield_now().await;
+        let mut insert = self.open(table, &columns.names(), token);
+        let mut piece = BytesMut::new();
+        for part in columns.parts() {
+            let mut rest = part.as_ref();
+            while !rest.is_empty() {
+                piece.reserve(PIECE);
+                let (now, later) = rest.split_at(rest.len().min(PIECE - piece.len()));
+                piece.extend_from_slice(now);
+                rest = later;
+                if piece.len() == PIECE {
+                    insert.send(piece.split().freeze()).await?;
+                    tokio::task::yield_now().await;
+                }
             }
         }
+        insert.send(piece.freeze()).await?;
         insert.end().await
     }
 
-    /// An insert that is one block of ClickHouse, answered when its rows are stored, and recognised by its token.
-    pub(super) async fn open<T: Row>(&self, table: &str, token: &str) -> Result<clickhouse::insert::Insert<T>, Error> {
-        let insert = self.client.insert::<T>(table).await?;
-        Ok(insert
+    fn open(&self, table: &str, columns: &str, token: &str) -> InsertFormatted {
+        let sql = format!("INSERT INTO {} ({columns}) FORMAT Native", identifier(table));
+        self.client
+            .insert_formatted_with(sql)
             .with_timeouts(Some(self.timeout), Some(self.timeout))
             // An answer before the rows are stored would be a promise that nobody keeps; newer servers default to 1.
             .with_setting("async_insert", "0")
@@ -141,10 +134,10 @@ impl Store {
             // Split into several blocks, the parts would have tokens of their own.
             .with_setting("max_insert_block_size", ROWS_MAX.to_string())
             .with_setting("min_insert_block_size_rows", ROWS_MAX.to_string())
-            .with_setting("min_insert_block_size_bytes", "0"))
+            .with_setting("min_insert_block_size_bytes", "0")
     }
 
-    async fn within<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Trouble> {
+    pub(super) async fn within<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Trouble> {
         match timeout(self.timeout, answer).await {
             Ok(outcome) => outcome.map_err(Trouble::from),
             Err(_) => Err(Trouble::timed_out(self.timeout)),
@@ -208,12 +201,7 @@ struct View {
 
 impl Insert for Store {
     async fn insert(&self, sealed: &Sealed, token: &str) -> Result<(), Trouble> {
-        let outcome = self.within(self.write(sealed, token)).await;
-        if outcome.as_ref().is_err_and(|trouble| trouble.kind == TroubleKind::Schema) {
-            // The client remembers what the tables were like; `schema apply` may mend them while we wait.
-            self.client.clear_cached_metadata().await;
-        }
-        outcome
+        self.within(self.write(row::table(sealed.kind), &sealed.columns, token)).await
     }
 
     async fn count(&self, sealed: &Sealed) -> Result<u64, Trouble> {
@@ -257,7 +245,7 @@ impl Insert for Store {
 /// there is not of this block.
 fn range_of(sealed: &Sealed) -> String {
     let intent = &sealed.intent;
-    let times = sealed.rows.iter().map(|row| row::storable(row.record.time));
+    let times = sealed.rows.iter().map(|row| row.recorded_at);
     let mut condition = range(&sealed.partition, intent.first..intent.next, times);
     for (first, last) in &intent.runs {
         // Writing into a String cannot fail.
@@ -288,38 +276,4 @@ fn range(partition: &Partition, offsets: Range<i64>, times: impl Iterator<Item =
 /// A text of SQL.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
-fn request_row<'a>(block: &'a Sealed, row: &'a sealed::Row) -> Option<RequestRow<'a>> {
-    let Parsed::Request(request) = &row.parsed else { return None };
-    Some(RequestRow::new(&row.record.raw(&block.partition), request))
-}
-
-fn observation_row<'a>(block: &'a Sealed, row: &'a sealed::Row) -> Option<ObservationRow<'a>> {
-    let Parsed::Result(seen) = &row.parsed else { return None };
-    Some(ObservationRow::new(&row.record.raw(&block.partition), seen))
-}
-
-fn failure_row<'a>(block: &'a Sealed, row: &'a sealed::Row) -> Option<FailureRow<'a>> {
-    let Parsed::Failure(failure) = &row.parsed else { return None };
-    Some(FailureRow::new(&row.record.raw(&block.partition), failure))
-}
-
-fn change_row<'a>(block: &'a Sealed, row: &'a sealed::Row) -> Option<ChangeRow<'a>> {
-    let Parsed::Change(change) = &row.parsed else { return None };
-    Some(ChangeRow::new(&row.record.raw(&block.partition), change))
-}
-
-fn dead_letter_row(block: &Sealed, row: &sealed::Row) -> Option<DeadLetterRow> {
-    let raw = row.record.raw(&block.partition);
-    match &row.parsed {
-        Parsed::DeadLetter(dead) => Some(DeadLetterRow::new(&raw, dead)),
-        Parsed::Raw(why) => Some(DeadLetterRow::unreadable(&raw, why)),
-        Parsed::Request(_)
-        | Parsed::Result(_)
-        | Parsed::Failure(_)
-        | Parsed::Change(_)
-        | Parsed::Poison(_)
-        | Parsed::Skipped(_) => None,
-    }
 }

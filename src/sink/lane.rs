@@ -317,7 +317,7 @@ impl Lane {
         let Some(front) = self.pending.pop_front() else { return };
         let halves = match whole.split() {
             Ok((left, right)) => vec![(left, Doubt::none()), (right, Doubt::none())],
-            Err(whole) => vec![(whole, front.doubt)],
+            Err(whole) => vec![(*whole, front.doubt)],
         };
         for (sealed, doubt) in halves.into_iter().rev() {
             let reading = Reading { sealed, letters: Vec::new(), rest: None, guard: None };

@@ -5,10 +5,11 @@
 //!             rows, bytes or age    waits for the ack       counted if in doubt       last + 1, next intents
 //! ```
 //!
-//! [`block`] cuts a partition's records into offset ranges, [`sealed`] reads them into rows ([`row`]), [`intent`] is
-//! what the commit says of them, [`insert`] stores them, [`doubt`] decides what an answer means and `settle` asks,
-//! `lane` is one partition's state, and `stage` holds them together. While ClickHouse takes nothing, blocks wait,
-//! partitions pause, and memory stays within `sink.memory`.
+//! [`block`] cuts a partition's records into offset ranges, [`sealed`] reads them into rows ([`row`]) and these at once
+//! into the bytes that ClickHouse is sent ([`columns`]), [`intent`] is what the commit says of them, [`insert`] stores
+//! them, [`doubt`] decides what an answer means and `settle` asks, `lane` is one partition's state, and `stage` holds
+//! them together. While ClickHouse takes nothing, blocks wait, partitions pause, and what waits stays within
+//! `sink.memory`.
 //!
 //! Killed at any moment, the next owner of a partition finds in its commit the blocks that may be in the table, makes
 //! exactly those again, and counts before it inserts. Where somebody else has set the group's offset, [`guard`] keeps
@@ -16,6 +17,7 @@
 //! transaction with the intent of its block.
 
 pub mod block;
+pub mod columns;
 pub mod connection;
 pub mod doubt;
 pub mod ends;
@@ -51,6 +53,9 @@ use crate::{
     runtime::{clock::Clock, health::RoleHealth},
     topics::Topic,
 };
+
+/// The headers of a record that its row is made with.
+pub const HEADERS: [&str; 3] = ["ce_type", "ce_id", "traceparent"];
 
 /// `[sink]`: when a block is full, and how much may wait.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     block::Block,
+    columns::Columns,
     guard::{Guard, Known},
     intent::Intent,
     row::{self, Parsed, Route},
@@ -27,13 +28,19 @@ const TURN: usize = 32;
 /// The bytes of dead letters that one block may come to: they go in one transaction.
 const LETTERS_MAX: usize = 4 * 1024 * 1024;
 
-/// A record and what it says.
-#[derive(Debug)]
+/// Where a row comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The record; without its value where `parsed` has all of it.
-    pub record: Record,
-    /// What it says.
-    pub parsed: Parsed,
+    /// The offset of its record.
+    pub offset: i64,
+    /// Its record's time as the table has it, in milliseconds since 1970.
+    pub recorded_at: i64,
+}
+
+impl Row {
+    fn of(record: &Record) -> Self {
+        Self { offset: record.offset, recorded_at: row::storable(record.time) }
+    }
 }
 
 /// A block that is ready for its intent and its insert.
@@ -47,6 +54,8 @@ pub struct Sealed {
     pub intent: Intent,
     /// The records that become rows, by offset. Empty if none does, or if Kafka no longer has all of them.
     pub rows: Vec<Row>,
+    /// What is inserted of them: all that this version can read.
+    pub columns: Columns,
     /// What they weigh in memory, about.
     pub bytes: usize,
     /// Why it can only be counted, not inserted.
@@ -87,7 +96,8 @@ pub struct Grave {
 /// Reads a new block. What is `known` makes no row and no dead letter again.
 pub async fn read(mut block: Block, route: &Route, grave: &Grave, known: &Known) -> Reading {
     let (mut intent, mut letters, mut letter_bytes) = (Intent::default(), Vec::new(), 0);
-    let (mut rows, mut index) = (Vec::with_capacity(block.records.len()), 0);
+    let (count, mut index) = (block.records.len(), 0);
+    let (mut rows, mut columns) = (Vec::with_capacity(count), Columns::expecting(count));
     while let Some(record) = block.records.get(index) {
         let raw = record.raw(&block.partition);
         let parsed = row::parse(&raw, route);
@@ -95,82 +105,98 @@ pub async fn read(mut block: Block, route: &Route, grave: &Grave, known: &Known)
         if letter_bytes > LETTERS_MAX || !intent.add(record.offset, has_row) {
             break;
         }
+        if has_row {
+            rows.push(Row::of(record));
+            row::put(&mut columns, &raw, &parsed);
+        }
         if let (Parsed::Poison(why), true) = (&parsed, record.offset >= known.until) {
             tracing::warn!(record = %raw.position_id(), %why, "unreadable: it becomes a dead letter");
             let letter = letter(&raw, record, why, grave);
             letter_bytes += letter.size();
             letters.push(letter);
         }
-        rows.push(parsed);
+        free(&mut block, index);
         index += 1;
         if index.is_multiple_of(TURN) {
             tokio::task::yield_now().await;
         }
     }
     let rest = (index < block.records.len()).then(|| block.split_off(index));
-    let sealed = sealed(block, rows, intent, route.kind, None);
+    let sealed = Sealed::new(block.partition, route.kind, intent, (rows, columns), None);
     Reading { sealed, letters, rest, guard: None }
 }
 
 /// Reads a block again as its intent announced it.
-pub async fn read_again(block: Block, intent: Intent, route: &Route) -> Reading {
-    let mut rows = Vec::with_capacity(block.records.len());
-    let mut is_same = true;
-    for (index, record) in block.records.iter().enumerate() {
-        let parsed = row::parse(&record.raw(&block.partition), route);
+pub async fn read_again(mut block: Block, intent: Intent, route: &Route) -> Reading {
+    let count = block.records.len();
+    let (mut rows, mut columns) = (Vec::with_capacity(count), Columns::expecting(count));
+    let (mut is_same, mut rowless) = (true, 0);
+    for index in 0..count {
+        let Some(record) = block.records.get(index) else { break };
         // What had no row then has its dead letter: it gets no row now, even if this version could read it.
-        is_same &= parsed.has_row() || intent.is_rowless(record.offset);
-        rows.push(parsed);
+        if intent.is_rowless(record.offset) {
+            rowless += 1;
+            continue;
+        }
+        let raw = record.raw(&block.partition);
+        let parsed = row::parse(&raw, route);
+        is_same &= parsed.has_row();
+        // Also one that cannot be read now: its row is counted.
+        rows.push(Row::of(record));
+        row::put(&mut columns, &raw, &parsed);
+        free(&mut block, index);
         if index % TURN == TURN - 1 {
             tokio::task::yield_now().await;
         }
     }
-    let rowless = block.records.iter().filter(|record| intent.is_rowless(record.offset)).count();
     let trouble = (!is_same || rowless != intent.rowless).then_some(Unusable::ReadsDifferently);
-    let sealed = sealed(block, rows, intent, route.kind, trouble);
+    let sealed = Sealed::new(block.partition, route.kind, intent, (rows, columns), trouble);
     Reading { sealed, letters: Vec::new(), rest: None, guard: None }
+}
+
+/// Lets go of the bytes of a record that stand in the columns now: a block is in memory once.
+fn free(block: &mut Block, index: usize) {
+    if let Some(record) = block.records.get_mut(index) {
+        (record.value, record.headers) = (None, Vec::new());
+    }
 }
 
 /// A block whose records are gone.
 #[must_use]
 pub fn lost(partition: Partition, intent: Intent, kind: Kind) -> Sealed {
-    Sealed { partition, kind, intent, rows: Vec::new(), bytes: 0, trouble: Some(Unusable::Lost) }
-}
-
-fn sealed(block: Block, parsed: Vec<Parsed>, intent: Intent, kind: Kind, trouble: Option<Unusable>) -> Sealed {
-    let row = |(mut record, parsed): (Record, Parsed)| {
-        // Only the bytes of what could not be read are needed again.
-        if !matches!(parsed, Parsed::Raw(_)) {
-            record.value = None;
-        }
-        Row { record, parsed }
-    };
-    let rows = block.records.into_iter().zip(parsed);
-    let rows = rows.filter(|(record, _)| !intent.is_rowless(record.offset)).map(row).collect();
-    Sealed { partition: block.partition, kind, intent, rows, bytes: block.bytes, trouble }
+    Sealed::new(partition, kind, intent, (Vec::new(), Columns::default()), Some(Unusable::Lost))
 }
 
 impl Sealed {
+    fn new(
+        partition: Partition,
+        kind: Kind,
+        intent: Intent,
+        (rows, columns): (Vec<Row>, Columns),
+        trouble: Option<Unusable>,
+    ) -> Self {
+        let bytes = columns.bytes() + rows.len() * size_of::<Row>();
+        Self { partition, kind, intent, rows, columns, bytes, trouble }
+    }
+
     /// Two halves, to be announced and inserted one after the other.
     ///
     /// # Errors
     /// The whole again, if it has too few rows for that, or records between them whose place is not known exactly.
-    pub fn split(mut self) -> Result<(Self, Self), Self> {
+    pub fn split(mut self) -> Result<(Self, Self), Box<Self>> {
         let half = self.rows.len() / 2;
         if half == 0 || self.intent.rowless > 0 || self.trouble.is_some() {
-            return Err(self);
+            return Err(Box::new(self));
         }
-        let right = self.rows.split_off(half);
-        let part = |rows: Vec<Row>| {
+        let right = (self.rows.split_off(half), self.columns.split_off(half));
+        let part = |(rows, columns): (Vec<Row>, Columns)| {
             let mut intent = Intent::default();
             for row in &rows {
-                intent.add(row.record.offset, true);
+                intent.add(row.offset, true);
             }
-            let (partition, kind, bytes) = (self.partition.clone(), self.kind, self.bytes / 2);
-            Self { partition, kind, intent, rows, bytes, trouble: None }
+            Self::new(self.partition.clone(), self.kind, intent, (rows, columns), None)
         };
-        let right = part(right);
-        Ok((part(std::mem::take(&mut self.rows)), right))
+        Ok((part((self.rows, self.columns)), part(right)))
     }
 }
 

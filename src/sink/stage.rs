@@ -408,7 +408,8 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
         }
         let total: usize = self.lanes.values().map(Lane::bytes).sum();
         METRICS.sink_waiting(total);
-        let share = self.memory / self.lanes.len().max(1);
+        // Of those that hold anything: most topics are quiet while results pour in.
+        let share = self.memory / self.lanes.values().filter(|lane| lane.bytes() > 0).count().max(1);
         let (most, crowded) = (self.base.bytes.saturating_mul(2), total >= self.memory);
         for (partition, lane) in &mut self.lanes {
             let bytes = lane.bytes();

@@ -20,26 +20,39 @@ pub fn cpu_of(pid: u32) -> Result<Duration> {
     Ok(TICK * ticks)
 }
 
-/// How long something took, and how much CPU of this process.
+/// The CPU time that all processes together have used since the machine's start, the kernel's included.
+pub fn cpu_of_all() -> Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    // user nice system idle iowait irq softirq
+    let ticks = fields.take(7).enumerate().filter(|(index, _)| !matches!(index, 3 | 4));
+    let ticks: u64 = ticks.filter_map(|(_, field)| field.parse::<u64>().ok()).sum();
+    Ok(TICK * u32::try_from(ticks).unwrap_or(u32::MAX))
+}
+
+/// How long something took, and how much CPU of this process and of all processes.
 #[derive(Clone, Copy)]
 pub struct Cost {
     pub wall: Duration,
     pub cpu: Duration,
+    pub of_all: Duration,
 }
 
 /// Measures what this process does; nothing else may go on in it.
 pub struct Meter {
     since: Instant,
     cpu: Duration,
+    of_all: Duration,
 }
 
 impl Meter {
     pub fn start() -> Result<Self> {
-        Ok(Self { since: Instant::now(), cpu: cpu_of(std::process::id())? })
+        Ok(Self { since: Instant::now(), cpu: cpu_of(std::process::id())?, of_all: cpu_of_all()? })
     }
 
     pub fn end(&self) -> Result<Cost> {
-        Ok(Cost { wall: self.since.elapsed(), cpu: cpu_of(std::process::id())?.saturating_sub(self.cpu) })
+        let cpu = cpu_of(std::process::id())?.saturating_sub(self.cpu);
+        Ok(Cost { wall: self.since.elapsed(), cpu, of_all: cpu_of_all()?.saturating_sub(self.of_all) })
     }
 }
 

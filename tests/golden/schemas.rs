@@ -10,10 +10,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use weir::{
     message::{
-        AccountReport, AddressReport, Attempt, BatchPart, BatchReport, Cancellation, Change, Class, Columns,
-        CutOffReport, DeadLetter, Failure, Field, HoldReport, ItemId, Lane, MaxAge, Observation, Origin, Pause,
-        QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, Via, WholeReport, codec,
-        envelope::Kind,
+        AccountReport, AddressReport, Attempt, BatchEnd, BatchId, BatchPart, BatchReport, Cancellation, Change, Class,
+        Columns, CutOffReport, DeadLetter, Failure, Field, HoldReport, ItemId, Lane, MaxAge, Observation, Origin,
+        Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, Via, WholeReport,
+        codec, envelope::Kind,
     },
     runtime::clock::Timestamp,
 };
@@ -27,6 +27,7 @@ fn generated(kind: Kind) -> Value {
         Kind::DeadLetter => schema_for!(DeadLetter),
         Kind::Change => schema_for!(Change),
         Kind::Cancellation => schema_for!(Cancellation),
+        Kind::BatchEnd => schema_for!(BatchEnd),
         Kind::QuotaReport => schema_for!(QuotaReport),
         Kind::QuotaSetting => schema_for!(QuotaSetting),
     };
@@ -83,6 +84,7 @@ fn readable(kind: Kind, record: &Value) -> bool {
         Kind::DeadLetter => codec::read_dead_letter(&raw).is_ok(),
         Kind::Change => codec::read_change(&raw).is_ok(),
         Kind::Cancellation => codec::read_cancellation(&raw).is_ok(),
+        Kind::BatchEnd => codec::read_batch_end(&raw).is_ok(),
         Kind::QuotaReport => codec::read_quota_report(&raw).is_ok(),
         Kind::QuotaSetting => codec::read_quota_setting(&raw).is_ok(),
     }
@@ -231,12 +233,17 @@ fn written() -> Vec<(Kind, Value)> {
     all.extend(reasons.map(|dead| (Kind::DeadLetter, record(&dead))));
     all.push((Kind::DeadLetter, record(&dead(Reason::Invalid, None))));
     let fields = [Field::Status, Field::Price, Field::Title, Field::Stock, Field::Rating];
-    let batch = "monday".parse().expect("a name");
+    let batch: BatchId = "monday".parse().expect("a name");
+    all.push((Kind::BatchEnd, record(&end(batch.clone()))));
     all.push((Kind::Cancellation, record(&Cancellation { batch, cancelled_at: now() })));
     all.extend(fields.map(|field| (Kind::Change, record(&change(field)))));
     all.push((Kind::QuotaReport, record(&report())));
     all.extend([None, Some(now())].map(|until_at| (Kind::QuotaSetting, record(&setting(until_at)))));
     all
+}
+
+fn end(batch: BatchId) -> BatchEnd {
+    BatchEnd { batch, requested: 10, found: 6, absent: 2, off_shelf: 1, dead: 1, finished_at: now() }
 }
 
 fn change(field: Field) -> Change {
@@ -272,6 +279,10 @@ fn minimal(kind: Kind) -> Value {
             "died_at": "2026-11-21T09:00:00Z", "origin": {"topic": "t", "partition": 0, "offset": 0},
         }),
         Kind::Cancellation => json!({"batch": "monday", "cancelled_at": "2026-11-21T09:00:00Z"}),
+        Kind::BatchEnd => json!({
+            "batch": "monday", "requested": 1, "found": 0, "absent": 0, "off_shelf": 0, "dead": 1,
+            "finished_at": "2026-11-21T09:00:00Z",
+        }),
         Kind::Change => json!({
             "source": "ali1688", "item": "1", "field": "status", "request_id": "r1",
             "old_at": "2026-11-21T09:00:00Z", "new_at": "2026-11-21T09:00:00Z",

@@ -1,4 +1,4 @@
-//! The ends of batches, posted to a webhook as a user's server gets them.
+//! The ends of batches, posted to a webhook as a user's server gets them, and on their topic.
 
 use std::{
     sync::{
@@ -15,9 +15,19 @@ use axum::{
     routing::post,
 };
 use serde_json::Value;
-use weir::simulate::{self, Shares};
+use weir::{
+    kafka::{
+        Scan, client,
+        scan::{self, Piece, Span},
+    },
+    message::{BatchEnd, codec},
+    simulate::{self, Shares},
+};
 
-use crate::{replay::Scene, stack::eventually};
+use crate::{
+    replay::Scene,
+    stack::{self, eventually},
+};
 
 /// Somebody's server: it takes posts or refuses them, and keeps what it was sent.
 #[derive(Clone, Default)]
@@ -93,5 +103,61 @@ async fn the_end_of_a_batch_is_posted_until_it_is_taken_and_then_not_again() {
     let mut told: Vec<_> = told.iter().map(|body| (body["batch"].as_str().unwrap(), &body["requested"])).collect();
     told.sort_unstable_by_key(|(batch, requested)| (*batch, requested.as_u64()));
     assert_eq!(told, [("monday", &40.into()), ("monday", &47.into()), ("tuesday", &5.into())]);
+    assert!(process.stop().await.success());
+}
+
+/// All ends on the topic so far: key and value.
+async fn ends(kafka: &client::Config, topic: &str) -> Vec<(String, BatchEnd)> {
+    let spans = scan::bounds(kafka, &[topic.to_owned()]).await.unwrap();
+    let spans: Vec<Span> = spans
+        .into_iter()
+        .filter(|bounds| bounds.end > bounds.low)
+        .map(|bounds| Span { range: bounds.low..bounds.end, partition: bounds.partition })
+        .collect();
+    let mut ends = Vec::new();
+    if spans.is_empty() {
+        return ends;
+    }
+    let mut scan = Scan::open(kafka, spans).unwrap();
+    while let Some(piece) = scan.next().await.unwrap() {
+        let Piece::Records { partition, records } = piece else { continue };
+        for record in records {
+            let end = codec::read_batch_end(&record.raw(&partition)).unwrap();
+            ends.push((String::from_utf8(record.key.unwrap().to_vec()).unwrap(), end));
+        }
+    }
+    ends
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_batch_is_on_the_topic_once_also_while_the_webhook_takes_nothing() {
+    let settings = "[batches]\nsettle = \"1s\"\ntopic = true\n";
+    let mut scene = Scene::new("ends", Shares { absent: 0.2, ..Shares::NONE }, Duration::ZERO, settings).await;
+    let hook = Hook::default();
+    let url = hook.start().await;
+    scene.installation = scene.installation.with("", ("WEIR_BATCHES__WEBHOOK", &url));
+    let process = scene.run();
+    eventually("somebody tells from now on", async || {
+        (scene.number("SELECT count() FROM batch_ends WHERE batch = ''").await > 0).then_some(())
+    })
+    .await;
+    scene.collect("monday", simulate::sample(24).take(12)).await;
+    eventually("the webhook refuses again", async || (hook.refused.lock().unwrap().len() >= 2).then_some(())).await;
+
+    let (kafka, topic) = (stack::kafka(), scene.topics.batches());
+    let told = ends(&kafka, &topic).await;
+    let [(key, end)] = &told[..] else { panic!("once, although the webhook was tried again: {told:?}") };
+    assert_eq!((key.as_str(), end.batch.as_str(), end.requested), ("monday", "monday", 12));
+    assert_eq!(end.found + end.absent + end.off_shelf + end.dead, 12);
+    let refused = hook.refused.lock().unwrap()[0].clone();
+    assert_eq!(serde_json::to_value(end).unwrap(), refused, "both are told the same");
+
+    // The same name once more: its new end comes after the first.
+    scene.collect("monday", simulate::sample(25).take(3)).await;
+    let last = eventually("the new end is told", async || {
+        ends(&kafka, &topic).await.pop().filter(|(_, end)| end.requested == 15)
+    })
+    .await;
+    assert_eq!(last.0, "monday");
     assert!(process.stop().await.success());
 }

@@ -9,11 +9,11 @@ use tracing::{info, warn};
 
 use super::{Process, RoleError};
 use crate::{
-    batches::{Batches, Followed, Webhook},
+    batches::{Batches, Followed, Herald, Webhook},
     cancelled::Cancelled,
     changes::{Changes, ChangesParts},
     fetch::{Caller, CallerParts, Fetch},
-    kafka::{Reach, ReadError, Reader, Writer, intake::IntakeError},
+    kafka::{KafkaReader, Producer, Reach, ReadError, Reader, WriteError, Writer, intake::IntakeError},
     platform::config::Source,
     quota::{
         self, Purse, Share,
@@ -205,7 +205,7 @@ impl Process {
     }
 
     /// Beside the sink, since it is about rows; in one process of all, since each end is to be told once.
-    pub(super) async fn batches(&self, webhook: &Webhook, health: &RoleHealth) -> Result<(), RoleError> {
+    pub(super) async fn batches(&self, webhook: Option<&Webhook>, health: &RoleHealth) -> Result<(), RoleError> {
         let topics = self.topics.all(&self.config.source_names());
         if !self.topics_are_there(&topics, health).await {
             return Ok(());
@@ -213,11 +213,15 @@ impl Process {
         let reader = self.reader(self.groups.batches(), vec![self.topics.control()])?;
         let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
-        let (settle, webhook) = (self.config.batches.settle, webhook.clone());
+        let (settle, webhook) = (self.config.batches.settle, webhook.cloned());
+        let failed = |error: WriteError| RoleError::Failed(error.into());
+        let producer =
+            self.config.batches.topic.then(|| Producer::new(&self.config.kafka)).transpose().map_err(failed)?;
+        let herald = producer.map(|producer| Herald::new(producer, self.topics.batches().into()));
         let stored = self.topics.rows(&self.config.source_names()).into_iter().map(|topic| topic.name).collect();
         let followed = Followed { kafka: self.config.kafka.clone(), group: self.groups.sink(), topics: stored };
         let (clock, dice, health) = (self.clock.clone(), self.dice.clone(), health.clone());
-        let batches = Batches { reader, store, followed, webhook, settle, clock, dice, health };
+        let batches = Batches { reader, store, followed, webhook, herald, settle, clock, dice, health };
         Ok(batches.run(self.stop.clone()).await.map_err(IntakeError::from)?)
     }
 
@@ -231,7 +235,8 @@ impl Process {
         let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
         let reach = Reach { group: group.clone(), reads: names.clone(), writes: vec![self.topics.dead()] };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
-        let reader = self.reader(group, names)?;
+        let reader = KafkaReader::open_for(&self.config.kafka, self.group(group, names), &sink::HEADERS);
+        let reader = reader.map_err(IntakeError::from)?;
         health.ready();
         let parts = sink::Parts {
             reader,

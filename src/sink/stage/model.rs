@@ -119,7 +119,7 @@ impl House {
 }
 
 fn rows_of(sealed: &Sealed) -> Vec<(i32, i64)> {
-    sealed.rows.iter().map(|row| (sealed.partition.number, row.record.offset)).collect()
+    sealed.rows.iter().map(|row| (sealed.partition.number, row.offset)).collect()
 }
 
 impl Insert for House {

@@ -12,7 +12,7 @@ use weir::{
 use crate::{
     bare,
     log::{self, PATIENCE},
-    machine::{Cost, memory_of},
+    machine::{Cost, Meter, cpu_of_all, memory_of},
     process::{Bench, Process},
     records,
     table::{Figure, Goal, Table},
@@ -28,19 +28,23 @@ struct Poured {
     per_second: f64,
     wall: Duration,
     cpu: Duration,
+    of_all: Duration,
     /// Rows of an insert.
     block: usize,
     peak_mb: f64,
 }
 
-/// Measures; the rate of the sink, for the loads of other measurements.
+/// Measures; how many rows a second this machine can produce and store at the same time, for the loads of other
+/// measurements.
 pub async fn measure(bench: &Bench, count: usize, table: &mut Table) -> Result<f64> {
     println!("Full speed: {count} results of about 1 kB on 8 partitions");
     let own = bench.topics("pour").await?;
     let now = Clock::System.now();
     // Kept until the end: rows that borrow from them are sent to tasks.
     let seen: &'static [Observation] = Vec::leak(make(count, now)?);
+    let meter = Meter::start()?;
     let bytes = fill(bench, &own.topics.results(), seen)?;
+    let filled = meter.end()?;
     table.add(Figure { what: "bytes of a record", unit: "B", goal: Goal::None, value: Some(bytes), floor: None });
 
     println!("  weir sink …");
@@ -58,17 +62,31 @@ pub async fn measure(bench: &Bench, count: usize, table: &mut Table) -> Result<f
     let into_bare = Tables::new("bare").await?;
     let inserted = bare::insert(&into_bare.client, seen, poured.block, now).await?;
     ensure!(into_bare.count().await? == count as u64, "the bare insert has not stored all rows");
+    println!("  bare rdkafka, serde_json and clickhouse, together …");
+    let into_both = Tables::new("both").await?;
+    let together = bare::pour(bench, &own.topics.results(), &into_both.client, count, poured.block).await?;
+    ensure!(into_both.count().await? == count as u64, "the bare pipeline has not stored all rows");
     let consumed = bare::consume(bench, &own.topics.results(), count).await?;
 
     let parsed = bare::parse(seen)?;
     report(table, count, &poured, [inserted, consumed, parsed]);
+    report_together(table, count, &poured, together);
+    report_machine(table, count, [poured.of_all, together.0.of_all, inserted.of_all]);
     report_replay(table, count, &replayed, inserted, consumed);
     report_disk(table, &into_sink).await?;
-    for tables in [into_sink, into_replay, into_bare] {
+    for tables in [into_sink, into_replay, into_bare, into_both] {
         tables.drop().await?;
     }
     own.delete().await?;
-    Ok(poured.per_second)
+    Ok(sustained(count, &poured, filled))
+}
+
+/// The producer takes its part of the same cores: with it they are busy at fewer rows a second than the sink alone
+/// can store.
+fn sustained(count: usize, poured: &Poured, filled: Cost) -> f64 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let each = (poured.of_all + filled.of_all).as_secs_f64() / mean(count, 1);
+    poured.per_second.min(mean(cores, 1) / each.max(1e-9))
 }
 
 fn make(count: usize, now: Timestamp) -> Result<Vec<Observation>> {
@@ -96,13 +114,14 @@ fn mean(sum: usize, count: usize) -> f64 {
 
 /// Waits until the table has `count` rows, or, if it `ends`, until the process has ended.
 async fn watch(process: &mut Process, tables: &Tables, count: usize, ends: bool) -> Result<Poured> {
-    let (since, before) = (Instant::now(), tables.inserts().await?);
+    let (since, before, all_before) = (Instant::now(), tables.inserts().await?, cpu_of_all()?);
     let (mut first, mut last, mut moved) = (None, (Instant::now(), 0), Instant::now());
     let (mut cpu, mut peak_mb) = (Duration::ZERO, 0_f64);
     loop {
-        if !process.has_ended()? {
+        // One that has just ended has no memory any more.
+        if let Ok(memory) = memory_of(process.pid()) {
             cpu = process.cpu()?;
-            peak_mb = peak_mb.max(memory_of(process.pid())?.peak);
+            peak_mb = peak_mb.max(memory.peak);
         }
         let rows = tables.count().await?;
         if rows > last.1 {
@@ -126,6 +145,7 @@ async fn watch(process: &mut Process, tables: &Tables, count: usize, ends: bool)
         per_second: mean(count - usize::try_from(first_rows)?, 1) / (last.0 - first_at).as_secs_f64().max(1e-9),
         wall: since.elapsed(),
         cpu,
+        of_all: cpu_of_all()?.saturating_sub(all_before),
         block: count.div_ceil(usize::try_from(inserts)?),
         peak_mb,
     })
@@ -148,6 +168,24 @@ fn report(table: &mut Table, count: usize, poured: &Poured, [bare, consumed, par
     table.explain("  of the floor: bare serde_json", "µs", each(parsed.cpu));
     table.add(figure("  resident at most", "MB", Goal::None, poured.peak_mb, None));
     table.add(figure("  rows of an insert", "", Goal::None, mean(poured.block, 1), Some(mean(poured.block, 1))));
+}
+
+/// Beside the same work without exactly once: the ceiling where the servers share the machine.
+fn report_together(table: &mut Table, count: usize, poured: &Poured, (cost, rate): (Cost, f64)) {
+    let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / mean(count, 1);
+    let figure = |what, unit, goal, value, floor| Figure { what, unit, goal, value: Some(value), floor: Some(floor) };
+    let what = "sink beside consume + parse + insert";
+    table.add(figure(what, "/s", Goal::AtLeast(0.9 * rate), poured.per_second, rate));
+    table.add(figure("  client CPU per row", "µs", Goal::None, each(poured.cpu), each(cost.cpu)));
+}
+
+/// Why the rates are what they are: with both cores busy, rows a second are two seconds by the CPU of a row. Means
+/// something only where nothing else runs.
+fn report_machine(table: &mut Table, count: usize, [sink, together, insert]: [Duration; 3]) {
+    let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / mean(count, 1);
+    table.explain("CPU of all processes per row: sink", "µs", each(sink));
+    table.explain("  bare consume + parse + insert", "µs", each(together));
+    table.explain("  bare insert", "µs", each(insert));
 }
 
 fn report_replay(table: &mut Table, count: usize, replayed: &Poured, inserted: Cost, consumed: Cost) {

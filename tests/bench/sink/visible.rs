@@ -12,7 +12,10 @@ use rdkafka::{
     producer::{BaseProducer, DeliveryResult, Producer, ProducerContext},
 };
 use tokio_util::sync::CancellationToken;
-use weir::runtime::clock::Clock;
+use weir::{
+    message::{Observation, codec::Encoded},
+    runtime::clock::Clock,
+};
 
 use crate::{
     log::{self, PATIENCE},
@@ -25,7 +28,7 @@ use crate::{
 /// The loads, in records a second. The slow one is as good as one a minute: each record is alone in its block.
 const TRICKLE: f64 = 0.5;
 const STEADY: f64 = 3_000.0;
-/// Of the rate at which the sink stores a backlog: faster, and the records would wait for each other without end.
+/// Of the rate at which this machine can produce and store: faster, and the records would wait for each other without end.
 const FULL: f64 = 0.8;
 
 /// The goal for 99 of 100 rows.
@@ -33,6 +36,12 @@ const GOAL_SECONDS: f64 = 2.0;
 
 /// How often a query looks for rows. So much too late it may find them.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// The part of one core that looking may take, as a share of the time: the query reads all rows, and they become many.
+const LOOKS_FOR: u32 = 5;
+
+/// So many results are made before the clock starts, and sent again and again: making them costs more than sending.
+const MADE: u64 = 20_000;
 
 /// Offsets of one partition that Kafka has acknowledged, and when.
 type Acknowledged = VecDeque<(i64, Instant)>;
@@ -78,14 +87,17 @@ pub async fn measure(bench: &Bench, seconds: u64, full_speed: Option<f64>, table
     let tables = Tables::new("visible").await?;
     let config = bench.configure("visible", &own, &tables.config.database)?;
     let mut sink = bench.start("sink-visible", &config, &["sink"])?;
-    let (mut next, topic) = (0, own.topics.results());
+    let topic = own.topics.results();
+    let now = Clock::System.now();
+    let result = |number| records::observation(number, now).map(|seen| (records::encode(&seen), seen));
+    let made = Arc::new((0..MADE).map(result).collect::<Result<Vec<_>>>()?);
     // The first block finds the tables unknown, and the group is still being formed.
-    run(bench, &tables, &topic, (100.0, 5), &mut next).await?;
+    run(bench, &tables, &topic, (100.0, 5), &made).await?;
     let full = full_speed.map(|rate| ("at 80 % of full speed", rate * FULL));
     let loads = [("at one record every 2 s", TRICKLE), ("at 3,000 records/s", STEADY)];
     for (what, rate) in loads.into_iter().chain(full) {
         println!("Record to row: {rate:.1} records/s for {seconds} s");
-        let took = run(bench, &tables, &topic, (rate, seconds), &mut next).await?;
+        let took = run(bench, &tables, &topic, (rate, seconds), &made).await?;
         sink.check()?;
         report(table, what, &took);
         println!("  {} active parts", tables.parts().await?);
@@ -101,15 +113,15 @@ async fn run(
     tables: &Tables,
     topic: &str,
     (rate, seconds): (f64, u64),
-    next: &mut u64,
+    made: &Arc<Vec<(Encoded, Observation)>>,
 ) -> Result<Vec<Duration>> {
     let waiting = Waiting::default();
     let producer: BaseProducer<Waiting> =
         log::settings(&bench.kafka.brokers).create_with_context(waiting.clone()).context("making a producer")?;
-    let (stopped, topic, from) = (CancellationToken::new(), topic.to_owned(), *next);
+    let (stopped, topic, made) = (CancellationToken::new(), topic.to_owned(), Arc::clone(made));
     let done = stopped.clone();
     let sender = tokio::task::spawn_blocking(move || {
-        let sent = send(&producer, &topic, rate, Duration::from_secs(seconds), from);
+        let sent = send(&producer, &topic, rate, Duration::from_secs(seconds), &made);
         done.cancel();
         sent
     });
@@ -117,6 +129,7 @@ async fn run(
     loop {
         let is_over = stopped.is_cancelled();
         let sql = "SELECT partition, max(offset) FROM observations GROUP BY partition";
+        let asked = Instant::now();
         let found: Vec<(i32, i64)> = tables.client.query(sql).fetch_all().await?;
         let (at, before) = (Instant::now(), took.len());
         for (partition, last) in found {
@@ -129,28 +142,33 @@ async fn run(
             break;
         }
         ensure!(last_found.elapsed() < PATIENCE, "no row was found for {PATIENCE:?}");
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(LOOK.max((at - asked) * (LOOKS_FOR - 1))).await;
     }
-    *next += sender.await??;
+    sender.await??;
     took.sort_unstable();
     Ok(took)
 }
 
-/// Sends evenly; how many records.
-fn send(producer: &BaseProducer<Waiting>, topic: &str, rate: f64, span: Duration, from: u64) -> Result<u64> {
-    let (since, mut sent) = (Instant::now(), 0_u64);
+/// Sends evenly.
+fn send(
+    producer: &BaseProducer<Waiting>,
+    topic: &str,
+    rate: f64,
+    span: Duration,
+    made: &[(Encoded, Observation)],
+) -> Result<()> {
+    let (since, mut sent, mut next) = (Instant::now(), 0_u64, made.iter().cycle());
     while since.elapsed() < span {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of records")]
         let due = (since.elapsed().as_secs_f64() * rate) as u64 + 1;
         while sent < due {
-            let seen = records::observation(from + sent, Clock::System.now())?;
-            log::send(producer, records::record(topic, &seen, &records::encode(&seen)))?;
+            let (encoded, seen) = next.next().context("nothing to send")?;
+            log::send(producer, records::record(topic, seen, encoded))?;
             sent += 1;
         }
         producer.poll(Duration::from_millis(5));
     }
-    producer.flush(PATIENCE)?;
-    Ok(sent)
+    Ok(producer.flush(PATIENCE)?)
 }
 
 fn report(table: &mut Table, what: &'static str, took: &[Duration]) {
