@@ -24,7 +24,7 @@ Check the configuration and each connection; print what is in effect.
 
 First the effective configuration as TOML, secrets as ***; then one line for each check. Nothing is changed anywhere; \
 where tokens are kept, something is written and taken away again. Who is told of a batch's end is in [batches]: webhook, \
-topic (both empty: nobody).";
+topic, or nobody.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
