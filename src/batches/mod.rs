@@ -9,7 +9,7 @@ mod behind;
 mod topic;
 mod webhook;
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -22,7 +22,7 @@ pub use webhook::{Webhook, WebhookError};
 
 use crate::{
     kafka::{Event, ReadError, Reader},
-    message::BatchEnd,
+    message::{BatchEnd, BatchId},
     runtime::{
         clock::{Clock, Dice, Timestamp},
         health::RoleHealth,
@@ -102,7 +102,7 @@ impl<R: Reader> Batches<R> {
     /// [`ReadError`]: start again.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), ReadError> {
         let (mut leads, mut next, mut pause) = (false, Instant::now(), PAUSE_FIRST);
-        let mut all_at = Instant::now();
+        let (mut all_at, mut tries) = (Instant::now(), Tries::new());
         loop {
             tokio::select! {
                 biased;
@@ -113,7 +113,7 @@ impl<R: Reader> Batches<R> {
                     // What was posted and not noted is posted again.
                     let round = tokio::select! {
                         () = stop.cancelled() => return Ok(()),
-                        round = self.round(all) => round,
+                        round = self.round(all, &mut tries) => round,
                     };
                     match round {
                         Round::Done => {
@@ -135,7 +135,7 @@ impl<R: Reader> Batches<R> {
         }
     }
 
-    async fn round(&mut self, all: bool) -> Round {
+    async fn round(&mut self, all: bool, tries: &mut Tries) -> Round {
         let ends = match self.ends(all).await {
             Ok(ends) => ends,
             Err(why) => return Round::Failed(why),
@@ -146,11 +146,12 @@ impl<R: Reader> Batches<R> {
             return Round::Failed(why);
         }
         let (mut failures, mut last) = (0, None);
-        for end in ends {
+        for end in in_turn(ends, tries) {
             match self.tell(&end).await {
                 Ok(()) => tracing::info!(batch = %end.batch, requested = end.requested, "told the end of a batch"),
                 Err(why) => {
                     failures += 1;
+                    *tries.entry(end.batch.clone()).or_default() += 1;
                     last = Some(format!("batch {}: {why}", end.batch));
                 }
             }
@@ -192,6 +193,17 @@ impl<R: Reader> Batches<R> {
         }
         Ok(())
     }
+}
+
+/// How often the end of a batch was not taken.
+type Tries = HashMap<BatchId, u32>;
+
+/// The ends in the order in which they are told: those that were refused least often first, so that a few that the receiver
+/// never takes do not keep all others waiting.
+fn in_turn(mut ends: Vec<BatchEnd>, tries: &mut Tries) -> Vec<BatchEnd> {
+    tries.retain(|batch, _| ends.iter().any(|end| end.batch == *batch));
+    ends.sort_by_key(|end| tries.get(&end.batch).copied().unwrap_or_default());
+    ends
 }
 
 /// Whether this process tells, after an event of the reader. What is on the topic does not matter.

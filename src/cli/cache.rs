@@ -33,6 +33,9 @@ Examples:
 It is about the answers in Redis. What processes have in their own memory follows within a moment; one that is cut off
 from Redis goes on with its own until that is no longer fresh ([source.cache] fresh).";
 
+/// Given to Redis in one go: what waits for it is bounded.
+const CHUNK: usize = 2_000;
+
 const WARM: &str = "\
 Fill the cache with answers that are stored, without a call.
 
@@ -171,10 +174,12 @@ fn row(item: &ItemId, kept: Option<&Kept>, now: Timestamp) -> Vec<String> {
 async fn drop_all(which: &Which, config: &Config, refresh: bool) -> anyhow::Result<Exit> {
     let (whole, cache) = cache_of(config, &which.source).await?;
     let items = which.items()?;
-    for item in &items {
-        cache.drop_all(&which.key(&cache, item)?);
+    for chunk in items.chunks(CHUNK) {
+        for item in chunk {
+            cache.drop_all(&which.key(&cache, item)?);
+        }
+        written(&whole).await?;
     }
-    written(&whole).await?;
     let count = grouped(items.len() as u64);
     if !refresh {
         say(&format!("Dropped what was kept of {count} items of {}", which.source))?;

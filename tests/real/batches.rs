@@ -33,6 +33,8 @@ use crate::{
 #[derive(Clone, Default)]
 struct Hook {
     takes: Arc<AtomicBool>,
+    /// Names of batches that it never takes begin so.
+    never: &'static str,
     taken: Arc<Mutex<Vec<Value>>>,
     refused: Arc<Mutex<Vec<Value>>>,
 }
@@ -54,7 +56,8 @@ impl Hook {
 
 async fn receive(State(hook): State<Hook>, headers: HeaderMap, Json(body): Json<Value>) -> StatusCode {
     let is_ours = headers.get("authorization").is_some_and(|value| value == "Bearer s3cret-key");
-    if hook.takes.load(Ordering::SeqCst) && is_ours {
+    let never = !hook.never.is_empty() && body["batch"].as_str().is_some_and(|batch| batch.starts_with(hook.never));
+    if hook.takes.load(Ordering::SeqCst) && is_ours && !never {
         hook.taken.lock().unwrap().push(body);
         StatusCode::NO_CONTENT
     } else {
@@ -103,6 +106,29 @@ async fn the_end_of_a_batch_is_posted_until_it_is_taken_and_then_not_again() {
     let mut told: Vec<_> = told.iter().map(|body| (body["batch"].as_str().unwrap(), &body["requested"])).collect();
     told.sort_unstable_by_key(|(batch, requested)| (*batch, requested.as_u64()));
     assert_eq!(told, [("monday", &40.into()), ("monday", &47.into()), ("tuesday", &5.into())]);
+    assert!(process.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_that_are_never_taken_do_not_keep_others_waiting() {
+    let mut scene = Scene::new("refused", Shares::NONE, Duration::ZERO, "[batches]\nsettle = \"1s\"\n").await;
+    let hook = Hook { never: "test", ..Hook::default() };
+    hook.takes.store(true, Ordering::SeqCst);
+    let url = hook.start().await;
+    scene.installation = scene.installation.with("", ("WEIR_BATCHES__WEBHOOK", &url));
+    scene.installation = scene.installation.with("", ("WEIR_BATCHES__AUTHORIZATION", "Bearer s3cret-key"));
+    let process = scene.run();
+    eventually("somebody tells from now on", async || {
+        (scene.number("SELECT count() FROM batch_ends WHERE batch = ''").await > 0).then_some(())
+    })
+    .await;
+    for number in 0..4 {
+        scene.collect(&format!("test-{number}"), simulate::sample(40 + number).take(2)).await;
+    }
+    eventually("they are refused", async || (hook.refused.lock().unwrap().len() >= 4).then_some(())).await;
+    scene.collect("monday", simulate::sample(50).take(3)).await;
+    let told = eventually("it is told", async || hook.taken().first().cloned()).await;
+    assert_eq!(told["batch"], "monday");
     assert!(process.stop().await.success());
 }
 

@@ -383,6 +383,11 @@ async fn an_item_is_got_shown_dropped_refreshed_and_served_with_an_etag() {
     assert_eq!(weir.outcome(&["cache", "refresh", "ali1688", there]).await.0, 0);
     eventually("it is called for anew", async || (served() > before).then_some(())).await;
 
+    let many: Vec<String> = simulate::sample(77).take(40_000).map(|id| id.to_string()).collect();
+    let many = weir.file("many.txt", &many.join("\n"));
+    let (code, text) = weir.outcome(&["cache", "drop", "ali1688", "--file", &many]).await;
+    assert!(code == 0 && text.contains("40,000"), "{text}");
+
     let client = reqwest::Client::new();
     let url = format!("http://127.0.0.1:{port}/items/ali1688");
     fetch.says("role=\"serve\"").await;

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{Exit, cache_of, known_source, written};
+use super::{CHUNK, Exit, cache_of, known_source, written};
 use crate::{
     cache::{Answer, Cache, SourceCache, Warmed},
     cli::{
@@ -23,9 +23,6 @@ use crate::{
     runtime::clock::Clock,
     sink::{Store, hottest::Hot},
 };
-
-/// Written in one go: what waits for Redis is bounded.
-const CHUNK: u64 = 2_000;
 
 /// How far back items are counted.
 const SINCE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -76,7 +73,7 @@ impl Warmer {
                 return Ok(());
             }
         }
-        let is_full = (self.filled + self.again).is_multiple_of(CHUNK);
+        let is_full = (self.filled + self.again).is_multiple_of(CHUNK as u64);
         if is_full { written(&self.whole).await } else { Ok(()) }
     }
 
