@@ -203,7 +203,7 @@ impl SourceCache {
         patience: Duration,
     ) -> Looked {
         let Some(far) = &self.0.cache.far else {
-            return due.filter(|_| !spare).map_or(Looked::Call(None), Looked::Hit);
+            return due.filter(|_| !spare).map_or(Looked::Call(None), |due| self.near_after_all(due));
         };
         match far.get(key).await {
             Found::Answer(kept) => {
@@ -215,12 +215,20 @@ impl SourceCache {
                 }
             }
             Found::Nothing => {}
-            Found::Unknown => return due.filter(|_| !spare).map_or(Looked::Call(None), Looked::Hit),
+            Found::Unknown => {
+                return due.filter(|_| !spare).map_or(Looked::Call(None), |due| self.near_after_all(due));
+            }
         }
         match due {
-            Some(due) if !spare => Looked::Hit(due),
+            Some(due) if !spare => self.near_after_all(due),
             due => self.claim(far, key, max_age, (due, patience)).await,
         }
+    }
+
+    /// What memory had is given: there is nothing newer.
+    fn near_after_all(&self, due: Kept) -> Looked {
+        self.0.counts.near.inc();
+        Looked::Hit(due)
     }
 
     /// Claims a key, or waits for the answer of whoever has. `due` is given instead of waiting.
@@ -249,7 +257,7 @@ impl SourceCache {
                 return Looked::Call(claim);
             }
             if let Some(due) = due {
-                return Looked::Hit(due);
+                return self.near_after_all(due);
             }
             if since.elapsed() >= patience {
                 return Looked::Call(None);

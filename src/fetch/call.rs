@@ -293,6 +293,7 @@ impl Caller {
             let (caller, generation) = self.tokens.account(account);
             match self.exchange(&caller, address, &jobs).await {
                 Ok((reply, facts, advice)) => {
+                    METRICS.call_items(self.source.as_str(), jobs.len());
                     if has_outage(&reply) {
                         cached::recall(&mut jobs).await;
                     }
@@ -439,7 +440,7 @@ impl Caller {
             Ok(answer) => {
                 has_answer = true;
                 if let Some(flight) = job.flight.take() {
-                    flight.answered(&answer, facts);
+                    flight.answered(&answer, facts, via);
                 }
                 let records = self.outcomes.result(&job, answer, facts, via);
                 (job.position, records)

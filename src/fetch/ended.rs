@@ -74,6 +74,6 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             (Contact::Called(_), _) => "answered",
         };
         let whose = (self.caller.source.as_str(), self.caller.alias(ended.account).as_str());
-        METRICS.call(whose, outcome, ended.outcomes.len(), ended.latency);
+        METRICS.call(whose, outcome, ended.latency);
     }
 }

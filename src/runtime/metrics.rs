@@ -119,14 +119,18 @@ impl Metrics {
     }
 
     /// A call has ended; `took` if there was a reply.
-    pub fn call(&self, (source, account): (&str, &str), outcome: &'static str, items: usize, took: Option<Duration>) {
+    pub fn call(&self, (source, account): (&str, &str), outcome: &'static str, took: Option<Duration>) {
         let mut labels = of_source(source);
         if let Some(took) = took {
             self.call_time.get_or_create(&labels).observe(took.as_secs_f64());
         }
-        self.call_items.get_or_create(&labels).inc_by(items as u64);
         labels.extend([("account", account.to_owned().into()), ("outcome", outcome.into())]);
         self.calls.get_or_create(&labels).inc();
+    }
+
+    /// A call has asked for so many items.
+    pub fn call_items(&self, source: &str, items: usize) {
+        self.call_items.get_or_create(&of_source(source)).inc_by(items as u64);
     }
 
     /// A request has come to an end in fetch, which may be the beginning of its retry.
@@ -262,8 +266,9 @@ mod tests {
     fn each_series_has_its_name_its_labels_and_its_value() {
         let metrics = Metrics::register();
         metrics.role("fetch/shop", true);
-        metrics.call(("shop", "a"), "answered", 20, Some(Duration::from_millis(200)));
-        metrics.call(("shop", "a"), "throttled", 20, None);
+        metrics.call(("shop", "a"), "answered", Some(Duration::from_millis(200)));
+        metrics.call(("shop", "a"), "throttled", None);
+        metrics.call_items("shop", 40);
         metrics.outcome("shop", "found", "call");
         metrics.fetching("shop").now(|lane| if lane.is_bulk() { 7 } else { 0 }, 3, false);
         metrics.slots("shop", "a").missed.inc();
