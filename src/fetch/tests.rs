@@ -210,6 +210,21 @@ pub(super) fn held(quota: &Memory, account: usize) -> Duration {
     Duration::from_secs((0..200_000).take_while(is_held).count() as u64)
 }
 
+#[tokio::test]
+async fn a_request_that_waited_for_anothers_answer_when_its_batch_was_cancelled_is_not_called_for() {
+    let (cancel, cancelled) = Cancelled::scripted();
+    let mut fetch = stage(Config::default()).0.heeding(cancelled);
+    let mut job = job(0);
+    job.request.batch = Some(BatchId::new("monday").unwrap());
+    job.request.requested_at = Some(Timestamp::from_millis(0));
+    cancel("monday", 1_000);
+    fetch.enlist(job);
+    let (_, records) = fetch.uncalled.pop(|_| true).expect("it has an end");
+    let dead: DeadLetter = serde_json::from_slice(&records[0].value).unwrap();
+    assert_eq!(dead.reason, crate::message::Reason::Cancelled);
+    assert!(fetch.backlog.is_empty());
+}
+
 fn replied_with(status: u16, retry_after: u64, used_up: u64) -> Advice {
     let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
     Advice::of(&HttpReply { status, retry_after: seconds(retry_after), used_up: seconds(used_up), body: Bytes::new() })
