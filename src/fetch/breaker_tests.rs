@@ -86,6 +86,29 @@ fn items_that_fail_again_and_again_do_not_shut_a_source_but_new_ones_do() {
     assert!(calls(&[Some(attempt(Class::Outage, "weir.held.breaker"))]), "it was not called for");
 }
 
+#[tokio::test]
+async fn items_that_failed_while_others_were_answered_do_not_shut_a_source_in_new_requests_either() {
+    let (mut breakers, now) = (Breakers::new(BreakerConfig::default(), 1), Instant::now());
+    let mut call = |item: u32, verdict| {
+        let mut job = job(0);
+        job.request.item = crate::message::ItemId::new(item.to_string()).unwrap();
+        let tickets = breakers.admit(0, &[job], now).unwrap();
+        breakers.ended(tickets, verdict, now);
+        breakers.shut(now).is_some()
+    };
+    // The first collection: most are answered, six never are.
+    for item in 0..60 {
+        assert!(!call(item, if item % 10 == 0 { Verdict::Outage } else { Verdict::Good }));
+    }
+    // The second: all others come from the cache.
+    for round in 0..5 {
+        for item in (0..60).step_by(10) {
+            assert!(!call(item, Verdict::Outage), "round {round}");
+        }
+    }
+    assert!((100..105).any(|item| call(item, Verdict::Outage)), "those of which nothing is known open it");
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_outages_count() {
     let (mut fetch, quota) = stage(Config::default());

@@ -15,6 +15,7 @@ use super::{
     Fetch, cached,
     call::{Contact, Ended},
     job::Job,
+    suspects::Suspects,
 };
 use crate::{
     breaker::{Breaker, BreakerConfig, Change, Shut, Ticket, Verdict},
@@ -29,21 +30,25 @@ use crate::{
 pub(super) const REASON: &str = "breaker open: ";
 
 /// What one call carries.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Tickets {
     account: usize,
     of_source: Ticket,
     of_account: Option<Ticket>,
     /// All that it asks for has ended in an outage before.
     again: bool,
+    /// What it asks for.
+    names: Vec<u64>,
 }
 
 /// Whether an outage of this call would say more of its items than of the source: the last call for each of them ended
-/// in one as well. Else the last few of a million, which always fail, would shut a source that answers everything else.
+/// in one as well, in this request or, while others were answered, in an earlier one. Else the last few of a million, which always fail, would shut a source that answers everything else.
 /// Whatever fails waits ever longer in retry, so a source that is away is not called more often for it.
-fn asks_again(jobs: &[Job]) -> bool {
-    let has_failed =
-        |job: &Job| job.request.history.last().is_some_and(|last| last.class == Class::Outage && !last.is_held_back());
+fn asks_again(jobs: &[Job], suspects: &Suspects) -> bool {
+    let has_failed = |job: &Job| {
+        let last = job.request.history.last();
+        last.is_some_and(|last| last.class == Class::Outage && !last.is_held_back()) || suspects.has(suspects.name(job))
+    };
     !jobs.is_empty() && jobs.iter().all(has_failed)
 }
 
@@ -53,12 +58,14 @@ fn asks_again(jobs: &[Job]) -> bool {
 pub(super) struct Breakers {
     source: Breaker,
     accounts: Vec<Breaker>,
+    suspects: Suspects,
 }
 
 impl Breakers {
     pub(super) fn new(config: BreakerConfig, accounts: usize) -> Self {
         let accounts = if accounts > 1 { accounts } else { 0 };
-        Self { source: Breaker::new(config), accounts: (0..accounts).map(|_| Breaker::new(config)).collect() }
+        let accounts = (0..accounts).map(|_| Breaker::new(config)).collect();
+        Self { source: Breaker::new(config), accounts, suspects: Suspects::default() }
     }
 
     /// Why nobody may call now, if so.
@@ -83,12 +90,19 @@ impl Breakers {
         }
         let of_source = self.source.admit(now).ok()?;
         let of_account = self.accounts.get_mut(account).and_then(|breaker| breaker.admit(now).ok());
-        Some(Tickets { account, of_source, of_account, again: asks_again(jobs) })
+        let again = asks_again(jobs, &self.suspects);
+        let names = jobs.iter().map(|job| self.suspects.name(job)).collect();
+        Some(Tickets { account, of_source, of_account, again, names })
     }
 
     /// What the end of a call has changed, of whom. While the source is to blame its accounts are not.
     pub(super) fn ended(&mut self, tickets: Tickets, verdict: Verdict, now: Instant) -> Option<(Scope, Change)> {
-        let Tickets { account, of_source, of_account, again } = tickets;
+        let Tickets { account, of_source, of_account, again, names } = tickets;
+        match verdict {
+            Verdict::Good => self.suspects.answered(&names),
+            Verdict::Outage => self.suspects.failed(&names),
+            Verdict::Neither => {}
+        }
         let blameless = |breaker: &Breaker| again && verdict == Verdict::Outage && !breaker.is_trying();
         let of = |breaker: &Breaker| if blameless(breaker) { Verdict::Neither } else { verdict };
         let change = self.source.ended(of_source, of(&self.source), now);
@@ -151,7 +165,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// Counts how a call has ended.
     pub(super) async fn judge(&mut self, ended: &Ended) {
-        let Some(tickets) = ended.tickets else { return };
+        let Some(tickets) = ended.tickets.clone() else { return };
         let last = ended.refusal.as_ref().map(|refusal| refusal.code.clone()).unwrap_or_default();
         match self.breakers.ended(tickets, ended.verdict(), Instant::now()) {
             None => {}

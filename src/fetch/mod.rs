@@ -22,6 +22,7 @@ mod react;
 mod room;
 mod spending;
 mod spread;
+mod suspects;
 mod unpaid;
 
 use std::{collections::VecDeque, pin::pin, sync::Arc};
