@@ -337,6 +337,8 @@ pub(super) fn consumer(config: &Config, read_committed: bool) -> KafkaResult<Bas
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "error")
         .set("queued.max.messages.kbytes", "8192")
+        // By default the client rests for a second whenever that much waits here: a third of the speed.
+        .set("fetch.queue.backoff.ms", "5")
         .set("fetch.wait.max.ms", "10");
     client.create()
 }

@@ -71,7 +71,7 @@ impl Follower {
     pub async fn of(kafka: &client::Config, topics: &[String]) -> Result<Self> {
         let mut config = client(&kafka.brokers);
         config.set("group.id", "bench").set("isolation.level", "read_committed").set("enable.auto.commit", "false");
-        config.set("queued.min.messages", "2000").set("fetch.wait.max.ms", "100");
+        config.set("queued.min.messages", "2000").set("fetch.wait.max.ms", "100").set("fetch.queue.backoff.ms", "20");
         let consumer: BaseConsumer = config.create().context("making a consumer")?;
         let present = admin::describe(kafka).await?;
         let mut list = TopicPartitionList::new();
