@@ -196,7 +196,7 @@ pub async fn produce_results(topic: &str, count: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replays_into_another_database_are_the_live_rows_also_when_killed_and_run_again() {
-    const COUNT: usize = 60_000;
+    const COUNT: usize = 150_000;
     let scene = Scene::new("replay", Shares::NONE, Duration::ZERO, "").await;
     produce_results(&scene.topics.results(), COUNT).await;
     // One record that cannot be read, and one in another topic.
@@ -214,7 +214,7 @@ async fn replays_into_another_database_are_the_live_rows_also_when_killed_and_ru
     let other = another_database().await;
     let arguments = ["replay", "--topic", "results", "--into", &other, "--yes"];
     let rows = format!("SELECT count() FROM {other}.observations");
-    for kill in 0..3 {
+    for kill in 0..2 {
         let replay = scene.installation.start(&format!("replay-{kill}"), &arguments);
         let before = scene.number(&rows).await;
         eventually("some rows are there", async || (scene.number(&rows).await > before).then_some(())).await;
