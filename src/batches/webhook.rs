@@ -2,10 +2,11 @@
 
 use std::{error::Error as _, time::Duration};
 
-use super::Config;
-use crate::message::{BatchEnd, codec};
 use reqwest::{Client, Url};
 use secrecy::{ExposeSecret, SecretString};
+
+use super::Config;
+use crate::message::{BatchEnd, codec};
 
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(15);

@@ -203,7 +203,7 @@ impl SourceCache {
         patience: Duration,
     ) -> Looked {
         let Some(far) = &self.0.cache.far else {
-            return due.filter(|_| !spare).map_or(Looked::Call(None), |due| self.near_after_all(due));
+            return self.without_redis(due, spare);
         };
         match far.get(key).await {
             Found::Answer(kept) => {
@@ -215,14 +215,17 @@ impl SourceCache {
                 }
             }
             Found::Nothing => {}
-            Found::Unknown => {
-                return due.filter(|_| !spare).map_or(Looked::Call(None), |due| self.near_after_all(due));
-            }
+            Found::Unknown => return self.without_redis(due, spare),
         }
         match due {
             Some(due) if !spare => self.near_after_all(due),
             due => self.claim(far, key, max_age, (due, patience)).await,
         }
+    }
+
+    /// What memory has is given, unless there is a slot to spare for a call.
+    fn without_redis(&self, due: Option<Kept>, spare: bool) -> Looked {
+        due.filter(|_| !spare).map_or(Looked::Call(None), |due| self.near_after_all(due))
     }
 
     /// What memory had is given: there is nothing newer.

@@ -10,8 +10,8 @@ pub(super) trait Placed {
 }
 
 /// Queues by partition, the lowest offset first: what comes late may be the very one that the window waits for, and what
-/// came before it may be beyond the window's end. Taking turns means that no partition waits for another, and one whose window is full
-/// holds nobody back.
+/// came before it may be beyond the window's end. Taking turns means that no partition waits for another, and one whose
+/// window is full holds nobody back.
 #[derive(Debug)]
 pub(super) struct Backlog<T> {
     queues: HashMap<Partition, BTreeMap<i64, T>>,

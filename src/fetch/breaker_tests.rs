@@ -75,7 +75,7 @@ fn items_that_fail_again_and_again_do_not_shut_a_source_but_new_ones_do() {
             };
             let jobs: Vec<_> = histories.iter().map(with).collect();
             let tickets = breakers.admit(0, &jobs, now).unwrap();
-            breakers.ended(tickets, Verdict::Outage, now);
+            breakers.ended(&tickets, Verdict::Outage, now);
         }
         breakers.shut(now).is_some()
     };
@@ -93,7 +93,7 @@ async fn items_that_failed_while_others_were_answered_do_not_shut_a_source_in_ne
         let mut job = job(0);
         job.request.item = crate::message::ItemId::new(item.to_string()).unwrap();
         let tickets = breakers.admit(0, &[job], now).unwrap();
-        breakers.ended(tickets, verdict, now);
+        breakers.ended(&tickets, verdict, now);
         breakers.shut(now).is_some()
     };
     // The first collection: most are answered, six never are.

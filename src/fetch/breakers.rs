@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::{
     Fetch, cached,
     call::{Contact, Ended},
+    grouped::fingerprint,
     job::Job,
     suspects::Suspects,
 };
@@ -30,26 +31,27 @@ use crate::{
 pub(super) const REASON: &str = "breaker open: ";
 
 /// What one call carries.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Tickets {
     account: usize,
     of_source: Ticket,
     of_account: Option<Ticket>,
     /// All that it asks for has ended in an outage before.
     again: bool,
-    /// What it asks for.
-    names: Vec<u64>,
+    /// The fingerprints of what it asks for.
+    items: Vec<u64>,
 }
 
 /// Whether an outage of this call would say more of its items than of the source: the last call for each of them ended
-/// in one as well, in this request or, while others were answered, in an earlier one. Else the last few of a million, which always fail, would shut a source that answers everything else.
-/// Whatever fails waits ever longer in retry, so a source that is away is not called more often for it.
-fn asks_again(jobs: &[Job], suspects: &Suspects) -> bool {
-    let has_failed = |job: &Job| {
+/// in one as well, in this request or, while others were answered, in an earlier one. Else the last few of a million,
+/// which always fail, would shut a source that answers everything else. Whatever fails waits ever longer in retry, so a
+/// source that is away is not called more often for it.
+fn asks_again(jobs: &[Job], items: &[u64], suspects: &Suspects) -> bool {
+    let has_failed = |(job, item): (&Job, &u64)| {
         let last = job.request.history.last();
-        last.is_some_and(|last| last.class == Class::Outage && !last.is_held_back()) || suspects.has(suspects.name(job))
+        last.is_some_and(|last| last.class == Class::Outage && !last.is_held_back()) || suspects.has(*item)
     };
-    !jobs.is_empty() && jobs.iter().all(has_failed)
+    !jobs.is_empty() && jobs.iter().zip(items).all(has_failed)
 }
 
 /// The breaker of the source, and one of each account if there are several: one account that is worse off than the
@@ -90,17 +92,17 @@ impl Breakers {
         }
         let of_source = self.source.admit(now).ok()?;
         let of_account = self.accounts.get_mut(account).and_then(|breaker| breaker.admit(now).ok());
-        let again = asks_again(jobs, &self.suspects);
-        let names = jobs.iter().map(|job| self.suspects.name(job)).collect();
-        Some(Tickets { account, of_source, of_account, again, names })
+        let items: Vec<u64> = jobs.iter().map(fingerprint).collect();
+        let again = asks_again(jobs, &items, &self.suspects);
+        Some(Tickets { account, of_source, of_account, again, items })
     }
 
     /// What the end of a call has changed, of whom. While the source is to blame its accounts are not.
-    pub(super) fn ended(&mut self, tickets: Tickets, verdict: Verdict, now: Instant) -> Option<(Scope, Change)> {
-        let Tickets { account, of_source, of_account, again, names } = tickets;
+    pub(super) fn ended(&mut self, tickets: &Tickets, verdict: Verdict, now: Instant) -> Option<(Scope, Change)> {
+        let Tickets { account, of_source, of_account, again, ref items } = *tickets;
         match verdict {
-            Verdict::Good => self.suspects.answered(&names),
-            Verdict::Outage => self.suspects.failed(&names),
+            Verdict::Good => self.suspects.answered(items),
+            Verdict::Outage => self.suspects.failed(items),
             Verdict::Neither => {}
         }
         let blameless = |breaker: &Breaker| again && verdict == Verdict::Outage && !breaker.is_trying();
@@ -165,7 +167,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// Counts how a call has ended.
     pub(super) async fn judge(&mut self, ended: &Ended) {
-        let Some(tickets) = ended.tickets.clone() else { return };
+        let Some(tickets) = &ended.tickets else { return };
         let last = ended.refusal.as_ref().map(|refusal| refusal.code.clone()).unwrap_or_default();
         match self.breakers.ended(tickets, ended.verdict(), Instant::now()) {
             None => {}
@@ -292,7 +294,7 @@ mod tests {
         let (mut breakers, mut now) = (Breakers::new(config, 2), Instant::now());
         let call = |breakers: &mut Breakers, account, verdict, now| {
             let tickets = breakers.admit(account, &[], now).unwrap();
-            breakers.ended(tickets, verdict, now).map(|(scope, _)| scope)
+            breakers.ended(&tickets, verdict, now).map(|(scope, _)| scope)
         };
         for _ in 0..4 {
             assert_eq!(call(&mut breakers, 0, Verdict::Outage, now), None);

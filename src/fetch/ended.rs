@@ -36,9 +36,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             for job in ended.missed.into_iter().rev() {
                 if self.stopping || !self.intake.may_start(&job.position) {
                     self.intake.give_up(&job.position);
-                } else if self.cancelled.has(&job.request) {
-                    self.uncalled.push(&job.position.partition.clone(), self.caller.cancelled(job));
-                } else {
+                } else if let Some(job) = self.unless_cancelled(job) {
                     self.backlog.push(job);
                 }
             }

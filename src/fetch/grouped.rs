@@ -10,17 +10,17 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher as _},
 };
 
+use super::backlog::Placed;
 use crate::kafka::Partition;
 
 /// What can wait here.
-pub(super) trait Waits {
+pub(super) trait Waits: Placed {
     /// What has to be the same in one call.
     type Group: Clone + Eq + Hash + std::fmt::Debug;
     fn group(&self) -> &Self::Group;
     /// What is asked for in it.
     fn item(&self) -> &str;
     fn partition(&self) -> &Partition;
-    fn offset(&self) -> i64;
 }
 
 /// The requests that wait.
@@ -49,7 +49,8 @@ impl<T: Waits> Default for Grouped<T> {
     }
 }
 
-fn fingerprint<T: Waits>(item: &T) -> u64 {
+/// The same for requests that ask for the same; two others may share one.
+pub(super) fn fingerprint<T: Waits>(item: &T) -> u64 {
     let mut hasher = DefaultHasher::new();
     (item.group(), item.item()).hash(&mut hasher);
     hasher.finish()
@@ -206,6 +207,9 @@ mod tests {
         fn partition(&self) -> &Partition {
             &self.partition
         }
+    }
+
+    impl Placed for Ask {
         fn offset(&self) -> i64 {
             self.offset
         }

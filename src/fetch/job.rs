@@ -56,7 +56,4 @@ impl Waits for Job {
     fn partition(&self) -> &Partition {
         &self.position.partition
     }
-    fn offset(&self) -> i64 {
-        self.position.offset
-    }
 }

@@ -277,8 +277,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         let partition = position.partition.clone();
         match self.caller.receive(position, record) {
-            Ok(job) if self.cancelled.has(&job.request) => self.uncalled.push(&partition, self.caller.cancelled(job)),
-            Ok(job) => self.admit(job),
+            Ok(job) => {
+                if let Some(job) = self.unless_cancelled(job) {
+                    self.admit(job);
+                }
+            }
             Err(ended) => self.uncalled.push(&partition, ended),
         }
         self.regulate(&partition);
@@ -286,11 +289,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// Puts a request that has to be called for into the backlog.
     fn enlist(&mut self, job: Job) {
+        // Whoever waited for somebody else's answer was not in the backlog when that was swept.
+        let Some(job) = self.unless_cancelled(job) else { return };
         let partition = job.position.partition.clone();
-        if self.cancelled.has(&job.request) {
-            // Whoever waited for somebody else's answer was not in the backlog when that was swept.
-            return self.uncalled.push(&partition, self.caller.cancelled(job));
-        }
         match self.spending.expect(job.request.batch.as_ref()) {
             Pay::Go | Pay::Wait => self.backlog.push(job),
             Pay::Spent => self.uncalled.push(&partition, self.caller.over_budget(job)),
@@ -301,12 +302,19 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     fn sweep(&mut self) {
         self.pay_again();
         for job in self.backlog.clear() {
-            if self.cancelled.has(&job.request) {
-                self.uncalled.push(&job.position.partition.clone(), self.caller.cancelled(job));
-            } else {
+            if let Some(job) = self.unless_cancelled(job) {
                 self.backlog.push(job);
             }
         }
+    }
+
+    /// Ends a request whose batch has been cancelled; any other comes back.
+    fn unless_cancelled(&mut self, job: Job) -> Option<Job> {
+        if !self.cancelled.has(&job.request) {
+            return Some(job);
+        }
+        self.uncalled.push(&job.position.partition.clone(), self.caller.cancelled(job));
+        None
     }
 
     /// Completes what ended without a call. Not beyond the window: the commit could not say that it is done.

@@ -1,23 +1,18 @@
 //! Items whose calls end in outages while the source answers for others. Pure.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasher, RandomState},
-};
-
-use super::job::Job;
+use std::collections::{HashMap, VecDeque};
 
 /// So many items are remembered; of more the first ones are forgotten.
 const MOST: usize = 10_000;
 
-/// What is known of items whose last call ended in an outage.
+/// What is known of items whose last call ended in an outage, by their [`super::grouped::fingerprint`]: of two that share
+/// one, one is at worst held to be like the other.
 ///
 /// One that fails while others are answered says nothing of the source when it fails again, in whatever request. Where
 /// nearly all answers come from the cache the few calls that are left are for such items, and would shut a source that
 /// answers everything else. As long as nobody is answered after its failure the source may as well be away.
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
-    hasher: RandomState,
     /// How many calls had been answered when the item first failed.
     failed_at: HashMap<u64, u64>,
     /// The first to be forgotten first; also items that have been answered since.
@@ -26,36 +21,31 @@ pub(super) struct Suspects {
 }
 
 impl Suspects {
-    /// What an item goes by here: two may share a name, at worst one is then held to be like the other.
-    pub(super) fn name(&self, job: &Job) -> u64 {
-        self.hasher.hash_one((&job.request.item, &job.request.params))
-    }
-
     /// Whether it failed before, and others were answered after that.
-    pub(super) fn has(&self, name: u64) -> bool {
-        self.failed_at.get(&name).is_some_and(|failed_at| *failed_at < self.answered)
+    pub(super) fn has(&self, item: u64) -> bool {
+        self.failed_at.get(&item).is_some_and(|failed_at| *failed_at < self.answered)
     }
 
     /// The source has answered a call for these.
-    pub(super) fn answered(&mut self, names: &[u64]) {
+    pub(super) fn answered(&mut self, items: &[u64]) {
         self.answered += 1;
-        for name in names {
-            self.failed_at.remove(name);
+        for item in items {
+            self.failed_at.remove(item);
         }
     }
 
     /// A call for these has ended in an outage.
-    pub(super) fn failed(&mut self, names: &[u64]) {
-        for name in names {
-            if self.failed_at.contains_key(name) {
+    pub(super) fn failed(&mut self, items: &[u64]) {
+        for item in items {
+            if self.failed_at.contains_key(item) {
                 continue;
             }
             while self.order.len() >= MOST {
                 let first = self.order.pop_front();
                 first.and_then(|first| self.failed_at.remove(&first));
             }
-            self.order.push_back(*name);
-            self.failed_at.insert(*name, self.answered);
+            self.order.push_back(*item);
+            self.failed_at.insert(*item, self.answered);
         }
     }
 }

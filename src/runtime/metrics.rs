@@ -120,34 +120,30 @@ impl Metrics {
 
     /// A call has ended; `took` if there was a reply.
     pub fn call(&self, (source, account): (&str, &str), outcome: &'static str, took: Option<Duration>) {
-        let mut labels = of_source(source);
         if let Some(took) = took {
-            self.call_time.get_or_create(&labels).observe(took.as_secs_f64());
+            self.call_time.get_or_create(&of_source(source, [])).observe(took.as_secs_f64());
         }
-        labels.extend([("account", account.to_owned().into()), ("outcome", outcome.into())]);
-        self.calls.get_or_create(&labels).inc();
+        let more = [("account", account.to_owned().into()), ("outcome", outcome.into())];
+        self.calls.get_or_create(&of_source(source, more)).inc();
     }
 
     /// A call has asked for so many items.
     pub fn call_items(&self, source: &str, items: usize) {
-        self.call_items.get_or_create(&of_source(source)).inc_by(items as u64);
+        self.call_items.get_or_create(&of_source(source, [])).inc_by(items as u64);
     }
 
     /// A request has come to an end in fetch, which may be the beginning of its retry.
     pub fn outcome(&self, source: &str, outcome: &'static str, via: &'static str) {
-        let mut labels = of_source(source);
-        labels.extend([("outcome", outcome.into()), ("via", via.into())]);
-        self.outcomes.get_or_create(&labels).inc();
+        let more = [("outcome", outcome.into()), ("via", via.into())];
+        self.outcomes.get_or_create(&of_source(source, more)).inc();
     }
 
     /// What fetch is doing for a source.
     #[must_use]
     pub fn fetching(&self, source: &str) -> Fetching {
-        let waiting = |lane: Lane| {
-            let labels = [of_source(source), vec![("lane", lane.as_str().into())]].concat();
-            (lane, self.waiting.get_or_create_owned(&labels))
-        };
-        let labels = of_source(source);
+        let waiting =
+            |lane: Lane| (lane, self.waiting.get_or_create_owned(&of_source(source, [("lane", lane.as_str().into())])));
+        let labels = of_source(source, []);
         Fetching {
             waiting: Lane::ALL.map(waiting),
             in_flight: self.in_flight.get_or_create_owned(&labels),
@@ -159,9 +155,8 @@ impl Metrics {
     #[must_use]
     pub fn slots(&self, source: &str, account: &str) -> Slots {
         let of = |outcome: &'static str| {
-            let account = ("account", account.to_owned().into());
-            let labels = [of_source(source), vec![account, ("outcome", outcome.into())]].concat();
-            self.slots.get_or_create_owned(&labels)
+            let more = [("account", account.to_owned().into()), ("outcome", outcome.into())];
+            self.slots.get_or_create_owned(&of_source(source, more))
         };
         Slots { used: of("used"), missed: of("missed"), returned: of("returned") }
     }
@@ -169,10 +164,7 @@ impl Metrics {
     /// The cache of a source.
     #[must_use]
     pub fn answered(&self, source: &str) -> Answered {
-        let of = |by: &'static str| {
-            let labels = [of_source(source), vec![("by", by.into())]].concat();
-            self.cache.get_or_create_owned(&labels)
-        };
+        let of = |by: &'static str| self.cache.get_or_create_owned(&of_source(source, [("by", by.into())]));
         let (near, far, shared) = (of("memory"), of("redis"), of("shared"));
         Answered { near, far, shared, stale: of("stale"), called: of("call") }
     }
@@ -230,8 +222,9 @@ impl Fetching {
     }
 }
 
-fn of_source(source: &str) -> Labels {
-    vec![("source", source.to_owned().into())]
+/// The labels of something of a source.
+fn of_source<const N: usize>(source: &str, more: [(&'static str, Cow<'static, str>); N]) -> Labels {
+    [("source", source.to_owned().into())].into_iter().chain(more).collect()
 }
 
 fn whole(count: usize) -> i64 {
@@ -305,10 +298,10 @@ mod tests {
         let words = rules.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
         let asked: Vec<&str> = words.filter_map(|word| word.strip_prefix("weir_")).collect();
         assert!(asked.len() > 5, "{asked:?}");
-        let (names, tests) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
+        let (names, _) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
         for name in asked {
             let name = name.trim_end_matches("_total");
-            assert!(names.contains(&format!("(\"{name}\", ")) && !tests.is_empty(), "no metric is called {name}");
+            assert!(names.contains(&format!("(\"{name}\", ")), "no metric is called {name}");
         }
     }
 }

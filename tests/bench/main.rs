@@ -17,7 +17,7 @@ mod throughput;
 use anyhow::Result;
 use clap::Parser;
 
-use self::{machine::Load, process::Bench, table::Table};
+use self::process::Bench;
 
 /// Measures throughput, CPU and memory of `weir fetch` against a real broker and the simulated gateway.
 #[derive(Parser)]
@@ -48,17 +48,12 @@ impl Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let before = Load::now()?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    let mut table = Table::default();
-    runtime.block_on(async {
+    table::measured(async |table| {
         let bench = Bench::new()?;
-        throughput::measure(&bench, options.scaled(options.ids), &mut table).await?;
+        throughput::measure(&bench, options.scaled(options.ids), table).await?;
         if !options.skip_memory {
-            memory::measure(&bench, options.scaled(options.waiting), &mut table).await?;
+            memory::measure(&bench, options.scaled(options.waiting), table).await?;
         }
-        Ok::<(), anyhow::Error>(())
-    })?;
-    println!("\n{table}\n{}", Load::now()?.since(&before));
-    Ok(())
+        Ok(())
+    })
 }

@@ -2,6 +2,18 @@
 
 use std::fmt;
 
+use anyhow::Result;
+
+use super::machine::Load;
+
+/// Measures, and prints the table beside what the machine was doing meanwhile.
+pub fn measured(measure: impl AsyncFnOnce(&mut Table) -> Result<()>) -> Result<()> {
+    let (before, mut table) = (Load::now()?, Table::default());
+    tokio::runtime::Runtime::new()?.block_on(measure(&mut table))?;
+    println!("\n{table}\n{}", Load::now()?.since(&before));
+    Ok(())
+}
+
 /// What a figure should be.
 #[derive(Clone, Copy)]
 pub enum Goal {

@@ -139,7 +139,7 @@ impl Purse {
     /// No call leaves any more: gives back what is left, and waits for a moment until that is known.
     pub async fn close(&self) {
         let until = Instant::now() + CLOSE_WITHIN;
-        self.with(Own::close);
+        self.with(|own, _| own.close());
         while !self.own().is_settled() && timeout_at(until, self.answered.notified()).await.is_ok() {}
     }
 

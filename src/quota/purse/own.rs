@@ -368,7 +368,7 @@ impl Own {
     }
 
     /// No call leaves any more: what is left goes back.
-    pub fn close(&mut self, _: Instant) {
+    pub fn close(&mut self) {
         self.is_closing = true;
         let left = self.mine.iter_mut().filter(|(_, mine)| mine.rest() > 0 || mine.waits);
         for (batch, mine) in left {

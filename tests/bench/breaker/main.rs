@@ -24,7 +24,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
-use self::{machine::Load, process::Bench, table::Table};
+use self::process::Bench;
 
 /// Measures how far an outage of one source reaches, how soon it is over, and how long express requests wait.
 #[derive(Parser)]
@@ -65,20 +65,15 @@ impl Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let before = Load::now()?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    let mut table = Table::default();
-    runtime.block_on(async {
+    table::measured(async |table| {
         let bench = Bench::new()?;
         if options.only != Some(Part::Express) {
-            outage::measure(&bench, &options, &mut table).await?;
+            outage::measure(&bench, &options, table).await?;
         }
         if options.only != Some(Part::Outage) {
-            express::measure(&bench, &options, 1, &mut table).await?;
-            express::measure(&bench, &options, 16, &mut table).await?;
+            express::measure(&bench, &options, 1, table).await?;
+            express::measure(&bench, &options, 16, table).await?;
         }
-        Ok::<(), anyhow::Error>(())
-    })?;
-    println!("\n{table}\n{}", Load::now()?.since(&before));
-    Ok(())
+        Ok(())
+    })
 }

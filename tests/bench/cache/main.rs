@@ -23,7 +23,7 @@ mod zipf;
 use anyhow::Result;
 use clap::Parser;
 
-use self::{machine::Load, process::Bench, table::Table};
+use self::process::Bench;
 
 /// Measures hits, calls and look-ups of the cache against real servers and the simulated gateway.
 #[derive(Parser)]
@@ -54,16 +54,11 @@ impl Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let before = Load::now()?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    let mut table = Table::default();
-    runtime.block_on(async {
-        lookups::measure(&options, &mut table).await?;
+    table::measured(async |table| {
+        lookups::measure(&options, table).await?;
         let bench = Bench::new()?;
-        calls::popular(&bench, &options, &mut table).await?;
-        calls::one_key(&bench, &options, 1, &mut table).await?;
-        calls::one_key(&bench, &options, 4, &mut table).await
-    })?;
-    println!("\n{table}\n{}", Load::now()?.since(&before));
-    Ok(())
+        calls::popular(&bench, &options, table).await?;
+        calls::one_key(&bench, &options, 1, table).await?;
+        calls::one_key(&bench, &options, 4, table).await
+    })
 }

@@ -25,7 +25,6 @@ use weir::simulate;
 
 use self::{
     log::Follower,
-    machine::Load,
     process::{Bench, Process},
     table::{Figure, Goal, Table},
     zipf::Zipf,
@@ -106,8 +105,8 @@ async fn run(bench: &Bench, Run { what, config, items, bursts }: Run) -> Result<
     Ok((gateway.item_calls as f64, failed))
 }
 
-async fn measure(options: &Options) -> Result<Table> {
-    let (bench, mut table) = (Bench::new()?, Table::default());
+async fn measure(options: &Options, table: &mut Table) -> Result<()> {
+    let bench = Bench::new()?;
     let scaled = |full: usize| if options.quick { full / 20 } else { full };
     let sample = |count: usize| simulate::sample(5).take(count).collect::<Vec<u64>>();
     let (count, mut failures) = (scaled(100_000), 0);
@@ -140,13 +139,10 @@ async fn measure(options: &Options) -> Result<Table> {
 
     let (what, goal) = ("  failures", Goal::AtMost(0.0));
     table.add(Figure { what, unit: "", goal, value: Some(failures as f64), floor: None });
-    Ok(table)
+    Ok(())
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let before = Load::now()?;
-    let table = tokio::runtime::Runtime::new()?.block_on(measure(&options))?;
-    println!("\n{table}\n{}", Load::now()?.since(&before));
-    Ok(())
+    table::measured(async |table| measure(&options, table).await)
 }

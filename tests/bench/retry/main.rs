@@ -19,7 +19,7 @@ mod table;
 use anyhow::Result;
 use clap::Parser;
 
-use self::{machine::Load, measure::Measurement, process::Bench, scene::Scene, table::Table};
+use self::{measure::Measurement, process::Bench, scene::Scene};
 
 /// Measures `weir retry` on a real broker: memory and start with a crowd that waits, how fast due requests leave, and
 /// how late.
@@ -46,20 +46,15 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     let scaled = |full: usize| if options.quick { (full / 10).max(1) } else { full };
-    let before = Load::now()?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    let mut table = Table::default();
-    runtime.block_on(async {
+    table::measured(async |table| {
         let bench = Bench::new()?;
         let mut scene = Scene::new(&bench).await?;
-        let mut measurement = Measurement::start(&bench, &mut scene, &mut table)?;
+        let mut measurement = Measurement::start(&bench, &mut scene, table)?;
         measurement.crowd(scaled(options.waiting)).await?;
         measurement.restart()?;
         measurement.due_at_once(scaled(options.due)).await?;
         measurement.punctuality(if options.quick { 5 } else { options.punctual }).await?;
         measurement.end()?;
         scene.delete().await
-    })?;
-    println!("\n{table}\n{}", Load::now()?.since(&before));
-    Ok(())
+    })
 }

@@ -25,7 +25,7 @@ mod table;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
-use self::{machine::Load, process::Bench, table::Table};
+use self::process::Bench;
 
 /// Measures the sink against a real broker and a real ClickHouse: rows a second, CPU per row, and seconds until a
 /// record is a row.
@@ -64,20 +64,15 @@ fn main() -> Result<()> {
         options.rows = (options.rows / 10).max(1);
         options.seconds = (options.seconds / 6).max(5);
     }
-    let before = Load::now()?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    let mut table = Table::default();
-    runtime.block_on(async {
+    table::measured(async |table| {
         let bench = Bench::new()?;
         let mut full_speed = None;
         if options.only.contains(&What::Pour) {
-            full_speed = Some(pour::measure(&bench, options.rows, &mut table).await?);
+            full_speed = Some(pour::measure(&bench, options.rows, table).await?);
         }
         if options.only.contains(&What::Visible) {
-            visible::measure(&bench, options.seconds, full_speed, &mut table).await?;
+            visible::measure(&bench, options.seconds, full_speed, table).await?;
         }
-        Ok::<(), anyhow::Error>(())
-    })?;
-    println!("\n{table}\n{}", Load::now()?.since(&before));
-    Ok(())
+        Ok(())
+    })
 }
