@@ -41,7 +41,7 @@ const TURN: usize = 32;
 /// The rows and bytes of one insert, about. Those under way, the one that waits and the one that is gathered take a few
 /// times this.
 const ROWS: usize = 10_000;
-const BYTES: usize = 10 * 1024 * 1024;
+const BYTES: usize = 14 * 1024 * 1024;
 
 /// Ends of inserts that may wait for the commit of those before them.
 const ENDS: usize = 16;
