@@ -9,6 +9,8 @@
 mod alone;
 mod driver;
 mod local;
+#[cfg(test)]
+mod model;
 mod offset;
 mod purse_wire;
 mod spending;
@@ -238,6 +240,23 @@ impl Quota for Redis {
 
     fn ended(&self, account: usize) {
         self.shared.local().end(account, Instant::now());
+        self.shared.wake.notify_one();
+    }
+
+    fn hurry(&self, calls: usize, share: f64) -> usize {
+        let come = self.shared.local().hurry(calls, share, Instant::now());
+        if calls > 0 {
+            self.shared.wake.notify_one();
+        }
+        come
+    }
+
+    fn is_passed_on(&self, slot: &Slot) -> bool {
+        self.shared.local().is_passed_on(slot)
+    }
+
+    fn rest(&self) {
+        self.shared.local().rest(Instant::now());
         self.shared.wake.notify_one();
     }
 
