@@ -8,14 +8,14 @@ use super::Fetch;
 use crate::{
     kafka::{Reader, Writer},
     message::Lane,
-    quota::Lease,
+    quota::{Lease, Passed},
 };
 
 /// What passes between this process and others.
 #[derive(Debug, Default)]
 pub(super) struct Haste {
-    /// An express request waits for slots of others.
-    waits: bool,
+    /// When to look what others have passed on.
+    look_at: Option<Instant>,
     /// Since everything was done last, slots were asked of others or passed on to them.
     pub(super) has_passed: bool,
 }
@@ -24,19 +24,17 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// A slot that leaves within so long is waited for: another one's would come no sooner.
     const SOON: Duration = Duration::from_millis(20);
 
-    /// Whoever waits for a slot of others looks so often whether it has come.
-    const LOOK: Duration = Duration::from_millis(2);
-
     /// Asks others for slots if an express request has none soon, and takes what they have passed on.
     pub(super) async fn hasten(&mut self) {
         let share = *self.express_share.borrow();
         let calls = self.late_express_calls(share);
-        self.backlog.lend(self.quota.hurry(calls, share));
-        self.haste.waits = calls > 0;
-        self.haste.has_passed |= self.haste.waits;
+        let Passed { come, look_at } = self.quota.hurry(calls, share);
+        self.backlog.lend(come);
+        self.haste.look_at = look_at;
+        self.haste.has_passed |= calls > 0;
         // Without any slot more are leased anyway.
-        if self.haste.waits && !self.slots.is_empty() {
-            let wanted = self.calls_wanted().saturating_sub(self.slots.len()).max(1);
+        if (calls > 0 || come > 0) && !self.slots.is_empty() {
+            let wanted = self.calls_wanted().saturating_sub(self.slots.len()).max(come).max(1);
             if let Lease::Slots(slots) = self.quota.lease(wanted).await {
                 self.slots.extend(slots);
                 self.slots.make_contiguous().sort_by_key(|slot| slot.at);
@@ -64,10 +62,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// Looks again soon while others are asked.
     pub(super) fn look_soon(&mut self) {
-        if std::mem::take(&mut self.haste.waits) {
-            let soon = Instant::now() + Self::LOOK;
-            self.wake_at = Some(self.wake_at.map_or(soon, |at| at.min(soon)));
-        }
+        self.wake_at = self.wake_at.into_iter().chain(self.haste.look_at.take()).min();
     }
 
     /// Nobody to call for: others may use what is left of the lease.
@@ -146,9 +141,10 @@ mod tests {
             let later = Instant::now() + Duration::from_secs(1);
             if leased.is_empty() { Lease::NotBefore(later) } else { Lease::Slots(leased) }
         }
-        fn hurry(&self, calls: usize, _: f64) -> usize {
+        fn hurry(&self, calls: usize, _: f64) -> Passed {
             self.script().wanted.push(calls);
-            std::mem::take(&mut self.script().come)
+            let look_at = (calls > 0).then(|| Instant::now() + ms(2));
+            Passed { come: std::mem::take(&mut self.script().come), look_at }
         }
         fn is_passed_on(&self, slot: &Slot) -> bool {
             self.script().passed.contains(slot)

@@ -32,7 +32,8 @@ use self::{
     spending::Spending,
 };
 use super::{
-    Aliases, Cause, CutOff, Hold, Lease, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot, Snapshot, State,
+    Aliases, Cause, CutOff, Hold, Lease, PaceBy, PaceState, Pacing, Passed, Past, Quota, Scope, Share, Slot, Snapshot,
+    State,
     division::{Divided, Indivisible},
     limit::{Micros, micros},
     plan::{Limits, Plan},
@@ -243,12 +244,12 @@ impl Quota for Redis {
         self.shared.wake.notify_one();
     }
 
-    fn hurry(&self, calls: usize, share: f64) -> usize {
-        let come = self.shared.local().hurry(calls, share, Instant::now());
+    fn hurry(&self, calls: usize, share: f64) -> Passed {
+        let passed = self.shared.local().hurry(calls, share, Instant::now());
         if calls > 0 {
             self.shared.wake.notify_one();
         }
-        come
+        passed
     }
 
     fn is_passed_on(&self, slot: &Slot) -> bool {

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     quota::{
-        Lease, Pacing, Slot,
+        Lease, Pacing, Passed, Slot,
         limit::{Micros, micros},
         plan::{Limits, Plan},
         turn::Arbiter,
@@ -36,9 +36,8 @@ const SECOND: Micros = 1_000_000;
 const START: Micros = 1_700_000_000 * SECOND;
 /// What is seen before is not counted, except by the vendor.
 const WARM_UP: Micros = 10 * SECOND;
-/// As fetch has it: a slot so near is waited for, and whoever waits for others looks so often.
+/// As fetch has it: a slot so near is waited for.
 const SOON: Duration = Duration::from_millis(20);
-const LOOK: Micros = 2 * MILLI;
 /// What fetch leases at once.
 const LEASE: usize = 64;
 
@@ -203,7 +202,7 @@ impl<'a> World<'a> {
             }
             Event::Stage(index) if self.workers[index].stage_at == now => {
                 if let Some(every) = self.fleet.stalls
-                    && below(&self.dice, every) < LOOK
+                    && below(&self.dice, every) < 2 * MILLI
                 {
                     self.workers[index].stalled_until = now + 200 * MILLI;
                 }
@@ -339,16 +338,16 @@ impl Worker {
     /// when to look again.
     fn dispatch(&mut self, now: Instant, fleet: &Fleet) -> (Vec<Slot>, Vec<Micros>, usize, Option<Instant>) {
         let (mut calls, mut express, mut missed) = (Vec::new(), Vec::new(), 0);
-        let soon = now + Duration::from_micros(LOOK);
         while self.has_backlog || !self.express.is_empty() {
             let waiting = self.late_express(now, fleet.share);
-            self.arbiter.lend(self.local.hurry(waiting, fleet.share, now));
+            let Passed { come, look_at } = self.local.hurry(waiting, fleet.share, now);
+            self.arbiter.lend(come);
             self.hastens |= waiting > 0;
             let wanted = if self.has_backlog { LEASE } else { self.express.len().min(LEASE) };
-            if waiting > 0 && !self.slots.is_empty() {
-                self.lease(wanted.saturating_sub(self.slots.len()), now);
+            if (waiting > 0 || come > 0) && !self.slots.is_empty() {
+                self.lease(wanted.saturating_sub(self.slots.len()).max(come), now);
             }
-            let wait = |at: Instant| Some(if waiting > 0 { at.min(soon) } else { at });
+            let wait = |at: Instant| Some(look_at.map_or(at, |soon| at.min(soon)));
             let Some(slot) = self.slots.pop_front() else {
                 if let Some(at) = self.lease(wanted, now) {
                     return (calls, express, missed, wait(at));

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     message::Lane,
     quota::{
-        Slot,
+        Passed, Slot,
         limit::{Micros, micros},
         turn::Arbiter,
     },
@@ -28,7 +28,9 @@ const NEAREST: Duration = Duration::from_millis(3);
 const FRESH: Duration = Duration::from_millis(100);
 /// The first guess how long it takes until slots come that were asked for, and the most that is counted on.
 const TURN: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100)];
-/// What comes on top of it: whoever waits looks every two milliseconds.
+/// Whoever waits for slots that may come looks so often.
+const LOOK: Duration = Duration::from_millis(2);
+/// What comes on top of it, since whoever waits has to look, and then to wake up.
 const MARGIN: Duration = Duration::from_millis(3);
 /// Who has asked and got nothing asks again so much later, at first and at last.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(1_280)];
@@ -123,6 +125,14 @@ impl Express {
         Some(ExpressAsk { count: self.missing(now), lead, share: self.share })
     }
 
+    /// When whoever waits looks again: soon while something may come, and when it is asked for again.
+    fn look_at(&self, now: Instant) -> Option<Instant> {
+        let due_at = self.due_at(now)?;
+        let may_come = self.asked_at.is_none_or(|at| now < at + 4 * self.turn.max(TURN[0] * 2));
+        let soon = now + LOOK;
+        Some(if may_come { soon } else { due_at.max(soon) }.min(now + FRESH / 2))
+    }
+
     /// Slots have come; of those that can be used, when they leave.
     fn came(&mut self, usable: &[Instant], now: Instant) {
         if let Some(asked_at) = self.asked_at.take() {
@@ -142,17 +152,16 @@ impl Express {
 }
 
 impl Local {
-    /// For so many calls, which somebody waits for, slots are wanted that leave soon; how many of others' slots have come
-    /// since this was said last. Whoever says this, if only of no call, looks before each call whether its slot was passed
-    /// on.
-    pub fn hurry(&mut self, calls: usize, share: f64, now: Instant) -> usize {
+    /// For so many calls, which somebody waits for, slots are wanted that leave soon; what has come of it. Whoever says
+    /// this, if only of no call, looks before each call whether its slot was passed on.
+    pub fn hurry(&mut self, calls: usize, share: f64, now: Instant) -> Passed {
         let express = &mut self.express;
         (express.takes_part, express.wanted, express.said_at, express.share) = (true, calls, Some(now), share);
         if calls == 0 {
             // Whoever comes next knows nothing of how the others stand.
             (express.asked_at, express.ask_at, express.patience) = (None, None, PATIENCE[0]);
         }
-        std::mem::take(&mut express.news)
+        Passed { come: std::mem::take(&mut express.news), look_at: express.look_at(now) }
     }
 
     /// Whether a slot that was handed out is another worker's now. It does not change any more once its time has come.
@@ -316,7 +325,7 @@ mod tests {
     fn who_waits_asks_once_until_slots_have_come_and_then_less_and_less_often() {
         let now = Instant::now();
         let mut local = worker(0, now);
-        assert_eq!(local.hurry(1, 0.5, now), 0);
+        assert_eq!(local.hurry(1, 0.5, now), Passed { come: 0, look_at: Some(now + LOOK) });
         let mut asks = |at: Instant, says: bool| {
             if says {
                 local.hurry(1, 0.5, at);
@@ -335,7 +344,7 @@ mod tests {
         assert_eq!(asks(now + ms(190), false), None, "nobody has said for long that he waits");
         assert!(asks(now + ms(200), true).is_some());
         local.receive_passed(vec![("a".to_owned(), SHOWN + 300_000, "0".to_owned())], now + ms(212));
-        assert_eq!(local.hurry(1, 0.5, now + ms(213)), 1, "its user is told");
+        assert_eq!(local.hurry(1, 0.5, now + ms(213)), Passed { come: 1, look_at: None }, "its user is told");
         assert!(matches!(local.step(now + ms(213)), Step::Wait(_)), "and waits for it");
         let Lease::Slots(slots) = local.lease(1, now + ms(213)) else { panic!("one has come") };
         assert!(slots[0].at >= now + ms(300) && slots[0].at < now + ms(301));
