@@ -1,6 +1,6 @@
 //! `weir replay` and `weir redrive`: a piece of a topic once more into tables, or back to requests.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -290,7 +290,7 @@ impl Order<'_> {
                 Some(scan::at_time(&self.config.kafka, &names, *time).await?.into_iter().collect::<HashMap<_, _>>())
             }
             Some(Edge::Offsets(offsets)) => {
-                let topic: std::sync::Arc<str> = names[0].as_str().into();
+                let topic: Arc<str> = names[0].as_str().into();
                 let at = |(number, offset): (&i32, &i64)| {
                     (crate::kafka::Partition { topic: topic.clone(), number: *number }, *offset)
                 };
@@ -348,8 +348,8 @@ impl Order<'_> {
             }
         } else {
             let (store, place) = self.target(topic.kind)?;
-            let target = Target { store: &store, place };
-            let pouring = Pouring { target, route: &route, filter: &self.filter, job };
+            let filter = Arc::new(self.filter.clone());
+            let pouring = Pouring { target: Target { store, place }, route: Arc::new(route), filter, job };
             let tally = pouring.run(scan, spans, |tally| moved(tally.offsets, tally.inserted)).await?;
             sum.offsets += tally.offsets;
             sum.tables.add(&tally);
