@@ -32,8 +32,10 @@ const TURN: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100
 const LOOK: Duration = Duration::from_millis(2);
 /// What comes on top of it, since whoever waits has to look, and then to wake up.
 const MARGIN: Duration = Duration::from_millis(3);
-/// Who has asked and got nothing asks again so much later, at first and at last.
-const PATIENCE: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(1_280)];
+/// Who has asked and got nothing asks again so much later, at first, and later on for each that waits, but as for so many
+/// at most: a crowd waits for its share anyway.
+const PATIENCE: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(40)];
+const CROWD: u32 = 32;
 /// For so long slots are known that were passed on: longer than anybody can look at them late.
 const REMEMBERED: Duration = Duration::from_secs(5);
 
@@ -117,7 +119,8 @@ impl Express {
         if self.asked_at.is_some() {
             // Nothing has come: perhaps there was not time enough, perhaps others have given what they may.
             self.turn = (self.turn * 3 / 2).min(TURN[1]);
-            self.patience = (self.patience * 2).min(PATIENCE[1]);
+            let waiting = u32::try_from(self.wanted).unwrap_or(CROWD).clamp(1, CROWD);
+            self.patience = (self.patience * 2).min(PATIENCE[1] * waiting);
         }
         self.asked_at = Some(now);
         self.ask_at = Some(now + self.patience.max(2 * self.turn));
