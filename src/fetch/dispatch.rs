@@ -43,6 +43,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         if !self.make_calls().await {
             self.place.leave();
         }
+        self.look_soon();
     }
 
     /// Makes every call whose time has come; whether the next one wants a place already.
@@ -69,15 +70,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.return_slots().await;
                 return true;
             }
-            let Some(slot) = self.next_slot().await else { return false };
-            if slot.at > Instant::now() {
-                return self.wait_for(slot);
+            self.hasten().await;
+            match self.next_slot().await {
+                Some((slot, true)) => self.use_slot(slot).await,
+                Some((slot, false)) => return self.wait_for(slot),
+                None => return false,
             }
-            self.use_slot(slot).await;
         }
-        // Nobody to call for: others may use what is left of the lease.
-        if !self.slots.is_empty() && self.backlog.is_empty() {
-            self.return_slots().await;
+        if self.backlog.is_empty() {
+            self.rest().await;
         }
         false
     }
@@ -176,12 +177,27 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.calls.len() < self.config.calls_in_flight && self.has_room_for_outcomes()
     }
 
-    /// The next slot that is neither missed nor overtaken by a hold. Leases more if none is left.
-    async fn next_slot(&mut self) -> Option<Slot> {
+    /// How many calls slots are leased for at once, at most.
+    pub(super) fn calls_wanted(&self) -> usize {
+        let room = (self.config.calls_in_flight - self.calls.len()).min(self.place.free());
+        let room = room.min(self.breakers.room(Instant::now()));
+        self.backlog.calls(self.caller.batch_max()).min(room).min(Self::LEASE)
+    }
+
+    /// The next slot that is neither missed nor overtaken by a hold, and whether its time has come. Leases more if none
+    /// is left.
+    async fn next_slot(&mut self) -> Option<(Slot, bool)> {
         loop {
             while let Some(slot) = self.slots.pop_front() {
+                // Looked at first: nobody passes on a slot whose time has come.
+                let is_due = slot.at <= Instant::now();
+                if self.quota.is_passed_on(&slot) {
+                    self.tally.returned(slot.account);
+                    self.haste.has_passed = true;
+                    continue;
+                }
                 if !slot.is_late(Instant::now()) && !self.quota.is_held(&slot) {
-                    return Some(slot);
+                    return Some((slot, is_due));
                 }
                 if slot.is_late(Instant::now()) {
                     self.tally.missed(slot.account);
@@ -190,9 +206,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 }
                 self.quota.give_back(vec![slot]).await;
             }
-            let room = (self.config.calls_in_flight - self.calls.len()).min(self.place.free());
-            let room = room.min(self.breakers.room(Instant::now()));
-            match self.quota.lease(self.backlog.calls(self.caller.batch_max()).min(room).min(Self::LEASE)).await {
+            match self.quota.lease(self.calls_wanted()).await {
                 Lease::Slots(slots) => {
                     self.nobody_told = false;
                     self.leased_at = Instant::now();

@@ -8,46 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{grouped::Grouped, job::Job};
-use crate::{kafka::Partition, message::Lane};
-
-/// Who is next, if both wait.
-///
-/// Counts by how much express is ahead of its share: an express slot adds `1 − share`, one of the backlog takes
-/// `share` off. Express is next unless it is ahead; so over any row of slots for which both wait it gets its share to
-/// within one slot. Time without waiting saves nothing up, but lets what is ahead be forgotten.
-#[derive(Debug)]
-pub(super) struct Arbiter {
-    share: f64,
-    ahead: f64,
-}
-
-impl Arbiter {
-    pub(super) fn new(share: f64) -> Self {
-        Self { share, ahead: 0.0 }
-    }
-
-    /// The express lane's share of the slots from now on.
-    pub(super) fn set_share(&mut self, share: f64) {
-        self.share = share;
-    }
-
-    /// The lane whose turn it is, if one waits.
-    pub(super) fn next(&self, waits: impl Fn(Lane) -> bool) -> Option<Lane> {
-        // A sum of many shares is not exact.
-        let preferred = if self.ahead < 1e-9 { Lane::Express } else { Lane::Bulk };
-        [preferred, preferred.other()].into_iter().find(|lane| waits(*lane))
-    }
-
-    /// A slot has gone to this lane, whether or not the other one waited for it.
-    pub(super) fn served(&mut self, lane: Lane, other_waits: bool) {
-        match (lane, other_waits) {
-            (Lane::Express, true) => self.ahead += 1.0 - self.share,
-            (Lane::Express, false) => {}
-            (Lane::Bulk, true) => self.ahead -= self.share,
-            (Lane::Bulk, false) => self.ahead = (self.ahead - self.share).max(self.ahead.min(0.0)),
-        }
-    }
-}
+use crate::{kafka::Partition, message::Lane, quota::turn::Arbiter};
 
 /// What waits for a call.
 #[derive(Debug)]
@@ -75,6 +36,11 @@ impl Lanes {
 
     pub(super) fn set_share(&mut self, share: f64) {
         self.arbiter.set_share(share);
+    }
+
+    /// Others have passed on so many slots for express requests.
+    pub(super) fn lend(&mut self, slots: usize) {
+        self.arbiter.lend(slots);
     }
 
     fn of(&self, lane: Lane) -> &Grouped<Job> {
@@ -117,9 +83,19 @@ impl Lanes {
         self.bulk.calls(most) + self.express.calls(most)
     }
 
+    /// The same of what waits in a lane.
+    pub(super) fn calls_of(&self, lane: Lane, most: usize) -> usize {
+        self.of(lane).calls(most)
+    }
+
+    /// Whether anything that waits in a lane may start.
+    pub(super) fn waits(&self, lane: Lane, may_start: impl Fn(&Job) -> bool) -> bool {
+        self.of(lane).heads().any(may_start)
+    }
+
     /// Whether anything that waits may start.
     pub(super) fn can_start(&self, may_start: impl Fn(&Job) -> bool) -> bool {
-        Lane::ALL.into_iter().any(|lane| self.of(lane).heads().any(&may_start))
+        Lane::ALL.into_iter().any(|lane| self.waits(lane, &may_start))
     }
 
     /// When the call of this request leaves, if a slot is free: as soon as it is full, or has waited for others.
@@ -137,7 +113,7 @@ impl Lanes {
     /// The request that the next slot is for: it counts as the turn of its lane. One whose call would wait for others goes
     /// behind one whose call would not.
     pub(super) fn pop(&mut self, departure: Departure, may_start: impl Fn(&Job) -> bool) -> Option<Job> {
-        let waits = |lane| self.of(lane).heads().any(&may_start);
+        let waits = |lane| self.waits(lane, &may_start);
         let lane = self.arbiter.next(waits)?;
         let other_waits = waits(lane.other());
         let leaves = |job: &Job| may_start(job) && self.leaves_at(job, departure) <= departure.now;
@@ -179,34 +155,7 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    /// Serves slots one after the other; for each, who waits, and who was served.
-    fn served(share: f64, waiting: &[(bool, bool)]) -> Vec<Option<Lane>> {
-        let mut arbiter = Arbiter::new(share);
-        let serve = |(bulk, express): &(bool, bool)| {
-            let waits = |lane| if lane == Lane::Express { *express } else { *bulk };
-            let lane = arbiter.next(waits)?;
-            arbiter.served(lane, waits(lane.other()));
-            Some(lane)
-        };
-        waiting.iter().map(serve).collect()
-    }
-
-    #[test]
-    fn half_and_half_while_both_wait_and_all_for_who_waits_alone() {
-        let order = |share: f64, waiting: &[(bool, bool)]| -> String {
-            let letter = |lane: Option<Lane>| lane.map_or('-', |lane| if lane.is_bulk() { 'b' } else { 'E' });
-            served(share, waiting).into_iter().map(letter).collect()
-        };
-        let (bulk, express, both, nobody) = ((true, false), (false, true), (true, true), (false, false));
-        assert_eq!(order(0.5, &[both; 6]), "EbEbEb");
-        assert_eq!(order(0.25, &[both; 8]), "EbbbEbbb");
-        assert_eq!(order(0.5, &[express, express, express, both, nobody, bulk]), "EEEE-b");
-        assert_eq!(order(0.5, &[bulk, bulk, bulk, both, both, both]), "bbbEbE", "waiting saves nothing up");
-    }
 
     fn asks(zip: &str, offset: i64, since: Instant) -> Job {
         let mut job = crate::fetch::tests::job(0);
@@ -236,48 +185,5 @@ mod tests {
         assert_eq!((first.position.offset, along), (0, vec![2, 4]));
         assert_eq!(lanes.departs_at(at(now), |_| true), Some(start + window), "the others wait on");
         assert_eq!((lanes.len(), lanes.calls(3)), (2, 1));
-    }
-
-    fn share() -> impl Strategy<Value = f64> {
-        0.01f64..0.99
-    }
-
-    fn waiting() -> impl Strategy<Value = Vec<(bool, bool)>> {
-        prop::collection::vec((any::<bool>(), any::<bool>()), 0..200)
-    }
-
-    proptest! {
-        #[test]
-        fn no_slot_is_lost_and_nobody_is_served_who_does_not_wait(share in share(), waiting in waiting()) {
-            for ((bulk, express), lane) in waiting.iter().zip(served(share, &waiting)) {
-                prop_assert_eq!(lane.is_some(), *bulk || *express);
-                prop_assert!(lane != Some(Lane::Bulk) || *bulk);
-                prop_assert!(lane != Some(Lane::Express) || *express);
-            }
-        }
-
-        #[test]
-        #[allow(clippy::cast_precision_loss, reason = "counts of a few hundred")]
-        fn in_any_row_of_slots_that_both_want_express_has_its_share_to_within_one(
-            share in share(), before in waiting(), row in 1usize..300, from in 0usize..300,
-        ) {
-            let waiting: Vec<_> = before.iter().copied().chain(vec![(true, true); row]).collect();
-            let lanes = served(share, &waiting);
-            let piece = &lanes[(before.len() + from % row)..];
-            let express = piece.iter().filter(|lane| **lane == Some(Lane::Express)).count() as f64;
-            let due = share * piece.len() as f64;
-            prop_assert!((express - due).abs() < 1.0 + 1e-6, "{} of {} at {}", express, piece.len(), share);
-        }
-
-        #[test]
-        fn at_half_of_the_slots_and_more_express_waits_for_one_slot_of_the_backlog_at_most(
-            share in 0.5f64..0.99, waiting in waiting(),
-        ) {
-            let lanes = served(share, &waiting);
-            for (slot, pair) in lanes.windows(2).enumerate() {
-                let express_waits = waiting[slot].1 && waiting[slot + 1].1;
-                prop_assert!(!(express_waits && pair == [Some(Lane::Bulk), Some(Lane::Bulk)]), "at slot {}", slot);
-            }
-        }
     }
 }

@@ -14,6 +14,7 @@ mod dispatch;
 mod ended;
 mod episode;
 mod grouped;
+mod hasten;
 mod job;
 mod lanes;
 mod outcome;
@@ -46,6 +47,7 @@ use self::{
     cached::Cached,
     call::Ended,
     episode::Episodes,
+    hasten::Haste,
     job::Job,
     lanes::Lanes,
     penalty::Penalties,
@@ -122,6 +124,7 @@ pub struct Fetch<R, W> {
     wake_at: Option<Instant>,
     stopping: bool,
     nobody_told: bool,
+    haste: Haste,
 }
 
 impl<R: Reader, W: Writer> Fetch<R, W> {
@@ -153,6 +156,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             wake_at: None,
             stopping: false,
             nobody_told: false,
+            haste: Haste::default(),
             caller: Arc::new(caller),
             config,
         }

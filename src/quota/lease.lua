@@ -9,6 +9,7 @@
 -- :account  name -> MessagePack {gate, address, home, fallbacks, held, disabled, why, since, released}
 -- :queue:A  names of the accounts of address A by the time at which they may call next; disabled ones at +inf
 -- :returned slots that came back, "time:number:name", by time
+-- :runs     who has slots soon: "first:count:worker" by the time of the last. Only a hint: slots are in workers' hands
 --
 -- Times are microseconds since 1970 by this server's clock. They are written with %.0f, since Lua's own way
 -- keeps 14 digits of 16.
@@ -20,6 +21,7 @@ local TELL = 5000000
 -- What tells the name of an address from an account's, which cannot begin like this.
 local ADDRESS = '\n'
 local META, ACCOUNT, RETURNED = KEYS[1] .. ':meta', KEYS[1] .. ':account', KEYS[1] .. ':returned'
+local RUNS = KEYS[1] .. ':runs'
 local function queue(address) return KEYS[1] .. ':queue:' .. address end
 
 local time = redis.call('TIME')
@@ -401,7 +403,7 @@ end
 local function configure()
   local known = load()
   if not known then
-    redis.call('DEL', META, ACCOUNT, RETURNED)
+    redis.call('DEL', META, ACCOUNT, RETURNED, RUNS)
     meta = { run = run, birth = now, last = now, next_start = 0, held = 0, disabled = false, seq = 0, addresses = {}, names = {},
       workers = {}, capped = {} }
     accounts = {}
@@ -595,6 +597,95 @@ local function returned()
   end
 end
 
+-- ---------------------------------------------------------------- passing on (redis/local/express.rs)
+
+-- What was granted is near enough if it comes so soon after the first that others could pass on.
+local NEAR = 20000
+
+-- Whether anybody hears it.
+local function tell(worker, word)
+  return redis.call('PUBLISH', KEYS[1] .. ':express:' .. worker, cjson.encode(word)) > 0
+end
+
+-- Slots that this worker leaves to others. Whoever is not there loses them: nobody else has them.
+local function pass_on()
+  local passed, gone = input.passed or {}, {}
+  for i = 1, #passed, 4 do
+    local at, name, from, to = passed[i], passed[i + 1], passed[i + 2], passed[i + 3]
+    local state = account(name)
+    count_call(name, input.worker, -1)
+    if state and meta.addresses[state.address].name == from and not is_held(state, at) then
+      count_call(name, to, 1)
+      gone[to] = gone[to] or {}
+      table.insert(gone[to], { name, digits(at), from })
+    else
+      refund_slot(name, at, (address_named(meta.addresses, from)))
+    end
+  end
+  for to, slots in pairs(gone) do tell(to, { slots = slots }) end
+end
+
+-- Notes who has these slots (names, times, addresses): runs of them without long gaps.
+local function note_runs(slots)
+  local gap, first, last, count = max(4 * max(meta.interval, meta.source.spacing), 20000), nil, nil, 0
+  local function note()
+    local run = digits(first) .. ':' .. count .. ':' .. input.worker
+    redis.call('ZADD', RUNS, digits(last), run)
+  end
+  redis.call('ZREMRANGEBYSCORE', RUNS, '-inf', digits(now))
+  for i = 2, #slots, 3 do
+    if first and slots[i] > last + gap then
+      note()
+      first, count = nil, 0
+    end
+    first, last, count = first or slots[i], slots[i], count + 1
+  end
+  note()
+end
+
+-- Asks those who have the next slots to pass some of them on to this worker.
+local function ask_others(count, share, from)
+  local runs = {}
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', RUNS, digits(from), '+inf', 'WITHSCORES', 'LIMIT', 0, 64)) do
+    local first, slots, worker = string.match(member, '^(%d+):(%d+):(.*)$')
+    if worker then
+      runs[#runs + 1] = { first = tonumber(first), slots = tonumber(slots), worker = worker }
+    else
+      local run = runs[#runs]
+      run.last, run.from = tonumber(member), max(run.first, from)
+    end
+  end
+  table.sort(runs, function(one, other) return one.from < other.from end)
+  -- Who is gone hears nothing; in a cluster nobody seems to, so that this is only so often made up for.
+  local unheard = 3
+  local function ask(run, calls)
+    local is_heard = tell(run.worker, { to = input.worker, count = calls, from = digits(run.from), share = share })
+    if is_heard or unheard == 0 then count = count - calls else unheard = unheard - 1 end
+  end
+  local ending
+  for _, run in ipairs(runs) do
+    if count <= 0 then return end
+    if run.worker ~= input.worker then
+      local left = run.slots * (run.last - run.from) / max(run.last - run.first, 1)
+      local calls = min(count, floor(max(left, 1) * share))
+      -- What is hardly left of a run is perhaps gone.
+      if calls > 0 then ask(run, calls) else ending = ending or run end
+    end
+  end
+  if ending and count > 0 then ask(ending, 1) end
+end
+
+-- If somebody waits here, and what was just granted is not near.
+local function hasten(slots)
+  local one = input.express
+  if not one or meta.disabled then return end
+  local count, near = one.count, now + one.lead + NEAR
+  for i = 2, #slots, 3 do
+    if slots[i] <= near then count = count - 1 end
+  end
+  ask_others(count, one.share, max(now + one.lead, meta.held))
+end
+
 -- Seats: workers that may call without Redis. One that is not heard of keeps its own for a while; who has one in a
 -- state that was lost has it in the new one too.
 local function seated()
@@ -615,6 +706,7 @@ local function lease()
   local earliest = max(now, meta.held)
   local til = now + min(input.ahead, meta.lease)
   take_back(earliest)
+  pass_on()
   local slots, next_at = {}, -1
   if not meta.informed and now < meta.birth + TELL then input.count, next_at = 0, meta.birth + TELL + input.ahead end
   local function grant(name, at)
@@ -651,6 +743,8 @@ local function lease()
     left = left - 1
   end
   local is_seated = seated()
+  if input.takes_part and #slots > 0 then note_runs(slots) end
+  hasten(slots)
   save()
   return { 'slots', now, meta.seq, next_at, slots, is_seated }
 end

@@ -5,8 +5,9 @@
 //! vendor's [`Limit`]s come down to: the spacing that [`pace`] derives, and [`budget`]s. [`timetable`] is the
 //! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet, of which some may go on without Redis
 //! ([`division`]). [`adapt`] lets the pace give way where the vendor refuses all the same, and [`share`] says who else
-//! asked for less. [`guard`] stands at the last door with the limit itself. [`journal`] keeps what is spent and held on a
-//! topic, and follows what an operator sets there.
+//! asked for less. [`turn`] divides slots between express requests and the backlog, in a process and between processes,
+//! which pass slots on to whoever has an express request. [`guard`] stands at the last door with the limit itself.
+//! [`journal`] keeps what is spent and held on a topic, and follows what an operator sets there.
 
 pub mod adapt;
 pub mod budget;
@@ -31,6 +32,7 @@ pub mod share;
 mod state;
 pub mod tally;
 pub mod timetable;
+pub mod turn;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -85,6 +87,15 @@ pub enum Lease {
     Nobody,
 }
 
+/// What [`Quota::hurry`] has brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// How many slots have come from others since it was said last.
+    pub come: usize,
+    /// When to say it again, if there are others to ask.
+    pub look_at: Option<Instant>,
+}
+
 /// What a refusal, or an operator, takes out of use or slows down.
 ///
 /// A source is one API, and an account belongs to one source. So a ban per (account, API) is [`Self::Account`], and one
@@ -128,6 +139,25 @@ pub trait Quota: Send + Sync {
     fn ended(&self, account: usize) {
         let _ = account;
     }
+
+    /// Somebody waits for so many calls for which this process has no slot that leaves soon: others may pass theirs on to
+    /// it, up to this share of what they have. To be said again while it is so; [`Quota::lease`] hands out what comes.
+    ///
+    /// Who says this, if only of no calls, looks by [`Quota::is_passed_on`] before each of its own.
+    fn hurry(&self, calls: usize, share: f64) -> Passed {
+        let (_, _) = (calls, share);
+        Passed::default()
+    }
+
+    /// Whether a slot that was handed out has been passed on to another process. Of a slot whose time had come when this
+    /// was asked, it does not change any more.
+    fn is_passed_on(&self, slot: &Slot) -> bool {
+        let _ = slot;
+        false
+    }
+
+    /// Nothing waits here any more: what was leased ahead is for others.
+    fn rest(&self) {}
 
     /// Moves the shared time: nobody calls within `scope` before the hold ends. Slots already leased are
     /// checked again by [`Quota::is_held`].

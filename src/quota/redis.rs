@@ -9,6 +9,8 @@
 mod alone;
 mod driver;
 mod local;
+#[cfg(test)]
+mod model;
 mod offset;
 mod purse_wire;
 mod spending;
@@ -30,7 +32,8 @@ use self::{
     spending::Spending,
 };
 use super::{
-    Aliases, Cause, CutOff, Hold, Lease, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot, Snapshot, State,
+    Aliases, Cause, CutOff, Hold, Lease, PaceBy, PaceState, Pacing, Passed, Past, Quota, Scope, Share, Slot, Snapshot,
+    State,
     division::{Divided, Indivisible},
     limit::{Micros, micros},
     plan::{Limits, Plan},
@@ -238,6 +241,23 @@ impl Quota for Redis {
 
     fn ended(&self, account: usize) {
         self.shared.local().end(account, Instant::now());
+        self.shared.wake.notify_one();
+    }
+
+    fn hurry(&self, calls: usize, share: f64) -> Passed {
+        let passed = self.shared.local().hurry(calls, share, Instant::now());
+        if calls > 0 {
+            self.shared.wake.notify_one();
+        }
+        passed
+    }
+
+    fn is_passed_on(&self, slot: &Slot) -> bool {
+        self.shared.local().is_passed_on(slot)
+    }
+
+    fn rest(&self) {
+        self.shared.local().rest(Instant::now());
         self.shared.wake.notify_one();
     }
 

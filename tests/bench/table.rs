@@ -14,6 +14,9 @@ pub fn measured(measure: impl AsyncFnOnce(&mut Table) -> Result<()>) -> Result<(
     Ok(())
 }
 
+/// How wide what is measured is written at least.
+const WIDE: usize = 36;
+
 /// What a figure should be.
 #[derive(Clone, Copy)]
 pub enum Goal {
@@ -40,8 +43,9 @@ pub struct Figure {
 pub struct Table(Vec<Figure>);
 
 impl Table {
-    /// Adds a figure.
+    /// Adds a figure, and shows it: the whole table comes at the end, which may be an hour away.
     pub fn add(&mut self, figure: Figure) {
+        println!("{}", figure.line(WIDE));
         self.0.push(figure);
     }
 
@@ -70,6 +74,12 @@ impl Figure {
         }
     }
 
+    fn line(&self, wide: usize) -> String {
+        let shown = |value: Option<f64>| value.map_or_else(String::new, |value| self.number(value));
+        let ratio = self.value.zip(self.floor).map_or_else(String::new, |(v, floor)| format!("{:.2}", v / floor));
+        line([self.what, &self.goal(), &shown(self.value), &shown(self.floor), &ratio, self.verdict()], wide)
+    }
+
     fn number(&self, value: f64) -> String {
         let digits = usize::from(value.abs() < 100.0 && value.fract().abs() > 0.05);
         format!("{} {}", grouped(&format!("{value:.digits$}")), self.unit).trim_end().to_owned()
@@ -83,22 +93,16 @@ fn grouped(number: &str) -> String {
     number.chars().enumerate().flat_map(|(at, c)| comma(at).then_some(',').into_iter().chain([c])).collect()
 }
 
+/// The cells of a line under each other.
+fn line([what, goal, value, floor, ratio, verdict]: [&str; 6], wide: usize) -> String {
+    let line = format!("{what:<wide$} {goal:>14} {value:>14} {floor:>14} {ratio:>6}  {verdict}");
+    line.trim_end().to_owned()
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let wide = self.0.iter().map(|figure| figure.what.chars().count()).max().unwrap_or_default().max(36);
-        let row = |f: &mut fmt::Formatter<'_>, [what, goal, value, floor, ratio, verdict]: [&str; 6]| {
-            let line = format!("{what:<wide$} {goal:>14} {value:>14} {floor:>14} {ratio:>6}  {verdict}");
-            writeln!(f, "{}", line.trim_end())
-        };
-        row(f, ["", "goal", "figure", "floor", "ratio", ""])?;
-        for figure in &self.0 {
-            let shown = |value: Option<f64>| value.map_or_else(String::new, |value| figure.number(value));
-            let ratio =
-                figure.value.zip(figure.floor).map_or_else(String::new, |(v, floor)| format!("{:.2}", v / floor));
-            let cells =
-                [figure.what, &figure.goal(), &shown(figure.value), &shown(figure.floor), &ratio, figure.verdict()];
-            row(f, cells)?;
-        }
-        Ok(())
+        let wide = self.0.iter().map(|figure| figure.what.chars().count()).max().unwrap_or_default().max(WIDE);
+        writeln!(f, "{}", line(["", "goal", "figure", "floor", "ratio", ""], wide))?;
+        self.0.iter().try_for_each(|figure| writeln!(f, "{}", figure.line(wide)))
     }
 }

@@ -321,6 +321,54 @@ async fn a_burst_of_refusals_slows_the_account_by_one_step_for_the_whole_fleet()
     fleet.judge("refused").await;
 }
 
+/// Waits for one call as whoever has an express request does; how many calls the others make meanwhile.
+async fn overtaken(fleet: &Fleet, quota: &Redis, hurries: bool) -> usize {
+    let (before, deadline) = (fleet.made(), Instant::now() + Duration::from_secs(20));
+    loop {
+        assert!(Instant::now() < deadline, "no slot for an express request");
+        if hurries {
+            quota.hurry(1, 0.5);
+        }
+        if let Lease::Slots(slots) = quota.lease(1).await {
+            tokio::time::sleep_until(slots[0].at).await;
+            if !slots[0].is_late(Instant::now()) && !quota.is_held(&slots[0]) {
+                fleet.calls.lock().unwrap().push((slots[0].account, Instant::now()));
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    quota.rest();
+    fleet.made() - before
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_an_express_request_gets_the_next_slot_of_a_fleet_that_has_leased_seconds_ahead() {
+    const REQUESTS: usize = 40;
+    let mut fleet = Fleet::start(&address("WEIR_TEST_REDIS"), Fleet::limits(), 12);
+    let quota = fleet.idle().await;
+    fleet.flows(20).await;
+    // Until everybody has leased ahead what there is.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let operations = |fleet: &Fleet| fleet.quotas.iter().map(|quota| quota.counts().operations).sum::<u64>();
+    let (mut medians, mut asked) = (Vec::new(), Vec::new());
+    for hurries in [false, true] {
+        let (mut seen, before) = (Vec::new(), (operations(&fleet), fleet.made()));
+        for _ in 0..if hurries { REQUESTS } else { 4 } {
+            seen.push(overtaken(&fleet, &quota, hurries).await);
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+        asked.push((operations(&fleet) - before.0, fleet.made() - before.1));
+        seen.sort_unstable();
+        println!("hurries: {hurries}: calls of others meanwhile: {seen:?}");
+        medians.push(seen[seen.len() / 2]);
+    }
+    println!("operations and calls: {asked:?}");
+    // What 12 workers have leased ahead is 288 slots.
+    assert!(medians[0] > 100 && medians[1] < 20, "{medians:?}");
+    fleet.judge("express").await;
+}
+
 /// Waits until every worker knows that so many calls were refused, and at which share that leaves the pace.
 async fn heard(fleet: &Fleet, scope: Scope, refused: u64, share: f64) {
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -14,7 +14,7 @@ use super::{
     offset::Offset,
     purse_wire,
     spending::Spending,
-    wire::{self, Knowledge, Reply, Server, What},
+    wire::{self, Knowledge, Reply, Server, What, Word},
 };
 use crate::quota::{Aliases, Past, limit::Micros, plan::Plan, purse::register::News};
 
@@ -148,10 +148,11 @@ impl Driver {
             });
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut server = Server::new(connection, self.key.clone()).await?;
-        server.subscribe().await?;
+        let worker = uuid::Uuid::now_v7().to_string();
+        server.subscribe(&worker).await?;
         // Perhaps another machine, with another clock.
         self.shared.local().offset = None;
-        self.shared.local().worker = uuid::Uuid::now_v7().to_string();
+        self.shared.local().worker = worker;
         if !self.is_configured {
             self.configure(&mut server).await?;
         }
@@ -322,6 +323,10 @@ fn hear(shared: &Shared, push: &PushInfo) {
         return;
     }
     if let Some(Value::BulkString(payload)) = push.data.last()
+        && let Some(word) = wire::word(payload)
+    {
+        hear_word(shared, word);
+    } else if let Some(Value::BulkString(payload)) = push.data.last()
         && let Some(told) = wire::announced(payload)
     {
         shared.local().announced(&told, Instant::now());
@@ -344,4 +349,20 @@ fn hear(shared: &Shared, push: &PushInfo) {
             News::Word((batch, holder, part)) => purse.heard(&batch, &holder, part),
         }
     }
+}
+
+/// Takes what this worker alone is told.
+fn hear_word(shared: &Shared, word: Word) {
+    let mut local = shared.local();
+    // Under the lock: what is passed on from here on is not due before somebody else looks.
+    let now = Instant::now();
+    match word {
+        Word::Pass(asked) => local.pass(&asked, now),
+        Word::Passed { slots } => {
+            let slots = slots.into_iter().filter_map(|(name, at, address)| Some((name, at.parse().ok()?, address)));
+            local.receive_passed(slots.collect(), now);
+        }
+    }
+    drop(local);
+    shared.wake.notify_one();
 }

@@ -1,5 +1,6 @@
 //! What a worker knows between two calls to Redis: slots that it may hand out, and holds. No I/O.
 
+mod express;
 mod holds;
 pub mod paces;
 
@@ -11,6 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use self::{
+    express::Express,
     holds::Change,
     paces::{Heard, NewPace},
 };
@@ -36,6 +38,9 @@ const CALL_MAX: Duration = Duration::from_secs(1_200);
 const GRACE: Duration = Duration::from_secs(10);
 /// When to ask again if nobody can say.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Slots as Redis tells of them: the account's name, the time, the address's name.
+pub type Slots = Vec<(String, Micros, String)>;
 
 /// What is known of an account.
 #[derive(Clone, Debug)]
@@ -124,6 +129,7 @@ pub struct Local {
     /// A worker that is not heard of for so long is gone, and its calls have ended.
     gone: Micros,
     pub seat: Seat,
+    express: Express,
     /// Since when Redis is away.
     pub cut_off_at: Option<Instant>,
 }
@@ -214,6 +220,7 @@ impl Local {
             discarded: 0,
             gone: micros(longest_call.unwrap_or(CALL_MAX) + GRACE),
             seat: Seat::new(sharing),
+            express: Express::default(),
             cut_off_at: None,
         }
     }
@@ -266,8 +273,9 @@ impl Local {
                 back.extend(self.out.remove(found));
             }
         }
-        if slots.iter().any(|slot| !slot.is_late(now)) {
+        if slots.iter().any(|slot| !slot.is_late(now) && !self.is_passed_on(slot)) {
             self.demand = 0;
+            self.express.coming.clear();
             back.extend(self.slots.drain(..));
         }
         self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at, slot.address)));
@@ -287,7 +295,7 @@ impl Local {
     }
 
     pub fn is_held(&self, slot: &Slot) -> bool {
-        self.disabled || held(&self.accounts, &self.addresses, self.held_until, slot)
+        self.disabled || self.is_passed_on(slot) || held(&self.accounts, &self.addresses, self.held_until, slot)
     }
 
     fn index(&self, name: &str) -> Option<usize> {
@@ -323,11 +331,14 @@ impl Local {
         let is_short = missing > 0 && missing * 2 >= wanted && !self.disabled;
         // Only who has nothing else to say for minutes says that it is still there.
         let return_at = self.return_at.into_iter().chain(self.seat.renew_at).min();
-        if (is_short && now >= self.ask_at) || return_at.is_some_and(|at| now >= at) {
-            return Step::Lease(self.ask(if is_short && now >= self.ask_at { missing.min(self.most) } else { 0 }, now));
+        let express_at = self.express.due_at(now);
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        let asks = is_short && now >= self.ask_at;
+        if asks || is_due(return_at) || is_due(express_at) || !self.express.leaving.is_empty() {
+            return Step::Lease(self.ask(if asks { missing.min(self.most) } else { 0 }, now));
         }
         let ask_at = is_short.then_some(self.ask_at);
-        Step::Wait([ask_at, return_at].into_iter().flatten().min())
+        Step::Wait([ask_at, return_at, express_at].into_iter().flatten().min())
     }
 
     /// There is a connection, or there is none any more. Through a new one something is said at once: if the state is lost,
@@ -368,22 +379,24 @@ impl Local {
     }
 
     fn ask(&mut self, count: usize, now: Instant) -> Ask {
-        let mut returned = Vec::new();
-        for (account, at, address) in self.returned.drain(..) {
-            returned.push(at.into());
-            returned.push(self.accounts[account].name.clone().into());
-            returned.push(self.addresses[address].name.clone().into());
-        }
+        let slot = |(account, at, address): (usize, Micros, usize)| -> [serde_json::Value; 3] {
+            [at.into(), self.accounts[account].name.clone().into(), self.addresses[address].name.clone().into()]
+        };
+        let returned = self.returned.drain(..).flat_map(slot).collect();
+        let leaving = self.express.leaving.drain(..);
+        let passed = leaving.flat_map(|one| slot(one.slot).into_iter().chain([one.to.into()])).collect();
+        let express = self.express.ask(now);
         self.return_at = None;
         self.seat.renew_at = None;
         let seat = self.seat.ask(now);
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
-        let (worker, gone) = (self.worker.clone(), self.gone);
-        Ask { worker, gone, ended, count, ahead: self.ahead, birth: self.birth.clone(), returned, seat }
+        let (worker, gone, birth) = (self.worker.clone(), self.gone, self.birth.clone());
+        let (ahead, takes_part) = (self.ahead, self.express.takes_part());
+        Ask { count, ahead, birth, worker, gone, ended, returned, takes_part, passed, express, seat }
     }
 
     /// Slots have come.
-    pub fn receive(&mut self, slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64, now: Instant) {
+    pub fn receive(&mut self, slots: Slots, next_at: Option<Micros>, seq: u64, now: Instant) {
         self.seq = seq;
         let Some(offset) = self.offset else { return };
         self.ask_at = if slots.is_empty() { now + ASK_AGAIN } else { now };
@@ -393,21 +406,27 @@ impl Local {
             // Everything that may be leased is leased: asking at once would bring one slot at a time.
             self.ask_at = ask_at.checked_sub(ahead).unwrap_or(now).max(now) + self.gap;
         }
-        for (name, micros, address) in slots {
-            // Of a newer configuration than ours: nobody here can use it.
-            let (Some(account), Some(address)) = (self.index(&name), self.address(&address)) else { continue };
-            // Never early by any reckoning, and not late by any.
-            let (first, at) = offset.instants(micros, now);
-            let slot = Slot { account, address, at, latest: first + self.accounts[account].lateness };
-            if slot.latest < slot.at {
-                self.discarded += 1;
-                self.returned.push((account, micros, address));
-                self.return_at = self.return_at.or(Some(now + RETURN_LATER));
-                continue;
-            }
-            let place = self.slots.partition_point(|(other, _)| other.at <= at);
-            self.slots.insert(place, (slot, micros));
+        for slot in slots {
+            self.keep(slot, now);
         }
+    }
+
+    /// Keeps a slot, to hand it out; when it leaves, if it has not come too late.
+    fn keep(&mut self, (name, micros, address): (String, Micros, String), now: Instant) -> Option<Instant> {
+        // Of a newer configuration than ours: nobody here can use it.
+        let (account, address) = (self.index(&name)?, self.address(&address)?);
+        // Never early by any reckoning, and not late by any.
+        let (first, at) = self.offset?.instants(micros, now);
+        let slot = Slot { account, address, at, latest: first + self.accounts[account].lateness };
+        if slot.latest < slot.at || slot.is_late(now) {
+            self.discarded += 1;
+            self.returned.push((account, micros, address));
+            self.return_at = self.return_at.or(Some(now + RETURN_LATER));
+            return None;
+        }
+        let place = self.slots.partition_point(|(other, _)| other.at <= at);
+        self.slots.insert(place, (slot, micros));
+        Some(at)
     }
 }
 

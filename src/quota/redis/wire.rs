@@ -64,9 +64,60 @@ pub struct Ask {
     pub ended: Vec<String>,
     /// Times, names of accounts and names of addresses in turn.
     pub returned: Vec<serde_json::Value>,
+    /// This worker passes slots on, if it is asked to.
+    pub takes_part: bool,
+    /// Slots that it has passed on: as those returned, each with the worker that they are for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passed: Vec<serde_json::Value>,
+    /// Of a worker where somebody waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub express: Option<ExpressAsk>,
     /// Of a worker that may call without Redis.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seat: Option<SeatAsk>,
+}
+
+/// A worker waits for slots of others.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ExpressAsk {
+    /// For how many calls.
+    pub count: usize,
+    /// Nearer ones would not arrive in time, in microseconds.
+    pub lead: Micros,
+    /// The share of the slots that may be for express requests while the backlog waits too.
+    pub share: f64,
+}
+
+/// What a worker hears alone: see [`channel_of`].
+#[derive(Debug)]
+pub enum Word {
+    /// It is to pass slots on.
+    Pass(PassAsk),
+    /// Others have passed these on to it: as in [`What::Slots`], but the times as text, since Lua's numbers lose digits.
+    Passed { slots: Vec<(String, String, String)> },
+}
+
+/// Another worker waits for slots.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PassAsk {
+    /// Which one.
+    pub to: String,
+    /// For how many.
+    pub count: usize,
+    /// For none before this time of Redis.
+    #[serde(deserialize_with = "from_text")]
+    pub from: Micros,
+    /// Which share of this worker's slots it may have.
+    pub share: f64,
+}
+
+fn from_text<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Micros, D::Error> {
+    String::deserialize(text)?.parse().map_err(serde::de::Error::custom)
+}
+
+/// Where a worker hears what concerns it alone.
+fn channel_of(key: &str, worker: &str) -> String {
+    format!("{key}:express:{worker}")
 }
 
 /// What a worker says of its right to call without Redis.
@@ -174,10 +225,10 @@ impl Server {
         Ok(Self { connection, script: Script::new(SCRIPT), key, run_id, books })
     }
 
-    /// Asks to be told of holds.
-    pub async fn subscribe(&mut self) -> RedisResult<()> {
-        let channel = format!("{}:hold", self.key);
-        self.connection.subscribe(channel).await
+    /// Asks to be told of holds, and of what concerns this worker alone.
+    pub async fn subscribe(&mut self, worker: &str) -> RedisResult<()> {
+        self.connection.subscribe(format!("{}:hold", self.key)).await?;
+        self.connection.subscribe(channel_of(&self.key, worker)).await
     }
 
     /// Writes the plan.
@@ -302,6 +353,18 @@ pub fn announced(payload: &[u8]) -> Option<Told> {
     serde_json::from_slice(payload).ok().map(told)
 }
 
+/// What this worker alone hears, if it is that.
+pub fn word(payload: &[u8]) -> Option<Word> {
+    #[derive(Deserialize)]
+    struct Passed {
+        slots: Vec<(String, String, String)>,
+    }
+    // Not an untagged enum: those read numbers wrongly while some crate switches serde_json's arbitrary_precision on.
+    let pass = || serde_json::from_slice(payload).map(Word::Pass).ok();
+    let passed = || serde_json::from_slice(payload).map(|Passed { slots }| Word::Passed { slots }).ok();
+    pass().or_else(passed)
+}
+
 /// The birth of a state that was made without knowledge of the past, if that is what is announced.
 pub fn born(payload: &[u8]) -> Option<String> {
     serde_json::from_slice::<serde_json::Value>(payload).ok()?["birth"].as_str().map(str::to_owned)
@@ -349,4 +412,24 @@ fn rules_json(rules: &Rules) -> serde_json::Value {
         })
     };
     serde_json::json!({ "spacing": rules.spacing, "budgets": rules.budgets.iter().map(budget).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_hears_alone_is_told_from_what_all_hear() {
+        let pass = br#"{"share":0.5,"count":1,"to":"w1","from":"1795299772038463"}"#;
+        let passed = br#"{"slots":[["sim-0001","1795299772038463","direct"]]}"#;
+        assert!(matches!(word(pass), Some(Word::Pass(PassAsk { count: 1, from: 1_795_299_772_038_463, .. }))));
+        assert!(matches!(word(passed), Some(Word::Passed { slots }) if slots.len() == 1));
+        for other in [
+            "[\"a\",\"0\",\"\",\"0\"]",
+            "{\"birth\":\"1\"}",
+            "{\"account\":\"\",\"address\":\"\",\"share\":1,\"refused\":0}",
+        ] {
+            assert!(word(other.as_bytes()).is_none(), "{other}");
+        }
+    }
 }

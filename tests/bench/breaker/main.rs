@@ -33,6 +33,9 @@ pub struct Options {
     /// How many IDs wait while express requests are made.
     #[arg(long, default_value_t = 100_000, value_name = "COUNT")]
     backlog: usize,
+    /// How many workers share the quota.
+    #[arg(long, default_value_t = 16, value_name = "COUNT")]
+    workers: usize,
     /// Only this.
     #[arg(long, value_enum)]
     only: Option<Part>,
@@ -72,7 +75,7 @@ fn main() -> Result<()> {
         }
         if options.only != Some(Part::Outage) {
             express::measure(&bench, &options, 1, table).await?;
-            express::measure(&bench, &options, 16, table).await?;
+            express::measure(&bench, &options, options.workers, table).await?;
         }
         Ok(())
     })
