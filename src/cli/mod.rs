@@ -6,6 +6,7 @@ mod cache;
 mod changes;
 mod check;
 mod dead;
+mod elsewhere;
 mod enqueue;
 pub mod exit;
 mod export;

@@ -17,6 +17,8 @@ use crate::{
     replay::filter::Filter,
 };
 
+pub(super) const EMPTY_PIECE: &str = "nothing lies between --from and --to: --to is where the piece ends";
+
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct PieceArgs {
     /// Begin here: an RFC 3339 time, a day, "2 days ago", 2d, or PARTITION:OFFSET,…

@@ -6,8 +6,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    elsewhere::expect_table,
     exit::{Ended, Exit},
-    piece::{Bar, Consent, PieceArgs, confirm, name},
+    piece::{Bar, Consent, EMPTY_PIECE, PieceArgs, confirm, name},
     rebuild,
     terminal::{grouped, note, say, spoken},
 };
@@ -15,11 +16,11 @@ use crate::{
     config::Config,
     kafka::{
         Job, Scan,
-        scan::{self, Span},
+        scan::{self, Bounds, Span},
     },
     message::envelope::Kind,
     replay::{
-        ask::Redriven,
+        ask::{Asked, Redriven},
         filter::Filter,
         into::Into,
         plan::{Mark, Offsets, Plan, Unfinished},
@@ -39,8 +40,8 @@ Into tables: what is there stays, what is missing is inserted; a row is known by
 record, so a run may be repeated, interrupted and resumed, and the tables are the same. Into the sink's own tables go \
 only records that the sink has passed; the others are its own to store.
 
-To requests: each id is asked for again, under its own id, by a call (max_age 0), at the pace of the quota as always. \
-`weir redrive` is the short form for dead letters.
+To requests: each id is asked for again, under its own id, by a call (max_age 0), at the pace of the quota as always; \
+once in a run, however often it stands on the topic. `weir redrive` is the short form for dead letters.
 
 First all is counted and shown, and asked about; --yes does not ask. How far a run has come is kept in Kafka, in the \
 group <prefix>.replay.<name made of the arguments>: the same command goes on where it was interrupted.";
@@ -165,6 +166,7 @@ fn order<'a>(
         Which::Changes => Kind::Change,
         Which::Dead => Kind::DeadLetter,
     };
+    let into = into.of(kind, &config.clickhouse.database).map_err(Ended::usage)?;
     check(kind, &into, piece)?;
     let topics: Vec<Topic> = Topics::new(config.topics.clone())
         .rows(&config.source_names())
@@ -177,6 +179,11 @@ fn order<'a>(
     };
     let usage = |error: WhenError| Ended::usage(error.to_string());
     let (from, to) = (edge(&piece.from).map_err(usage)?, edge(&piece.to).map_err(usage)?);
+    if let (Some(from), Some(to)) = (&from, &to)
+        && from.leaves_nothing_before(to)
+    {
+        return Err(Ended::usage(EMPTY_PIECE).into());
+    }
     let by_offset = [&from, &to].iter().any(|edge| matches!(edge, Some(Edge::Offsets(_))));
     if by_offset && topics.len() != 1 {
         return Err(Ended::usage("offsets are of one topic: name the --source too").into());
@@ -216,6 +223,8 @@ struct Sum {
     offsets: u64,
     tables: tables::Tally,
     requests: requests::Tally,
+    /// What has been sent, of all topics together.
+    asked: Asked,
 }
 
 impl Sum {
@@ -227,6 +236,7 @@ impl Sum {
 impl Order<'_> {
     async fn carry_out(self, stop: &CancellationToken) -> anyhow::Result<Exit> {
         let (consent, kafka) = (self.consent, &self.config.kafka);
+        self.expect_target().await?;
         let names = self.names();
         let progress = scan::committed(kafka, &self.group, &names).await?;
         let progress: Vec<_> = progress.into_iter().filter_map(|(partition, at)| Some((partition, at?))).collect();
@@ -240,8 +250,9 @@ impl Order<'_> {
             say("There is nothing to read in this piece")?;
             return Ok(Exit::Done);
         }
+        let resumed = unfinished.as_ref().map(|unfinished| unfinished.run.as_str());
         if !consent.yes {
-            let Some(counted) = self.pass(&plan, None, stop).await? else { return Ok(Exit::Interrupted) };
+            let Some(counted) = self.pass(&plan, None, resumed, stop).await? else { return Ok(Exit::Interrupted) };
             say(&self.words(&counted, "would be"))?;
             if consent.dry_run || counted.is_idle() {
                 return Ok(Exit::Done);
@@ -249,12 +260,12 @@ impl Order<'_> {
             confirm().await?;
         }
         let job = Job::open(kafka, &self.writer, &self.group).await?;
-        let run = match unfinished {
-            Some(unfinished) => unfinished.run,
+        let run = match resumed {
+            Some(run) => run.to_owned(),
             None => begin(&job, &plan).await?,
         };
         let since = Instant::now();
-        let Some(sum) = self.pass(&plan, Some((&job, run)), stop).await? else {
+        let Some(sum) = self.pass(&plan, Some((&job, run)), resumed, stop).await? else {
             say("Interrupted. The same command goes on where this one stopped")?;
             return Ok(Exit::Interrupted);
         };
@@ -270,8 +281,8 @@ impl Order<'_> {
     async fn plan(&self) -> anyhow::Result<Plan> {
         let (kafka, names) = (&self.config.kafka, self.names());
         let bounds = scan::bounds(kafka, &names).await?;
-        let from = self.resolve(self.from.as_ref()).await?;
-        let to = self.resolve(self.to.as_ref()).await?;
+        let from = self.resolve(self.from.as_ref(), &bounds).await?;
+        let to = self.resolve(self.to.as_ref(), &bounds).await?;
         let ceiling: Option<Offsets> = if self.into == Into::Tables {
             let sink = Groups::new(&kafka.group_prefix).sink();
             let stored = scan::committed(kafka, &sink, &names).await?;
@@ -282,7 +293,7 @@ impl Order<'_> {
         Ok(Plan::new(&bounds, from.as_ref(), to.as_ref(), ceiling.as_ref()))
     }
 
-    async fn resolve(&self, edge: Option<&Edge>) -> anyhow::Result<Option<Offsets>> {
+    async fn resolve(&self, edge: Option<&Edge>, bounds: &[Bounds]) -> anyhow::Result<Option<Offsets>> {
         let names = self.names();
         Ok(match edge {
             None => None,
@@ -291,6 +302,11 @@ impl Order<'_> {
             }
             Some(Edge::Offsets(offsets)) => {
                 let topic: std::sync::Arc<str> = names[0].as_str().into();
+                let there = |number: &i32| bounds.iter().any(|bounds| bounds.partition.number == *number);
+                if let Some(number) = offsets.keys().find(|number| !there(number)) {
+                    let count = bounds.len();
+                    return Err(Ended::usage(format!("{topic} has no partition {number}, but {count}, from 0")).into());
+                }
                 let at = |(number, offset): (&i32, &i64)| {
                     (crate::kafka::Partition { topic: topic.clone(), number: *number }, *offset)
                 };
@@ -299,15 +315,21 @@ impl Order<'_> {
         })
     }
 
-    /// Reads everything once; `None` if it was interrupted.
+    /// Reads everything once; `None` if it was interrupted. `resumed`: the run that this one goes on with.
     async fn pass(
         &self,
         plan: &Plan,
         job: Option<(&Job, String)>,
+        resumed: Option<&str>,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Sum>> {
-        let mut bar = Bar::new(plan.length());
         let mut sum = Sum::default();
+        if let Some(run) = resumed.filter(|_| self.into == Into::Requests) {
+            for topic in self.request_topics() {
+                sum.asked.read(&self.config.kafka, &topic, run).await?;
+            }
+        }
+        let mut bar = Bar::new(plan.length());
         let of = |topic: &Topic| plan.spans.iter().filter(|s| *s.partition.topic == *topic.name).cloned().collect();
         let parts = self.topics.iter().map(|topic| Part { topic, spans: of(topic) });
         for part in parts {
@@ -340,7 +362,7 @@ impl Order<'_> {
             let redriven = self.redriven(topic.kind).await?;
             let (filter, clock, dice) = (&self.filter, Clock::System, Dice::random());
             let asking = Asking { route: &route, filter, redriven: &redriven, topics: &topics, job, clock, dice };
-            let tally = asking.run(scan, spans, |tally| moved(tally.offsets, tally.sent)).await?;
+            let tally = asking.run(scan, spans, &mut sum.asked, |tally| moved(tally.offsets, tally.sent)).await?;
             sum.offsets += tally.offsets;
             sum.requests.sent += tally.sent;
             for (skip, count) in tally.skipped {
@@ -369,17 +391,28 @@ impl Order<'_> {
         Ok((Store::connect(&clickhouse)?, place))
     }
 
+    async fn expect_target(&self) -> anyhow::Result<()> {
+        let (Into::Elsewhere { database, .. }, Some(topic)) = (&self.into, self.topics.first()) else { return Ok(()) };
+        let (store, place) = self.target(topic.kind)?;
+        expect_table(&store, database, &place.table, topic.kind).await
+    }
+
     /// Which dead letters have been sent again, as the request topics show.
     async fn redriven(&self, kind: Kind) -> anyhow::Result<Redriven> {
         let mut redriven = Redriven::default();
         if kind != Kind::DeadLetter {
             return Ok(redriven);
         }
-        let topics = Topics::new(self.config.topics.clone()).rows(&self.config.source_names());
-        for topic in topics.iter().filter(|topic| topic.kind == Kind::Request) {
-            redriven.read(&self.config.kafka, topic).await?;
+        for topic in self.request_topics() {
+            redriven.read(&self.config.kafka, &topic).await?;
         }
         Ok(redriven)
+    }
+
+    /// Of all sources, also where --source says which are meant.
+    fn request_topics(&self) -> impl Iterator<Item = Topic> {
+        let topics = Topics::new(self.config.topics.clone()).rows(&self.config.source_names());
+        topics.into_iter().filter(|topic| topic.kind == Kind::Request)
     }
 
     fn words(&self, sum: &Sum, were: &str) -> String {

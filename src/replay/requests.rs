@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     ReplayError,
-    ask::{Redriven, Skip, again},
+    ask::{Asked, Redriven, Skip, again},
     filter::Filter,
     plan::Mark,
 };
@@ -13,6 +13,7 @@ use crate::{
         Job, Outgoing, Scan,
         scan::{Piece, Span},
     },
+    message::codec::Raw,
     runtime::clock::{Clock, Dice},
     sink::{Route, row::parse},
     topics::Topics,
@@ -52,7 +53,7 @@ pub struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// Reads the spans and sends what is meant.
+    /// Reads the spans and sends what is meant and not among `asked`.
     ///
     /// # Errors
     /// [`ReplayError`]; the same run goes on where this one stopped.
@@ -60,6 +61,7 @@ impl Asking<'_> {
         &self,
         mut scan: Scan,
         spans: &[Span],
+        asked: &mut Asked,
         mut progress: impl FnMut(&Tally),
     ) -> Result<Tally, ReplayError> {
         let mut tally = Tally::default();
@@ -69,18 +71,14 @@ impl Asking<'_> {
             while let Some(Piece::Records { records, .. }) = scan.next().await? {
                 for record in &records {
                     let raw = record.raw(&span.partition);
-                    let parsed = parse(&raw, self.route);
-                    if self.filter.keeps(&parsed) {
-                        let now = self.clock.now();
-                        match again(parsed, self.redriven, now) {
-                            Ok(again) => {
-                                tally.sent += 1;
-                                let record = again.record(&raw, self.topics, now, &self.dice);
-                                bytes += record.size();
-                                outgoing.push(record);
-                            }
-                            Err(skip) => *tally.skipped.entry(skip).or_default() += 1,
+                    match self.ask(&raw, asked) {
+                        Some(Ok(request)) => {
+                            tally.sent += 1;
+                            bytes += request.size();
+                            outgoing.push(request);
                         }
+                        Some(Err(skip)) => *tally.skipped.entry(skip).or_default() += 1,
+                        None => {}
                     }
                     if outgoing.len() >= RECORDS || bytes >= BYTES {
                         self.send(std::mem::take(&mut outgoing), span, record.offset + 1).await?;
@@ -96,6 +94,19 @@ impl Asking<'_> {
         tally.offsets = done;
         progress(&tally);
         Ok(tally)
+    }
+
+    /// What is to be sent for a record, or why nothing; `None` if it is not meant.
+    fn ask(&self, raw: &Raw<'_>, asked: &mut Asked) -> Option<Result<Outgoing, Skip>> {
+        let parsed = Some(parse(raw, self.route)).filter(|parsed| self.filter.keeps(parsed))?;
+        let now = self.clock.now();
+        let again = match again(parsed, self.redriven, now) {
+            Ok(again) if asked.is_first(&again) => again,
+            Ok(_) => return Some(Err(Skip::SameChain)),
+            Err(skip) => return Some(Err(skip)),
+        };
+        let run = self.job.as_ref().map_or("", |(_, run)| run);
+        Some(Ok(again.record(raw, self.topics, run, now, &self.dice)))
     }
 
     async fn send(&self, records: Vec<Outgoing>, span: &Span, next: i64) -> Result<(), ReplayError> {
