@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use clap::ValueEnum as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -73,7 +74,7 @@ Examples:
 
 /// What is replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Which {
+pub(super) enum Which {
     /// The requests of all sources, or of --source.
     Requests,
     /// The results.
@@ -84,6 +85,23 @@ enum Which {
     Changes,
     /// The dead letters.
     Dead,
+}
+
+impl Which {
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Requests => Kind::Request,
+            Self::Results => Kind::Result,
+            Self::Failures => Kind::Failure,
+            Self::Changes => Kind::Change,
+            Self::Dead => Kind::DeadLetter,
+        }
+    }
+
+    /// Where records of this kind are; `None` if they are not replayed.
+    pub(super) fn of(kind: Kind) -> Option<Self> {
+        Self::value_variants().iter().copied().find(|which| which.kind() == kind)
+    }
 }
 
 /// `weir replay`
@@ -159,13 +177,7 @@ fn order<'a>(
     consent: Consent,
     config: &'a Config,
 ) -> anyhow::Result<Order<'a>> {
-    let kind = match which {
-        Which::Requests => Kind::Request,
-        Which::Results => Kind::Result,
-        Which::Failures => Kind::Failure,
-        Which::Changes => Kind::Change,
-        Which::Dead => Kind::DeadLetter,
-    };
+    let kind = which.kind();
     let into = into.of(kind, &config.clickhouse.database).map_err(Ended::usage)?;
     check(kind, &into, piece)?;
     let topics: Vec<Topic> = Topics::new(config.topics.clone())

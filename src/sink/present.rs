@@ -53,6 +53,48 @@ impl Store {
     }
 }
 
+impl Store {
+    /// The places of rows of a topic that stand at or beyond these, by partition, or in a partition that is not named; the
+    /// farthest first, at most `limit`. A place stands there as often as it has rows.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn beyond(
+        &self,
+        place: &Place,
+        topic: &str,
+        ends: &[(i32, i64)],
+        limit: u32,
+    ) -> Result<Vec<(i32, i64)>, Trouble> {
+        let (table, list) = (identifier(&place.table), |numbers: Vec<String>| numbers.join(", "));
+        let numbers = list(ends.iter().map(|(number, _)| number.to_string()).collect());
+        let offsets = list(ends.iter().map(|(_, end)| end.to_string()).collect());
+        let sql = format!(
+            "SELECT partition, offset FROM {table} WHERE topic = {{topic: String}} AND offset >= \
+             transform(partition, [{numbers}]::Array(Int32), [{offsets}]::Array(Int64), 0::Int64) \
+             ORDER BY offset DESC LIMIT {limit}",
+        );
+        let query = self.client.query_raw(&sql).param("topic", topic);
+        let rows = timeout(self.timeout, query.fetch_all::<(i32, i64)>()).await;
+        Ok(rows.map_err(|_| Trouble::timed_out(self.timeout))??)
+    }
+
+    /// The topics that rows of a table name beside these, and how many rows each.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn topics_but(&self, place: &Place, known: &[&str]) -> Result<Vec<(String, u64)>, Trouble> {
+        let table = identifier(&place.table);
+        let sql = format!(
+            "SELECT topic::String AS topic, count() AS rows FROM {table} \
+             WHERE topic NOT IN {{known: Array(String)}} GROUP BY topic ORDER BY topic"
+        );
+        let query = self.client.query_raw(&sql).param("known", known);
+        let rows = timeout(self.timeout, query.fetch_all::<(String, u64)>()).await;
+        Ok(rows.map_err(|_| Trouble::timed_out(self.timeout))??)
+    }
+}
+
 /// A table's name as SQL takes it, whatever is in it.
 pub(super) fn identifier(name: &str) -> String {
     format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))

@@ -1,7 +1,7 @@
 //! verify: that nothing was lost or doubled, proved from the topics themselves and from ClickHouse.
 //!
 //! Two proofs from one reading of the topics. [`rows`]: the rows of each table are exactly the records of its topic,
-//! by topic, partition and offset, up to what the sink has committed. [`balance`]: each request has as many ends as
+//! by topic, partition and offset, up to what the sink has committed, and [`strays`]: none stands beyond. [`balance`]: each request has as many ends as
 //! it was asked for, or stands where some stage has still to do something for it.
 //!
 //! The topics move while they are read. What the stages have done is read before the topics that they write, from
@@ -10,12 +10,14 @@
 
 pub mod balance;
 pub mod rows;
+pub mod strays;
 
 use std::collections::HashMap;
 
 use self::{
     balance::{Balance, End, Fault, Faults, Sum},
     rows::{Comparison, TopicReport},
+    strays::Foreign,
 };
 use crate::{
     enqueue::feed::Few,
@@ -112,6 +114,8 @@ pub struct Unaccounted {
 pub struct Report {
     /// Each topic against its table.
     pub topics: Vec<TopicReport>,
+    /// Rows of other topics: said, and no fault.
+    pub foreign: Vec<Foreign>,
     /// The requests.
     pub sum: Sum,
     /// Those with something wrong.
@@ -152,7 +156,8 @@ pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64
     }
     let sum = settled(balance.sum(), &faults);
     let unaccounted = name(places, scope, faults).await?;
-    Ok(Report { topics, sum, unaccounted })
+    let foreign = strays::foreign(places.store, &places.topics.rows(places.sources)).await?;
+    Ok(Report { topics, foreign, sum, unaccounted })
 }
 
 /// What was seen in the wrong place once only was moving.
@@ -264,7 +269,7 @@ impl Look<'_> {
             }
             let mut report = TopicReport::new(topic.name.clone(), topic.kind, self.scope.named);
             let route = Route::from(&topic);
-            for span in spans {
+            for span in spans.clone() {
                 let (before, start) = (read, span.range.start);
                 read += span.length();
                 self.partition(&mut scan, &route, span, &mut report, |offset| {
@@ -273,6 +278,7 @@ impl Look<'_> {
                 .await?;
             }
             if let Some(topics) = &mut self.topics {
+                strays::beyond((self.places.kafka, self.places.store), &topic, &spans, &mut report).await?;
                 topics.push(report);
             }
         }
