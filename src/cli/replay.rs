@@ -70,6 +70,7 @@ pub(super) const REDRIVE_EXAMPLES: &str = "\
 Examples:
   weir redrive --dry-run                                          how many are there to send?
   weir redrive --reason exhausted --class outage --yes            what died of an outage
+  weir redrive --reason cancelled --batch monday                  what was cancelled, after all
   weir redrive --batch monday --item 610947572360";
 
 /// What is replayed.
@@ -376,10 +377,7 @@ impl Order<'_> {
             let asking = Asking { route: &route, filter, redriven: &redriven, topics: &topics, job, clock, dice };
             let tally = asking.run(scan, spans, &mut sum.asked, |tally| moved(tally.offsets, tally.sent)).await?;
             sum.offsets += tally.offsets;
-            sum.requests.sent += tally.sent;
-            for (skip, count) in tally.skipped {
-                *sum.requests.skipped.entry(skip).or_default() += count;
-            }
+            sum.requests.add(&tally);
         } else {
             let (store, place) = self.target(topic.kind)?;
             let target = Target { store: &store, place };
@@ -429,10 +427,13 @@ impl Order<'_> {
 
     fn words(&self, sum: &Sum, were: &str) -> String {
         if self.into == Into::Requests {
-            let requests::Tally { sent, skipped, .. } = &sum.requests;
+            let requests::Tally { sent, reasons, skipped, .. } = &sum.requests;
+            let reasons: Vec<_> =
+                reasons.iter().map(|(reason, count)| format!("{} {reason}", grouped(*count))).collect();
+            let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
             let skipped = skipped.iter().map(|(skip, count)| format!("; {} {}", grouped(*count), skip.words()));
             let skipped = skipped.collect::<Vec<_>>().concat();
-            return format!("{} requests {were} sent{skipped}", grouped(*sent));
+            return format!("{} requests {were} sent{reasons}{skipped}", grouped(*sent));
         }
         let tables::Tally { meant, there, inserted, rowless, .. } = sum.tables;
         let rowless = match rowless {

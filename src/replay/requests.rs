@@ -15,7 +15,10 @@ use crate::{
     },
     message::codec::Raw,
     runtime::clock::{Clock, Dice},
-    sink::{Route, row::parse},
+    sink::{
+        Route,
+        row::{Parsed, parse},
+    },
     topics::Topics,
 };
 
@@ -30,6 +33,8 @@ pub struct Tally {
     pub offsets: u64,
     /// Requests that were sent, or would be.
     pub sent: u64,
+    /// Of these, the dead letters by the reason that they died of.
+    pub reasons: BTreeMap<&'static str, u64>,
     /// Records that are meant, but not sent, and why.
     pub skipped: BTreeMap<Skip, u64>,
 }
@@ -52,6 +57,20 @@ pub struct Asking<'a> {
     pub dice: Dice,
 }
 
+impl Tally {
+    /// Adds what another topic's run has come to.
+    pub fn add(&mut self, other: &Self) {
+        self.offsets += other.offsets;
+        self.sent += other.sent;
+        for (reason, count) in &other.reasons {
+            *self.reasons.entry(reason).or_default() += count;
+        }
+        for (skip, count) in &other.skipped {
+            *self.skipped.entry(*skip).or_default() += count;
+        }
+    }
+}
+
 impl Asking<'_> {
     /// Reads the spans and sends what is meant and not among `asked`.
     ///
@@ -71,14 +90,9 @@ impl Asking<'_> {
             while let Some(Piece::Records { records, .. }) = scan.next().await? {
                 for record in &records {
                     let raw = record.raw(&span.partition);
-                    match self.ask(&raw, asked) {
-                        Some(Ok(request)) => {
-                            tally.sent += 1;
-                            bytes += request.size();
-                            outgoing.push(request);
-                        }
-                        Some(Err(skip)) => *tally.skipped.entry(skip).or_default() += 1,
-                        None => {}
+                    if let Some(request) = self.ask(&raw, asked, &mut tally) {
+                        bytes += request.size();
+                        outgoing.push(request);
                     }
                     if outgoing.len() >= RECORDS || bytes >= BYTES {
                         self.send(std::mem::take(&mut outgoing), span, record.offset + 1).await?;
@@ -96,17 +110,25 @@ impl Asking<'_> {
         Ok(tally)
     }
 
-    /// What is to be sent for a record, or why nothing; `None` if it is not meant.
-    fn ask(&self, raw: &Raw<'_>, asked: &mut Asked) -> Option<Result<Outgoing, Skip>> {
+    /// What is to be sent for a record, if anything.
+    fn ask(&self, raw: &Raw<'_>, asked: &mut Asked, tally: &mut Tally) -> Option<Outgoing> {
         let parsed = Some(parse(raw, self.route)).filter(|parsed| self.filter.keeps(parsed))?;
+        let reason = if let Parsed::DeadLetter(dead) = &parsed { Some(dead.reason.as_str()) } else { None };
         let now = self.clock.now();
-        let again = match again(parsed, self.redriven, now) {
-            Ok(again) if asked.is_first(&again) => again,
-            Ok(_) => return Some(Err(Skip::SameChain)),
-            Err(skip) => return Some(Err(skip)),
+        let skip = match again(parsed, self.redriven, now) {
+            Ok(again) if asked.is_first(&again) => {
+                tally.sent += 1;
+                if let Some(reason) = reason {
+                    *tally.reasons.entry(reason).or_default() += 1;
+                }
+                let run = self.job.as_ref().map_or("", |(_, run)| run);
+                return Some(again.record(raw, self.topics, run, now, &self.dice));
+            }
+            Ok(_) => Skip::SameChain,
+            Err(skip) => skip,
         };
-        let run = self.job.as_ref().map_or("", |(_, run)| run);
-        Some(Ok(again.record(raw, self.topics, run, now, &self.dice)))
+        *tally.skipped.entry(skip).or_default() += 1;
+        None
     }
 
     async fn send(&self, records: Vec<Outgoing>, span: &Span, next: i64) -> Result<(), ReplayError> {
