@@ -35,7 +35,7 @@ from a process with the sink; nobody needs to ask or wait.";
 
 pub(super) const LIST_EXAMPLES: &str = "\
 Examples:
-  weir batches                        those under way, then the latest
+  weir batches                        # those under way, then the latest
   weir batches --json --limit 1000 | jq 'select(.dead > 0)'";
 
 pub(super) const ONE_ABOUT: &str = "\
@@ -47,10 +47,10 @@ redriven is under way until it has its new end.";
 pub(super) const ONE_EXAMPLES: &str = "\
 Examples:
   weir batch monday
-  weir batch monday --follow                        until each request has its end
-  weir batch monday items --status dead             which ones; also waiting, under_way, found, absent, off_shelf
+  weir batch monday --follow                  # until each request has its end
+  weir batch monday items --status dead       # also waiting, under_way, found, absent, off_shelf
   weir batch monday items --format CSVWithNames > monday.csv
-  weir batch monday cancel                          call no more for what has not been called for";
+  weir batch monday cancel                    # call no more for what has not been called for";
 
 /// For how long `--follow` waits for a batch that ClickHouse does not know, and how often it asks.
 const APPEARS: Duration = Duration::from_secs(10);

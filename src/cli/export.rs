@@ -26,8 +26,8 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   weir export items --csv items.csv
   weir export \"SELECT item, price FROM items WHERE source = 'ali1688'\" --parquet prices.parquet
-  weir export 8 --csv drops.csv                         the biggest drops of the week
-  weir export changes --csv - | head                    to standard output";
+  weir export 8 --csv drops.csv                         # the biggest drops of the week
+  weir export changes --csv - | head                    # to standard output";
 
 /// `weir export`
 #[derive(Debug, clap::Args)]

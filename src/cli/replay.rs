@@ -49,13 +49,13 @@ group <prefix>.replay.<name made of the arguments>: the same command goes on whe
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir replay --topic results --dry-run                           what of the results is missing in the tables?
+  weir replay --topic results --dry-run                         # what is missing in the tables?
   weir replay --topic results --from \"2 days ago\" --yes
-  weir replay --topic failures --from 0:1200 --to 0:1300          two places of partition 0; --to is not included
-  weir replay --topic results --into trial                        into another database, made by:
-                                                                  WEIR_CLICKHOUSE__DATABASE=trial weir schema apply
-  weir replay --topic requests --batch monday --into requests     ask for a batch once more
-  weir replay --from-table observations --into rebuilt            from the stored JSON, where Kafka has deleted it";
+  weir replay --topic failures --from 0:1200 --to 0:1300        # 1300 is not included
+  WEIR_CLICKHOUSE__DATABASE=trial weir schema apply             # makes another database
+  weir replay --topic results --into trial                      # … and pours into it
+  weir replay --topic requests --batch monday --into requests   # ask for a batch once more
+  weir replay --from-table observations --into rebuilt          # from stored JSON, not Kafka";
 
 pub(super) const REDRIVE_ABOUT: &str = "\
 Send dead letters back to requests.
@@ -68,9 +68,9 @@ Looks back as far as requests are kept on Kafka ([topics] keep_requests), since 
 
 pub(super) const REDRIVE_EXAMPLES: &str = "\
 Examples:
-  weir redrive --dry-run                                          how many are there to send?
-  weir redrive --reason exhausted --class outage --yes            what died of an outage
-  weir redrive --reason cancelled --batch monday                  what was cancelled, after all
+  weir redrive --dry-run                                    # how many are there to send?
+  weir redrive --reason exhausted --class outage --yes      # what died of an outage
+  weir redrive --reason cancelled --batch monday            # what was cancelled, after all
   weir redrive --batch monday --item 610947572360";
 
 /// What is replayed.

@@ -38,10 +38,10 @@ It takes about 50 bytes of memory for each request id.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir verify                            everything that is still on Kafka
-  weir verify --batch monday             the requests of one batch
-  weir verify --since \"2 days ago\"       what was asked for since; also 2h, 2026-11-20, an RFC 3339 time
-  weir verify --all | grep lost          name all that is wrong, not only the first 20 of a kind";
+  weir verify                            # everything that is still on Kafka
+  weir verify --batch monday             # the requests of one batch
+  weir verify --since \"2 days ago\"       # what was asked for since; also 2h, 2026-11-20, …
+  weir verify --all | grep lost          # name all that is wrong, not only the first 20 of a kind";
 
 /// `weir verify`
 #[derive(Debug, clap::Args)]

@@ -164,7 +164,8 @@ Examples:
   weir simulate ids --count 10000 > ids.txt
 
   # As fast as it can, nothing goes wrong: for measuring
-  weir simulate --no-limit --latency 0s --absent 0 --off-shelf 0 --throttled 0 --failing 0 --broken 0 --hopeless 0
+  weir simulate --no-limit --latency 0s --absent 0 --off-shelf 0 --throttled 0 --failing 0 --broken 0 \\
+      --hopeless 0
 
   # Tokens that live half a minute
   weir simulate --token-life 30s --write-accounts accounts.toml
