@@ -7,6 +7,7 @@ use std::{
 
 use sha1::{Digest as _, Sha1};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::Ended,
@@ -79,8 +80,8 @@ pub(super) fn name(arguments: &impl std::fmt::Debug) -> String {
     hex::encode(&Sha1::digest(format!("{arguments:?}"))[..6])
 }
 
-/// Asks on a terminal; elsewhere nobody can answer.
-pub(super) async fn confirm() -> anyhow::Result<()> {
+/// Asks on a terminal; elsewhere nobody can answer. `false` if it was interrupted.
+pub(super) async fn confirm(stop: &CancellationToken) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Ended::usage("nothing was done: this is no terminal to ask on; say --yes to do it").into());
     }
@@ -89,8 +90,12 @@ pub(super) async fn confirm() -> anyhow::Result<()> {
         let mut line = String::new();
         std::io::stdin().lock().read_line(&mut line).map(|_| line)
     });
-    match answer.await??.trim() {
-        "y" | "Y" | "yes" => Ok(()),
+    let answer = tokio::select! {
+        answer = answer => answer??,
+        () = stop.cancelled() => return Ok(false),
+    };
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(true),
         _ => Err(Ended::failed("nothing was done").into()),
     }
 }

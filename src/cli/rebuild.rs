@@ -70,7 +70,9 @@ pub(super) async fn run(
         if consent.dry_run || counted.inserted == 0 {
             return Ok(Exit::Done);
         }
-        confirm().await?;
+        if !confirm(stop).await? {
+            return Ok(Exit::Interrupted);
+        }
     }
     rebuild.run = Some(name(&(piece, into)));
     let since = Instant::now();

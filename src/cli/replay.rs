@@ -270,7 +270,9 @@ impl Order<'_> {
             if consent.dry_run || counted.is_idle() {
                 return Ok(Exit::Done);
             }
-            confirm().await?;
+            if !confirm(stop).await? {
+                return Ok(Exit::Interrupted);
+            }
         }
         let job = Job::open(kafka, &self.writer, &self.group).await?;
         let run = match resumed {
