@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, IsTerminal},
 };
 
+use clap::ValueEnum as _;
 use sha1::{Digest as _, Sha1};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,9 +15,41 @@ use super::{
     terminal::{Progress, Rate, grouped, note},
 };
 use crate::{
-    message::{BatchId, Class, ItemId, Reason, SourceName},
+    message::{BatchId, Class, ItemId, Reason, SourceName, envelope::Kind},
     replay::filter::Filter,
 };
+
+/// What is replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Which {
+    /// The requests of all sources, or of --source.
+    Requests,
+    /// The results.
+    Results,
+    /// The failed calls.
+    Failures,
+    /// The changes of watched columns.
+    Changes,
+    /// The dead letters.
+    Dead,
+}
+
+impl Which {
+    pub(super) const fn kind(self) -> Kind {
+        match self {
+            Self::Requests => Kind::Request,
+            Self::Results => Kind::Result,
+            Self::Failures => Kind::Failure,
+            Self::Changes => Kind::Change,
+            Self::Dead => Kind::DeadLetter,
+        }
+    }
+
+    /// Where records of this kind are; `None` if they are not replayed.
+    pub(super) fn of(kind: Kind) -> Option<Self> {
+        Self::value_variants().iter().copied().find(|which| which.kind() == kind)
+    }
+}
 
 pub(super) const EMPTY_PIECE: &str = "nothing lies between --from and --to: --to is where the piece ends";
 

@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 
-use clap::ValueEnum as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     elsewhere::expect_table,
     exit::{Ended, Exit},
-    piece::{Bar, Consent, EMPTY_PIECE, PieceArgs, confirm, name},
+    piece::{Bar, Consent, EMPTY_PIECE, PieceArgs, Which, confirm, name},
     rebuild,
     terminal::{grouped, note, say, spoken},
 };
@@ -31,7 +30,7 @@ use crate::{
     },
     runtime::clock::{Clock, Dice, Timestamp},
     sink::{Route, Store, present::Place},
-    topics::{Groups, Topic, Topics},
+    topics::{EXPRESS, Groups, Topic, Topics},
 };
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -73,38 +72,6 @@ Examples:
   weir redrive --reason cancelled --batch monday            # what was cancelled, after all
   weir redrive --batch monday --item 610947572360";
 
-/// What is replayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Which {
-    /// The requests of all sources, or of --source.
-    Requests,
-    /// The results.
-    Results,
-    /// The failed calls.
-    Failures,
-    /// The changes of watched columns.
-    Changes,
-    /// The dead letters.
-    Dead,
-}
-
-impl Which {
-    const fn kind(self) -> Kind {
-        match self {
-            Self::Requests => Kind::Request,
-            Self::Results => Kind::Result,
-            Self::Failures => Kind::Failure,
-            Self::Changes => Kind::Change,
-            Self::Dead => Kind::DeadLetter,
-        }
-    }
-
-    /// Where records of this kind are; `None` if they are not replayed.
-    pub(super) fn of(kind: Kind) -> Option<Self> {
-        Self::value_variants().iter().copied().find(|which| which.kind() == kind)
-    }
-}
-
 /// `weir replay`
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -119,6 +86,9 @@ pub struct Args {
     into: Into,
     #[command(flatten)]
     piece: PieceArgs,
+    /// Of requests, only those of the express lane. Offsets without it are those of the other one.
+    #[arg(long)]
+    express: bool,
     #[command(flatten)]
     consent: Consent,
 }
@@ -155,7 +125,10 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
         let table = args.from_table.unwrap_or_default();
         return rebuild::run(&table, &args.into, &args.piece, args.consent, config, stop).await;
     };
-    let order = order(which, args.into, &args.piece, args.consent, config)?;
+    if args.express && which != Which::Requests {
+        return Err(Ended::usage("only requests have an express lane").into());
+    }
+    let order = order((which, args.express), args.into, &args.piece, args.consent, config)?;
     order.carry_out(stop).await
 }
 
@@ -163,7 +136,7 @@ pub(super) async fn redrive(args: RedriveArgs, config: &Config, stop: &Cancellat
     if let Some(source) = &args.piece.source {
         super::enqueue::known_source(config, source)?;
     }
-    let mut order = order(Which::Dead, Into::Requests, &args.piece, args.consent, config)?;
+    let mut order = order((Which::Dead, false), Into::Requests, &args.piece, args.consent, config)?;
     let kept = config.topics.keep_requests;
     let now = Clock::System.now().as_millis();
     let since = Timestamp::from_millis(now.saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX)));
@@ -172,7 +145,7 @@ pub(super) async fn redrive(args: RedriveArgs, config: &Config, stop: &Cancellat
 }
 
 fn order<'a>(
-    which: Which,
+    (which, express): (Which, bool),
     into: Into,
     piece: &PieceArgs,
     consent: Consent,
@@ -181,11 +154,12 @@ fn order<'a>(
     let kind = which.kind();
     let into = into.of(kind, &config.clickhouse.database).map_err(Ended::usage)?;
     check(kind, &into, piece)?;
-    let topics: Vec<Topic> = Topics::new(config.topics.clone())
+    let mut topics: Vec<Topic> = Topics::new(config.topics.clone())
         .rows(&config.source_names())
         .into_iter()
         .filter(|topic| topic.kind == kind)
         .filter(|topic| topic.source.is_none() || piece.source.is_none() || topic.source == piece.source)
+        .filter(|topic| !express || topic.name.ends_with(EXPRESS))
         .collect();
     let edge = |text: &Option<String>| -> Result<Option<Edge>, WhenError> {
         text.as_deref().map(|text| Edge::parse(text, Clock::System.now())).transpose()
@@ -198,11 +172,14 @@ fn order<'a>(
         return Err(Ended::usage(EMPTY_PIECE).into());
     }
     let by_offset = [&from, &to].iter().any(|edge| matches!(edge, Some(Edge::Offsets(_))));
+    if by_offset && !express {
+        topics.retain(|topic| !topic.name.ends_with(EXPRESS));
+    }
     if by_offset && topics.len() != 1 {
         return Err(Ended::usage("offsets are of one topic: name the --source too").into());
     }
     let groups = Groups::new(&config.kafka.group_prefix);
-    let name = name(&(which, piece, &into));
+    let name = if express { name(&(which, piece, &into, "express")) } else { name(&(which, piece, &into)) };
     // Redrives of any kind exclude each other: they look at what has been redriven before.
     let writer = if kind == Kind::DeadLetter && into == Into::Requests { "redrive" } else { &name };
     let (group, writer) = (groups.replay(&name), groups.replay(writer));
@@ -258,7 +235,7 @@ impl Order<'_> {
             Some(unfinished) => Plan { spans: unfinished.spans.clone(), ..Plan::default() },
             None => self.plan().await?,
         };
-        tell(&plan, unfinished.is_some());
+        tell(&plan, unfinished.is_some(), self.topics.iter().any(|topic| topic.kind == Kind::Result));
         if plan.spans.is_empty() && unfinished.is_none() {
             say("There is nothing to read in this piece")?;
             return Ok(Exit::Done);
@@ -448,16 +425,14 @@ impl Order<'_> {
 }
 
 /// Says what of the piece is left out.
-fn tell(plan: &Plan, resumes: bool) {
+fn tell(plan: &Plan, resumes: bool, has_json: bool) {
     let left = grouped(plan.length());
     if resumes {
         note(&format!("Going on with an interrupted run: {left} offsets are left (--restart begins anew)"));
     }
     if plan.gone > 0 {
-        note(&format!(
-            "{} offsets of this piece have been deleted by retention; `--from-table observations` takes stored rows",
-            grouped(plan.gone)
-        ));
+        let stored = if has_json { "; `--from-table observations` takes stored rows" } else { "" };
+        note(&format!("{} offsets of this piece have been deleted from Kafka{stored}", grouped(plan.gone)));
     }
     // Each partition may end with the mark of a transaction, which is no record.
     if plan.ahead > plan.spans.len() as u64 {

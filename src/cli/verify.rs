@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::Exit,
-    replay::Which,
+    piece::Which,
     terminal::{Progress, Rate, grouped, say, table},
 };
 use crate::{
@@ -77,7 +77,8 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
     progress.clear();
     let report = verified?;
     print(&report, args.batch.as_ref())?;
-    Ok(if report.is_clean() { Exit::Done } else { Exit::Failed })
+    let is_proved = report.is_clean() && (args.batch.is_none() || report.sum.requested > 0);
+    Ok(if is_proved { Exit::Done } else { Exit::Failed })
 }
 
 fn print(report: &Report, batch: Option<&BatchId>) -> std::io::Result<()> {
@@ -93,6 +94,11 @@ fn print(report: &Report, batch: Option<&BatchId>) -> std::io::Result<()> {
     say(&format!("\nRequests{of}"))?;
     say(&format!("  {} {}", mark(report.sum.lost == 0 && report.sum.doubled == 0), equation(&report.sum)))?;
     unaccounted(&report.unaccounted)?;
+    if let Some(batch) = batch.filter(|_| report.sum.requested == 0) {
+        return say(&format!(
+            "\n✗ nothing is proved: no request of batch {batch} is on Kafka. Is that its name, and has retention left it?"
+        ));
+    }
     let verdict = if report.is_clean() { "✓ all accounted for" } else { "✗ not all is accounted for" };
     say(&format!("\n{verdict}"))
 }

@@ -8,6 +8,7 @@ use super::{connection::Trouble, insert::Store, row};
 use crate::{
     kafka::{Partition, page::Page},
     message::envelope::Kind,
+    runtime::clock::Timestamp,
 };
 
 /// Where the rows of a kind of record are.
@@ -77,6 +78,36 @@ impl Store {
         let query = self.client.query_raw(&sql).param("topic", topic);
         let rows = timeout(self.timeout, query.fetch_all::<(i32, i64)>()).await;
         Ok(rows.map_err(|_| Trouble::timed_out(self.timeout))??)
+    }
+
+    /// How requests ended whose results or dead letters stand before an offset, as their rows say: id, status (`dead` of a
+    /// dead letter) and time of the record. Only those recorded since a time.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn ends_before(
+        &self,
+        kind: Kind,
+        (partition, offset): (&Partition, i64),
+        since: Timestamp,
+        mut take: impl FnMut(&str, &str, Timestamp),
+    ) -> Result<(), Trouble> {
+        let table = identifier(&Place::of(kind).table);
+        let status = if kind == Kind::DeadLetter { "'dead'" } else { "status::String" };
+        let sql = format!(
+            "SELECT request_id, {status} AS status, toUnixTimestamp64Milli(recorded_at) AS at FROM {table} \
+             WHERE topic = {{topic: String}} AND partition = {} AND offset < {offset} \
+             AND recorded_at >= fromUnixTimestamp64Milli({}) LIMIT 1 BY offset",
+            partition.number,
+            since.as_millis(),
+        );
+        let query = self.client.query_raw(&sql).param("topic", partition.topic.as_ref());
+        let mut rows = query.fetch::<(String, String, i64)>()?;
+        loop {
+            let row = timeout(self.timeout, rows.next()).await.map_err(|_| Trouble::timed_out(self.timeout))??;
+            let Some((id, status, at)) = row else { return Ok(()) };
+            take(&id, &status, Timestamp::from_millis(at));
+        }
     }
 
     /// The topics that rows of a table name beside these, and how many rows each.

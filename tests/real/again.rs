@@ -158,3 +158,29 @@ async fn an_export_only_reads_and_who_may_only_read_can_still_ask() {
     read(&bi, "SELECT 8", &format, &mut out).await.unwrap();
     assert_eq!(out, b"8\n");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_purged_from_kafka_is_known_by_its_rows_and_a_batch_that_nobody_knows_is_not_proved() {
+    let shares = Shares { failing: 0.5, ..Shares::NONE };
+    let scene = Scene::new("purged", shares, Duration::ZERO, "[retry]\nattempts = 1\n").await;
+    let process = scene.run();
+    let (code, text) = scene.collect("monday", simulate::sample(4).take(60)).await;
+    assert_eq!(code, 0, "{text}");
+    let dead = scene.number("SELECT dead FROM batches WHERE batch = 'monday'").await;
+    assert!(dead > 5, "{text}");
+    scene.expect_clean().await;
+    assert!(process.stop().await.success());
+    let text = scene.installation.run(&["dead", "purge", "--until", "0s", "--yes"]).await;
+    assert!(text.contains(&format!("{dead} dead letters deleted")), "{text}");
+    let (code, text) = scene.installation.outcome(&["verify", "--batch", "monday"]).await;
+    assert!(code == 0 && text.contains(&format!(" + {dead} dead + 0 under way")), "{text}");
+    let (code, text) = scene.installation.outcome(&["replay", "--topic", "dead", "--dry-run"]).await;
+    assert!(code == 0 && text.contains("There is nothing to read in this piece"), "{text}");
+
+    let (code, text) = scene.installation.outcome(&["verify", "--batch", "mondya"]).await;
+    assert!(code == 1 && text.contains("no request of batch mondya is on Kafka"), "{text}");
+    // Offsets are of one lane: without --express the one of the backlog.
+    let piece = ["replay", "--topic", "requests", "--source", "ali1688", "--from", "0:0", "--dry-run"];
+    let (code, text) = scene.installation.outcome(&piece).await;
+    assert!(code == 0 && text.contains("are in the tables; 0 would be inserted"), "{text}");
+}
