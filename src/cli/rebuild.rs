@@ -62,7 +62,7 @@ pub(super) async fn run(
         vendors.insert(source.name.clone(), vendor);
     }
     let reach = from.reach(&wanted).await?;
-    let target = Target { store: &store, place };
+    let target = Target { store, place };
     let mut rebuild = Rebuild { from: &from, wanted: &wanted, target, vendors: &vendors, run: None };
     if !consent.yes {
         let Some(counted) = pass(&rebuild, &reach, stop).await? else { return Ok(Exit::Interrupted) };

@@ -1,6 +1,6 @@
 //! `weir replay` and `weir redrive`: a piece of a topic once more into tables, or back to requests.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -293,7 +293,7 @@ impl Order<'_> {
                 Some(scan::at_time(&self.config.kafka, &names, *time).await?.into_iter().collect::<HashMap<_, _>>())
             }
             Some(Edge::Offsets(offsets)) => {
-                let topic: std::sync::Arc<str> = names[0].as_str().into();
+                let topic: Arc<str> = names[0].as_str().into();
                 let there = |number: &i32| bounds.iter().any(|bounds| bounds.partition.number == *number);
                 if let Some(number) = offsets.keys().find(|number| !there(number)) {
                     let count = bounds.len();
@@ -359,8 +359,8 @@ impl Order<'_> {
             sum.requests.add(&tally);
         } else {
             let (store, place) = self.target(topic.kind)?;
-            let target = Target { store: &store, place };
-            let pouring = Pouring { target, route: &route, filter: &self.filter, job };
+            let filter = Arc::new(self.filter.clone());
+            let pouring = Pouring { target: Target { store, place }, route: Arc::new(route), filter, job };
             let tally = pouring.run(scan, spans, |tally| moved(tally.offsets, tally.inserted)).await?;
             sum.offsets += tally.offsets;
             sum.tables.add(&tally);

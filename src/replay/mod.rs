@@ -1,9 +1,9 @@
 //! replay: a bounded piece of a topic once more into tables or requests; a job that ends.
 //!
 //! [`when`] and [`filter`] say which piece, [`plan`] which offsets that is; [`tables`] inserts what is missing,
-//! [`requests`] sends what [`ask`] makes of each record, and [`rebuild`] takes stored rows instead of records. How far a run has come is kept as the committed offsets of a
-//! consumer group without members, `<prefix>.replay.<name>`, so the next run with the same arguments goes on where
-//! this one was interrupted, from any machine.
+//! [`requests`] sends what [`ask`] makes of each record, and [`rebuild`] takes stored rows instead of records. How far a
+//! run has come is kept as the committed offsets of a consumer group without members, `<prefix>.replay.<name>`, so the
+//! next run with the same arguments goes on where this one was interrupted, from any machine.
 
 pub mod ask;
 pub mod filter;
@@ -34,4 +34,7 @@ pub enum ReplayError {
     /// ClickHouse.
     #[error("{0}")]
     Trouble(#[from] Trouble),
+    /// A task of this process was broken off, or has a defect.
+    #[error("replay: {0}")]
+    Task(#[from] tokio::task::JoinError),
 }

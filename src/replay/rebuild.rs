@@ -10,11 +10,11 @@ use super::{
     tables::{Tally, Target, pour},
 };
 use crate::{
-    kafka::{Partition, Record},
+    kafka::Partition,
     message::{Observation, SourceName},
     platform::Vendor,
     sink::{
-        Store,
+        Rows, Store,
         row::Parsed,
         stored::{Reach, Wanted},
     },
@@ -34,7 +34,7 @@ pub struct Rebuild<'a> {
     /// Which of its rows.
     pub wanted: &'a Wanted,
     /// Where to.
-    pub target: Target<'a>,
+    pub target: Target,
     /// Who can read the stored JSON, by source.
     pub vendors: &'a HashMap<SourceName, Arc<dyn Vendor>>,
     /// Names the inserts; the same for the same arguments. `None` counts only.
@@ -65,7 +65,7 @@ impl Rebuild<'_> {
         let Target { store, place } = &self.target;
         let there = store.present(place, partition, &range).await?;
         let mut rows = self.from.observations(partition, &range, self.wanted)?;
-        let (mut missing, mut bytes) = (Vec::new(), 0);
+        let (mut missing, mut bytes) = (Rows::expecting(ROWS), 0);
         while let Some((record, seen)) = rows.next().await? {
             tally.meant += 1;
             if there.has(record.offset) {
@@ -75,10 +75,10 @@ impl Rebuild<'_> {
             tally.inserted += 1;
             bytes += seen.raw.as_ref().map_or(0, |raw| raw.get().len()) + 1_024;
             if self.run.is_some() {
-                missing.push((record, Parsed::Result(Box::new(self.read_anew(seen)))));
+                missing.add(&record.raw(partition), &Parsed::Result(Box::new(self.read_anew(seen))));
             }
             if missing.len() >= ROWS || bytes >= BYTES {
-                self.insert(partition, std::mem::take(&mut missing)).await?;
+                self.insert(partition, std::mem::replace(&mut missing, Rows::expecting(ROWS))).await?;
                 bytes = 0;
             }
         }
@@ -86,7 +86,7 @@ impl Rebuild<'_> {
     }
 
     /// A killed run may have left an insert on its way: so these are always counted after it.
-    async fn insert(&self, partition: &Partition, rows: Vec<(Record, Parsed)>) -> Result<(), ReplayError> {
+    async fn insert(&self, partition: &Partition, rows: Rows) -> Result<(), ReplayError> {
         match &self.run {
             Some(run) => pour(&self.target, partition, rows, run, false).await,
             None => Ok(()),

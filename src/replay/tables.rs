@@ -4,13 +4,20 @@
 //! inserted under a token that a resumed run makes again. After every insert whose end is not known the rows are
 //! counted: the token alone is not to be trusted when ClickHouse has been killed.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt as _, stream};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{ReplayError, filter::Filter, plan::Mark};
 use crate::{
@@ -19,20 +26,25 @@ use crate::{
         page::Page,
         scan::{Piece, Span},
     },
-    sink::{
-        Route, Store, TroubleKind,
-        present::Place,
-        row::{Parsed, parse},
-    },
+    sink::{Route, Rows, Store, TroubleKind, present::Place, row::parse},
 };
 
 /// Inserts at once: the server works on one while the other is on its way.
 const INSERTS: usize = 2;
 
+/// Pieces that are read from JSON at once.
+const READINGS: usize = 2;
+
+/// So many records are read before other tasks of the thread get their turn.
+const TURN: usize = 32;
+
 /// The rows and bytes of one insert, about. Those under way, the one that waits and the one that is gathered take a few
 /// times this.
 const ROWS: usize = 10_000;
 const BYTES: usize = 10 * 1024 * 1024;
+
+/// Ends of inserts that may wait for the commit of those before them.
+const ENDS: usize = 16;
 
 /// For how long one chunk is offered to a ClickHouse that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -67,9 +79,9 @@ impl Tally {
 
 /// Where the rows go.
 #[derive(Clone, Debug)]
-pub struct Target<'a> {
+pub struct Target {
     /// The database.
-    pub store: &'a Store,
+    pub store: Store,
     /// The table.
     pub place: Place,
 }
@@ -77,11 +89,11 @@ pub struct Target<'a> {
 /// A run into tables.
 pub struct Pouring<'a> {
     /// Where to.
-    pub target: Target<'a>,
+    pub target: Target,
     /// What is on the topic.
-    pub route: &'a Route,
+    pub route: Arc<Route>,
     /// Which records are meant.
-    pub filter: &'a Filter,
+    pub filter: Arc<Filter>,
     /// Keeps the progress; `None` counts only.
     pub job: Option<(&'a Job, String)>,
 }
@@ -89,8 +101,7 @@ pub struct Pouring<'a> {
 /// Missing rows of one partition, and how far a span is done with them.
 struct Chunk {
     partition: Partition,
-    rows: Vec<(Record, Parsed)>,
-    bytes: usize,
+    rows: Rows,
     next: i64,
     to: i64,
 }
@@ -98,33 +109,28 @@ struct Chunk {
 impl Chunk {
     fn new(span: &Span) -> Self {
         let (partition, to) = (span.partition.clone(), span.range.end);
-        Self { partition, rows: Vec::new(), bytes: 0, next: span.range.start, to }
-    }
-
-    fn is_full(&self) -> bool {
-        self.rows.len() >= ROWS || self.bytes >= BYTES
-    }
-
-    /// Keeps of a record what its row is made of.
-    fn add(&mut self, mut record: Record, parsed: Parsed) {
-        self.bytes += record.value.as_ref().map_or(0, bytes::Bytes::len) + 512;
-        record.headers.retain(|(name, _)| name.eq_ignore_ascii_case("traceparent"));
-        record.key = None;
-        if !matches!(parsed, Parsed::Raw(_)) {
-            record.value = None;
-        }
-        self.rows.push((record, parsed));
+        Self { partition, rows: Rows::expecting(ROWS), next: span.range.start, to }
     }
 }
 
+/// What has been read of a piece.
+struct Reading {
+    rows: Rows,
+    tally: Tally,
+    /// The offset after its last record.
+    next: i64,
+}
+
 impl Pouring<'_> {
-    /// Reads the spans and inserts what is missing. Reading and inserting overlap.
+    /// Reads the spans and inserts what is missing. Fetching, reading and inserting overlap, on all cores.
     ///
     /// # Errors
     /// [`ReplayError`]; the same run goes on where this one stopped.
     pub async fn run(&self, scan: Scan, spans: &[Span], progress: impl FnMut(&Tally)) -> Result<Tally, ReplayError> {
-        let (sender, inbox) = mpsc::channel(1);
-        let (tally, poured) = tokio::join!(self.gather(scan, spans, sender, progress), self.pour_all(inbox));
+        let ((sender, inbox), (ends, ended)) = (mpsc::channel(1), mpsc::channel(ENDS));
+        let gathered = self.gather(scan, spans, sender, progress);
+        let (tally, poured, kept) = tokio::join!(gathered, self.pour_all(inbox, ends), self.keep(ended));
+        kept?;
         poured?;
         tally
     }
@@ -136,25 +142,33 @@ impl Pouring<'_> {
         sender: mpsc::Sender<Chunk>,
         mut progress: impl FnMut(&Tally),
     ) -> Result<Tally, ReplayError> {
-        let mut tally = Tally::default();
-        let mut done = 0;
+        let (mut tally, mut done) = (Tally::default(), 0);
         for span in spans {
-            let mut chunk = Chunk::new(span);
-            let mut page = None;
-            while let Some(Piece::Records { records, .. }) = scan.next().await? {
-                for record in records {
-                    let offset = record.offset;
-                    self.look(record, span, &mut page, &mut chunk, &mut tally).await?;
-                    if chunk.is_full() {
-                        chunk.next = offset + 1;
-                        let full = std::mem::replace(&mut chunk, Chunk::new(span));
-                        if sender.send(full).await.is_err() {
-                            // The other half has failed, and says why.
-                            return Ok(tally);
+            let (mut chunk, mut page, mut readings) = (Chunk::new(span), None, VecDeque::new());
+            let mut is_over = false;
+            while !(is_over && readings.is_empty()) {
+                if let (false, true) = (is_over, readings.len() < READINGS) {
+                    match scan.next().await? {
+                        Some(Piece::Records { records, .. }) => {
+                            let records = self.look(records, span, &mut page).await?;
+                            readings.push_back(self.start_reading(records, &span.partition));
                         }
+                        Some(Piece::End(_)) | None => is_over = true,
                     }
-                    tally.offsets = done + u64::try_from(offset + 1 - span.range.start).unwrap_or(0);
+                    continue;
                 }
+                let Some(reading) = readings.pop_front() else { continue };
+                let Reading { mut rows, tally: of_piece, next } = reading.await?;
+                tally.add(&of_piece);
+                while chunk.rows.fill_up(&mut rows, (ROWS, BYTES)) {
+                    chunk.next = rows.ends().map_or(next, |(first, _)| first);
+                    let full = std::mem::replace(&mut chunk, Chunk::new(span));
+                    if sender.send(full).await.is_err() {
+                        // Another part has failed, and says why.
+                        return Ok(tally);
+                    }
+                }
+                tally.offsets = done + u64::try_from(next - span.range.start).unwrap_or(0);
                 progress(&tally);
             }
             done += span.length();
@@ -168,88 +182,134 @@ impl Pouring<'_> {
         Ok(tally)
     }
 
-    /// Puts a record into the chunk if it is meant and has no row.
+    /// Which of these records have their row.
     async fn look(
         &self,
-        record: Record,
+        records: Vec<Record>,
         span: &Span,
         page: &mut Option<Page>,
-        chunk: &mut Chunk,
-        tally: &mut Tally,
-    ) -> Result<(), ReplayError> {
+    ) -> Result<Vec<(Record, bool)>, ReplayError> {
         let Target { store, place } = &self.target;
-        let known = match page {
-            Some(page) if page.range().contains(&record.offset) => page,
-            _ => page.insert(store.present(place, &span.partition, &(record.offset..span.range.end)).await?),
-        };
-        let is_there = known.has(record.offset);
-        if is_there && self.filter.is_open() {
-            tally.meant += 1;
-            tally.there += 1;
-            return Ok(());
+        let mut looked = Vec::with_capacity(records.len());
+        for record in records {
+            let known = page_of(store, place, &span.partition, record.offset..span.range.end, page).await?;
+            let is_there = known.has(record.offset);
+            looked.push((record, is_there));
         }
-        let raw = record.raw(&span.partition);
-        let parsed = parse(&raw, self.route);
-        if !self.filter.keeps(&parsed) {
-            return Ok(());
-        }
-        let has_row = parsed.has_row();
-        match (is_there, has_row) {
-            (_, false) => tally.rowless += 1,
-            (true, true) => {
-                tally.meant += 1;
-                tally.there += 1;
-            }
-            (false, true) => {
-                tally.meant += 1;
-                tally.inserted += 1;
-                if self.job.is_some() {
-                    chunk.add(record, parsed);
-                }
-            }
-        }
-        Ok(())
+        Ok(looked)
     }
 
-    /// Inserts chunks, a few at once, and keeps the progress in their order: after a kill the next run looks again at
-    /// what comes after it.
-    async fn pour_all(&self, inbox: mpsc::Receiver<Chunk>) -> Result<(), ReplayError> {
+    fn start_reading(&self, records: Vec<(Record, bool)>, partition: &Partition) -> AbortOnDropHandle<Reading> {
+        let (partition, is_kept) = (partition.clone(), self.job.is_some());
+        let (route, filter) = (Arc::clone(&self.route), Arc::clone(&self.filter));
+        owned(read(records, partition, route, filter, is_kept))
+    }
+
+    /// Inserts chunks, a few at once; `ends` hears of them in their order.
+    async fn pour_all(
+        &self,
+        inbox: mpsc::Receiver<Chunk>,
+        ends: mpsc::Sender<(Partition, Committed)>,
+    ) -> Result<(), ReplayError> {
         let chunks = stream::unfold(inbox, async |mut inbox| inbox.recv().await.map(|chunk| (chunk, inbox)));
-        let Some((job, run)) = &self.job else {
+        let Some((_, run)) = &self.job else {
             chunks.for_each(async |_| {}).await;
             return Ok(());
         };
-        let mut poured = pin!(chunks.map(|chunk| self.pour_one(chunk, run)).buffered(INSERTS));
-        while let Some(progress) = poured.next().await {
-            job.insist(Vec::new(), vec![progress?]).await?;
+        let start = |chunk: Chunk| owned(pour_one(self.target.clone(), chunk, run.clone()));
+        let mut poured = pin!(chunks.map(start).buffered(INSERTS));
+        while let Some(end) = poured.next().await {
+            if ends.send(end??).await.is_err() {
+                break;
+            }
         }
         Ok(())
     }
 
-    /// Inserts a chunk; how far its partition is done with it.
-    async fn pour_one(&self, chunk: Chunk, run: &str) -> Result<(Partition, Committed), ReplayError> {
-        let mark = Mark { run: run.to_owned(), to: chunk.to };
-        pour(&self.target, &chunk.partition, chunk.rows, run, true).await?;
-        Ok((chunk.partition, mark.at(chunk.next)))
+    /// Keeps the progress: after a kill the next run looks again at what comes after it. What has ended during a commit
+    /// goes into the next one.
+    async fn keep(&self, mut ended: mpsc::Receiver<(Partition, Committed)>) -> Result<(), ReplayError> {
+        let Some((job, _)) = &self.job else { return Ok(()) };
+        let mut some = Vec::new();
+        while ended.recv_many(&mut some, ENDS).await > 0 {
+            let last: HashMap<Partition, Committed> = some.drain(..).collect();
+            job.insist(Vec::new(), last.into_iter().collect()).await?;
+        }
+        Ok(())
     }
+}
+
+/// A task that ends with whoever waits for it.
+#[allow(clippy::disallowed_methods, reason = "it is owned by its handle")]
+fn owned<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<T> {
+    AbortOnDropHandle::new(tokio::spawn(task))
+}
+
+/// Makes rows of those records that are meant and have none.
+async fn read(
+    records: Vec<(Record, bool)>,
+    partition: Partition,
+    route: Arc<Route>,
+    filter: Arc<Filter>,
+    is_kept: bool,
+) -> Reading {
+    let next = records.last().map_or(0, |(record, _)| record.offset + 1);
+    let mut reading = Reading { rows: Rows::expecting(records.len()), tally: Tally::default(), next };
+    let Reading { rows, tally, .. } = &mut reading;
+    for (count, (record, is_there)) in records.into_iter().enumerate() {
+        if count % TURN == TURN - 1 {
+            tokio::task::yield_now().await;
+        }
+        if is_there && filter.is_open() {
+            tally.meant += 1;
+            tally.there += 1;
+            continue;
+        }
+        let raw = record.raw(&partition);
+        let parsed = parse(&raw, &route);
+        if !filter.keeps(&parsed) {
+            continue;
+        }
+        if !parsed.has_row() {
+            tally.rowless += 1;
+            continue;
+        }
+        tally.meant += 1;
+        if is_there {
+            tally.there += 1;
+            continue;
+        }
+        tally.inserted += 1;
+        if is_kept {
+            rows.add(&raw, &parsed);
+        }
+    }
+    reading
+}
+
+/// Inserts a chunk; how far its partition is done with it.
+async fn pour_one(target: Target, chunk: Chunk, run: String) -> Result<(Partition, Committed), ReplayError> {
+    let Chunk { partition, rows, next, to } = chunk;
+    pour(&target, &partition, rows, &run, true).await?;
+    Ok((partition, Mark { run, to }.at(next)))
 }
 
 /// Inserts rows until all of them are known to be there. `is_sure`: that none of them is now, nor on its way.
 pub(super) async fn pour(
-    Target { store, place }: &Target<'_>,
+    Target { store, place }: &Target,
     partition: &Partition,
-    mut rows: Vec<(Record, Parsed)>,
+    mut rows: Rows,
     run: &str,
     mut is_sure: bool,
 ) -> Result<(), ReplayError> {
     let (mut times, mut pause, since) = (1, PAUSE_FIRST, Instant::now());
-    while let (Some((first, _)), Some((last, _))) = (rows.first(), rows.last()) {
-        let (first, last) = (first.offset, last.offset);
+    while let Some((first, last)) = rows.ends() {
         let token = format!("replay:{run}:{partition}:{first}-{last}:{}#{times}", rows.len());
-        match store.insert_missing(place, partition, &rows, &token).await {
+        match store.insert_missing(place, &rows, &token).await {
             Ok(()) if is_sure => break,
             Ok(()) => {
-                rows = still_missing(store, place, partition, rows).await?;
+                let missing = missing(store, place, partition, &rows).await?;
+                rows.retain(&missing);
                 times += 1;
             }
             Err(trouble) => {
@@ -267,24 +327,27 @@ pub(super) async fn pour(
     Ok(())
 }
 
-/// What of these rows is not in the table.
-async fn still_missing(
+/// Which of these rows are not in the table.
+async fn missing(store: &Store, place: &Place, partition: &Partition, rows: &Rows) -> Result<Vec<bool>, ReplayError> {
+    let end = rows.ends().map_or(0, |(_, last)| last + 1);
+    let (mut page, mut missing) = (None, Vec::with_capacity(rows.len()));
+    for offset in rows.offsets() {
+        missing.push(!page_of(store, place, partition, offset..end, &mut page).await?.has(offset));
+    }
+    Ok(missing)
+}
+
+/// The page that the start of `range` is on: the one that is known, else what the table says of the range.
+async fn page_of<'a>(
     store: &Store,
     place: &Place,
     partition: &Partition,
-    rows: Vec<(Record, Parsed)>,
-) -> Result<Vec<(Record, Parsed)>, ReplayError> {
-    let end = rows.last().map_or(0, |(record, _)| record.offset + 1);
-    let mut page: Option<Page> = None;
-    let mut missing = Vec::new();
-    for (record, parsed) in rows {
-        let known = match &mut page {
-            Some(page) if page.range().contains(&record.offset) => page,
-            other => other.insert(store.present(place, partition, &(record.offset..end)).await?),
-        };
-        if !known.has(record.offset) {
-            missing.push((record, parsed));
-        }
-    }
-    Ok(missing)
+    range: Range<i64>,
+    known: &'a mut Option<Page>,
+) -> Result<&'a Page, ReplayError> {
+    let page = match known.take() {
+        Some(page) if page.range().contains(&range.start) => page,
+        _ => store.present(place, partition, &range).await?,
+    };
+    Ok(known.insert(page))
 }

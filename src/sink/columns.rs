@@ -82,10 +82,31 @@ impl Columns {
         row.fill(&mut Cells { columns: &mut self.by_place, next: 0 });
         self.rows += 1;
         if self.rows == SAMPLE {
-            for column in &mut self.by_place {
-                let rest = column.data.len().div_ceil(SAMPLE) * self.expected.saturating_sub(SAMPLE);
-                column.data.reserve_exact(rest + rest / 16);
-            }
+            self.make_room();
+        }
+    }
+
+    /// Appends rows of the same type.
+    pub fn append(&mut self, mut more: Self) {
+        if self.by_place.is_empty() {
+            self.by_place = mem::take(&mut more.by_place);
+        }
+        for (column, more) in self.by_place.iter_mut().zip(&more.by_place) {
+            column.append(more);
+        }
+        let before = self.rows;
+        self.rows += more.rows;
+        if before < SAMPLE && self.rows >= SAMPLE {
+            self.make_room();
+        }
+    }
+
+    /// Room for the rows that are still to come, if they are like those that are here.
+    fn make_room(&mut self) {
+        let (rows, more) = (self.rows, self.expected.saturating_sub(self.rows));
+        for column in &mut self.by_place {
+            let rest = column.data.len().div_ceil(rows.max(1)) * more;
+            column.data.reserve_exact(rest + rest / 16);
         }
     }
 
@@ -128,6 +149,14 @@ impl Columns {
         self.rows -= rows;
         Self { by_place, rows, expected: rows }
     }
+
+    /// Keeps those rows whose place in `kept` is true.
+    pub fn retain(&mut self, kept: &[bool]) {
+        for column in &mut self.by_place {
+            column.retain(kept);
+        }
+        self.rows = kept.iter().filter(|kept| **kept).count();
+    }
 }
 
 impl Column {
@@ -140,6 +169,31 @@ impl Column {
             put_text(&mut head, self.type_name.as_bytes());
         }
         head
+    }
+
+    fn append(&mut self, more: &Self) {
+        debug_assert_eq!(self.name, more.name, "rows of two types in one block");
+        self.data.extend_from_slice(&more.data);
+        if let (Some(nulls), Some(more)) = (&mut self.nulls, &more.nulls) {
+            nulls.extend_from_slice(more);
+        }
+    }
+
+    fn retain(&mut self, kept: &[bool]) {
+        let (mut data, mut at) = (Vec::with_capacity(self.data.len()), 0);
+        for kept in kept {
+            let rest = self.data.get(at..).unwrap_or_default();
+            let length = if self.width > 0 { self.width } else { after_texts(rest, 1) };
+            if *kept {
+                data.extend_from_slice(rest.get(..length).unwrap_or_default());
+            }
+            at += length;
+        }
+        self.data = data;
+        if let Some(nulls) = &mut self.nulls {
+            let mut kept = kept.iter();
+            nulls.retain(|_| kept.next().is_some_and(|kept| *kept));
+        }
     }
 
     fn split_off(&mut self, row: usize) -> Self {
@@ -358,6 +412,28 @@ mod tests {
             if at > 0 && at < rows.len() {
                 prop_assert_eq!(whole(&left), block(&rows[..at]));
                 prop_assert_eq!(whole(&right), block(&rows[at..]));
+            }
+            let mut joined = Columns::default();
+            joined.append(left);
+            joined.append(right);
+            prop_assert_eq!(whole(&joined), block(&rows));
+        }
+
+        #[test]
+        fn what_is_kept_is_the_block_of_those_rows(
+            rows in prop::collection::vec((any::<i32>(), ".{0,90}", any::<Option<i64>>(), any::<bool>()), 1..30),
+        ) {
+            let all: Vec<_> = rows.iter().map(|(place, title, price, _)| sample(*place, title, *price)).collect();
+            let kept: Vec<_> = rows.iter().map(|(.., kept)| *kept).collect();
+            let mut columns = Columns::default();
+            for row in &all {
+                columns.add(row);
+            }
+            columns.retain(&kept);
+            let expected: Vec<_> = all.into_iter().zip(&kept).filter(|(_, kept)| **kept).map(|(row, _)| row).collect();
+            prop_assert_eq!(columns.rows(), expected.len());
+            if !expected.is_empty() {
+                prop_assert_eq!(whole(&columns), block(&expected));
             }
         }
     }

@@ -46,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use connection::{ClickHouseConfig, ConnectionError, Trouble, TroubleKind};
 pub use insert::{Insert, Store};
+pub use missing::Rows;
 pub use row::Route;
 
 use crate::{
