@@ -63,9 +63,13 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
     let (topics, groups) = (Topics::new(config.topics.clone()), Groups::new(&config.kafka.group_prefix));
     let (store, sources) = (Store::connect(&config.clickhouse)?, config.source_names());
     let places = Places { kafka: &config.kafka, topics: &topics, groups: &groups, sources: &sources, store: &store };
-    let (mut progress, mut rate) = (Progress::new(), Rate::default());
+    let (mut progress, mut rate, mut before) = (Progress::new(), Rate::default(), 0);
     #[allow(clippy::cast_precision_loss, reason = "a share for people")]
     let verified = verify::run(places, &scope, |read, of| {
+        // What looks wrong is looked at again, from the beginning.
+        if read < std::mem::replace(&mut before, read) {
+            rate = Rate::default();
+        }
         let rate = rate.add(Instant::now(), read);
         let left = Rate::words(rate, Some(of.saturating_sub(read)));
         progress.show(Some(read as f64 / of.max(1) as f64), || format!("{} offsets read{left}", grouped(read)));
