@@ -327,7 +327,7 @@ mod tests {
         assert!(told("177").is_none() && told(r#"{"item":"8","params":{"a":"77"}}"#).is_none());
         assert_eq!(told("77").unwrap().what, "asked for");
         let mut waiting = record(r#"{"item":"77","calls":2}"#);
-        waiting.headers.push(("x-due-at".to_owned(), "1700000009000".into()));
+        waiting.headers.push(("x-due-at".into(), "1700000009000".into()));
         let event = told_of_record(&args, &partition, &waiting, None).unwrap();
         assert_eq!(event.what, "waits until 2023-11-14T22:13:29.000Z");
         assert_eq!((event.record.as_str(), event.stored), ("r/3/5", false));

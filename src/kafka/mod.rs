@@ -39,7 +39,10 @@ pub use scan::{Scan, ScanError};
 pub use writer::{KafkaWriter, Reach};
 
 use crate::{
-    message::{codec, envelope::Headers},
+    message::{
+        codec,
+        envelope::{Header, Headers},
+    },
     runtime::clock::Timestamp,
 };
 
@@ -94,10 +97,10 @@ pub struct Record {
 }
 
 impl Record {
-    /// About how many bytes it takes in memory: a header is two allocations beside its place in the list.
+    /// About how many bytes it takes in memory: a header's value is an allocation beside its place in the list.
     #[must_use]
     pub fn footprint(&self) -> usize {
-        const HEADER: usize = size_of::<(String, Bytes)>() + 2 * 16;
+        const HEADER: usize = size_of::<Header>() + 16;
         let headers: usize = self.headers.iter().map(|(name, value)| HEADER + name.len() + value.len()).sum();
         let parts = [&self.key, &self.value].into_iter().flatten();
         size_of::<Self>() + headers + parts.map(|part| 16 + part.len()).sum::<usize>()

@@ -7,7 +7,10 @@ use rdkafka::{
 };
 
 use super::{Offsets, Outgoing, Partition, Record, TransactError};
-use crate::{message::envelope::Headers, runtime::clock::Timestamp};
+use crate::{
+    message::envelope::{Headers, name},
+    runtime::clock::Timestamp,
+};
 
 /// A message, copied out of librdkafka's memory, with all of its headers.
 pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
@@ -17,7 +20,7 @@ pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
         let mut values = BytesMut::with_capacity(length);
         let own = |header: Header<'_, &[u8]>| {
             values.extend_from_slice(header.value.unwrap_or_default());
-            (header.key.to_owned(), values.split().freeze())
+            (name(header.key), values.split().freeze())
         };
         headers.iter().map(own).collect()
     });
@@ -27,9 +30,8 @@ pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
 /// The same with only some of its headers: of the seven that weir writes, a reader needs two or three, and copying the
 /// others takes a tenth of the sink's CPU.
 pub(super) fn record_with(message: &BorrowedMessage<'_>, wanted: &[&str]) -> Record {
-    let is_wanted = |header: &Header<'_, &[u8]>| wanted.iter().any(|name| header.key.eq_ignore_ascii_case(name));
-    let own =
-        |header: Header<'_, &[u8]>| (header.key.to_owned(), Bytes::copy_from_slice(header.value.unwrap_or_default()));
+    let is_wanted = |header: &Header<'_, &[u8]>| wanted.iter().any(|wanted| header.key.eq_ignore_ascii_case(wanted));
+    let own = |header: Header<'_, &[u8]>| (name(header.key), Bytes::copy_from_slice(header.value.unwrap_or_default()));
     let headers =
         message.headers().map_or_else(Headers::new, |headers| headers.iter().filter(is_wanted).map(own).collect());
     with_headers(message, headers)

@@ -12,7 +12,7 @@ use serde::{
 use super::{
     BatchEnd, Cancellation, Change, DeadLetter, Failure, InvalidId, ItemId, Observation, Origin, QuotaReport,
     QuotaSetting, Reason, Request, RequestId, SourceName,
-    envelope::{Envelope, Headers, Kind, header},
+    envelope::{Envelope, Header, Headers, Kind, header},
 };
 use crate::runtime::clock::Timestamp;
 
@@ -91,7 +91,7 @@ pub struct Raw<'a> {
     /// The broker's or producer's time.
     pub time: Timestamp,
     /// The headers.
-    pub headers: &'a [(String, Bytes)],
+    pub headers: &'a [Header],
     /// The value.
     pub value: Option<&'a [u8]>,
 }
@@ -256,7 +256,12 @@ pub fn expect_type(raw: &Raw<'_>, kind: Kind) -> Result<(), Unreadable> {
 }
 
 fn json<T: DeserializeOwned>(value: &[u8], kind: Kind) -> Result<T, Unreadable> {
-    serde_json::from_slice(value).map_err(|error| Unreadable::Json { expected: kind.ce_type(), error })
+    // From a slice every text is checked by itself, which is a tenth of the reading; all of it at once is nearly free.
+    let read = match simdutf8::basic::from_utf8(value) {
+        Ok(text) => serde_json::from_str(text),
+        Err(_) => serde_json::from_slice(value),
+    };
+    read.map_err(|error| Unreadable::Json { expected: kind.ce_type(), error })
 }
 
 /// The end of a record that could not be read: a dead letter with reason `invalid` and the original bytes.
@@ -341,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_json_request_keeps_its_ce_id_and_unknown_fields_are_ignored() {
-        let headers = vec![("ce_id".to_owned(), Bytes::from_static(b"mine-1"))];
+        let headers = vec![("ce_id".into(), Bytes::from_static(b"mine-1"))];
         let value = br#"{"item":"B0DYTF8L2W","batch":"monday","params":{"zipcode":"10041"},"colour":"red"}"#;
         let received = read_request(&raw(&headers, value), &ali()).unwrap();
         assert_eq!(received.id.as_str(), "mine-1");
@@ -371,7 +376,7 @@ mod tests {
 
     #[test]
     fn an_unknown_version_is_refused_by_name() {
-        let headers = vec![("ce_type".to_owned(), Bytes::from_static(b"weir.request.v9"))];
+        let headers = vec![("ce_type".into(), Bytes::from_static(b"weir.request.v9"))];
         let error = read_request(&raw(&headers, b"1"), &ali()).unwrap_err();
         assert!(error.to_string().contains("weir.request.v9"), "{error}");
     }

@@ -2,12 +2,27 @@
 //!
 //! <https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/kafka-protocol-binding.md>
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use crate::runtime::clock::Timestamp;
 
+/// A header's name and its value. The names that weir writes take no memory of their own: every record has seven.
+pub type Header = (Cow<'static, str>, Bytes);
+
 /// Headers of a Kafka message, in order.
-pub type Headers = Vec<(String, Bytes)>;
+pub type Headers = Vec<Header>;
+
+/// The names of the headers that weir writes.
+const NAMES: [&str; 8] =
+    ["content-type", "ce_specversion", "ce_id", "ce_type", "ce_source", "ce_time", "ce_dataschema", "traceparent"];
+
+/// The name of a header that was read.
+#[must_use]
+pub fn name(read: &str) -> Cow<'static, str> {
+    NAMES.iter().find(|name| **name == read).map_or_else(|| Cow::Owned(read.to_owned()), |name| Cow::Borrowed(*name))
+}
 
 /// What a record is. The version stands in `ce_type`: `weir.<kind>.v1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,16 +131,16 @@ impl Envelope<'_> {
     pub fn headers(&self) -> Headers {
         let text = |value: &str| Bytes::copy_from_slice(value.as_bytes());
         let mut headers = vec![
-            ("content-type".to_owned(), Bytes::from_static(b"application/json")),
-            ("ce_specversion".to_owned(), Bytes::from_static(b"1.0")),
-            ("ce_id".to_owned(), text(self.id)),
-            ("ce_type".to_owned(), Bytes::from_static(self.kind.ce_type().as_bytes())),
-            ("ce_source".to_owned(), text(self.writer)),
-            ("ce_time".to_owned(), text(&self.time.to_string())),
-            ("ce_dataschema".to_owned(), Bytes::from_static(self.kind.schema_uri().as_bytes())),
+            ("content-type".into(), Bytes::from_static(b"application/json")),
+            ("ce_specversion".into(), Bytes::from_static(b"1.0")),
+            ("ce_id".into(), text(self.id)),
+            ("ce_type".into(), Bytes::from_static(self.kind.ce_type().as_bytes())),
+            ("ce_source".into(), text(self.writer)),
+            ("ce_time".into(), text(&self.time.to_string())),
+            ("ce_dataschema".into(), Bytes::from_static(self.kind.schema_uri().as_bytes())),
         ];
         if let Some(traceparent) = self.traceparent {
-            headers.push(("traceparent".to_owned(), text(traceparent)));
+            headers.push(("traceparent".into(), text(traceparent)));
         }
         headers
     }
@@ -133,7 +148,7 @@ impl Envelope<'_> {
 
 /// The last value of a header as text; `None` if it is missing, empty or not UTF-8.
 #[must_use]
-pub fn header<'a>(headers: &'a [(String, Bytes)], name: &str) -> Option<&'a str> {
+pub fn header<'a>(headers: &'a [Header], name: &str) -> Option<&'a str> {
     let (_, value) = headers.iter().rev().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
     std::str::from_utf8(value).ok().filter(|text| !text.is_empty())
 }

@@ -372,7 +372,7 @@ mod tests {
     fn the_record_is_what_fetch_reads_in_the_trace_of_the_old_one() {
         let again = sent(dead(Some(request(2))));
         let trace = "0af7651916cd43dd8448eb211c80319c";
-        let headers = vec![("traceparent".to_owned(), format!("00-{trace}-b7ad6b7169203331-01").into())];
+        let headers = vec![("traceparent".into(), format!("00-{trace}-b7ad6b7169203331-01").into())];
         let raw = Raw { topic: "d", partition: 0, offset: 0, time: NOW, headers: &headers, value: None };
         let topics = Topics::new(crate::topics::Config::default());
         let record = again.record(&raw, &topics, "0199", NOW, &Dice::seeded(1));

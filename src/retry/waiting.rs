@@ -130,7 +130,7 @@ impl Waiting {
     #[must_use]
     pub fn into_hop(self, topic: Arc<str>, now: Timestamp) -> Outgoing {
         let mut headers = self.envelope();
-        let mut add = |name: &str, text: String| headers.push((name.to_owned(), text.into()));
+        let mut add = |name: &'static str, text: String| headers.push((name.into(), text.into()));
         add(DUE_AT, self.due_at.as_millis().to_string());
         add(HOPPED_AT, now.as_millis().to_string());
         add(SOURCE, self.source.to_string());

@@ -195,7 +195,7 @@ impl Observations {
 fn record(row: Stored) -> Result<(Record, Observation), String> {
     let mut headers = Vec::new();
     if !row.traceparent.is_empty() {
-        headers.push(("traceparent".to_owned(), row.traceparent.clone().into()));
+        headers.push(("traceparent".into(), row.traceparent.clone().into()));
     }
     let time = Timestamp::from_millis(row.recorded_at);
     let record = Record { offset: row.offset, time, key: None, value: None, headers };

@@ -193,7 +193,7 @@ async fn an_outcome_carries_cloudevents_headers_and_its_requests_trace() {
     let mut request = outgoing(&rig.topics.requests(&rig.source), "k", r#"{"item":"610000000001"}"#);
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let headers = [("ce_id", "mine-1"), ("traceparent", &format!("00-{trace}-b7ad6b7169203331-01"))];
-    request.headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned().into())).to_vec();
+    request.headers = headers.map(|(name, value)| (name.to_owned().into(), value.to_owned().into())).to_vec();
     Producer::new(&kafka()).unwrap().send(vec![request]).await.unwrap();
     let fetch = rig.fetch().await;
     let mut follower = Follower::of(&[rig.topics.results()]).await;

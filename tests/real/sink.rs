@@ -129,7 +129,7 @@ fn request(id: &str, batch: &str, calls: usize) -> (String, Value) {
 async fn insert_requests(store: &Store, topic: &str, requests: impl IntoIterator<Item = (String, Value)>) {
     let mut blocks = Blocks::new(Partition { topic: topic.into(), number: 0 }, limits(), Vec::new());
     for (offset, (id, value)) in (0..).zip(requests) {
-        let headers = vec![("ce_id".to_owned(), id.into())];
+        let headers = vec![("ce_id".into(), id.into())];
         let time = Timestamp::from_millis(NOVEMBER);
         let record = Record { offset, time, key: None, value: Some(value.to_string().into()), headers };
         blocks.push(record, Instant::now());

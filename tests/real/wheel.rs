@@ -142,7 +142,7 @@ impl Scene {
             topic: self.topics.control().into(),
             key: Some(cancellation.key().into()),
             value: serde_json::to_vec(&cancellation).unwrap().into(),
-            headers: vec![("ce_type".to_owned(), Kind::Cancellation.ce_type().into())],
+            headers: vec![("ce_type".into(), Kind::Cancellation.ce_type().into())],
         };
         self.producer.send(vec![record]).await.unwrap();
     }
@@ -179,7 +179,7 @@ impl Scene {
             topic: self.topics.failures().into(),
             key: Some(Bytes::copy_from_slice(id.as_bytes())),
             value: serde_json::to_vec(&failure).unwrap().into(),
-            headers: vec![("ce_type".to_owned(), Kind::Failure.ce_type().into())],
+            headers: vec![("ce_type".into(), Kind::Failure.ce_type().into())],
         }
     }
 

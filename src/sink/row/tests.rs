@@ -59,7 +59,7 @@ fn a_time_outside_the_columns_range_becomes_the_nearest_one() {
 
 #[test]
 fn a_result_becomes_an_observation_with_exact_columns() {
-    let headers: Headers = vec![("traceparent".to_owned(), Bytes::from_static(b"00-ab-cd-01"))];
+    let headers: Headers = vec![("traceparent".into(), Bytes::from_static(b"00-ab-cd-01"))];
     let value = br#"{"request_id":"r1","source":"ali1688","item":"584051070147","batch":"monday","status":"found",
         "via":"call","calls":2,"account":"a7","requested_at":1795823999000,"fetched_at":1795824000000,"latency_ms":12,
         "instead_of":"taobao","columns":{"title":"cup","price":"10.50","currency":"CNY","stock":"7","rating":"4.95","reviews":"31"},
