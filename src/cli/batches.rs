@@ -1,14 +1,17 @@
 //! `weir batches` and `weir batch`: how far what was enqueued together is, and its end on request.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use clap::Subcommand;
 use serde_json::Value;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::{Ended, Exit},
     status::{rows, section},
-    terminal::say,
+    terminal::{note, say},
     watch,
 };
 use crate::{
@@ -32,7 +35,7 @@ from a process with the sink; nobody needs to ask or wait.";
 
 pub(super) const LIST_EXAMPLES: &str = "\
 Examples:
-  weir batches                        those under way, then the latest
+  weir batches                        # those under way, then the latest
   weir batches --json --limit 1000 | jq 'select(.dead > 0)'";
 
 pub(super) const ONE_ABOUT: &str = "\
@@ -44,10 +47,14 @@ redriven is under way until it has its new end.";
 pub(super) const ONE_EXAMPLES: &str = "\
 Examples:
   weir batch monday
-  weir batch monday --follow                        until each request has its end
-  weir batch monday items --status dead             which ones; also waiting, under_way, found, absent, off_shelf
+  weir batch monday --follow                  # until each request has its end
+  weir batch monday items --status dead       # also waiting, under_way, found, absent, off_shelf
   weir batch monday items --format CSVWithNames > monday.csv
-  weir batch monday cancel                          call no more for what has not been called for";
+  weir batch monday cancel                    # call no more for what has not been called for";
+
+/// For how long `--follow` waits for a batch that ClickHouse does not know, and how often it asks.
+const APPEARS: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(300);
 
 const COLUMNS: &[&str] = &[
     "batch",
@@ -124,26 +131,40 @@ pub(super) async fn one(args: OneArgs, config: &Config, stop: &CancellationToken
     match args.action {
         Some(Action::Items { status, format }) => items(&args.batch, status, format, config).await,
         Some(Action::Cancel) => cancel(&args.batch, config, Clock::System.now()).await,
-        None => {
-            let found = progress(&args.batch, config).await?;
-            if args.follow {
-                return watch::run(config, &args.batch, None, stop).await;
+        None if args.follow => {
+            tokio::select! {
+                known = appears(&args.batch, config) => known?,
+                () = stop.cancelled() => return Ok(Exit::Interrupted),
             }
+            watch::run(config, &args.batch, None, stop).await
+        }
+        None => {
+            let found = progress(&args.batch, config).await?.ok_or_else(|| unknown(&args.batch))?;
             section(&format!("Batch {}", args.batch), &COLUMNS[1..], &[found], "")?;
             Ok(Exit::Done)
         }
     }
 }
 
-/// The row of the batch; an error if there is none.
-async fn progress(batch: &BatchId, config: &Config) -> anyhow::Result<Value> {
-    let found = rows(config, &format!("{SELECT} WHERE batch = {}", quoted(batch))).await?;
-    found.into_iter().next().ok_or_else(|| {
-        Ended::failed(format!(
-            "there is no batch {batch} in ClickHouse (yet): `weir batches` lists those that there are"
-        ))
-        .into()
-    })
+/// The row of the batch; `None` if there is none.
+async fn progress(batch: &BatchId, config: &Config) -> anyhow::Result<Option<Value>> {
+    Ok(rows(config, &format!("{SELECT} WHERE batch = {}", quoted(batch))).await?.into_iter().next())
+}
+
+fn unknown(batch: &BatchId) -> Ended {
+    Ended::failed(format!("there is no batch {batch} in ClickHouse (yet): `weir batches` lists those that there are"))
+}
+
+/// Waits a little for a batch that has just been enqueued: the sink stores its requests within seconds.
+async fn appears(batch: &BatchId, config: &Config) -> anyhow::Result<()> {
+    let since = Instant::now();
+    while progress(batch, config).await?.is_none() {
+        if since.elapsed() > APPEARS {
+            return Err(unknown(batch).into());
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
 }
 
 /// As an SQL text.
@@ -176,6 +197,10 @@ async fn cancel(batch: &BatchId, config: &Config, now: Timestamp) -> anyhow::Res
         "Cancelled {batch}: what was enqueued up to {now} and has not been called for ends as dead letters (cancelled). \
          Watch it with: weir batch {batch} --follow"
     ))?;
+    // It holds also while ClickHouse is away, or the sink behind: so this can only be a warning.
+    if let Ok(None) = progress(batch, config).await {
+        note(&format!("Is that its name? {}", unknown(batch)));
+    }
     Ok(Exit::Done)
 }
 

@@ -25,10 +25,10 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 const WHICH: &str = "\
 Examples:
-  weir cache show ali1688 584051070147                what is kept of an item, and until when it counts
-  weir cache drop ali1688 584051070147 610947572360   forget it, in Redis and in every process
-  weir cache drop ali1688 --file changed.txt          for each line
-  weir cache refresh ali1688 584051070147             forget it, and ask for it anew
+  weir cache show ali1688 584051070147                # what is kept, and until when it counts
+  weir cache drop ali1688 584051070147 610947572360   # forget it, in Redis and in every process
+  weir cache drop ali1688 --file changed.txt          # for each line
+  weir cache refresh ali1688 584051070147             # forget it, and ask for it anew
 
 It is about the answers in Redis. What processes have in their own memory follows within a moment; one that is cut off
 from Redis goes on with its own until that is no longer fresh ([source.cache] fresh).";
@@ -45,9 +45,9 @@ are on the topic of results; they are kept as answers to requests without parame
 kept is left out. So are, of ClickHouse's, answers to requests with parameters: a table of answers does not say which.
 
 Examples:
-  weir cache warm ali1688                              the 10,000 items that were asked for most often
+  weir cache warm ali1688                              # the 10,000 most asked for
   weir cache warm ali1688 --items 500
-  weir cache warm ali1688 --file results.jsonl         from a file
+  weir cache warm ali1688 --file results.jsonl         # from a file
 
 Exit codes: 0 filled, also if some were left out; 1 a line of the file is no result (the ones before it are in the
             cache), 64 no such source or file, or its answers are not kept, 69 Redis or ClickHouse cannot be reached";

@@ -28,9 +28,9 @@ topic, or nobody.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir check                  everything
-  weir check --offline        the configuration, the accounts, and tokens that are in a file
-  weir check --quiet          without printing the configuration
+  weir check                  # everything
+  weir check --offline        # the configuration, the accounts, and tokens that are in a file
+  weir check --quiet          # without printing the configuration
 
 Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid,
             69 a server cannot be reached";

@@ -32,7 +32,7 @@ use crate::{
 
 pub(super) const LIST_EXAMPLES: &str = "\
 Examples:
-  weir dead list                                       the newest, and how many there are of each reason
+  weir dead list                                       # the newest, and how many of each reason
   weir dead list --since 2d --reason exhausted --class outage
   weir dead list --batch monday --limit 100000 --json | jq -r .request.item
 
@@ -40,14 +40,14 @@ The letters are read from Kafka, which has all of them for as long as [topics] k
 
 pub(super) const SHOW_EXAMPLES: &str = "\
 Examples:
-  weir dead show 584051070147                          by item
-  weir dead show weir.requests.ali1688/3/42            by the request's id
+  weir dead show 584051070147                          # by item
+  weir dead show weir.requests.ali1688/3/42            # by the request's id
   weir dead show 584051070147 --json";
 
 pub(super) const PURGE_EXAMPLES: &str = "\
 Examples:
-  weir dead purge --until 30d                          those of more than thirty days ago
-  weir dead purge --until 2026-11-01T00:00:00Z --yes   without being asked
+  weir dead purge --until 30d                          # those of more than thirty days ago
+  weir dead purge --until 2026-11-01T00:00:00Z --yes   # without being asked
 
 What is deleted is gone from Kafka: it can no longer be listed, shown or redriven. Kafka only deletes from the oldest
 on, so all letters up to that time go, whatever they are about. The rows in ClickHouse stay: batches and counts do not

@@ -49,10 +49,10 @@ configuration.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir enqueue ids.txt --source ali1688 --wait              and watch until each id has its end
+  weir enqueue ids.txt --source ali1688 --wait              # and watch until each id has its end
   cut -d, -f1 export.csv | weir enqueue - --source ali1688 --batch monday
   weir enqueue ids.txt --source ali1688 --param webSite=1688 --expires-in 2h
-  weir enqueue urgent.txt --source ali1688 --express --wait  before the million that waits";
+  weir enqueue urgent.txt --source ali1688 --express --wait  # before the million that waits";
 
 /// How many chunks may be on their way to the brokers at once.
 const IN_FLIGHT: usize = 4;

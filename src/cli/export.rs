@@ -12,22 +12,22 @@ use super::{
 };
 use crate::{
     config::Config,
-    sink::query::{Format, query, samples},
+    sink::query::{Format, read, samples},
 };
 
 pub(super) const LONG_ABOUT: &str = "\
 Write the answer to a query into a file.
 
-The query is SQL, the name of a table or view (items, changes, observations, …), or the number of a sample query \
-(`weir export --list`). The file appears when it is complete: an export that fails leaves none, and does not touch the \
+The query is SQL, the name of a table or view (items, changes, observations, daily(time_zone = 'Asia/Shanghai'), …), or \
+the number of a sample query (`weir export --list`). It can only read. The file appears when it is complete: an export that fails leaves none, and does not touch the \
 one before.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   weir export items --csv items.csv
   weir export \"SELECT item, price FROM items WHERE source = 'ali1688'\" --parquet prices.parquet
-  weir export 8 --csv drops.csv                         the biggest drops of the week
-  weir export changes --csv - | head                    to standard output";
+  weir export 8 --csv drops.csv                         # the biggest drops of the week
+  weir export changes --csv - | head                    # to standard output";
 
 /// `weir export`
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,7 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
     };
     let format = Format::Named(format.to_owned());
     if path == Path::new("-") {
-        query(&config.clickhouse, &sql, &format, &mut tokio::io::stdout()).await?;
+        read(&config.clickhouse, &sql, &format, &mut tokio::io::stdout()).await?;
         return Ok(Exit::Done);
     }
     let size = write(config, &sql, &format, &path).await?;
@@ -76,7 +76,8 @@ fn sql(what: &str) -> Result<String, Ended> {
         let unknown = || Ended::usage(format!("there is no sample query {number}: `weir export --list` shows them"));
         return sample.map(|sample| sample.sql.to_owned()).ok_or_else(unknown);
     }
-    let is_name = !what.is_empty() && what.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let name = what.split_once('(').filter(|_| what.ends_with(')')).map_or(what, |(name, _)| name);
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
     match (is_name, what.is_empty()) {
         (true, _) => Ok(format!("SELECT * FROM {what}")),
         (false, true) => Err(Ended::usage("there is nothing to export: give SQL, or the name of a table or view")),
@@ -90,7 +91,7 @@ async fn write(config: &Config, sql: &str, format: &Format, path: &Path) -> anyh
     let beside = path.with_file_name(format!(".{}.part", name.to_string_lossy()));
     let mut file = File::create(&beside).await.with_context(|| format!("cannot write {}", beside.display()))?;
     let written = async {
-        query(&config.clickhouse, sql, format, &mut file).await?;
+        read(&config.clickhouse, sql, format, &mut file).await?;
         file.sync_all().await.with_context(|| format!("cannot write {}", beside.display()))?;
         let size = file.metadata().await?.len();
         fs::rename(&beside, path).await.with_context(|| format!("cannot write {}", path.display()))?;
@@ -111,7 +112,11 @@ mod tests {
     #[test]
     fn a_word_is_a_table_a_number_a_sample_and_all_else_sql() {
         assert_eq!(sql("items").unwrap(), "SELECT * FROM items");
+        for name in ["weir.items", "daily(time_zone = 'Asia/Shanghai')"] {
+            assert_eq!(sql(name).unwrap(), format!("SELECT * FROM {name}"));
+        }
         assert_eq!(sql(" SELECT 1 ").unwrap(), "SELECT 1");
+        assert_eq!(sql("SELECT max(1)").unwrap(), "SELECT max(1)");
         assert_eq!(sql("8").unwrap(), samples().nth(7).unwrap().sql);
         for nothing in ["", "  ", "0", "99"] {
             assert!(sql(nothing).is_err(), "{nothing:?}");

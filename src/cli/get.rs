@@ -28,8 +28,8 @@ says so.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir get ali1688 584051070147                   as fresh as the source's rules say
-  weir get ali1688 584051070147 --max-age 5m      not older than five minutes
+  weir get ali1688 584051070147                   # as fresh as the source's rules say
+  weir get ali1688 584051070147 --max-age 5m      # not older than five minutes
   weir get ali1688 584051070147 --max-age 0 --json | jq .columns.price
 
 Exit codes: 0 here is the item, also an older one; 1 there is no such item, or its request was given up;

@@ -6,6 +6,7 @@ mod cache;
 mod changes;
 mod check;
 mod dead;
+mod elsewhere;
 mod enqueue;
 pub mod exit;
 mod export;
@@ -55,11 +56,11 @@ the sink writes every record to ClickHouse.";
 
 const EXAMPLES: &str = "\
 A first collection:
-  weir check                                       is all well with configuration and servers?
-  weir topics apply && weir schema apply           create topics and tables; safe to repeat
-  weir run                                         all roles in one process, until Ctrl-C
-  weir enqueue ids.txt --source ali1688 --wait     ask for the IDs of a file, watch them come in
-  weir query \"SELECT * FROM items LIMIT 5\"   look at the rows
+  weir check                                       # is all well with configuration and servers?
+  weir topics apply && weir schema apply           # create topics and tables; safe to repeat
+  weir run                                         # all roles in one process, until Ctrl-C
+  weir enqueue ids.txt --source ali1688 --wait     # ask for the IDs of a file, watch them come in
+  weir query \"SELECT * FROM items LIMIT 5\"   # look at the rows
 
 Exit codes:
   0 done, 1 failed, 64 invalid configuration or usage, 69 a server cannot be reached,
@@ -294,5 +295,43 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());
         }
+    }
+
+    fn with_all_below(command: &clap::Command) -> Vec<&clap::Command> {
+        let below = command.get_subcommands().flat_map(with_all_below);
+        std::iter::once(command).chain(below).collect()
+    }
+
+    /// As a shell does, as far as the examples need it: up to a comment, a pipe, a redirection or a second command.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut quote) = (vec![String::new()], None);
+        for letter in line.chars() {
+            match (quote, letter) {
+                (None, '\'' | '"') => quote = Some(letter),
+                (Some(open), _) if open == letter => quote = None,
+                (None, '#' | '|' | '>' | '<' | '&') => break,
+                (None, ' ') => words.push(String::new()),
+                _ => words.last_mut().unwrap().push(letter),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    #[test]
+    fn each_example_of_the_help_can_be_pasted() {
+        let whole = Cli::command();
+        let mut examples = 0;
+        for command in with_all_below(&whole) {
+            let text = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+            let broken = text.lines().find(|line| line.starts_with("  ") && line.chars().count() > 100);
+            assert_eq!(broken, None, "clap breaks it");
+            for line in text.replace("\\\n", "").lines().filter(|line| line.starts_with("  weir ")) {
+                examples += 1;
+                let parsed = Cli::try_parse_from(words(line.trim()));
+                assert!(parsed.is_ok(), "{line}\n{}", parsed.unwrap_err());
+            }
+        }
+        assert!(examples > 50, "{examples}");
     }
 }

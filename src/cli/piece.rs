@@ -5,17 +5,53 @@ use std::{
     io::{BufRead, IsTerminal},
 };
 
+use clap::ValueEnum as _;
 use sha1::{Digest as _, Sha1};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::Ended,
     terminal::{Progress, Rate, grouped, note},
 };
 use crate::{
-    message::{BatchId, Class, ItemId, Reason, SourceName},
+    message::{BatchId, Class, ItemId, Reason, SourceName, envelope::Kind},
     replay::filter::Filter,
 };
+
+/// What is replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Which {
+    /// The requests of all sources, or of --source.
+    Requests,
+    /// The results.
+    Results,
+    /// The failed calls.
+    Failures,
+    /// The changes of watched columns.
+    Changes,
+    /// The dead letters.
+    Dead,
+}
+
+impl Which {
+    pub(super) const fn kind(self) -> Kind {
+        match self {
+            Self::Requests => Kind::Request,
+            Self::Results => Kind::Result,
+            Self::Failures => Kind::Failure,
+            Self::Changes => Kind::Change,
+            Self::Dead => Kind::DeadLetter,
+        }
+    }
+
+    /// Where records of this kind are; `None` if they are not replayed.
+    pub(super) fn of(kind: Kind) -> Option<Self> {
+        Self::value_variants().iter().copied().find(|which| which.kind() == kind)
+    }
+}
+
+pub(super) const EMPTY_PIECE: &str = "nothing lies between --from and --to: --to is where the piece ends";
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct PieceArgs {
@@ -77,8 +113,8 @@ pub(super) fn name(arguments: &impl std::fmt::Debug) -> String {
     hex::encode(&Sha1::digest(format!("{arguments:?}"))[..6])
 }
 
-/// Asks on a terminal; elsewhere nobody can answer.
-pub(super) async fn confirm() -> anyhow::Result<()> {
+/// Asks on a terminal; elsewhere nobody can answer. `false` if it was interrupted.
+pub(super) async fn confirm(stop: &CancellationToken) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Ended::usage("nothing was done: this is no terminal to ask on; say --yes to do it").into());
     }
@@ -87,8 +123,12 @@ pub(super) async fn confirm() -> anyhow::Result<()> {
         let mut line = String::new();
         std::io::stdin().lock().read_line(&mut line).map(|_| line)
     });
-    match answer.await??.trim() {
-        "y" | "Y" | "yes" => Ok(()),
+    let answer = tokio::select! {
+        answer = answer => answer??,
+        () = stop.cancelled() => return Ok(false),
+    };
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(true),
         _ => Err(Ended::failed("nothing was done").into()),
     }
 }

@@ -7,12 +7,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    elsewhere::expect_table,
     exit::{Ended, Exit},
-    piece::{Bar, Consent, PieceArgs, confirm, name},
+    piece::{Bar, Consent, EMPTY_PIECE, PieceArgs, confirm, name},
     terminal::{grouped, say, spoken},
 };
 use crate::{
     config::Config,
+    message::envelope::Kind,
     replay::{
         into::Into,
         rebuild::Rebuild,
@@ -40,28 +42,20 @@ pub(super) async fn run(
     if table != TABLE {
         return Err(Ended::usage(format!("only {TABLE} holds the vendors' JSON: --from-table {TABLE}")).into());
     }
+    let into = &into.clone().of(Kind::Result, &config.clickhouse.database).map_err(Ended::usage)?;
     let Into::Elsewhere { database, table } = into else {
         return Err(
             Ended::usage("rows are there already: name another table, --into DATABASE or DATABASE.TABLE").into()
         );
     };
     let table = table.as_deref().unwrap_or(TABLE);
-    if *database == config.clickhouse.database && table == TABLE {
-        return Err(
-            Ended::usage(format!("{database}.{TABLE} cannot be rebuilt into itself: name another table")).into()
-        );
-    }
     let wanted = wanted(piece)?;
     let from = Store::connect(&config.clickhouse)?;
     let mut elsewhere = config.clickhouse.clone();
     elsewhere.database.clone_from(database);
     let store = Store::connect(&elsewhere)?;
     let place = Place { table: table.to_owned() };
-    if !store.has_table(table).await? {
-        return Err(
-            Ended::failed(format!("there is no table {database}.{table}: schemas/README.md has a recipe")).into()
-        );
-    }
+    expect_table(&store, database, table, Kind::Result).await?;
     let mut vendors = HashMap::new();
     for source in &config.sources {
         let vendor = source.vendor().with_context(|| format!("source {}", source.name))?;
@@ -76,7 +70,9 @@ pub(super) async fn run(
         if consent.dry_run || counted.inserted == 0 {
             return Ok(Exit::Done);
         }
-        confirm().await?;
+        if !confirm(stop).await? {
+            return Ok(Exit::Interrupted);
+        }
     }
     rebuild.run = Some(name(&(piece, into)));
     let since = Instant::now();
@@ -105,13 +101,12 @@ fn wanted(piece: &PieceArgs) -> anyhow::Result<Wanted> {
     let now = Clock::System.now();
     let at = |text: &Option<String>| text.as_deref().map(|text| time(text, now)).transpose();
     let usage = |error: WhenError| Ended::usage(error.to_string());
-    Ok(Wanted {
-        source: piece.source.clone(),
-        batch: piece.batch.clone(),
-        items: piece.item.clone(),
-        from: at(&piece.from).map_err(usage)?,
-        to: at(&piece.to).map_err(usage)?,
-    })
+    let (from, to) = (at(&piece.from).map_err(usage)?, at(&piece.to).map_err(usage)?);
+    if from.zip(to).is_some_and(|(from, to)| from >= to) {
+        return Err(Ended::usage(EMPTY_PIECE).into());
+    }
+    let (source, batch, items) = (piece.source.clone(), piece.batch.clone(), piece.item.clone());
+    Ok(Wanted { source, batch, items, from, to })
 }
 
 fn words(tally: &Tally, into: &Into, were: &str) -> String {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    exit::Exit,
+    exit::{Ended, Exit},
     groups::{self, Group},
     terminal::{grouped, say, table},
 };
@@ -35,6 +35,9 @@ Examples:
 
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same for all questions to Kafka: longer than one takes to say that no broker answers.
+const KAFKA_PATIENCE: Duration = Duration::from_secs(15);
 
 const BATCH_COLUMNS: &[&str] =
     &["batch", "requested", "found", "absent", "off_shelf", "dead", "under_way", "retried", "last_at"];
@@ -138,7 +141,12 @@ async fn lag(config: &Config) -> anyhow::Result<Vec<Line>> {
         }
         anyhow::Ok(with_delays_as_one(lines, &Topics::new(config.topics.clone())))
     };
-    timeout(PATIENCE, ask).await.context("Kafka did not answer within 10 s")?
+    timeout(KAFKA_PATIENCE, ask).await.map_err(|_| silent("Kafka", KAFKA_PATIENCE))?
+}
+
+fn silent(server: &str, patience: Duration) -> Ended {
+    let message = format!("{server} did not answer within {} s", patience.as_secs());
+    Ended { exit: Exit::Unavailable, message }
 }
 
 /// The partitions of each topic, added up; topics that do not exist are left out.
@@ -185,7 +193,7 @@ pub(super) async fn rows(config: &Config, sql: &str) -> anyhow::Result<Vec<Value
     let mut out = Vec::new();
     timeout(PATIENCE, query(&config.clickhouse, &sql, &Format::Named("JSONEachRow".to_owned()), &mut out))
         .await
-        .context("ClickHouse did not answer within 10 s")??;
+        .map_err(|_| silent("ClickHouse", PATIENCE))??;
     let lines = out.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| serde_json::from_slice(line).context("reading ClickHouse's answer")).collect()
 }

@@ -41,7 +41,7 @@ from Kafka: that is read from where the sink and retry have come to, which takes
 pub(super) const EXAMPLES: &str = "\
 Examples:
   weir trace ali1688 584051070147
-  weir trace ali1688 weir.requests.ali1688/3/42        by the request's id: only this request
+  weir trace ali1688 weir.requests.ali1688/3/42        # by the request's id: only this request
   weir trace ali1688 584051070147 --json";
 
 /// The most rows that are shown of each table.

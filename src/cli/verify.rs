@@ -1,25 +1,28 @@
 //! `weir verify`: nothing is lost, nothing is doubled, or the name of each that is.
 
 use anyhow::Context;
+use clap::ValueEnum as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::Exit,
+    piece::Which,
     terminal::{Progress, Rate, grouped, say, table},
 };
 use crate::{
     config::Config,
     enqueue::feed::{Few, NAMED},
-    message::BatchId,
+    message::{BatchId, envelope::Kind},
     replay::when::time,
     runtime::clock::Clock,
-    sink::Store,
+    sink::{Store, present::Place},
     topics::{Groups, Topics},
     verify::{
         self, Places, Report, Scope, Unaccounted,
         balance::{Fault, Sum},
         rows::{At, TopicReport},
+        strays::Foreign,
     },
 };
 
@@ -35,10 +38,10 @@ It takes about 50 bytes of memory for each request id.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir verify                            everything that is still on Kafka
-  weir verify --batch monday             the requests of one batch
-  weir verify --since \"2 days ago\"       what was asked for since; also 2h, 2026-11-20, an RFC 3339 time
-  weir verify --all | grep lost          name all that is wrong, not only the first 20 of a kind";
+  weir verify                            # everything that is still on Kafka
+  weir verify --batch monday             # the requests of one batch
+  weir verify --since \"2 days ago\"       # what was asked for since; also 2h, 2026-11-20, …
+  weir verify --all | grep lost          # name all that is wrong, not only the first 20 of a kind";
 
 /// `weir verify`
 #[derive(Debug, clap::Args)]
@@ -60,9 +63,13 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
     let (topics, groups) = (Topics::new(config.topics.clone()), Groups::new(&config.kafka.group_prefix));
     let (store, sources) = (Store::connect(&config.clickhouse)?, config.source_names());
     let places = Places { kafka: &config.kafka, topics: &topics, groups: &groups, sources: &sources, store: &store };
-    let (mut progress, mut rate) = (Progress::new(), Rate::default());
+    let (mut progress, mut rate, mut before) = (Progress::new(), Rate::default(), 0);
     #[allow(clippy::cast_precision_loss, reason = "a share for people")]
     let verified = verify::run(places, &scope, |read, of| {
+        // What looks wrong is looked at again, from the beginning.
+        if read < std::mem::replace(&mut before, read) {
+            rate = Rate::default();
+        }
         let rate = rate.add(Instant::now(), read);
         let left = Rate::words(rate, Some(of.saturating_sub(read)));
         progress.show(Some(read as f64 / of.max(1) as f64), || format!("{} offsets read{left}", grouped(read)));
@@ -74,7 +81,8 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
     progress.clear();
     let report = verified?;
     print(&report, args.batch.as_ref())?;
-    Ok(if report.is_clean() { Exit::Done } else { Exit::Failed })
+    let is_proved = report.is_clean() && (args.batch.is_none() || report.sum.requested > 0);
+    Ok(if is_proved { Exit::Done } else { Exit::Failed })
 }
 
 fn print(report: &Report, batch: Option<&BatchId>) -> std::io::Result<()> {
@@ -85,10 +93,16 @@ fn print(report: &Report, batch: Option<&BatchId>) -> std::io::Result<()> {
     for topic in &report.topics {
         faults(topic)?;
     }
+    foreign(&report.foreign)?;
     let of = batch.map(|batch| format!(" of batch {batch}")).unwrap_or_default();
     say(&format!("\nRequests{of}"))?;
     say(&format!("  {} {}", mark(report.sum.lost == 0 && report.sum.doubled == 0), equation(&report.sum)))?;
     unaccounted(&report.unaccounted)?;
+    if let Some(batch) = batch.filter(|_| report.sum.requested == 0) {
+        return say(&format!(
+            "\n✗ nothing is proved: no request of batch {batch} is on Kafka. Is that its name, and has retention left it?"
+        ));
+    }
     let verdict = if report.is_clean() { "✓ all accounted for" } else { "✗ not all is accounted for" };
     say(&format!("\n{verdict}"))
 }
@@ -105,13 +119,44 @@ fn row(report: &TopicReport) -> Vec<String> {
 
 /// Which records and rows do not match, and what to do.
 fn faults(report: &TopicReport) -> std::io::Result<()> {
-    let TopicReport { topic, missing, stray, doubled, .. } = report;
+    let TopicReport { topic, kind, missing, stray, doubled, .. } = report;
     let name = |(partition, offset): &At| format!("{topic}/{partition}/{offset}");
-    let advice = "`weir replay --into tables` pours them in again";
-    few(missing, &format!("records have no row; {advice}"), name)?;
-    few(stray, "rows have no record: they were written by hand, or the topic was made anew", name)?;
-    few(doubled, "records have several rows; delete these and replay", |(at, times)| {
-        format!("{} ({times} rows)", name(at))
+    let replay = format!("`weir replay --topic {}`", word(*kind));
+    few(missing, &format!("records have no row; {replay} pours them in again"), name)?;
+    few(stray, "rows have no record: written by hand, or the topic was made anew; below is what deletes them", name)?;
+    advise(stray.first.is_empty(), &deletion(topic, *kind, stray.first.iter().copied()))?;
+    let several = format!("records have several rows; below is what deletes these, then {replay} pours them in once");
+    few(doubled, &several, |(at, times)| format!("{} ({times} rows)", name(at)))?;
+    advise(doubled.first.is_empty(), &deletion(topic, *kind, doubled.first.iter().map(|(at, _)| *at)))
+}
+
+fn advise(is_needless: bool, command: &str) -> std::io::Result<()> {
+    if is_needless { Ok(()) } else { say(&format!("      {command}")) }
+}
+
+/// The command that deletes the rows of these places. A plain DELETE is refused where a table has a projection.
+fn deletion(topic: &str, kind: Kind, places: impl Iterator<Item = At>) -> String {
+    let places: Vec<_> = places.map(|(partition, offset)| format!("({partition}, {offset})")).collect();
+    format!(
+        "weir query \"ALTER TABLE {} DELETE WHERE topic = '{topic}' AND (partition, offset) IN ({}) SETTINGS mutations_sync = 1\"",
+        Place::of(kind).table,
+        places.join(", ")
+    )
+}
+
+/// What `weir replay --topic` calls it.
+fn word(kind: Kind) -> String {
+    Which::of(kind)
+        .and_then(|which| which.to_possible_value())
+        .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn foreign(found: &[Foreign]) -> std::io::Result<()> {
+    found.iter().try_for_each(|Foreign { table, topic, rows }| {
+        let rows = grouped(*rows);
+        say(&format!(
+            "  · {rows} rows of {table} name the topic {topic}, which is not configured: nothing is proved of them"
+        ))
     })
 }
 
@@ -162,6 +207,17 @@ fn indent(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_advice_can_be_pasted() {
+        let topics = [Kind::Request, Kind::Result, Kind::Failure, Kind::Change, Kind::DeadLetter].map(word);
+        assert_eq!(topics, ["requests", "results", "failures", "changes", "dead"]);
+        let command = deletion("weir.results", Kind::Result, [(2, 7), (0, 80)].into_iter());
+        let place = "topic = 'weir.results' AND (partition, offset) IN ((2, 7), (0, 80))";
+        let expected =
+            format!("weir query \"ALTER TABLE observations DELETE WHERE {place} SETTINGS mutations_sync = 1\"");
+        assert_eq!(command, expected);
+    }
 
     #[test]
     fn the_sum_line_names_what_is_wrong_only_if_something_is() {

@@ -25,7 +25,7 @@ use crate::{
     topics::{Topic, Topics},
 };
 
-/// The name of this job in `ce_source`.
+/// The name of this job in `ce_source`; the name of the run follows it.
 const WRITER: &str = "weir/replay";
 
 /// How long a request may be when it is sent again: what further calls come to has to find room in it.
@@ -45,7 +45,7 @@ pub struct Again {
 /// Why nothing is sent for a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Skip {
-    /// A retry, or a failure after the first: the chain is sent once.
+    /// A retry, a failure after the first, or what an earlier run has sent: the request is sent once.
     SameChain,
     /// The dead letter of a record that could not be read: nobody knows what to ask for.
     Unreadable,
@@ -105,9 +105,53 @@ impl Redriven {
     }
 }
 
+/// The requests that a run has sent. What it sends stands on the topic beside what was sent before, so that the next run
+/// meets both; without this each run would send twice as many as the one before.
+#[derive(Clone, Debug, Default)]
+pub struct Asked(HashSet<u128>);
+
+impl Asked {
+    /// Takes note of a request; whether it is the first of its id.
+    pub fn is_first(&mut self, Again { id, source, request }: &Again) -> bool {
+        self.insert(id, source, request)
+    }
+
+    // By the item too: an id that a careless producer has given to several items stands for each of them.
+    fn insert(&mut self, id: &RequestId, source: &SourceName, request: &Request) -> bool {
+        self.0.insert(digest_of([id.as_str(), source.as_str(), request.item.as_str()]))
+    }
+
+    /// Takes note of what a run sent before it was interrupted, as a request topic shows.
+    ///
+    /// # Errors
+    /// [`ReplayError`]
+    pub async fn read(&mut self, kafka: &client::Config, topic: &Topic, run: &str) -> Result<(), ReplayError> {
+        let (mut scan, route, writer) = (Scan::whole(kafka, &topic.name).await?, Route::from(topic), writer(run));
+        while let Some(piece) = scan.next().await? {
+            let Piece::Records { partition, records } = piece else { continue };
+            for record in records.iter().filter(|record| header(&record.headers, "ce_source") == Some(&writer)) {
+                let Parsed::Request(received) = parse(&record.raw(&partition), &route) else { continue };
+                if let Some(source) = &received.request.source {
+                    self.insert(&received.id, source, &received.request);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Who wrote the requests of a run.
+fn writer(run: &str) -> String {
+    format!("{WRITER}/{run}")
+}
+
 fn digest(id: &RequestId) -> u128 {
+    digest_of([id.as_str()])
+}
+
+fn digest_of<const N: usize>(words: [&str; N]) -> u128 {
     use sha1::{Digest as _, Sha1};
-    let digest = Sha1::digest(id.as_str());
+    let digest = Sha1::digest(words.join("\0"));
     digest.iter().take(16).fold(0, |number, byte| number << 8 | u128::from(*byte))
 }
 
@@ -176,14 +220,15 @@ fn length(request: &Request) -> usize {
 }
 
 impl Again {
-    /// The record for the source's topic, in the trace of the record that it stems from.
+    /// The record for the source's topic, in the trace of the record that it stems from, by this run.
     #[must_use]
-    pub fn record(&self, raw: &Raw<'_>, topics: &Topics, now: Timestamp, dice: &Dice) -> Outgoing {
+    pub fn record(&self, raw: &Raw<'_>, topics: &Topics, run: &str, now: Timestamp, dice: &Dice) -> Outgoing {
+        let writer = writer(run);
         let traceparent = trace::continued(header(raw.headers, "traceparent"), dice);
         let envelope = Envelope {
             kind: Kind::Request,
             id: self.id.as_str(),
-            writer: WRITER,
+            writer: &writer,
             time: now,
             traceparent: Some(&traceparent),
         };
@@ -296,6 +341,20 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_run_has_sent_is_not_sent_beside_the_request_itself() {
+        let received = |item: &str| {
+            let request = Request { item: ItemId::new(item).unwrap(), ..request(0) };
+            Parsed::Request(Box::new(Received { id: id(), request }))
+        };
+        let mut asked = Asked::default();
+        let first = sent(received("1"));
+        assert!(asked.is_first(&first));
+        let copy = Received { id: first.id.clone(), request: first.request.clone() };
+        assert!(!asked.is_first(&sent(Parsed::Request(Box::new(copy)))));
+        assert!(asked.is_first(&sent(received("2"))), "an id of two items");
+    }
+
+    #[test]
     fn the_oldest_history_is_left_out_where_there_is_no_room() {
         let mut long = request(100);
         long.params.insert("fields".to_owned(), "y".repeat(20_000));
@@ -316,11 +375,12 @@ mod tests {
         let headers = vec![("traceparent".into(), format!("00-{trace}-b7ad6b7169203331-01").into())];
         let raw = Raw { topic: "d", partition: 0, offset: 0, time: NOW, headers: &headers, value: None };
         let topics = Topics::new(crate::topics::Config::default());
-        let record = again.record(&raw, &topics, NOW, &Dice::seeded(1));
+        let record = again.record(&raw, &topics, "0199", NOW, &Dice::seeded(1));
         let read = Raw { headers: &record.headers, value: Some(&record.value), ..raw };
         let received = codec::read_request(&read, &source()).unwrap();
         assert_eq!((received.id, received.request), (again.id, again.request));
         assert!(header(&record.headers, "traceparent").unwrap().contains(trace));
+        assert_eq!(header(&record.headers, "ce_source"), Some("weir/replay/0199"));
         assert_eq!(&*record.topic, "weir.requests.ali1688");
     }
 }

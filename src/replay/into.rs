@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::{message::envelope::Kind, sink::present::Place};
+
 /// The target of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Into {
@@ -41,6 +43,27 @@ impl FromStr for Into {
     }
 }
 
+impl Into {
+    /// The target of records of this kind, where `live` is the database that the sink writes: its tables are the sink's by
+    /// any name, so that nothing is poured into them that it has still to store.
+    ///
+    /// # Errors
+    /// What to write, if the table is that of another kind.
+    pub fn of(self, kind: Kind, live: &str) -> Result<Self, String> {
+        let Self::Elsewhere { database, table } = &self else { return Ok(self) };
+        let own = Place::of(kind).table;
+        let is_own = table.as_ref().is_none_or(|table| *table == own);
+        if is_own && database == live {
+            return Ok(Self::Tables);
+        }
+        let is_weirs = |table: &String| Kind::ALL.into_iter().any(|kind| Place::of(kind).table == *table);
+        if !is_own && table.as_ref().is_some_and(is_weirs) {
+            return Err(format!("{self} has rows of another kind: write {database}, or {database}.{own}"));
+        }
+        Ok(self)
+    }
+}
+
 impl fmt::Display for Into {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -71,6 +94,22 @@ mod tests {
         }
         for text in ["", "a b", "1a", "a.", ".b", "a.b.c", "a;DROP"] {
             assert!(text.parse::<Into>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_sinks_own_tables_are_that_by_any_name() {
+        let of = |text: &str, kind| text.parse::<Into>().unwrap().of(kind, "live");
+        for text in ["tables", "live", "live.observations"] {
+            assert_eq!(of(text, Kind::Result), Ok(Into::Tables), "{text}");
+        }
+        for text in ["requests", "trial", "trial.observations", "live.kept", "trial.kept"] {
+            assert_eq!(of(text, Kind::Result), Ok(text.parse().unwrap()), "{text}");
+        }
+        assert_eq!(of("live", Kind::Change), Ok(Into::Tables));
+        for text in ["live.failures", "trial.failures"] {
+            let error = of(text, Kind::Result).unwrap_err();
+            assert!(error.contains(text) && error.contains(".observations"), "{error}");
         }
     }
 }

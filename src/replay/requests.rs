@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     ReplayError,
-    ask::{Redriven, Skip, again},
+    ask::{Asked, Redriven, Skip, again},
     filter::Filter,
     plan::Mark,
 };
@@ -13,8 +13,12 @@ use crate::{
         Job, Outgoing, Scan,
         scan::{Piece, Span},
     },
+    message::codec::Raw,
     runtime::clock::{Clock, Dice},
-    sink::{Route, row::parse},
+    sink::{
+        Route,
+        row::{Parsed, parse},
+    },
     topics::Topics,
 };
 
@@ -29,6 +33,8 @@ pub struct Tally {
     pub offsets: u64,
     /// Requests that were sent, or would be.
     pub sent: u64,
+    /// Of these, the dead letters by the reason that they died of.
+    pub reasons: BTreeMap<&'static str, u64>,
     /// Records that are meant, but not sent, and why.
     pub skipped: BTreeMap<Skip, u64>,
 }
@@ -51,8 +57,22 @@ pub struct Asking<'a> {
     pub dice: Dice,
 }
 
+impl Tally {
+    /// Adds what another topic's run has come to.
+    pub fn add(&mut self, other: &Self) {
+        self.offsets += other.offsets;
+        self.sent += other.sent;
+        for (reason, count) in &other.reasons {
+            *self.reasons.entry(reason).or_default() += count;
+        }
+        for (skip, count) in &other.skipped {
+            *self.skipped.entry(*skip).or_default() += count;
+        }
+    }
+}
+
 impl Asking<'_> {
-    /// Reads the spans and sends what is meant.
+    /// Reads the spans and sends what is meant and not among `asked`.
     ///
     /// # Errors
     /// [`ReplayError`]; the same run goes on where this one stopped.
@@ -60,6 +80,7 @@ impl Asking<'_> {
         &self,
         mut scan: Scan,
         spans: &[Span],
+        asked: &mut Asked,
         mut progress: impl FnMut(&Tally),
     ) -> Result<Tally, ReplayError> {
         let mut tally = Tally::default();
@@ -69,18 +90,9 @@ impl Asking<'_> {
             while let Some(Piece::Records { records, .. }) = scan.next().await? {
                 for record in &records {
                     let raw = record.raw(&span.partition);
-                    let parsed = parse(&raw, self.route);
-                    if self.filter.keeps(&parsed) {
-                        let now = self.clock.now();
-                        match again(parsed, self.redriven, now) {
-                            Ok(again) => {
-                                tally.sent += 1;
-                                let record = again.record(&raw, self.topics, now, &self.dice);
-                                bytes += record.size();
-                                outgoing.push(record);
-                            }
-                            Err(skip) => *tally.skipped.entry(skip).or_default() += 1,
-                        }
+                    if let Some(request) = self.ask(&raw, asked, &mut tally) {
+                        bytes += request.size();
+                        outgoing.push(request);
                     }
                     if outgoing.len() >= RECORDS || bytes >= BYTES {
                         self.send(std::mem::take(&mut outgoing), span, record.offset + 1).await?;
@@ -96,6 +108,27 @@ impl Asking<'_> {
         tally.offsets = done;
         progress(&tally);
         Ok(tally)
+    }
+
+    /// What is to be sent for a record, if anything.
+    fn ask(&self, raw: &Raw<'_>, asked: &mut Asked, tally: &mut Tally) -> Option<Outgoing> {
+        let parsed = Some(parse(raw, self.route)).filter(|parsed| self.filter.keeps(parsed))?;
+        let reason = if let Parsed::DeadLetter(dead) = &parsed { Some(dead.reason.as_str()) } else { None };
+        let now = self.clock.now();
+        let skip = match again(parsed, self.redriven, now) {
+            Ok(again) if asked.is_first(&again) => {
+                tally.sent += 1;
+                if let Some(reason) = reason {
+                    *tally.reasons.entry(reason).or_default() += 1;
+                }
+                let run = self.job.as_ref().map_or("", |(_, run)| run);
+                return Some(again.record(raw, self.topics, run, now, &self.dice));
+            }
+            Ok(_) => Skip::SameChain,
+            Err(skip) => skip,
+        };
+        *tally.skipped.entry(skip).or_default() += 1;
+        None
     }
 
     async fn send(&self, records: Vec<Outgoing>, span: &Span, next: i64) -> Result<(), ReplayError> {

@@ -40,6 +40,18 @@ pub enum Edge {
 }
 
 impl Edge {
+    /// Whether a piece that begins here and ends there is empty, whatever the topic holds.
+    #[must_use]
+    pub fn leaves_nothing_before(&self, end: &Self) -> bool {
+        match (self, end) {
+            (Self::Time(from), Self::Time(to)) => from >= to,
+            (Self::Offsets(from), Self::Offsets(to)) => {
+                from.iter().all(|(partition, from)| to.get(partition).is_none_or(|to| from >= to))
+            }
+            _ => false,
+        }
+    }
+
     /// Reads a text; `now` is what "ago" counts from.
     ///
     /// # Errors
@@ -122,6 +134,17 @@ mod tests {
         assert_eq!(parse("0:1,0:2"), Err(WhenError::Twice { partition: 0 }));
         for text in ["0:", ":5", "0:1,", "1:2:3", "99999999999:1"] {
             assert!(matches!(parse(text), Err(WhenError::Offset { .. })), "{text}: {:?}", parse(text));
+        }
+    }
+
+    #[test]
+    fn a_piece_that_ends_before_it_begins_is_known_to_be_empty() {
+        let empty = |from: &str, to: &str| parse(from).unwrap().leaves_nothing_before(&parse(to).unwrap());
+        for (from, to) in [("1h", "2h"), ("1h", "1h"), ("0:5", "0:5"), ("0:5", "1:9"), ("0:5,1:2", "0:4,1:2")] {
+            assert!(empty(from, to), "{from} to {to}");
+        }
+        for (from, to) in [("2h", "1h"), ("0:5", "0:6"), ("0:5,1:2", "0:4,1:3"), ("2h", "0:1"), ("0:1", "2h")] {
+            assert!(!empty(from, to), "{from} to {to}");
         }
     }
 

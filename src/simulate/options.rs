@@ -157,14 +157,15 @@ enum Limit {
 
 const EXAMPLES: &str = "\
 Examples:
-  # 100 accounts of 10 calls/s that answer after 200 to 500 ms; the accounts' secrets for weir's configuration
+  # 100 accounts of 10 calls/s that answer after 200 to 500 ms; their secrets for weir
   weir simulate --accounts 100 --write-accounts accounts.toml
 
   # 10,000 ids to ask for
   weir simulate ids --count 10000 > ids.txt
 
   # As fast as it can, nothing goes wrong: for measuring
-  weir simulate --no-limit --latency 0s --absent 0 --off-shelf 0 --throttled 0 --failing 0 --broken 0 --hopeless 0
+  weir simulate --no-limit --latency 0s --absent 0 --off-shelf 0 --throttled 0 --failing 0 \\
+      --broken 0 --hopeless 0
 
   # Tokens that live half a minute
   weir simulate --token-life 30s --write-accounts accounts.toml

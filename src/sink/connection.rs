@@ -115,6 +115,9 @@ impl ClickHouseConfig {
     }
 }
 
+/// ClickHouse's code for what a user or a query may not do who or which only reads.
+const READONLY: u32 = 164;
+
 /// What kind of trouble ClickHouse is in, or we with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TroubleKind {
@@ -176,6 +179,9 @@ impl Trouble {
     /// What a person can do about it; empty if nothing is known to help.
     #[must_use]
     pub const fn hint(&self) -> &'static str {
+        if matches!(self.code, Some(READONLY)) {
+            return "Nothing can be written or set here: clickhouse.user may only read, or the command only reads";
+        }
         match self.kind {
             TroubleKind::Away => "Is it running, and is clickhouse.url right?",
             TroubleKind::Schema => "Run `weir schema apply`",
@@ -183,6 +189,12 @@ impl Trouble {
             TroubleKind::Unable => "It needs room: look at its disk, memory and merges",
             TroubleKind::Refused => "",
         }
+    }
+
+    /// Whether a user who may only read has asked for a setting of his own. Nothing was asked then.
+    #[must_use]
+    pub fn is_bound_to_settings(&self) -> bool {
+        self.code == Some(READONLY) && self.message.starts_with("Cannot modify")
     }
 
     /// Whether ClickHouse ran out of memory over what it was given (`MEMORY_LIMIT_EXCEEDED`).
@@ -294,6 +306,9 @@ mod tests {
         for (text, kind) in table {
             assert_eq!(Trouble::from(Error::BadResponse(text.to_owned())).kind, kind, "{text}");
         }
+        let bound = |text: &str| Trouble::from(Error::BadResponse(text.to_owned())).is_bound_to_settings();
+        assert!(bound("Code: 164. DB::Exception: Cannot modify 'readonly' setting in readonly mode. (READONLY)"));
+        assert!(!bound("Code: 164. DB::Exception: Cannot execute query in readonly mode. (READONLY)"));
         let unknown = Trouble::from(Error::BadResponse(table[0].0.to_owned()));
         assert_eq!(
             unknown.to_string(),

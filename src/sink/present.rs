@@ -8,6 +8,7 @@ use super::{connection::Trouble, insert::Store, row};
 use crate::{
     kafka::{Partition, page::Page},
     message::envelope::Kind,
+    runtime::clock::Timestamp,
 };
 
 /// Where the rows of a kind of record are.
@@ -50,6 +51,78 @@ impl Store {
                 None => return Ok(page),
             }
         }
+    }
+}
+
+impl Store {
+    /// The places of rows of a topic that stand at or beyond these, by partition, or in a partition that is not named; the
+    /// farthest first, at most `limit`. A place stands there as often as it has rows.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn beyond(
+        &self,
+        place: &Place,
+        topic: &str,
+        ends: &[(i32, i64)],
+        limit: u32,
+    ) -> Result<Vec<(i32, i64)>, Trouble> {
+        let (table, list) = (identifier(&place.table), |numbers: Vec<String>| numbers.join(", "));
+        let numbers = list(ends.iter().map(|(number, _)| number.to_string()).collect());
+        let offsets = list(ends.iter().map(|(_, end)| end.to_string()).collect());
+        let sql = format!(
+            "SELECT partition, offset FROM {table} WHERE topic = {{topic: String}} AND offset >= \
+             transform(partition, [{numbers}]::Array(Int32), [{offsets}]::Array(Int64), 0::Int64) \
+             ORDER BY offset DESC LIMIT {limit}",
+        );
+        let query = self.client.query_raw(&sql).param("topic", topic);
+        let rows = timeout(self.timeout, query.fetch_all::<(i32, i64)>()).await;
+        Ok(rows.map_err(|_| Trouble::timed_out(self.timeout))??)
+    }
+
+    /// How requests ended whose results or dead letters stand before an offset, as their rows say: id, status (`dead` of a
+    /// dead letter) and time of the record. Only those recorded since a time.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn ends_before(
+        &self,
+        kind: Kind,
+        (partition, offset): (&Partition, i64),
+        since: Timestamp,
+        mut take: impl FnMut(&str, &str, Timestamp),
+    ) -> Result<(), Trouble> {
+        let table = identifier(&Place::of(kind).table);
+        let status = if kind == Kind::DeadLetter { "'dead'" } else { "status::String" };
+        let sql = format!(
+            "SELECT request_id, {status} AS status, toUnixTimestamp64Milli(recorded_at) AS at FROM {table} \
+             WHERE topic = {{topic: String}} AND partition = {} AND offset < {offset} \
+             AND recorded_at >= fromUnixTimestamp64Milli({}) LIMIT 1 BY offset",
+            partition.number,
+            since.as_millis(),
+        );
+        let query = self.client.query_raw(&sql).param("topic", partition.topic.as_ref());
+        let mut rows = query.fetch::<(String, String, i64)>()?;
+        loop {
+            let row = timeout(self.timeout, rows.next()).await.map_err(|_| Trouble::timed_out(self.timeout))??;
+            let Some((id, status, at)) = row else { return Ok(()) };
+            take(&id, &status, Timestamp::from_millis(at));
+        }
+    }
+
+    /// The topics that rows of a table name beside these, and how many rows each.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn topics_but(&self, place: &Place, known: &[&str]) -> Result<Vec<(String, u64)>, Trouble> {
+        let table = identifier(&place.table);
+        let sql = format!(
+            "SELECT topic::String AS topic, count() AS rows FROM {table} \
+             WHERE topic NOT IN {{known: Array(String)}} GROUP BY topic ORDER BY topic"
+        );
+        let query = self.client.query_raw(&sql).param("known", known);
+        let rows = timeout(self.timeout, query.fetch_all::<(String, u64)>()).await;
+        Ok(rows.map_err(|_| Trouble::timed_out(self.timeout))??)
     }
 }
 

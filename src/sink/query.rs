@@ -63,11 +63,56 @@ pub async fn query(
     format: &Format,
     out: &mut (impl AsyncWrite + Unpin),
 ) -> Result<(), QueryError> {
+    let settings: &[_] = match format {
+        Format::Table { colour: true } => &[("output_format_pretty_color", "1"), ROWS_WITHOUT_NUMBERS],
+        Format::Table { colour: false } => &[("output_format_pretty_color", "0"), ROWS_WITHOUT_NUMBERS],
+        Format::Named(_) => &[],
+    };
+    insist(config, sql, format, settings, out).await
+}
+
+/// As [`query`], for SQL that has to have an answer: what would write is refused.
+///
+/// # Errors
+/// [`QueryError`]
+pub async fn read(
+    config: &ClickHouseConfig,
+    sql: &str,
+    format: &Format,
+    out: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), QueryError> {
+    // 1 would refuse SETTINGS in the SQL as well.
+    insist(config, sql, format, &[("readonly", "2")], out).await
+}
+
+const ROWS_WITHOUT_NUMBERS: (&str, &str) = ("output_format_pretty_row_numbers", "0");
+
+/// Asks with these settings, or without them as a user who may only read and therefore set nothing.
+async fn insist(
+    config: &ClickHouseConfig,
+    sql: &str,
+    format: &Format,
+    settings: &[(&str, &str)],
+    out: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), QueryError> {
+    match ask(config, sql, format, settings, out).await {
+        Err(QueryError::Trouble(trouble)) if trouble.is_bound_to_settings() && !settings.is_empty() => {
+            ask(config, sql, format, &[], out).await
+        }
+        answered => answered,
+    }
+}
+
+async fn ask(
+    config: &ClickHouseConfig,
+    sql: &str,
+    format: &Format,
+    settings: &[(&str, &str)],
+    out: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), QueryError> {
     let mut query = config.client()?.query_raw(sql.trim().trim_end_matches(';'));
-    if let Format::Table { colour } = format {
-        query = query
-            .with_setting("output_format_pretty_color", if *colour { "1" } else { "0" })
-            .with_setting("output_format_pretty_row_numbers", "0");
+    for (name, value) in settings {
+        query = query.with_setting(*name, *value);
     }
     let mut answer = query.fetch_bytes(format.name()).map_err(Trouble::from)?;
     loop {

@@ -1,21 +1,25 @@
 //! verify: that nothing was lost or doubled, proved from the topics themselves and from ClickHouse.
 //!
 //! Two proofs from one reading of the topics. [`rows`]: the rows of each table are exactly the records of its topic,
-//! by topic, partition and offset, up to what the sink has committed. [`balance`]: each request has as many ends as
+//! by topic, partition and offset, up to what the sink has committed, and [`strays`]: none stands beyond. [`balance`]: each request has as many ends as
 //! it was asked for, or stands where some stage has still to do something for it.
 //!
 //! The topics move while they are read. What the stages have done is read before the topics that they write, from
 //! the end of the flow to its beginning and on: so whatever a stage has done by then is seen as what it came to.
-//! What still looks wrong is looked at again, and only what is wrong both times is reported.
+//! What still looks wrong is looked at again, and only what is wrong both times is reported. Of ends that Kafka has deleted
+//! the rows tell.
 
 pub mod balance;
+mod deleted;
 pub mod rows;
+pub mod strays;
 
 use std::collections::HashMap;
 
 use self::{
     balance::{Balance, End, Fault, Faults, Sum},
     rows::{Comparison, TopicReport},
+    strays::Foreign,
 };
 use crate::{
     enqueue::feed::Few,
@@ -112,6 +116,8 @@ pub struct Unaccounted {
 pub struct Report {
     /// Each topic against its table.
     pub topics: Vec<TopicReport>,
+    /// Rows of other topics: said, and no fault.
+    pub foreign: Vec<Foreign>,
     /// The requests.
     pub sum: Sum,
     /// Those with something wrong.
@@ -132,7 +138,7 @@ impl Report {
 /// [`VerifyError`]: then nothing is proved.
 pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64, u64)) -> Result<Report, VerifyError> {
     let snapshot = Snapshot::take(places, scope).await?;
-    let mut look = Look { places, scope, snapshot, topics: Some(Vec::new()), balance: Balance::default() };
+    let mut look = Look::new(places, scope, snapshot, Some(Vec::new()));
     look.read(&mut progress).await?;
     let topics = look.topics.take().unwrap_or_default();
     let (mut balance, mut faults) = (look.balance, Faults::default());
@@ -142,7 +148,7 @@ pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64
             break;
         }
         let snapshot = Snapshot::take(places, scope).await?;
-        let mut again = Look { places, scope, snapshot, topics: None, balance: Balance::default() };
+        let mut again = Look::new(places, scope, snapshot, None);
         again.read(&mut progress).await?;
         faults = again.balance.confirmed(&balance);
         balance = again.balance;
@@ -152,7 +158,8 @@ pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64
     }
     let sum = settled(balance.sum(), &faults);
     let unaccounted = name(places, scope, faults).await?;
-    Ok(Report { topics, sum, unaccounted })
+    let foreign = strays::foreign(places.store, &places.topics.rows(places.sources)).await?;
+    Ok(Report { topics, foreign, sum, unaccounted })
 }
 
 /// What was seen in the wrong place once only was moving.
@@ -245,11 +252,19 @@ struct Look<'a> {
     /// The rows are compared in the first look only.
     topics: Option<Vec<TopicReport>>,
     balance: Balance,
+    /// The time of the oldest request that was read: no end of interest is older.
+    oldest: Option<Timestamp>,
 }
 
-impl Look<'_> {
+impl<'a> Look<'a> {
+    fn new(places: Places<'a>, scope: &'a Scope, snapshot: Snapshot, topics: Option<Vec<TopicReport>>) -> Self {
+        Self { places, scope, snapshot, topics, balance: Balance::default(), oldest: None }
+    }
+
     async fn read(&mut self, progress: &mut impl FnMut(u64, u64)) -> Result<(), VerifyError> {
         let all = std::mem::take(&mut self.snapshot.bounds);
+        let bounds = all.iter().flat_map(|(_, bounds)| bounds);
+        let lows: HashMap<_, _> = bounds.map(|bounds| (bounds.partition.clone(), bounds.low)).collect();
         let spans = |bounds: &[Bounds]| bounds.iter().map(|b| self.snapshot.span(b)).collect::<Vec<_>>();
         let all: Vec<(Topic, Vec<Span>)> = all.into_iter().map(|(topic, bounds)| (topic, spans(&bounds))).collect();
         let total = all.iter().flat_map(|(_, spans)| spans).map(Span::length).sum();
@@ -264,7 +279,8 @@ impl Look<'_> {
             }
             let mut report = TopicReport::new(topic.name.clone(), topic.kind, self.scope.named);
             let route = Route::from(&topic);
-            for span in spans {
+            for span in spans.clone() {
+                self.deleted(topic.kind, &span.partition, &lows).await?;
                 let (before, start) = (read, span.range.start);
                 read += span.length();
                 self.partition(&mut scan, &route, span, &mut report, |offset| {
@@ -273,6 +289,7 @@ impl Look<'_> {
                 .await?;
             }
             if let Some(topics) = &mut self.topics {
+                strays::beyond((self.places.kafka, self.places.store), &topic, &spans, &mut report).await?;
                 topics.push(report);
             }
         }
@@ -295,6 +312,18 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// Takes what a partition held before the first record that it still has.
+    async fn deleted(
+        &mut self,
+        kind: Kind,
+        partition: &Partition,
+        lows: &HashMap<Partition, i64>,
+    ) -> Result<(), VerifyError> {
+        let (Some(oldest), Some(low)) = (self.oldest, lows.get(partition)) else { return Ok(()) };
+        let since = Timestamp::from_millis(oldest.as_millis().saturating_sub(SKEW_MS));
+        Ok(deleted::ends(self.places.store, kind, (partition, *low), since, &mut self.balance).await?)
+    }
+
     /// Takes what the scan brings of one partition.
     async fn partition(
         &mut self,
@@ -311,6 +340,9 @@ impl Look<'_> {
         let mut comparison = Comparison::new(self.places.store, route.kind, partition.clone(), stored);
         while let Some(Piece::Records { records, .. }) = scan.next().await? {
             for record in &records {
+                if route.kind == Kind::Request {
+                    self.oldest = Some(self.oldest.map_or(record.time, |oldest| oldest.min(record.time)));
+                }
                 let done = ledger.as_mut().is_none_or(|ledger| ledger.admit(record.offset) == Admit::Known);
                 let has_row = self.account(route, &partition, record, done);
                 if compare && has_row {

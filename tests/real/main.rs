@@ -11,6 +11,7 @@
 )]
 
 mod addresses;
+mod again;
 mod alone;
 mod analytics;
 mod batches;

@@ -30,7 +30,7 @@ pub struct Scene {
     pub installation: Installation,
     pub topics: Topics,
     pub group: String,
-    database: String,
+    pub database: String,
     _simulator: Simulator,
     _accounts: TempDir,
 }

@@ -29,7 +29,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   weir account add ali1688 --alias shop-3 --app-key 1234567
   weir account add ali1688 --alias shop-3 --app-key 1234567 < secrets-of-shop-3.txt
-  weir account authorise ali1688 shop-3 --redirect-uri https://shop.example/back    then, if it needs a token
+  weir account authorise ali1688 shop-3 --redirect-uri https://shop.example/back # for a token
 
 Exit codes: 0 done, 1 the file cannot be written, 64 there is such an account already, or it is not valid";
 

@@ -16,8 +16,8 @@ use crate::{
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir account list               the accounts of all sources
-  weir account list ali1688       those of one
+  weir account list               # the accounts of all sources
+  weir account list ali1688       # those of one
 
 The state of a token: `none` (its API needs none, or it is still to be authorised), `as configured` (nobody knows until
 when), `valid until`, `expired at` (it is renewed with the account's next call), `refused at` (weir account authorise).";

@@ -13,8 +13,8 @@ use crate::{
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir account test ali1688 shop-1                        ask for an item that does not exist
-  weir account test ali1688 shop-1 --item 584051070147    ask for one of yours
+  weir account test ali1688 shop-1                        # ask for an item that does not exist
+  weir account test ali1688 shop-1 --item 584051070147    # ask for one of yours
 
 The call is paid for: with quota.store = \"redis\" it waits for a slot of the running fleet. An expired token is not
 renewed by it.

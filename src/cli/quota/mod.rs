@@ -42,14 +42,14 @@ that start later.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir quota                                       all sources and accounts
-  weir quota --source ali1688 --watch              one source, again every second until Ctrl-C
+  weir quota                                       # all sources and accounts
+  weir quota --source ali1688 --watch              # one source, again every second until Ctrl-C
   weir quota --json | jq '.[].accounts[] | select(.state != \"ready\")'
-  weir quota pause ali1688                         nobody calls, until it is resumed
+  weir quota pause ali1688                         # nobody calls, until it is resumed
   weir quota pause ali1688 shop-1 --for 10m --reason \"sale day\"
-  weir quota resume ali1688 shop-1                 ends a pause, a hold or a ban, and enables it again
-  weir quota resume taobao --address proxy-3       calls leave from it again; the first one tries it
-  weir quota set ali1688 --pace 50%                everybody at half the pace";
+  weir quota resume ali1688 shop-1                 # ends a pause, a hold, a ban, a disabling
+  weir quota resume taobao --address proxy-3       # calls leave from it again; one tries it
+  weir quota set ali1688 --pace 50%                # everybody at half the pace";
 
 /// How often `--watch` shows it anew.
 const EVERY: Duration = Duration::from_secs(1);
@@ -95,8 +95,8 @@ Calls under way are finished. What waits stays on Kafka.")]
     #[command(after_long_help = "\
 Examples:
   weir quota resume ali1688
-  weir quota resume ali1688 shop-1               after its key was renewed
-  weir quota resume taobao --address proxy-3     after the proxy was repaired; `weir quota` names those that are held
+  weir quota resume ali1688 shop-1               # after its key was renewed
+  weir quota resume taobao --address proxy-3     # after the proxy was repaired
 
 A source is resumed as a whole; accounts of it that are paused or disabled themselves stay so. From an address that was \
 taken out one call leaves first; if that fails too, the address is taken out again.")]
@@ -111,7 +111,7 @@ taken out one call leaves first; if that fails too, the address is taken out aga
     #[command(after_long_help = "\
 Examples:
   weir quota set ali1688 --pace 50%
-  weir quota set ali1688 shop-1 --pace 1     the whole pace again
+  weir quota set ali1688 shop-1 --pace 1     # the whole pace again
 
 Budgets, such as calls per day, stay as they are.")]
     Set {
