@@ -29,8 +29,8 @@ use crate::{
     sink::{Route, Rows, Store, TroubleKind, present::Place, row::parse},
 };
 
-/// Inserts at once: the server works on one while the other is on its way.
-const INSERTS: usize = 2;
+/// Inserts at once: the server works on some while another is on its way.
+const INSERTS: usize = 3;
 
 /// Pieces that are read from JSON at once.
 const READINGS: usize = 2;
