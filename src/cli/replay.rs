@@ -61,7 +61,8 @@ Send dead letters back to requests.
 
 Each is asked for anew under its own request id: its attempts begin from none, what calls came to before stays with it, \
 and the dead letter counts no longer once the request has another end. A dead letter is sent once, however often this \
-is run. Those of records that could not be read are left out: nobody knows what to ask for.
+is run. Those of records that could not be read are left out: nobody knows what to ask for. So are those that somebody \
+has cancelled, unless --reason says so.
 
 Looks back as far as requests are kept on Kafka ([topics] keep_requests), since what was redriven is seen there.";
 

@@ -12,7 +12,7 @@ use super::ReplayError;
 use crate::{
     kafka::{Outgoing, Scan, client, scan::Piece},
     message::{
-        Attempt, MaxAge, Request, RequestId, SourceName,
+        Attempt, MaxAge, Reason, Request, RequestId, SourceName,
         codec::{self, Encoded, REQUEST_LIMIT, Raw},
         envelope::{Envelope, Kind, header},
         trace,
@@ -55,6 +55,8 @@ pub enum Skip {
     Result,
     /// With parameters alone too long for a request.
     TooLong,
+    /// Somebody has cancelled it, and nobody has said that it is meant all the same.
+    Cancelled,
 }
 
 impl Skip {
@@ -67,6 +69,7 @@ impl Skip {
             Self::Redriven => "have been redriven before",
             Self::Result => "are results, which do not say how they were asked for",
             Self::TooLong => "are too long for a request",
+            Self::Cancelled => "were cancelled (--reason cancelled sends them)",
         }
     }
 }
@@ -155,11 +158,11 @@ fn digest_of<const N: usize>(words: [&str; N]) -> u128 {
     digest.iter().take(16).fold(0, |number, byte| number << 8 | u128::from(*byte))
 }
 
-/// What is to be sent for a record.
+/// What is to be sent for a record. `reason`: which dead letters are meant, if that was said.
 ///
 /// # Errors
 /// [`Skip`] if it is nothing.
-pub fn again(parsed: Parsed, redriven: &Redriven, now: Timestamp) -> Result<Again, Skip> {
+pub fn again(parsed: Parsed, reason: Option<Reason>, redriven: &Redriven, now: Timestamp) -> Result<Again, Skip> {
     match parsed {
         Parsed::Request(received) if !received.request.begins_a_chain() => Err(Skip::SameChain),
         Parsed::Failure(failure) if !failure.request.begins_a_chain() => Err(Skip::SameChain),
@@ -171,6 +174,9 @@ pub fn again(parsed: Parsed, redriven: &Redriven, now: Timestamp) -> Result<Agai
             let mut request = failure.request;
             request.history.push(failure.attempt);
             anew(failure.request_id, failure.source, request, now)
+        }
+        Parsed::DeadLetter(dead) if dead.reason == Reason::Cancelled && reason != Some(Reason::Cancelled) => {
+            Err(Skip::Cancelled)
         }
         Parsed::DeadLetter(dead) => {
             let mut request = dead.request.ok_or(Skip::Unreadable)?;
@@ -241,7 +247,7 @@ impl Again {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Class, DeadLetter, Failure, ItemId, Lane, Origin, Reason, codec::Received};
+    use crate::message::{Class, DeadLetter, Failure, ItemId, Lane, Origin, codec::Received};
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_176_000_000);
 
@@ -277,10 +283,14 @@ mod tests {
     }
 
     fn dead(request: Option<Request>) -> Parsed {
+        died_of(Reason::Exhausted, request)
+    }
+
+    fn died_of(reason: Reason, request: Option<Request>) -> Parsed {
         Parsed::DeadLetter(Box::new(DeadLetter {
             request_id: id(),
             source: source(),
-            reason: Reason::Exhausted,
+            reason,
             message: String::new(),
             died_at: NOW,
             origin: Origin { topic: String::new(), partition: 0, offset: 0 },
@@ -290,7 +300,7 @@ mod tests {
     }
 
     fn sent(parsed: Parsed) -> Again {
-        again(parsed, &Redriven::default(), NOW).unwrap()
+        again(parsed, None, &Redriven::default(), NOW).unwrap()
     }
 
     #[test]
@@ -309,12 +319,20 @@ mod tests {
         let first = sent(dead(Some(request(1))));
         let mut redriven = Redriven::default();
         redriven.see(&first.id, &first.request);
-        assert_eq!(again(dead(Some(request(1))), &redriven, NOW), Err(Skip::Redriven));
+        assert_eq!(again(dead(Some(request(1))), None, &redriven, NOW), Err(Skip::Redriven));
         let mut died_again = first.request;
         died_again.history = vec![attempt(9)];
-        let second = again(dead(Some(died_again)), &redriven, NOW).unwrap().request;
+        let second = again(dead(Some(died_again)), None, &redriven, NOW).unwrap().request;
         assert_eq!(second.redriven, 2);
         assert_eq!(second.earlier.iter().map(|a| a.latency_ms).collect::<Vec<_>>(), [0, 9]);
+    }
+
+    #[test]
+    fn what_somebody_has_cancelled_is_sent_only_if_that_is_said() {
+        let cancelled = || died_of(Reason::Cancelled, Some(request(1)));
+        let with = |reason| again(cancelled(), reason, &Redriven::default(), NOW);
+        assert_eq!(with(None), Err(Skip::Cancelled));
+        assert!(with(Some(Reason::Cancelled)).is_ok());
     }
 
     #[test]
@@ -336,7 +354,7 @@ mod tests {
         for (parsed, expected) in
             [(received(1), Skip::SameChain), (failure(1), Skip::SameChain), (dead(None), Skip::Unreadable)]
         {
-            assert_eq!(again(parsed, &none, NOW), Err(expected));
+            assert_eq!(again(parsed, None, &none, NOW), Err(expected));
         }
     }
 
@@ -365,7 +383,7 @@ mod tests {
         assert!(earlier.len() > 50 && earlier.len() < 100, "{}", earlier.len());
         let mut endless = request(1);
         endless.params.insert("fields".to_owned(), "y".repeat(REQUEST_LIMIT));
-        assert_eq!(super::again(dead(Some(endless)), &Redriven::default(), NOW), Err(Skip::TooLong));
+        assert_eq!(super::again(dead(Some(endless)), None, &Redriven::default(), NOW), Err(Skip::TooLong));
     }
 
     #[test]

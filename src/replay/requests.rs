@@ -115,7 +115,7 @@ impl Asking<'_> {
         let parsed = Some(parse(raw, self.route)).filter(|parsed| self.filter.keeps(parsed))?;
         let reason = if let Parsed::DeadLetter(dead) = &parsed { Some(dead.reason.as_str()) } else { None };
         let now = self.clock.now();
-        let skip = match again(parsed, self.redriven, now) {
+        let skip = match again(parsed, self.filter.reason, self.redriven, now) {
             Ok(again) if asked.is_first(&again) => {
                 tally.sent += 1;
                 if let Some(reason) = reason {
