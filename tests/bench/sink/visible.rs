@@ -39,7 +39,10 @@ const GOAL_SECONDS: f64 = 2.0;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The part of one core that looking may take, as a share of the time.
-const LOOKS_FOR: u32 = 10;
+const LOOKS_FOR: u32 = 3;
+
+/// Between two looks at most so long, however long a look takes on a busy machine: it would count as the row's.
+const LOOK_MAX: Duration = Duration::from_millis(100);
 
 /// So many results are made before the clock starts, and sent again and again: making them costs more than sending.
 const MADE: u64 = 20_000;
@@ -146,7 +149,7 @@ async fn run(
             break;
         }
         ensure!(last_found.elapsed() < PATIENCE, "no row was found for {PATIENCE:?}");
-        tokio::time::sleep(LOOK.max((at - asked) * (LOOKS_FOR - 1))).await;
+        tokio::time::sleep(((at - asked) * (LOOKS_FOR - 1)).clamp(LOOK, LOOK_MAX)).await;
     }
     sender.await??;
     took.sort_unstable();
