@@ -10,12 +10,9 @@ use crate::{
 pub(super) async fn expect_table(store: &Store, database: &str, table: &str, kind: Kind) -> anyhow::Result<()> {
     match store.has_table(table).await {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Ended::failed(missing(database, table, kind)).into()),
-        // There is not even the database.
-        Err(trouble) if trouble.kind == TroubleKind::Schema => {
-            Err(Ended::failed(missing(database, table, kind)).into())
-        }
-        Err(trouble) => Err(trouble.into()),
+        Err(trouble) if trouble.kind != TroubleKind::Schema => Err(trouble.into()),
+        // The other trouble: there is not even the database.
+        Ok(false) | Err(_) => Err(Ended::failed(missing(database, table, kind)).into()),
     }
 }
 

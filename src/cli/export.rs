@@ -19,8 +19,8 @@ pub(super) const LONG_ABOUT: &str = "\
 Write the answer to a query into a file.
 
 The query is SQL, the name of a table or view (items, changes, observations, daily(time_zone = 'Asia/Shanghai'), …), or \
-the number of a sample query (`weir export --list`). It can only read. The file appears when it is complete: an export that fails leaves none, and does not touch the \
-one before.";
+the number of a sample query (`weir export --list`). It can only read. The file appears when it is complete: an export \
+that fails leaves none, and does not touch the one before.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

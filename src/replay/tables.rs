@@ -67,7 +67,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Adds what another topic's run has come to.
+    /// Adds what another piece or another topic has come to.
     pub fn add(&mut self, other: &Self) {
         self.offsets += other.offsets;
         self.meant += other.meant;
@@ -147,7 +147,7 @@ impl Pouring<'_> {
             let (mut chunk, mut page, mut readings) = (Chunk::new(span), None, VecDeque::new());
             let mut is_over = false;
             while !(is_over && readings.is_empty()) {
-                if let (false, true) = (is_over, readings.len() < READINGS) {
+                if !is_over && readings.len() < READINGS {
                     match scan.next().await? {
                         Some(Piece::Records { records, .. }) => {
                             let records = self.look(records, span, &mut page).await?;
