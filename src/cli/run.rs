@@ -58,7 +58,7 @@ Examples:
   weir run                                   # everything in one process
   weir run --role fetch,retry                # without the sink
   weir run --role fetch,retry,changes,sink,serve   # and items over HTTP: GET /items/{source}/{id}
-  WEIR_INSTANCE__NAME=fetch-2 weir fetch     a second process that shares the work";
+  WEIR_INSTANCE__NAME=fetch-2 weir fetch     # a second process that shares the work";
 
 /// `weir run`
 #[derive(Clone, Debug, clap::Args)]
