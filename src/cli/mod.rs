@@ -25,6 +25,7 @@ pub mod terminal;
 mod topics;
 mod trace;
 mod verify;
+mod waiting;
 mod watch;
 
 use std::{
@@ -302,6 +303,18 @@ mod tests {
         std::iter::once(command).chain(below).collect()
     }
 
+    /// Whether a line of the help is an example: `weir …`, or the same with variables set for it alone.
+    fn is_example(line: &str) -> bool {
+        let Some(line) = line.strip_prefix("  ").filter(|line| !line.starts_with(' ')) else { return false };
+        line.split(' ').find(|word| !is_variable(word)) == Some("weir")
+    }
+
+    /// `NAME=value`
+    fn is_variable(word: &str) -> bool {
+        let name = word.split_once('=').map_or("", |(name, _)| name);
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+    }
+
     /// As a shell does, as far as the examples need it: up to a comment, a pipe, a redirection or a second command.
     fn words(line: &str) -> Vec<String> {
         let (mut words, mut quote) = (vec![String::new()], None);
@@ -326,9 +339,9 @@ mod tests {
             let text = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
             let broken = text.lines().find(|line| line.starts_with("  ") && line.chars().count() > 100);
             assert_eq!(broken, None, "clap breaks it");
-            for line in text.replace("\\\n", "").lines().filter(|line| line.starts_with("  weir ")) {
+            for line in text.replace("\\\n", "").lines().filter(|line| is_example(line)) {
                 examples += 1;
-                let parsed = Cli::try_parse_from(words(line.trim()));
+                let parsed = Cli::try_parse_from(words(line.trim()).into_iter().skip_while(|word| is_variable(word)));
                 assert!(parsed.is_ok(), "{line}\n{}", parsed.unwrap_err());
             }
         }

@@ -33,6 +33,7 @@ mod retry;
 mod set_back;
 mod sink;
 mod stack;
+mod status;
 mod taobao;
 mod tokens;
 mod torture;
