@@ -156,10 +156,11 @@ fn sheet(question: &Question, given: &Given, desk: &Desk) -> String {
         let currency = columns.currency.as_deref().unwrap_or_default();
         format!("{price} {currency}").trim().to_owned()
     });
-    let via = match given.via {
+    let via = match &given.via {
         Via::Call => "a call",
         Via::Cache => "the cache",
         Via::Stale => "the cache, since the call failed",
+        Via::Other(word) => word,
     };
     let age = spoken(desk.now().since(given.fetched_at));
     let from = format!("{via}, {age} old ({})", given.fetched_at);
