@@ -20,6 +20,7 @@ mod rebuild;
 mod replay;
 pub mod run;
 mod schema;
+mod sql;
 mod status;
 pub mod terminal;
 mod topics;

@@ -118,6 +118,9 @@ impl ClickHouseConfig {
 /// ClickHouse's code for what a user or a query may not do who or which only reads.
 const READONLY: u32 = 164;
 
+const UNKNOWN_TABLE: u32 = 60;
+const UNKNOWN_DATABASE: u32 = 81;
+
 /// What kind of trouble ClickHouse is in, or we with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TroubleKind {
@@ -188,6 +191,22 @@ impl Trouble {
             TroubleKind::Login => "Check clickhouse.user and its password",
             TroubleKind::Unable => "It needs room: look at its disk, memory and merges",
             TroubleKind::Refused => "",
+        }
+    }
+
+    /// The same, of SQL that a person wrote: the schema is not what is wrong, unless `is_own` knows the table or
+    /// database that is not there.
+    #[must_use]
+    pub(super) fn in_sql_by_hand(self, is_own: impl Fn(&str) -> bool) -> Self {
+        let is_missing = matches!(self.code, Some(UNKNOWN_TABLE | UNKNOWN_DATABASE));
+        let is_schema = is_missing && missing_name(&self.message).is_some_and(is_own);
+        match self.kind {
+            TroubleKind::Schema if !is_schema => Self { kind: TroubleKind::Refused, ..self },
+            TroubleKind::Schema
+            | TroubleKind::Away
+            | TroubleKind::Unable
+            | TroubleKind::Login
+            | TroubleKind::Refused => self,
         }
     }
 
@@ -266,6 +285,15 @@ fn kind_of(code: Option<u32>) -> TroubleKind {
     }
 }
 
+/// The table or database of `Table d.t does not exist`, `Unknown table expression identifier 'd.t'`, `Could not find
+/// table: t` or `Database d does not exist`.
+fn missing_name(message: &str) -> Option<&str> {
+    let (_, rest) =
+        ["identifier '", "table: ", "Table ", "Database "].iter().find_map(|lead| message.split_once(lead))?;
+    let name = rest.split(|c: char| c.is_whitespace() || c == '\'').next()?;
+    Some(name.trim_end_matches('.')).filter(|name| !name.is_empty())
+}
+
 fn first_line(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default().trim().trim_end_matches('.');
     shorten(line, 1_000).into_owned()
@@ -314,6 +342,36 @@ mod tests {
             unknown.to_string(),
             "ClickHouse says no, code 60: Table d.t does not exist. (UNKNOWN_TABLE). Run `weir schema apply`"
         );
+    }
+
+    #[test]
+    fn a_slip_in_sql_by_hand_is_no_matter_of_the_schema_but_a_table_of_ours_that_is_missing_is() {
+        let hint = |text: &str| {
+            let trouble = Trouble::from(Error::BadResponse(text.to_owned()));
+            trouble.in_sql_by_hand(|name| crate::sink::schema::lacks("weir", name)).hint()
+        };
+        let apply = "Run `weir schema apply`";
+        let table = [
+            ("Code: 62. DB::Exception: Syntax error: failed at position 7", ""),
+            (
+                "Code: 47. DB::Exception: Unknown expression identifier `nonsense`. In scope SELECT nonsense FROM items",
+                "",
+            ),
+            ("Code: 16. DB::Exception: No such column a in table weir.items (cc35)", ""),
+            ("Code: 60. DB::Exception: Unknown table expression identifier 'itmes'. Maybe you meant weir.items?", ""),
+            ("Code: 60. DB::Exception: Unknown table expression identifier 'other.items'. Maybe you", ""),
+            ("Code: 60. DB::Exception: Table weir.foo does not exist", ""),
+            ("Code: 81. DB::Exception: Database other does not exist. (UNKNOWN_DATABASE)", ""),
+            ("Code: 60. DB::Exception: Unknown table expression identifier 'items'. In scope SELECT", apply),
+            ("Code: 60. DB::Exception: Unknown table expression identifier 'weir.batches'", apply),
+            ("Code: 60. DB::Exception: Table weir.items does not exist. Maybe you meant pol.items?", apply),
+            ("Code: 60. DB::Exception: Could not find table: observations. (UNKNOWN_TABLE)", apply),
+            ("Code: 81. DB::Exception: Database weir does not exist. (UNKNOWN_DATABASE)", apply),
+        ];
+        for (text, expected) in table {
+            assert_eq!(hint(text), expected, "{text}");
+        }
+        assert_eq!(hint("502 Bad Gateway"), "Is it running, and is clickhouse.url right?");
     }
 
     #[test]
