@@ -274,9 +274,11 @@ fn kind_of(code: Option<u32>) -> TroubleKind {
         // A proxy between us and ClickHouse answers without a code: 502, 503.
         // TIMEOUT_EXCEEDED, SOCKET_TIMEOUT, NETWORK_ERROR
         None | Some(159 | 209 | 210) => TroubleKind::Away,
-        // READONLY, TOO_MANY_SIMULTANEOUS_QUERIES, NO_ZOOKEEPER, MEMORY_LIMIT_EXCEEDED, TABLE_IS_READ_ONLY,
-        // NOT_ENOUGH_SPACE, TOO_MANY_PARTS, UNKNOWN_STATUS_OF_INSERT, KEEPER_EXCEPTION
-        Some(164 | 202 | 225 | 241 | 242 | 243 | 252 | 319 | 999) => TroubleKind::Unable,
+        // CANNOT_WRITE_TO_FILE_DESCRIPTOR (a disk that was full only in the midst of it), READONLY,
+        // CANNOT_ALLOCATE_MEMORY, TOO_MANY_SIMULTANEOUS_QUERIES, NO_ZOOKEEPER, MEMORY_LIMIT_EXCEEDED,
+        // TABLE_IS_READ_ONLY, NOT_ENOUGH_SPACE, TOO_MANY_PARTS, UNKNOWN_STATUS_OF_INSERT, CANNOT_SCHEDULE_TASK,
+        // SERVER_OVERLOADED, KEEPER_EXCEPTION
+        Some(75 | 164 | 173 | 202 | 225 | 241 | 242 | 243 | 252 | 319 | 439 | 745 | 999) => TroubleKind::Unable,
         // NOT_FOUND_COLUMN_IN_BLOCK, NO_SUCH_COLUMN_IN_TABLE, UNKNOWN_IDENTIFIER, UNKNOWN_TABLE, UNKNOWN_DATABASE
         Some(10 | 16 | 47 | 60 | 81) => TroubleKind::Schema,
         // UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, ACCESS_DENIED, AUTHENTICATION_FAILED
@@ -327,6 +329,8 @@ mod tests {
             ("Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS)", TroubleKind::Unable),
             ("Code: 241. DB::Exception: Memory limit exceeded\nstack trace", TroubleKind::Unable),
             ("Code: 243. DB::Exception: Cannot reserve 1.00 MiB, not enough space", TroubleKind::Unable),
+            ("Code: 75. DB::Exception: Cannot write to file: errno: 28, No space left on device", TroubleKind::Unable),
+            ("Code: 745. DB::Exception: CPU is overloaded. (SERVER_OVERLOADED)", TroubleKind::Unable),
             ("Code: 516. DB::Exception: default: Authentication failed", TroubleKind::Login),
             ("Code: 62. DB::Exception: Syntax error", TroubleKind::Refused),
             ("502 Bad Gateway", TroubleKind::Away),

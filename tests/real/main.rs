@@ -28,6 +28,7 @@ mod process;
 mod proxy;
 mod quota;
 mod quota_batches;
+mod refusals;
 mod replay;
 mod retry;
 mod set_back;
