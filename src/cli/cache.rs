@@ -10,7 +10,7 @@ use super::{
     enqueue::{known_source, parameter},
     exit::{Ended, Exit},
     get::{desk, open_cache},
-    terminal::{grouped, note, say, spoken, table},
+    terminal::{agree, counted, note, say, spoken, table},
 };
 use crate::{
     cache::{Cache, Kept, Key, SourceCache},
@@ -180,9 +180,10 @@ async fn drop_all(which: &Which, config: &Config, refresh: bool) -> anyhow::Resu
         }
         written(&whole).await?;
     }
-    let count = grouped(items.len() as u64);
+    let (count, them) = (items.len() as u64, agree(items.len() as u64, "it", "them"));
+    let count = counted(count, "item");
     if !refresh {
-        say(&format!("Dropped what was kept of {count} items of {}", which.source))?;
+        say(&format!("Dropped what was kept of {count} of {}", which.source))?;
         return Ok(Exit::Done);
     }
     let question = |item: &ItemId| Question {
@@ -194,7 +195,7 @@ async fn drop_all(which: &Which, config: &Config, refresh: bool) -> anyhow::Resu
     };
     let questions: Vec<_> = items.iter().map(question).collect();
     desk(config, &whole)?.send(&which.source, &questions).await?;
-    say(&format!("Dropped what was kept of {count} items of {}, and asked for them anew", which.source))?;
+    say(&format!("Dropped what was kept of {count} of {}, and asked for {them} anew", which.source))?;
     Ok(Exit::Done)
 }
 

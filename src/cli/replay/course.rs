@@ -9,8 +9,8 @@ use super::{
     super::{
         elsewhere::expect_table,
         exit::{Ended, Exit},
-        piece::{Bar, confirm},
-        terminal::{grouped, note, say, spoken},
+        piece::{Bar, Told, confirm, in_tables},
+        terminal::{agree, counted, grouped, note, say, spoken},
     },
     Order,
 };
@@ -75,7 +75,7 @@ impl Order<'_> {
         let resumed = unfinished.as_ref().map(|unfinished| unfinished.run.as_str());
         if !consent.yes {
             let Some(counted) = self.pass(&plan, None, resumed, stop).await? else { return Ok(Exit::Interrupted) };
-            say(&self.words(&counted, "would be"))?;
+            say(&self.words(&counted, Told::Before))?;
             if consent.dry_run || counted.is_idle() {
                 return Ok(Exit::Done);
             }
@@ -94,7 +94,7 @@ impl Order<'_> {
             return Ok(Exit::Interrupted);
         };
         job.forget().await?;
-        say(&format!("{}, in {}", self.words(&sum, "were"), spoken(since.elapsed())))?;
+        say(&format!("{}, in {}", self.words(&sum, Told::After), spoken(since.elapsed())))?;
         Ok(Exit::Done)
     }
 
@@ -236,7 +236,7 @@ impl Order<'_> {
         topics.into_iter().filter(|topic| topic.kind == Kind::Request)
     }
 
-    fn words(&self, sum: &Sum, were: &str) -> String {
+    fn words(&self, sum: &Sum, told: Told) -> String {
         if self.into == Into::Requests {
             let requests::Tally { sent, reasons, skipped, .. } = &sum.requests;
             let reasons: Vec<_> =
@@ -244,31 +244,31 @@ impl Order<'_> {
             let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
             let skipped = skipped.iter().map(|(skip, count)| format!("; {} {}", grouped(*count), skip.words()));
             let skipped = skipped.collect::<Vec<_>>().concat();
-            return format!("{} requests {were} sent{reasons}{skipped}", grouped(*sent));
+            return format!("{} {} sent{reasons}{skipped}", counted(*sent, "request"), told.verb(*sent));
         }
         let tables::Tally { meant, there, inserted, rowless, .. } = sum.tables;
-        let rowless = match rowless {
-            0 => String::new(),
-            _ => format!("; {} unreadable records have no row here", grouped(rowless)),
-        };
-        let [meant, there, inserted] = [meant, there, inserted].map(grouped);
-        format!("Of {meant} records {there} are in {}; {inserted} {were} inserted{rowless}", self.into)
+        let unreadable = counted(rowless, "unreadable record");
+        let have = agree(rowless, "has", "have");
+        let rowless = if rowless > 0 { format!("; {unreadable} {have} no row here") } else { String::new() };
+        in_tables("record", [meant, there, inserted], &self.into, told) + &rowless
     }
 }
 
 /// Says what of the piece is left out.
 fn tell(plan: &Plan, resumes: bool, has_json: bool) {
-    let left = grouped(plan.length());
+    let (left, are) = (counted(plan.length(), "offset"), agree(plan.length(), "is", "are"));
     if resumes {
-        note(&format!("Going on with an interrupted run: {left} offsets are left (--restart begins anew)"));
+        note(&format!("Going on with an interrupted run: {left} {are} left (--restart begins anew)"));
     }
     if plan.gone > 0 {
         let stored = if has_json { "; `--from-table observations` takes stored rows" } else { "" };
-        note(&format!("{} offsets of this piece have been deleted from Kafka{stored}", grouped(plan.gone)));
+        let have = agree(plan.gone, "has", "have");
+        note(&format!("{} of this piece {have} been deleted from Kafka{stored}", counted(plan.gone, "offset")));
     }
     // Each partition may end with the mark of a transaction, which is no record.
     if plan.ahead > plan.spans.len() as u64 {
-        note(&format!("{} offsets are the sink's own to store: it has not come that far", grouped(plan.ahead)));
+        let are = agree(plan.ahead, "is", "are");
+        note(&format!("{} {are} the sink's own to store: it has not come that far", counted(plan.ahead, "offset")));
     }
 }
 
