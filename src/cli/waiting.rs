@@ -6,11 +6,12 @@
 
 use std::{collections::HashMap, ops::Range, time::Duration};
 
-use tokio::time::timeout;
+use futures::future::join_all;
+use tokio::time::{Instant, timeout_at};
 
 use crate::kafka::{
     Partition, Scan,
-    admin::Lag,
+    admin::{AdminError, Lag},
     client::Config,
     scan::{self, Piece, Span},
 };
@@ -18,40 +19,26 @@ use crate::kafka::{
 /// Up to so many offsets of a partition are looked at; where more are left a few marks are no matter.
 const FEW: i64 = 100;
 
+/// How many partitions are read at once, at most. Each takes some 20 ms, but to go on from one to the next takes Kafka's
+/// client a second where only marks stand.
+const READERS: usize = 64;
+
 /// How long that may take: a transaction that is open holds it up.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The offsets of records in the last piece of each partition that was looked at.
 #[derive(Debug, Default)]
-pub(super) struct Seen(HashMap<(String, i32), Vec<i64>>);
+pub(super) struct Seen(Offsets);
 
 impl Seen {
     /// Looks at what is left where that is little. Nothing is known of partitions that could not be read in time.
     pub(super) async fn of<'a>(kafka: &Config, lags: impl Iterator<Item = &'a Lag>) -> Self {
-        let (spans, mut seen) = (spans(lags), Self::default());
+        let (spans, until) = (spans(lags), Instant::now() + PATIENCE);
         // What has been seen when the time is over, or an error comes, is right; the rest is said with a "perhaps".
-        let _ = timeout(PATIENCE, seen.read(kafka, spans)).await;
-        seen
-    }
-
-    async fn read(&mut self, kafka: &Config, spans: Vec<Span>) -> anyhow::Result<()> {
-        let mut topics: Vec<String> = spans.iter().map(|span| span.partition.topic.to_string()).collect();
-        topics.dedup();
-        // Nothing may be asked for that is not decided yet.
-        let ends = scan::bounds(kafka, &topics).await?;
-        let is_decided =
-            |span: &Span| ends.iter().any(|end| end.partition == span.partition && end.end >= span.range.end);
-        let mut scan = Scan::open(kafka, spans.into_iter().filter(is_decided).collect())?;
-        let mut found = Vec::new();
-        while let Some(piece) = scan.next().await? {
-            match piece {
-                Piece::Records { records, .. } => found.extend(records.iter().map(|record| record.offset)),
-                Piece::End(Partition { topic, number }) => {
-                    self.0.insert((topic.to_string(), number), std::mem::take(&mut found));
-                }
-            }
-        }
-        Ok(())
+        let Ok(Ok(spans)) = timeout_at(until, decided(kafka, spans)).await else { return Self::default() };
+        let share = |number| spans.iter().skip(number).step_by(READERS).cloned().collect();
+        let readers = (0..READERS.min(spans.len())).map(|number| read(kafka, share(number), until));
+        Self(join_all(readers).await.into_iter().flatten().collect())
     }
 
     /// How many records wait in a partition; the offsets that are left, if it was not looked at.
@@ -66,6 +53,32 @@ impl Seen {
             None => Waiting { records: lag.behind(), is_sure: left.is_empty() },
         }
     }
+}
+
+type Offsets = HashMap<(String, i32), Vec<i64>>;
+
+/// The spans without those at whose end a transaction is open: they would be waited for.
+async fn decided(kafka: &Config, mut spans: Vec<Span>) -> Result<Vec<Span>, AdminError> {
+    let mut topics: Vec<String> = spans.iter().map(|span| span.partition.topic.to_string()).collect();
+    topics.dedup();
+    let ends = scan::bounds(kafka, &topics).await?;
+    spans.retain(|span| ends.iter().any(|end| end.partition == span.partition && end.end >= span.range.end));
+    Ok(spans)
+}
+
+/// The offsets of the records in these spans, as far as they come in time.
+async fn read(kafka: &Config, spans: Vec<Span>, until: Instant) -> Offsets {
+    let (mut seen, mut found) = (Offsets::new(), Vec::new());
+    let Ok(mut scan) = Scan::open(kafka, spans) else { return seen };
+    while let Ok(Ok(Some(piece))) = timeout_at(until, scan.next()).await {
+        match piece {
+            Piece::Records { records, .. } => found.extend(records.iter().map(|record| record.offset)),
+            Piece::End(Partition { topic, number }) => {
+                seen.insert((topic.to_string(), number), std::mem::take(&mut found));
+            }
+        }
+    }
+    seen
 }
 
 /// What waits in a partition.
