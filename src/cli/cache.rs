@@ -30,8 +30,8 @@ Examples:
   weir cache drop ali1688 --file changed.txt          # for each line
   weir cache refresh ali1688 584051070147             # forget it, and ask for it anew
 
-It is about the answers in Redis. What processes have in their own memory follows within a moment; one that is cut off
-from Redis goes on with its own until that is no longer fresh ([source.cache] fresh).";
+It is about the answers in Redis. What processes have in their own memory follows within a moment; one that is \
+cut off from Redis goes on with its own until that is no longer fresh ([source.cache] fresh).";
 
 /// Given to Redis in one go: what waits for it is bounded.
 const CHUNK: usize = 2_000;
@@ -49,8 +49,11 @@ Examples:
   weir cache warm ali1688 --items 500
   weir cache warm ali1688 --file results.jsonl         # from a file
 
-Exit codes: 0 filled, also if some were left out; 1 a line of the file is no result (the ones before it are in the
-            cache), 64 no such source or file, or its answers are not kept, 69 Redis or ClickHouse cannot be reached";
+Exit codes:
+  0 filled, also if some were left out
+  1 a line of the file is no result; the ones before it are in the cache
+  64 no such source or file, or its answers are not kept
+  69 Redis or ClickHouse cannot be reached";
 
 /// `weir cache`
 #[derive(Debug, clap::Subcommand)]

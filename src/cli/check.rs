@@ -36,8 +36,8 @@ Examples:
   weir check --offline        # the configuration, the accounts, and tokens that are in a file
   weir check --quiet          # without printing the configuration
 
-Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid,
-            69 a server cannot be reached";
+Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid, 69 a server cannot be \
+reached";
 
 /// How many addresses of a source are named.
 const ADDRESSES_SHOWN: usize = 10;

@@ -49,8 +49,8 @@ Examples:
   weir dead purge --until 30d                          # those of more than thirty days ago
   weir dead purge --until 2026-11-01T00:00:00Z --yes   # without being asked
 
-What is deleted is gone from Kafka: it can no longer be listed, shown or redriven. Kafka only deletes from the oldest
-on, so all letters up to that time go, whatever they are about. The rows in ClickHouse stay: batches and counts do not
+What is deleted is gone from Kafka: it can no longer be listed, shown or redriven. Kafka only deletes from the oldest \
+on, so all letters up to that time go, whatever they are about. The rows in ClickHouse stay: batches and counts do not \
 change. A record of an open transaction or one that the sink has not stored yet is not deleted; it is said how many.";
 
 /// `weir dead …`

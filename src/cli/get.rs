@@ -32,8 +32,11 @@ Examples:
   weir get ali1688 584051070147 --max-age 5m      # not older than five minutes
   weir get ali1688 584051070147 --max-age 0 --json | jq .columns.price
 
-Exit codes: 0 here is the item, also an older one; 1 there is no such item, or its request was given up;
-  64 there is no such source; 69 no answer within --wait: it is still asked for";
+Exit codes:
+  0 here is the item, also an older one
+  1 there is no such item, or its request was given up
+  64 there is no such source
+  69 no answer within --wait: it is still asked for";
 
 /// How long the end of a command waits for the request that is to renew what it has given.
 const FINISH: Duration = Duration::from_secs(2);

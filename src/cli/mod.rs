@@ -62,7 +62,7 @@ A first collection:
   weir topics apply && weir schema apply           # create topics and tables; safe to repeat
   weir run                                         # all roles in one process, until Ctrl-C
   weir enqueue ids.txt --source ali1688 --wait     # ask for the IDs of a file, watch them come in
-  weir query \"SELECT * FROM items LIMIT 5\"   # look at the rows
+  weir query \"SELECT * FROM items LIMIT 5\"         # look at the rows
 
 Exit codes:
   0 done, 1 failed, 64 invalid configuration or usage, 69 a server cannot be reached,
@@ -333,13 +333,27 @@ mod tests {
     }
 
     #[test]
+    fn paragraphs_of_the_help_are_left_to_clap_to_wrap() {
+        let is_text = |line: &str| !line.is_empty() && !line.starts_with(' ') && !line.ends_with(':');
+        let whole = Cli::command();
+        for command in with_all_below(&whole) {
+            for text in [command.get_long_about(), command.get_after_long_help()].into_iter().flatten() {
+                let text = text.to_string();
+                let lines: Vec<_> = text.lines().collect();
+                let broken = lines.windows(2).find(|pair| is_text(pair[0]) && is_text(pair[1]));
+                assert_eq!(broken, None, "{}: clap wraps each line by itself", command.get_name());
+                let wide = lines.iter().find(|line| line.starts_with("  ") && line.chars().count() > 100);
+                assert_eq!(wide, None, "{}: clap breaks it", command.get_name());
+            }
+        }
+    }
+
+    #[test]
     fn each_example_of_the_help_can_be_pasted() {
         let whole = Cli::command();
         let mut examples = 0;
         for command in with_all_below(&whole) {
             let text = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
-            let broken = text.lines().find(|line| line.starts_with("  ") && line.chars().count() > 100);
-            assert_eq!(broken, None, "clap breaks it");
             for line in text.replace("\\\n", "").lines().filter(|line| is_example(line)) {
                 examples += 1;
                 let parsed = Cli::try_parse_from(words(line.trim()).into_iter().skip_while(|word| is_variable(word)));

@@ -24,7 +24,8 @@ use crate::{
 pub(super) const LONG_ABOUT: &str = "\
 What waits, what is under way, what came last.
 
-From Kafka: for each stage and topic how many records it has yet to do. From ClickHouse: the batches under way and the \
+From Kafka: for each stage and topic how many records it has yet to do; where few are left they are counted one by \
+one, where many are, the marks of transactions count too. From ClickHouse: the batches under way and the \
 latest ones, and what the calls of the last ten minutes came to. If one of the two does not answer, the other is shown. \
 And from the process that runs here, if one listens on [http] listen: which of its roles wait, and for what.";
 

@@ -22,7 +22,7 @@ pub enum Command {
 Example:
   weir --config weir.toml topics apply
 
-Partitions are only ever added: Kafka cannot take them away. Records stay where they are; weir does not depend on
+Partitions are only ever added: Kafka cannot take them away. Records stay where they are; weir does not depend on \
 which partition a key is in. Number, copies and retention are set in [topics].")]
     Apply,
     /// Each topic: what is on it, its partitions, how long it is kept.
