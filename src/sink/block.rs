@@ -120,6 +120,12 @@ impl Blocks {
         self.limits = limits;
     }
 
+    /// The limits for the blocks that are yet to be cut.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// Adds the next record. One that is not beyond the last one is dropped: it is here already.
     pub fn push(&mut self, record: Record, now: Instant) {
         if self.last.is_some_and(|(last, _)| record.offset <= last) {
@@ -224,11 +230,17 @@ impl Blocks {
             return self.waiting.front().map(|waiting| waiting.came_at).or(self.gone_at).filter(|_| is_complete);
         }
         let came_at = self.waiting.front()?.came_at;
-        let is_full = self.is_sealed
+        Some(if self.is_full() { came_at } else { came_at + self.limits.age })
+    }
+
+    /// Whether the next block has its end, so that waiting would not make it larger, or not much.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.is_sealed
+            || !self.rebuild.is_empty()
             || self.border().is_some()
             || self.waiting.len() >= self.limits.rows
-            || self.bytes >= self.limits.bytes;
-        Some(if is_full { came_at } else { came_at + self.limits.age })
+            || self.bytes >= self.limits.bytes
     }
 
     /// Whether a block that was announced before cannot be cut until more records come.

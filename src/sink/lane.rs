@@ -22,6 +22,13 @@ use crate::kafka::{Assignment, Committed, Epoch, Handover, Outgoing, Record};
 /// partition has gone. So nobody inserts on the strength of an intent that a new owner has dealt with long ago.
 pub const FRESH_FOR: Duration = Duration::from_secs(30);
 
+/// Inserts at once. Each makes a part in ClickHouse, so more would only make more to merge.
+pub const INSERTS_MAX: usize = 4;
+
+/// For each insert under way a block that is old but not full waits so many-th of the age more: with three of them a
+/// second becomes 1.75.
+const GIVE_WAY: u32 = 4;
+
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -161,16 +168,38 @@ impl Lane {
         self.pending.is_empty() && self.reading.is_none() && self.blocks.lacks_records()
     }
 
-    fn may_cut(&self) -> bool {
-        self.reading.is_none() && self.pending.len() < AHEAD && self.leaving.is_none()
+    /// When the next block may be cut, beside so many inserts that are under way or about to begin.
+    ///
+    /// A full block is cut ahead of its insert. One that is only old grows until its insert can begin: cut before, it
+    /// would wait, and so would the records behind it, which could have come with it. And it gives way for a while to
+    /// each insert under way: one after the other they are sooner done than all at once, and fewer.
+    fn cut_at(&self, inserts: usize) -> Option<Instant> {
+        let is_open = self.reading.is_none() && self.pending.len() < AHEAD && self.leaving.is_none();
+        let due = self.blocks.due().filter(|_| is_open)?;
+        let is_next = self.pending.is_empty() && inserts < INSERTS_MAX;
+        let cut_at = match (self.blocks.is_full(), is_next) {
+            (true, _) => due,
+            (false, true) => due + self.blocks.limits().age * u32::try_from(inserts).unwrap_or(0) / GIVE_WAY,
+            (false, false) => return None,
+        };
+        Some(self.look_again_at.map_or(cut_at, |again| cut_at.max(again)))
     }
 
-    /// The next block to be read, and whether rows of it may be there.
-    pub fn cut(&mut self, now: Instant) -> Option<(Cut, Guard)> {
-        if self.look_again_at.is_some_and(|again| again > now) {
-            return None;
-        }
-        let cut = self.may_cut().then(|| self.blocks.take(now)).flatten()?;
+    /// Since when the next block is full or old enough, if it is; in whose order lanes may insert.
+    pub fn due_since(&self, now: Instant) -> Option<Instant> {
+        self.blocks.due().filter(|due| *due <= now)
+    }
+
+    /// Whether its insert begins as soon as its block is read and announced.
+    pub fn is_about_to_insert(&self, now: Instant) -> bool {
+        let can_begin = |front: &Pending| !front.is_in_flight() && front.again_at.is_none_or(|again| again <= now);
+        self.leaving.is_none() && self.pending.front().map_or(self.reading.is_some(), can_begin)
+    }
+
+    /// The next block to be read, and whether rows of it may be there; `inserts`: under way or about to begin.
+    pub fn cut(&mut self, now: Instant, inserts: usize) -> Option<(Cut, Guard)> {
+        self.cut_at(inserts).filter(|cut_at| *cut_at <= now)?;
+        let cut = self.blocks.take(now)?;
         if let Cut::New(block) = &cut {
             self.guard = self.guard.from(block.first());
         }
@@ -338,12 +367,10 @@ impl Lane {
 
     /// When something has to happen without an event. What could have begun before `now` waits for an event: the end
     /// of an insert, or of a commit.
-    pub fn due(&self, now: Instant) -> Option<Instant> {
+    pub fn due(&self, now: Instant, inserts: usize) -> Option<Instant> {
         let front = self.pending.front().filter(|_| self.leaving.is_none());
         let again = front.and_then(|front| front.again_at).filter(|again| *again > now);
-        let cut = self.may_cut().then(|| self.blocks.due()).flatten();
-        let cut = cut.map(|due| self.look_again_at.map_or(due, |again| due.max(again)));
-        again.into_iter().chain(cut).min()
+        again.into_iter().chain(self.cut_at(inserts)).min()
     }
 }
 

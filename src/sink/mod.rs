@@ -66,7 +66,8 @@ pub struct Config {
     pub rows: usize,
     /// Bytes of a block in memory, at most.
     pub bytes: ByteSize,
-    /// Age of a block's first record, at most.
+    /// Age of a block's first record. If the block is not full by then it still gives way for a quarter of that to each
+    /// insert under way, and grows meanwhile.
     #[serde(with = "humantime_serde")]
     pub age: Duration,
     /// Bytes that wait in all partitions together, about: beyond it the fullest partitions pause.

@@ -20,7 +20,7 @@ use super::{
     guard,
     insert::Insert,
     intent::IntentError,
-    lane::{self, Lane},
+    lane::{self, INSERTS_MAX, Lane},
     patience::{Pressure, Troubles},
     row::Route,
     sealed::{self, Grave, Reading, Sealed},
@@ -33,9 +33,6 @@ use crate::{
     },
     runtime::{clock::Clock, health::RoleHealth, metrics::METRICS},
 };
-
-/// Inserts at once. Each makes a part in ClickHouse, so more would only make more to merge.
-const INSERTS_MAX: usize = 4;
 
 /// How soon a refused commit is tried again.
 const COMMIT_AGAIN: Duration = Duration::from_secs(1);
@@ -140,7 +137,8 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
     /// When something has to happen without an event.
     fn due(&self) -> Option<Instant> {
         let now = Instant::now();
-        let lanes = self.lanes.values().filter_map(|lane| lane.due(now));
+        let inserts = self.inserts(now);
+        let lanes = self.lanes.values().filter_map(|lane| lane.due(now, inserts));
         lanes.chain(self.commit_again).min()
     }
 
@@ -197,12 +195,22 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
         }
     }
 
+    /// How many inserts are under way, or begin as soon as their blocks are read and announced.
+    fn inserts(&self, now: Instant) -> usize {
+        self.busy.len() + self.lanes.values().filter(|lane| lane.is_about_to_insert(now)).count()
+    }
+
     /// Starts to read what is full or old enough.
     fn read_blocks(&mut self) {
         let now = Instant::now();
+        let mut inserts = self.inserts(now);
         let grave = Grave { topic: Arc::clone(&self.dead_topic), now: self.clock.now() };
-        for (partition, lane) in &mut self.lanes {
-            let Some((cut, guard)) = lane.cut(now) else { continue };
+        let lanes = self.lanes.iter_mut();
+        let mut due: Vec<_> = lanes.filter_map(|(name, lane)| Some((lane.due_since(now)?, name, lane))).collect();
+        due.sort_by_key(|(since, ..)| *since);
+        for (_, partition, lane) in due {
+            let Some((cut, guard)) = lane.cut(now, inserts) else { continue };
+            inserts += usize::from(lane.is_about_to_insert(now));
             let (partition, epoch) = (partition.clone(), lane.epoch);
             let (route, grave, store) = (Arc::clone(&lane.route), grave.clone(), Arc::clone(&self.store));
             self.tasks.spawn(async move {

@@ -1,5 +1,6 @@
 //! The sink against a scripted reader and a store that can be away, in virtual time.
 
+mod load;
 mod trouble;
 
 use std::{
@@ -237,23 +238,6 @@ async fn a_full_block_is_announced_and_stored_at_once_and_the_rest_when_it_is_ol
 }
 
 #[tokio::test(start_paused = true)]
-async fn under_load_there_is_one_commit_for_each_block_and_blocks_grow() {
-    let sink = start(rows(10));
-    sink.tables.get().insert_takes = Duration::from_millis(500);
-    sink.assign(0, 1);
-    for step in 0..40 {
-        sink.records(0, 1, step * 10..step * 10 + 10);
-        wait(50).await;
-    }
-    wait(5_000).await;
-    let blocks = sink.stored().len();
-    assert!((4..=12).contains(&blocks), "{:?}", sink.stored());
-    assert!(sink.commits().len() <= blocks + 2, "{:?}", sink.commits());
-    assert_eq!(sink.tables.get().stored.iter().map(|(_, rows)| rows).sum::<usize>(), 400);
-    assert!(sink.tables.get().stored.iter().all(|(_, rows)| *rows <= 80));
-}
-
-#[tokio::test(start_paused = true)]
 async fn no_insert_begins_before_its_intent_is_acknowledged() {
     let sink = start(rows(1));
     sink.log.world().refuses_commits = true;
@@ -264,27 +248,6 @@ async fn no_insert_begins_before_its_intent_is_acknowledged() {
     sink.log.world().refuses_commits = false;
     wait(1_100).await;
     assert_eq!((sink.attempts(), sink.stored().len()), (1, 1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_insert_per_partition_and_four_in_all() {
-    let sink = start(rows(1));
-    sink.tables.get().insert_takes = Duration::from_secs(1);
-    for number in 0..6 {
-        sink.assign(number, 1);
-        sink.records(number, 1, 0..1);
-        wait(1).await;
-        sink.records(number, 1, 1..2);
-    }
-    wait(500).await;
-    assert_eq!(sink.tables.get().at_once, 4);
-    assert_eq!(sink.attempts(), 4);
-    wait(10_000).await;
-    assert_eq!(sink.tables.get().at_once_max, 4);
-    for number in 0..6 {
-        let done = sink.commits().into_iter().filter(|(n, ..)| *n == number).map(|(_, _, to, _)| to).max();
-        assert_eq!(done, Some(2), "partition {number}");
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -311,27 +274,6 @@ async fn while_the_store_is_away_nothing_advances_and_memory_is_bounded_and_then
     assert_eq!(sink.commits().last(), Some(&commit(0, 1, read, "B1:")));
     assert!(sink.log.world().paused.is_empty(), "reading goes on");
     assert_eq!(sink.condition(), "");
-}
-
-#[tokio::test(start_paused = true)]
-async fn many_partitions_together_stay_within_the_memory() {
-    let sink = start(Config { memory: bytesize::ByteSize::kb(100), ..Config::default() });
-    sink.tables.get().away = true;
-    for number in 0..5 {
-        sink.assign(number, 1);
-    }
-    let (mut sent, mut round) = (0, 0);
-    while sink.log.world().paused.len() < 5 && round < 1_000 {
-        for number in 0..5 {
-            if !sink.log.world().paused.contains(&partition(number)) {
-                sink.records(number, 1, round..round + 1);
-                sent += 1;
-            }
-        }
-        round += 1;
-        wait(1).await;
-    }
-    assert!((150..250).contains(&sent), "{sent} records of 0.5 kB for 100 kB");
 }
 
 #[tokio::test(start_paused = true)]
