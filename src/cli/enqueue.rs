@@ -78,7 +78,7 @@ pub struct Args {
     #[arg(long)]
     express: bool,
     /// Do not call any more after this time; what is left becomes dead letters.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = super::duration)]
     expires_in: Option<Duration>,
     /// How old the answers may be, where a cache has some; 0: by a call each.
     #[arg(long, value_name = "DURATION", value_parser = super::get::age)]

@@ -104,7 +104,7 @@ async fn answer(
 async fn write(config: &Config, sql: &str, format: &Format, path: &Path) -> anyhow::Result<u64> {
     let name = path.file_name().ok_or_else(|| Ended::usage(format!("{} is no file name", path.display())))?;
     let beside = path.with_file_name(format!(".{}.part", name.to_string_lossy()));
-    let mut file = File::create(&beside).await.with_context(|| format!("cannot write {}", beside.display()))?;
+    let mut file = File::create(&beside).await.with_context(|| format!("cannot write {}", path.display()))?;
     let written = async {
         answer(config, sql, format, &mut file).await?;
         file.sync_all().await.with_context(|| format!("cannot write {}", beside.display()))?;

@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
     param: Vec<(String, String)>,
     /// How long to wait for it.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
+    #[arg(long, value_name = "DURATION", value_parser = super::duration, default_value = "30s")]
     wait: Duration,
     /// Print one JSON object.
     #[arg(long)]
@@ -66,7 +66,7 @@ pub struct Args {
 /// A duration; a bare number counts seconds.
 pub(super) fn age(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().map(Duration::from_secs);
-    seconds.map_or_else(|| humantime::parse_duration(text).map_err(|error| error.to_string()), Ok)
+    seconds.map_or_else(|| super::duration(text), Ok)
 }
 
 /// Each source as a desk knows it.

@@ -118,6 +118,7 @@ impl ClickHouseConfig {
 /// ClickHouse's code for what a user or a query may not do who or which only reads.
 const READONLY: u32 = 164;
 
+const SYNTAX_ERROR: u32 = 62;
 const UNKNOWN_TABLE: u32 = 60;
 const UNKNOWN_DATABASE: u32 = 81;
 
@@ -201,6 +202,11 @@ impl Trouble {
         let is_missing = matches!(self.code, Some(UNKNOWN_TABLE | UNKNOWN_DATABASE));
         let is_schema = is_missing && missing_name(&self.message).is_some_and(is_own);
         match self.kind {
+            TroubleKind::Refused if self.code == Some(SYNTAX_ERROR) => {
+                // What could stand there instead is a list that fills a screen.
+                let message = self.message.split(". Expected one of").next().unwrap_or_default().to_owned();
+                Self { message, ..self }
+            }
             TroubleKind::Schema if !is_schema => Self { kind: TroubleKind::Refused, ..self },
             TroubleKind::Schema
             | TroubleKind::Away
@@ -375,6 +381,10 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(hint(text), expected, "{text}");
         }
+        let syntax =
+            "Code: 62. DB::Exception: Syntax error: failed at position 7 (1): 1. Expected one of: Dot, token, OR";
+        let shown = Trouble::from(Error::BadResponse(syntax.to_owned())).in_sql_by_hand(|_| true).to_string();
+        assert_eq!(shown, "ClickHouse says no, code 62: Syntax error: failed at position 7 (1): 1");
         assert_eq!(hint("502 Bad Gateway"), "Is it running, and is clickhouse.url right?");
     }
 
