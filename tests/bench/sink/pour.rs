@@ -71,7 +71,7 @@ pub async fn measure(bench: &Bench, count: usize, table: &mut Table) -> Result<f
     let parsed = bare::parse(seen)?;
     report(table, count, &poured, [inserted, consumed, parsed]);
     report_together(table, count, &poured, together);
-    report_machine(table, count, [poured.of_all, together.0.of_all, inserted.of_all]);
+    report_machine(table, count, [poured.of_all, replayed.of_all, together.0.of_all, inserted.of_all]);
     report_replay(table, count, &replayed, inserted, consumed);
     report_disk(table, &into_sink).await?;
     for tables in [into_sink, into_replay, into_bare, into_both] {
@@ -181,9 +181,10 @@ fn report_together(table: &mut Table, count: usize, poured: &Poured, (cost, rate
 
 /// Why the rates are what they are: with both cores busy, rows a second are two seconds by the CPU of a row. Means
 /// something only where nothing else runs.
-fn report_machine(table: &mut Table, count: usize, [sink, together, insert]: [Duration; 3]) {
+fn report_machine(table: &mut Table, count: usize, [sink, replay, together, insert]: [Duration; 4]) {
     let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / mean(count, 1);
     table.explain("CPU of all processes per row: sink", "µs", each(sink));
+    table.explain("  replay", "µs", each(replay));
     table.explain("  bare consume + parse + insert", "µs", each(together));
     table.explain("  bare insert", "µs", each(insert));
 }
@@ -196,6 +197,8 @@ fn report_replay(table: &mut Table, count: usize, replayed: &Poured, inserted: C
     table.add(figure("  between its first and last row", "/s", Goal::None, replayed.per_second, Some(floor)));
     table.explain("  of the floor: bare insert", "/s", rate(count, inserted.wall));
     table.explain("  of the floor: bare consume", "/s", rate(count, consumed.wall));
+    let cpu = replayed.cpu.as_secs_f64() * 1e6 / mean(count, 1);
+    table.add(figure("  client CPU per row", "µs", Goal::None, cpu, None));
     table.add(figure("  resident at most", "MB", Goal::AtMost(150.0), replayed.peak_mb, None));
     table.add(figure("  rows of an insert", "", Goal::None, mean(replayed.block, 1), None));
 }
