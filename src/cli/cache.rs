@@ -10,7 +10,7 @@ use super::{
     enqueue::{known_source, parameter},
     exit::{Ended, Exit},
     get::{desk, open_cache},
-    terminal::{grouped, note, say, spoken, table},
+    terminal::{agree, counted, note, say, spoken, table},
 };
 use crate::{
     cache::{Cache, Kept, Key, SourceCache},
@@ -30,8 +30,8 @@ Examples:
   weir cache drop ali1688 --file changed.txt          # for each line
   weir cache refresh ali1688 584051070147             # forget it, and ask for it anew
 
-It is about the answers in Redis. What processes have in their own memory follows within a moment; one that is cut off
-from Redis goes on with its own until that is no longer fresh ([source.cache] fresh).";
+It is about the answers in Redis. What processes have in their own memory follows within a moment; one that is \
+cut off from Redis goes on with its own until that is no longer fresh ([source.cache] fresh).";
 
 /// Given to Redis in one go: what waits for it is bounded.
 const CHUNK: usize = 2_000;
@@ -49,8 +49,11 @@ Examples:
   weir cache warm ali1688 --items 500
   weir cache warm ali1688 --file results.jsonl         # from a file
 
-Exit codes: 0 filled, also if some were left out; 1 a line of the file is no result (the ones before it are in the
-            cache), 64 no such source or file, or its answers are not kept, 69 Redis or ClickHouse cannot be reached";
+Exit codes:
+  0 filled, also if some were left out
+  1 a line of the file is no result; the ones before it are in the cache
+  64 no such source or file, or its answers are not kept
+  69 Redis or ClickHouse cannot be reached";
 
 /// `weir cache`
 #[derive(Debug, clap::Subcommand)]
@@ -180,9 +183,10 @@ async fn drop_all(which: &Which, config: &Config, refresh: bool) -> anyhow::Resu
         }
         written(&whole).await?;
     }
-    let count = grouped(items.len() as u64);
+    let (count, them) = (items.len() as u64, agree(items.len() as u64, "it", "them"));
+    let count = counted(count, "item");
     if !refresh {
-        say(&format!("Dropped what was kept of {count} items of {}", which.source))?;
+        say(&format!("Dropped what was kept of {count} of {}", which.source))?;
         return Ok(Exit::Done);
     }
     let question = |item: &ItemId| Question {
@@ -194,7 +198,7 @@ async fn drop_all(which: &Which, config: &Config, refresh: bool) -> anyhow::Resu
     };
     let questions: Vec<_> = items.iter().map(question).collect();
     desk(config, &whole)?.send(&which.source, &questions).await?;
-    say(&format!("Dropped what was kept of {count} items of {}, and asked for them anew", which.source))?;
+    say(&format!("Dropped what was kept of {count} of {}, and asked for {them} anew", which.source))?;
     Ok(Exit::Done)
 }
 

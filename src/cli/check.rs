@@ -7,7 +7,11 @@ use std::{path::Path, time::Duration};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
-use super::{exit::Exit, terminal::say, topics::verdict};
+use super::{
+    exit::Exit,
+    terminal::{agree, counted, say},
+    topics::verdict,
+};
 use crate::{
     config::{self, Config},
     kafka::admin::{self, AdminError},
@@ -32,8 +36,8 @@ Examples:
   weir check --offline        # the configuration, the accounts, and tokens that are in a file
   weir check --quiet          # without printing the configuration
 
-Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid,
-            69 a server cannot be reached";
+Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid, 69 a server cannot be \
+reached";
 
 /// How many addresses of a source are named.
 const ADDRESSES_SHOWN: usize = 10;
@@ -127,7 +131,10 @@ fn sources(config: &Config) -> Vec<Finding> {
     let in_all = config.fetch.calls_in_flight_in_all;
     let together = Finding {
         what: "all sources".to_owned(),
-        verdict: Verdict::Fine(format!("up to {in_all} calls at once in each process (fetch.calls_in_flight_in_all)")),
+        verdict: Verdict::Fine(format!(
+            "up to {} at once in each process (fetch.calls_in_flight_in_all)",
+            counted(in_all as u64, "call")
+        )),
     };
     config.sources.iter().map(finding).chain([together]).collect()
 }
@@ -165,14 +172,13 @@ fn open(source: &SourceConfig, folder: &Path, config: &Config) -> Result<String,
                 Counting::Bucket => format!(", {} at once", limit.burst),
                 Counting::Fixed | Counting::Sliding => String::new(),
             };
-            format!("{} calls per {per} each{burst}", limit.calls)
+            format!("{} per {per} each{burst}", counted(limit.calls.into(), "call"))
         },
     );
     if quota.store == quota::Store::Redis {
         quota.plans(&opened.quota().or_unknown(&quota.unknown)).map_err(|error| error.to_string())?;
     }
     let preset = source.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
-    let s = if accounts == 1 { "" } else { "s" };
     let money = money(source);
     let ids = match opened.vendor.batch_max() {
         1 => String::new(),
@@ -180,15 +186,22 @@ fn open(source: &SourceConfig, folder: &Path, config: &Config) -> Result<String,
     };
     let fetch = &config.fetch;
     let in_flight = opened.calls_in_flight.map_or(fetch.calls_in_flight, |own| own.min(fetch.calls_in_flight));
-    let at_once = format!(", {} calls at once", in_flight.min(fetch.calls_in_flight_in_all));
-    Ok(format!("{} with {accounts} account{s}, {limit}{preset}{ids}{at_once}{addresses}{money}", source.url))
+    let at_once = in_flight.min(fetch.calls_in_flight_in_all);
+    let at_once = format!(", {} at once", counted(at_once as u64, "call"));
+    Ok(format!(
+        "{} with {}, {limit}{preset}{ids}{at_once}{addresses}{money}",
+        source.url,
+        counted(accounts as u64, "account")
+    ))
 }
 
 /// What a call costs and how many calls its budgets pay for.
 fn money(source: &SourceConfig) -> String {
     let Some(budgets) = source.budgets() else { return String::new() };
     let currency = source.currency.as_ref().map_or_else(String::new, |currency| format!(" {currency}"));
-    let of = |calls: Option<u64>, what: &str| calls.map(|calls| format!(", {calls} calls {what}")).unwrap_or_default();
+    let of = |calls: Option<u64>, what: &str| {
+        calls.map(|calls| format!(", {} {what}", counted(calls, "call"))).unwrap_or_default()
+    };
     let (day, batch) = (of(budgets.per_day, "a day"), of(budgets.per_batch, "a batch"));
     let then = match budgets.on_budget {
         _ if budgets.per_day.or(budgets.per_batch).is_none() => "",
@@ -212,7 +225,7 @@ fn addresses(source: &Source) -> String {
     let counts = source.accounts_by_address();
     let one = |(index, address): (usize, &Address)| {
         let (name, count) = (&address.name, counts.get(index).copied().unwrap_or_default());
-        format!("{name} ({count} account{}, {})", if count == 1 { "" } else { "s" }, limit(index))
+        format!("{name} ({}, {})", counted(count as u64, "account"), limit(index))
     };
     if let [only] = &*source.addresses
         && quota.of_address(0).is_empty()
@@ -260,7 +273,11 @@ async fn clickhouse(config: &Config) -> Verdict {
             Verdict::Fine(format!("{url}, version {version}, database {} is up to date", config.clickhouse.database))
         }
         Ok(Ok((_, found))) => {
-            let text = format!("{found} of {} migrations are applied. Run `weir schema apply`", MIGRATIONS.len());
+            let text = format!(
+                "{found} of {} migrations {} applied. Run `weir schema apply`",
+                MIGRATIONS.len(),
+                agree(found as u64, "is", "are")
+            );
             Verdict::Wrong(Exit::Failed, text)
         }
         Ok(Err(error)) => Verdict::Wrong(super::exit::exit_of(&error), error.to_string()),

@@ -15,7 +15,7 @@ use super::{
     exit::{Ended, Exit},
     reading::read_each,
     replay,
-    terminal::{grouped, note, say, table},
+    terminal::{agree, counted, grouped, note, say, table},
     until,
 };
 use crate::{
@@ -49,8 +49,8 @@ Examples:
   weir dead purge --until 30d                          # those of more than thirty days ago
   weir dead purge --until 2026-11-01T00:00:00Z --yes   # without being asked
 
-What is deleted is gone from Kafka: it can no longer be listed, shown or redriven. Kafka only deletes from the oldest
-on, so all letters up to that time go, whatever they are about. The rows in ClickHouse stay: batches and counts do not
+What is deleted is gone from Kafka: it can no longer be listed, shown or redriven. Kafka only deletes from the oldest \
+on, so all letters up to that time go, whatever they are about. The rows in ClickHouse stay: batches and counts do not \
 change. A record of an open transaction or one that the sink has not stored yet is not deleted; it is said how many.";
 
 /// `weir dead …`
@@ -165,7 +165,9 @@ async fn each(config: &Config, filter: &Filter, mut found: impl FnMut(DeadLetter
     };
     read_each(&config.kafka, spans, "dead letters", take).await?;
     if unreadable > 0 {
-        note(&format!("{} records on the topic are no dead letters that this weir can read", grouped(unreadable)));
+        let (records, are) =
+            (counted(unreadable, "record"), agree(unreadable, "is no dead letter", "are no dead letters"));
+        note(&format!("{records} on the topic {are} that this weir can read"));
     }
     Ok(unreadable)
 }
@@ -216,7 +218,7 @@ async fn list(filter: &Filter, limit: usize, json: bool, config: &Config) -> any
     let rows: Vec<_> = newest.values().rev().map(row).collect();
     say(&table(&["died at", "source", "item", "reason", "calls", "batch", "what it says"], &rows))?;
     let shown = newest.len();
-    say(&format!("\n{} dead letters, {} shown", grouped(total), grouped(shown as u64)))?;
+    say(&format!("\n{}, {} shown", counted(total, "dead letter"), grouped(shown as u64)))?;
     let rows: Vec<_> =
         counts.iter().map(|((source, reason), n)| vec![source.clone(), (*reason).to_owned(), grouped(*n)]).collect();
     say(&table(&["source", "reason", "letters"], &rows))?;
@@ -329,7 +331,8 @@ async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> 
     };
     read_each(&config.kafka, spans.clone(), "dead letters", take).await?;
     if held > 0 {
-        note(&format!("{} dead letters stay: the sink has not stored them yet", grouped(held)));
+        let (stay, them) = (agree(held, "stays", "stay"), agree(held, "it", "them"));
+        note(&format!("{} {stay}: the sink has not stored {them} yet", counted(held, "dead letter")));
     }
     let total: u64 = counts.values().sum();
     if total == 0 {
@@ -339,7 +342,7 @@ async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> 
     for (reason, count) in &counts {
         say(&format!("{:>12}  {reason}", grouped(*count)))?;
     }
-    note(&format!("{} dead letters will be deleted from Kafka for good; rows in ClickHouse stay.", grouped(total)));
+    note(&format!("{} will be deleted from Kafka for good; rows in ClickHouse stay.", counted(total, "dead letter")));
     if !yes && !is_meant().await? {
         note("nothing has been deleted");
         return Ok(Exit::Failed);
@@ -350,7 +353,7 @@ async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> 
     };
     let offsets: Vec<_> = spans.into_iter().map(until).map(|(offset, partition)| (partition, offset)).collect();
     tokio::time::timeout(Duration::from_secs(60), admin::delete_before(&config.kafka, &offsets)).await??;
-    say(&format!("{} dead letters deleted", grouped(total)))?;
+    say(&format!("{} deleted", counted(total, "dead letter")))?;
     Ok(Exit::Done)
 }
 

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::{Ended, Exit},
-    terminal::{Progress, Rate, grouped, note, say},
+    terminal::{Progress, Rate, agree, counted, grouped, note, say},
     watch::{self, Expected, Sent},
 };
 use crate::{
@@ -78,7 +78,7 @@ pub struct Args {
     #[arg(long)]
     express: bool,
     /// Do not call any more after this time; what is left becomes dead letters.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = super::duration)]
     expires_in: Option<Duration>,
     /// How old the answers may be, where a cache has some; 0: by a call each.
     #[arg(long, value_name = "DURATION", value_parser = super::get::age)]
@@ -106,7 +106,8 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
     sender.progress.clear();
     let (records, batch) = (sender.sent.count(), &order.batch);
     if let Err(error) = sent {
-        return Err(error).context(format!("{} requests of batch {batch} were sent before", grouped(records)));
+        let (sent, were) = (counted(records, "request"), agree(records, "was", "were"));
+        return Err(error).context(format!("{sent} of batch {batch} {were} sent before"));
     }
     if stop.is_cancelled() {
         // The reader may wait for a line that never comes: it ends with the process.
@@ -271,9 +272,9 @@ fn stopped(records: u64, batch: &BatchId) -> String {
     if records == 0 {
         return "Stopped before anything was sent".to_owned();
     }
-    let records = grouped(records);
+    let (sent, were) = (counted(records, "request"), agree(records, "was", "were"));
     format!(
-        "Stopped: {records} requests of batch {batch} were sent and will be answered. To ask for all lines, run this \
+        "Stopped: {sent} of batch {batch} {were} sent and will be answered. To ask for all lines, run this \
          again with --batch {batch}: what was sent is called for again, but counts once"
     )
 }
@@ -283,8 +284,8 @@ fn report(summary: &Summary, order: &Order, took: Duration) -> std::io::Result<(
     named("line", "asked for once only", &summary.duplicates, |(line, item)| {
         format!("line {line}: {item} stands further up")
     });
-    let (requests, seconds) = (grouped(summary.requests), took.as_secs_f64());
-    say(&format!("Sent {requests} requests to {} in {seconds:.1} s as batch {}", order.topic, order.batch))
+    let (requests, seconds) = (counted(summary.requests, "request"), took.as_secs_f64());
+    say(&format!("Sent {requests} to {} in {seconds:.1} s as batch {}", order.topic, order.batch))
 }
 
 /// Says how many there were and names the first of them.
@@ -292,8 +293,7 @@ fn named<T>(what: &str, verdict: &str, few: &Few<T>, words: impl Fn(&T) -> Strin
     if few.count == 0 {
         return;
     }
-    let plural = if few.count == 1 { "" } else { "s" };
-    note(&format!("{} {what}{plural} {verdict}:", grouped(few.count)));
+    note(&format!("{} {verdict}:", counted(few.count, what)));
     for one in &few.first {
         note(&format!("  {}", words(one)));
     }

@@ -4,15 +4,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use bytesize::ByteSize;
-use tokio::fs::{self, File};
+use tokio::{
+    fs::{self, File},
+    io::AsyncWrite,
+};
 
 use super::{
     exit::{Ended, Exit},
+    sql::expect_format,
     terminal::say,
 };
 use crate::{
     config::Config,
-    sink::query::{Format, read, samples},
+    sink::query::{Format, QueryError, read, samples},
 };
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -54,13 +58,14 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let sql = sql(args.what.as_deref().unwrap_or_default())?;
-    let (path, format) = match (args.csv, args.parquet) {
-        (Some(path), _) => (path, "CSVWithNames"),
-        (None, path) => (path.unwrap_or_else(|| "-".into()), "Parquet"),
+    let (path, format, option) = match (args.csv, args.parquet) {
+        (Some(path), _) => (path, "CSVWithNames", "--csv"),
+        (None, path) => (path.unwrap_or_else(|| "-".into()), "Parquet", "--parquet"),
     };
+    expect_format(&sql, format, option)?;
     let format = Format::Named(format.to_owned());
     if path == Path::new("-") {
-        read(&config.clickhouse, &sql, &format, &mut tokio::io::stdout()).await?;
+        answer(config, &sql, &format, &mut tokio::io::stdout()).await?;
         return Ok(Exit::Done);
     }
     let size = write(config, &sql, &format, &path).await?;
@@ -85,13 +90,23 @@ fn sql(what: &str) -> Result<String, Ended> {
     }
 }
 
+async fn answer(
+    config: &Config,
+    sql: &str,
+    format: &Format,
+    out: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), QueryError> {
+    let answered = read(&config.clickhouse, sql, format, out).await;
+    answered.map_err(|error| error.in_sql_by_hand(&config.clickhouse.database))
+}
+
 /// Writes beside the file and puts it in its place at the end; its size in bytes.
 async fn write(config: &Config, sql: &str, format: &Format, path: &Path) -> anyhow::Result<u64> {
     let name = path.file_name().ok_or_else(|| Ended::usage(format!("{} is no file name", path.display())))?;
     let beside = path.with_file_name(format!(".{}.part", name.to_string_lossy()));
-    let mut file = File::create(&beside).await.with_context(|| format!("cannot write {}", beside.display()))?;
+    let mut file = File::create(&beside).await.with_context(|| format!("cannot write {}", path.display()))?;
     let written = async {
-        read(&config.clickhouse, sql, format, &mut file).await?;
+        answer(config, sql, format, &mut file).await?;
         file.sync_all().await.with_context(|| format!("cannot write {}", beside.display()))?;
         let size = file.metadata().await?.len();
         fs::rename(&beside, path).await.with_context(|| format!("cannot write {}", path.display()))?;

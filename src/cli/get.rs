@@ -32,8 +32,11 @@ Examples:
   weir get ali1688 584051070147 --max-age 5m      # not older than five minutes
   weir get ali1688 584051070147 --max-age 0 --json | jq .columns.price
 
-Exit codes: 0 here is the item, also an older one; 1 there is no such item, or its request was given up;
-  64 there is no such source; 69 no answer within --wait: it is still asked for";
+Exit codes:
+  0 here is the item, also an older one
+  1 there is no such item, or its request was given up
+  64 there is no such source
+  69 no answer within --wait: it is still asked for";
 
 /// How long the end of a command waits for the request that is to renew what it has given.
 const FINISH: Duration = Duration::from_secs(2);
@@ -53,7 +56,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
     param: Vec<(String, String)>,
     /// How long to wait for it.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
+    #[arg(long, value_name = "DURATION", value_parser = super::duration, default_value = "30s")]
     wait: Duration,
     /// Print one JSON object.
     #[arg(long)]
@@ -63,7 +66,7 @@ pub struct Args {
 /// A duration; a bare number counts seconds.
 pub(super) fn age(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().map(Duration::from_secs);
-    seconds.map_or_else(|| humantime::parse_duration(text).map_err(|error| error.to_string()), Ok)
+    seconds.map_or_else(|| super::duration(text), Ok)
 }
 
 /// Each source as a desk knows it.
@@ -156,10 +159,11 @@ fn sheet(question: &Question, given: &Given, desk: &Desk) -> String {
         let currency = columns.currency.as_deref().unwrap_or_default();
         format!("{price} {currency}").trim().to_owned()
     });
-    let via = match given.via {
+    let via = match &given.via {
         Via::Call => "a call",
         Via::Cache => "the cache",
         Via::Stale => "the cache, since the call failed",
+        Via::Other(word) => word,
     };
     let age = spoken(desk.now().since(given.fetched_at));
     let from = format!("{via}, {age} old ({})", given.fetched_at);

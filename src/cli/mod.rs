@@ -20,16 +20,19 @@ mod rebuild;
 mod replay;
 pub mod run;
 mod schema;
+mod sql;
 mod status;
 pub mod terminal;
 mod topics;
 mod trace;
 mod verify;
+mod waiting;
 mod watch;
 
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Parser, Subcommand};
@@ -60,7 +63,7 @@ A first collection:
   weir topics apply && weir schema apply           # create topics and tables; safe to repeat
   weir run                                         # all roles in one process, until Ctrl-C
   weir enqueue ids.txt --source ali1688 --wait     # ask for the IDs of a file, watch them come in
-  weir query \"SELECT * FROM items LIMIT 5\"   # look at the rows
+  weir query \"SELECT * FROM items LIMIT 5\"         # look at the rows
 
 Exit codes:
   0 done, 1 failed, 64 invalid configuration or usage, 69 a server cannot be reached,
@@ -268,6 +271,11 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
     }
 }
 
+/// Reads a duration.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "give a time such as 90s, 10m, 2h".to_owned())
+}
+
 /// A command that may be dropped at any point.
 async fn until(
     stop: CancellationToken,
@@ -291,6 +299,14 @@ mod tests {
     }
 
     #[test]
+    fn a_duration_that_is_none_is_told_how_to_be_written() {
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+        for text in ["soon", "10", ""] {
+            assert_eq!(duration(text), Err("give a time such as 90s, 10m, 2h".to_owned()), "{text:?}");
+        }
+    }
+
+    #[test]
     fn every_command_says_what_it_does() {
         for command in Cli::command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());
@@ -300,6 +316,18 @@ mod tests {
     fn with_all_below(command: &clap::Command) -> Vec<&clap::Command> {
         let below = command.get_subcommands().flat_map(with_all_below);
         std::iter::once(command).chain(below).collect()
+    }
+
+    /// Whether a line of the help is an example: `weir …`, or the same with variables set for it alone.
+    fn is_example(line: &str) -> bool {
+        let Some(line) = line.strip_prefix("  ").filter(|line| !line.starts_with(' ')) else { return false };
+        line.split(' ').find(|word| !is_variable(word)) == Some("weir")
+    }
+
+    /// `NAME=value`
+    fn is_variable(word: &str) -> bool {
+        let name = word.split_once('=').map_or("", |(name, _)| name);
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
     }
 
     /// As a shell does, as far as the examples need it: up to a comment, a pipe, a redirection or a second command.
@@ -319,16 +347,30 @@ mod tests {
     }
 
     #[test]
+    fn paragraphs_of_the_help_are_left_to_clap_to_wrap() {
+        let is_text = |line: &str| !line.is_empty() && !line.starts_with(' ') && !line.ends_with(':');
+        let whole = Cli::command();
+        for command in with_all_below(&whole) {
+            for text in [command.get_long_about(), command.get_after_long_help()].into_iter().flatten() {
+                let text = text.to_string();
+                let lines: Vec<_> = text.lines().collect();
+                let broken = lines.windows(2).find(|pair| is_text(pair[0]) && is_text(pair[1]));
+                assert_eq!(broken, None, "{}: clap wraps each line by itself", command.get_name());
+                let wide = lines.iter().find(|line| line.starts_with("  ") && line.chars().count() > 100);
+                assert_eq!(wide, None, "{}: clap breaks it", command.get_name());
+            }
+        }
+    }
+
+    #[test]
     fn each_example_of_the_help_can_be_pasted() {
         let whole = Cli::command();
         let mut examples = 0;
         for command in with_all_below(&whole) {
             let text = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
-            let broken = text.lines().find(|line| line.starts_with("  ") && line.chars().count() > 100);
-            assert_eq!(broken, None, "clap breaks it");
-            for line in text.replace("\\\n", "").lines().filter(|line| line.starts_with("  weir ")) {
+            for line in text.replace("\\\n", "").lines().filter(|line| is_example(line)) {
                 examples += 1;
-                let parsed = Cli::try_parse_from(words(line.trim()));
+                let parsed = Cli::try_parse_from(words(line.trim()).into_iter().skip_while(|word| is_variable(word)));
                 assert!(parsed.is_ok(), "{line}\n{}", parsed.unwrap_err());
             }
         }

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::Ended,
-    terminal::{Progress, Rate, grouped, note},
+    terminal::{Progress, Rate, agree, counted, grouped, note},
 };
 use crate::{
     message::{BatchId, Class, ItemId, Reason, SourceName, envelope::Kind},
-    replay::filter::Filter,
+    replay::{filter::Filter, into::Into},
 };
 
 /// What is replayed.
@@ -131,6 +131,30 @@ pub(super) async fn confirm(stop: &CancellationToken) -> anyhow::Result<bool> {
         "y" | "Y" | "yes" => Ok(true),
         _ => Err(Ended::failed("nothing was done").into()),
     }
+}
+
+/// Whether something is told before it is done, or after.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Told {
+    Before,
+    After,
+}
+
+impl Told {
+    /// What goes with so many: `1 was sent`, `2 would be sent`.
+    pub(super) const fn verb(self, number: u64) -> &'static str {
+        match self {
+            Self::Before => "would be",
+            Self::After => agree(number, "was", "were"),
+        }
+    }
+}
+
+/// How many were meant, how many of these are in the tables, and how many are inserted.
+pub(super) fn in_tables(noun: &str, [meant, there, inserted]: [u64; 3], into: &Into, told: Told) -> String {
+    let (are, verb) = (agree(there, "is", "are"), told.verb(inserted));
+    let (meant, there, inserted) = (counted(meant, noun), grouped(there), grouped(inserted));
+    format!("Of {meant} {there} {are} in {into}; {inserted} {verb} inserted")
 }
 
 /// How far it is, how fast, and how long it still takes.

@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::Context;
 
-use super::exit::{Ended, Exit};
+use super::{
+    exit::{Ended, Exit},
+    sql::expect_format,
+};
 use crate::{
     config::Config,
     sink::query::{Format, query},
@@ -42,10 +45,6 @@ pub struct Args {
 }
 
 pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
-    let format = match args.format {
-        Some(name) => Format::Named(name),
-        None => Format::Table { colour: std::io::stdout().is_terminal() },
-    };
     let sql = match (args.sql, args.file) {
         (_, Some(file)) => {
             std::fs::read_to_string(&file).with_context(|| format!("cannot read the SQL from {}", file.display()))?
@@ -56,7 +55,15 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
     if sql.trim().is_empty() {
         return Err(Ended::usage("there is no SQL to ask").into());
     }
-    query(&config.clickhouse, &sql, &format, &mut tokio::io::stdout()).await?;
+    let format = match args.format {
+        Some(name) => {
+            expect_format(&sql, &name, "--format")?;
+            Format::Named(name)
+        }
+        None => Format::Table { colour: std::io::stdout().is_terminal() },
+    };
+    let answered = query(&config.clickhouse, &sql, &format, &mut tokio::io::stdout()).await;
+    answered.map_err(|error| error.in_sql_by_hand(&config.clickhouse.database))?;
     Ok(Exit::Done)
 }
 

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     elsewhere::expect_table,
     exit::{Ended, Exit},
-    piece::{Bar, Consent, EMPTY_PIECE, PieceArgs, confirm, name},
-    terminal::{grouped, say, spoken},
+    piece::{Bar, Consent, EMPTY_PIECE, PieceArgs, Told, confirm, in_tables, name},
+    terminal::{say, spoken},
 };
 use crate::{
     config::Config,
@@ -66,7 +66,7 @@ pub(super) async fn run(
     let mut rebuild = Rebuild { from: &from, wanted: &wanted, target, vendors: &vendors, run: None };
     if !consent.yes {
         let Some(counted) = pass(&rebuild, &reach, stop).await? else { return Ok(Exit::Interrupted) };
-        say(&words(&counted, into, "would be"))?;
+        say(&words(&counted, into, Told::Before))?;
         if consent.dry_run || counted.inserted == 0 {
             return Ok(Exit::Done);
         }
@@ -80,7 +80,7 @@ pub(super) async fn run(
         say("Interrupted. The same command inserts the rest")?;
         return Ok(Exit::Interrupted);
     };
-    say(&format!("{}, in {}", words(&sum, into, "were"), spoken(since.elapsed())))?;
+    say(&format!("{}, in {}", words(&sum, into, Told::After), spoken(since.elapsed())))?;
     Ok(Exit::Done)
 }
 
@@ -109,7 +109,7 @@ fn wanted(piece: &PieceArgs) -> anyhow::Result<Wanted> {
     Ok(Wanted { source, batch, items, from, to })
 }
 
-fn words(tally: &Tally, into: &Into, were: &str) -> String {
-    let [meant, there, inserted] = [tally.meant, tally.there, tally.inserted].map(grouped);
-    format!("Of {meant} rows {there} are in {into}; {inserted} {were} inserted")
+fn words(tally: &Tally, into: &Into, told: Told) -> String {
+    let Tally { meant, there, inserted, .. } = tally;
+    in_tables("row", [*meant, *there, *inserted], into, told)
 }

@@ -55,10 +55,10 @@ committed; a second signal ends the process at once, and the next one begins at 
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir run                                   # everything in one process
-  weir run --role fetch,retry                # without the sink
+  weir run                                         # fetch, retry, changes and sink in one process
+  weir run --role fetch,retry                      # without changes and sink
   weir run --role fetch,retry,changes,sink,serve   # and items over HTTP: GET /items/{source}/{id}
-  WEIR_INSTANCE__NAME=fetch-2 weir fetch     # a second process that shares the work";
+  WEIR_INSTANCE__NAME=fetch-2 weir fetch           # a second process that shares the work";
 
 /// `weir run`
 #[derive(Clone, Debug, clap::Args)]

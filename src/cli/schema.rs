@@ -11,7 +11,7 @@ pub enum Command {
     /// Create the database and run the migrations that it does not have. Safe to repeat.
     #[command(after_long_help = "\
 Example:
-  WEIR_CLICKHOUSE__DATABASE=trial weir schema apply      another database, for a trial
+  WEIR_CLICKHOUSE__DATABASE=trial weir schema apply      # another database, for a trial
 
 The migrations are the files of schemas/clickhouse, built into weir; the database lists the ones that it has.")]
     Apply,

@@ -11,6 +11,7 @@ use super::{
     exit::{Ended, Exit},
     groups::{self, Group},
     terminal::{grouped, say, table},
+    waiting::Seen,
 };
 use crate::{
     config::Config,
@@ -23,7 +24,8 @@ use crate::{
 pub(super) const LONG_ABOUT: &str = "\
 What waits, what is under way, what came last.
 
-From Kafka: for each stage and topic how many records it has yet to do. From ClickHouse: the batches under way and the \
+From Kafka: for each stage and topic how many records it has yet to do; where few are left they are counted one by \
+one, where many are, the marks of transactions count too. From ClickHouse: the batches under way and the \
 latest ones, and what the calls of the last ten minutes came to. If one of the two does not answer, the other is shown. \
 And from the process that runs here, if one listens on [http] listen: which of its roles wait, and for what.";
 
@@ -95,7 +97,10 @@ struct Line {
     group: String,
     topic: String,
     partitions: usize,
+    /// Records; where [`Line::counted`] is false marks of transactions may be among them.
     waiting: i64,
+    /// Whether what waits was counted one by one. Where much waits it is not.
+    counted: bool,
     written: i64,
     /// Whether the group has ever committed there.
     seen: bool,
@@ -134,11 +139,13 @@ async fn tables(config: &Config) -> anyhow::Result<(Vec<Value>, Vec<Value>)> {
 
 async fn lag(config: &Config) -> anyhow::Result<Vec<Line>> {
     let ask = async {
-        let mut lines = Vec::new();
+        let mut all = Vec::new();
         for group in groups::all(config) {
             let lags = admin::lag(&config.kafka, &group.name, &group.topics).await?;
-            lines.extend(sums(&group, &lags));
+            all.push((group, lags));
         }
+        let seen = Seen::of(&config.kafka, all.iter().flat_map(|(_, lags)| lags)).await;
+        let lines = all.iter().flat_map(|(group, lags)| sums(group, lags, &seen)).collect();
         anyhow::Ok(with_delays_as_one(lines, &Topics::new(config.topics.clone())))
     };
     timeout(KAFKA_PATIENCE, ask).await.map_err(|_| silent("Kafka", KAFKA_PATIENCE))?
@@ -150,15 +157,17 @@ fn silent(server: &str, patience: Duration) -> Ended {
 }
 
 /// The partitions of each topic, added up; topics that do not exist are left out.
-fn sums(group: &Group, lags: &[Lag]) -> Vec<Line> {
+fn sums(group: &Group, lags: &[Lag], seen: &Seen) -> Vec<Line> {
     let of = |topic: &String| {
         let lags: Vec<_> = lags.iter().filter(|lag| lag.topic == *topic).collect();
+        let waiting: Vec<_> = lags.iter().map(|lag| seen.waiting(lag)).collect();
         (!lags.is_empty()).then(|| Line {
             stage: group.stage,
             group: group.name.clone(),
             topic: topic.clone(),
             partitions: lags.len(),
-            waiting: lags.iter().map(|lag| lag.behind()).sum(),
+            waiting: waiting.iter().map(|waiting| waiting.records).sum(),
+            counted: waiting.iter().all(|waiting| waiting.is_sure),
             written: lags.iter().map(|lag| lag.end).sum(),
             seen: lags.iter().any(|lag| lag.committed.is_some()),
             delayed: false,
@@ -178,6 +187,7 @@ fn with_delays_as_one(lines: Vec<Line>, topics: &Topics) -> Vec<Line> {
         topic: topics.every_delay(),
         partitions: delayed.iter().map(|line| line.partitions).sum(),
         waiting: delayed.iter().map(|line| line.waiting).sum(),
+        counted: delayed.iter().all(|line| line.counted),
         written: delayed.iter().map(|line| line.written).sum(),
         seen: delayed.iter().any(|line| line.seen),
         delayed: true,
@@ -222,7 +232,7 @@ fn print(report: &Report) -> std::io::Result<()> {
 fn lag_row(line: &Line) -> Vec<String> {
     let number = |number: i64| grouped(u64::try_from(number).unwrap_or(0));
     // One mark can stand at the end of each partition for good.
-    let mark = usize::try_from(line.waiting).is_ok_and(|waiting| waiting <= line.partitions);
+    let mark = !line.counted && usize::try_from(line.waiting).is_ok_and(|waiting| waiting <= line.partitions);
     let note = match (line.waiting, line.seen) {
         (0, _) => "",
         (_, false) => "never read: is the role running?",
@@ -263,8 +273,8 @@ mod tests {
         let group = |stage, topics| Group { stage, name: format!("weir.{stage}"), topics };
         let (retry, sink) = (group("retry", topics.retried()), group("sink", vec![topics.failures()]));
         let lines = [
-            sums(&retry, &topics.retried().into_iter().map(lag).collect::<Vec<_>>()),
-            sums(&sink, &[lag(topics.failures())]),
+            sums(&retry, &topics.retried().into_iter().map(lag).collect::<Vec<_>>(), &Seen::default()),
+            sums(&sink, &[lag(topics.failures())], &Seen::default()),
         ];
         let lines = with_delays_as_one(lines.concat(), &topics);
         let found: Vec<_> = lines.iter().map(|line| (line.stage, line.topic.as_str(), line.waiting)).collect();
@@ -280,7 +290,7 @@ mod tests {
             name: "weir.sink".to_owned(),
             topics: vec!["a".to_owned(), "b".to_owned(), "c".to_owned()],
         };
-        let lines = sums(&group, &[lag("a", Some(3), 10), lag("a", None, 5), lag("b", None, 0)]);
+        let lines = sums(&group, &[lag("a", Some(3), 10), lag("a", None, 5), lag("b", None, 0)], &Seen::default());
         let found: Vec<_> =
             lines.iter().map(|line| (line.topic.as_str(), line.waiting, line.written, line.seen)).collect();
         assert_eq!(found, [("a", 12, 15, true), ("b", 0, 0, false)]);

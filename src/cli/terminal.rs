@@ -122,6 +122,18 @@ pub fn grouped(number: u64) -> String {
     out
 }
 
+/// A number with what is counted: `1 row`, `1,234 rows`.
+#[must_use]
+pub fn counted(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", grouped(number), agree(number, "", "s"))
+}
+
+/// The word that goes with one of something, or with several: `is`, `are`.
+#[must_use]
+pub const fn agree<'a>(number: u64, one: &'a str, several: &'a str) -> &'a str {
+    if number == 1 { one } else { several }
+}
+
 /// A duration as people say it: `45 s`, `3 min 20 s`, `2 h 5 min`.
 #[must_use]
 pub fn spoken(duration: Duration) -> String {
@@ -179,6 +191,13 @@ mod tests {
     fn numbers_are_grouped_and_durations_spoken() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([5, 200, 7_500].map(|s| spoken(Duration::from_secs(s))), ["5 s", "3 min 20 s", "2 h 5 min"]);
+    }
+
+    #[test]
+    fn one_of_something_is_not_several() {
+        let words = |number| format!("{} {} left", counted(number, "dead letter"), agree(number, "is", "are"));
+        let expected = ["0 dead letters are left", "1 dead letter is left", "1,000 dead letters are left"];
+        assert_eq!([0, 1, 1_000].map(words), expected);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::{
     exit::Exit,
-    terminal::{note, say, table},
+    terminal::{counted, note, say, table},
 };
 use crate::{
     config::{Config, duration_text},
@@ -22,7 +22,7 @@ pub enum Command {
 Example:
   weir --config weir.toml topics apply
 
-Partitions are only ever added: Kafka cannot take them away. Records stay where they are; weir does not depend on
+Partitions are only ever added: Kafka cannot take them away. Records stay where they are; weir does not depend on \
 which partition a key is in. Number, copies and retention are set in [topics].")]
     Apply,
     /// Each topic: what is on it, its partitions, how long it is kept.
@@ -52,9 +52,13 @@ pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Ex
 
 fn words(change: &Change) -> String {
     match change {
-        Change::Created { topic, partitions } => format!("created  {topic}, {partitions} partitions"),
+        Change::Created { topic, partitions } => {
+            format!("created  {topic}, {}", counted(number(*partitions), "partition"))
+        }
         Change::Grown { topic, from, to } => format!("grown    {topic}, from {from} to {to} partitions"),
-        Change::Kept { topic, partitions } => format!("kept     {topic}, {partitions} partitions"),
+        Change::Kept { topic, partitions } => {
+            format!("kept     {topic}, {}", counted(number(*partitions), "partition"))
+        }
     }
 }
 
@@ -66,11 +70,17 @@ fn row(topic: &Topic, present: &HashMap<String, i32>) -> Vec<String> {
     vec![topic.name.clone(), topic.kind.ce_type().to_owned(), partitions, keep, verdict]
 }
 
+fn number(partitions: i32) -> u64 {
+    u64::try_from(partitions).unwrap_or(0)
+}
+
 /// What is wrong with a topic, if anything.
 pub(super) fn verdict(topic: &Topic, present: &HashMap<String, i32>) -> Option<String> {
     match present.get(&topic.name) {
         None => Some("missing".to_owned()),
-        Some(&found) if found < topic.partitions => Some(format!("{found} partitions instead of {}", topic.partitions)),
+        Some(&found) if found < topic.partitions => {
+            Some(format!("{} instead of {}", counted(number(found), "partition"), topic.partitions))
+        }
         Some(_) => None,
     }
 }

@@ -12,7 +12,7 @@ use super::{
     exit::{Ended, Exit},
     reading::read_each,
     status::rows,
-    terminal::{grouped, note, say, spoken, table},
+    terminal::{counted, note, say, spoken, table},
 };
 use crate::{
     config::Config,
@@ -208,8 +208,7 @@ fn told_of_row(table: &str, row: &Value) -> (String, String) {
 fn asked(calls: u64) -> String {
     match calls {
         0 => "asked for".to_owned(),
-        1 => "asked for again, after 1 call".to_owned(),
-        _ => format!("asked for again, after {} calls", grouped(calls)),
+        _ => format!("asked for again, after {}", counted(calls, "call")),
     }
 }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     exit::Exit,
     piece::Which,
-    terminal::{Progress, Rate, grouped, say, table},
+    terminal::{Progress, Rate, agree, counted, grouped, say, table},
 };
 use crate::{
     config::Config,
@@ -72,7 +72,7 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
         }
         let rate = rate.add(Instant::now(), read);
         let left = Rate::words(rate, Some(of.saturating_sub(read)));
-        progress.show(Some(read as f64 / of.max(1) as f64), || format!("{} offsets read{left}", grouped(read)));
+        progress.show(Some(read as f64 / of.max(1) as f64), || format!("{} read{left}", counted(read, "offset")));
     });
     let verified = tokio::select! {
         verified = verified => verified.context("nothing is proved"),
@@ -122,11 +122,12 @@ fn faults(report: &TopicReport) -> std::io::Result<()> {
     let TopicReport { topic, kind, missing, stray, doubled, .. } = report;
     let name = |(partition, offset): &At| format!("{topic}/{partition}/{offset}");
     let replay = format!("`weir replay --topic {}`", word(*kind));
-    few(missing, &format!("records have no row; {replay} pours them in again"), name)?;
-    few(stray, "rows have no record: written by hand, or the topic was made anew; below is what deletes them", name)?;
+    few(missing, ["record has", "records have"], &format!("no row; {replay} pours them in again"), name)?;
+    let by_hand = "no record: written by hand, or the topic was made anew; below is what deletes them";
+    few(stray, ["row has", "rows have"], by_hand, name)?;
     advise(stray.first.is_empty(), &deletion(topic, *kind, stray.first.iter().copied()))?;
-    let several = format!("records have several rows; below is what deletes these, then {replay} pours them in once");
-    few(doubled, &several, |(at, times)| format!("{} ({times} rows)", name(at)))?;
+    let several = format!("several rows; below is what deletes these, then {replay} pours them in once");
+    few(doubled, ["record has", "records have"], &several, |(at, times)| format!("{} ({times} rows)", name(at)))?;
     advise(doubled.first.is_empty(), &deletion(topic, *kind, doubled.first.iter().map(|(at, _)| *at)))
 }
 
@@ -153,18 +154,19 @@ fn word(kind: Kind) -> String {
 
 fn foreign(found: &[Foreign]) -> std::io::Result<()> {
     found.iter().try_for_each(|Foreign { table, topic, rows }| {
-        let rows = grouped(*rows);
+        let (name, rows) = (agree(*rows, "names", "name"), counted(*rows, "row"));
         say(&format!(
-            "  · {rows} rows of {table} name the topic {topic}, which is not configured: nothing is proved of them"
+            "  · {rows} of {table} {name} the topic {topic}, which is not configured: nothing is proved of them"
         ))
     })
 }
 
-fn few<T>(few: &Few<T>, what: &str, name: impl Fn(&T) -> String) -> std::io::Result<()> {
+/// `have` is what one of them has, and what several have.
+fn few<T>(few: &Few<T>, have: [&str; 2], what: &str, name: impl Fn(&T) -> String) -> std::io::Result<()> {
     if few.count == 0 {
         return Ok(());
     }
-    say(&format!("  ✗ {} {what}:", grouped(few.count)))?;
+    say(&format!("  ✗ {} {} {what}:", grouped(few.count), agree(few.count, have[0], have[1])))?;
     few.first.iter().try_for_each(|one| say(&format!("      {}", name(one))))?;
     more(few.count, few.first.len())
 }

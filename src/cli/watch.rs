@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::Exit,
-    terminal::{Progress, Rate, grouped, per_second, say, spoken},
+    terminal::{Progress, Rate, agree, counted, grouped, per_second, say, spoken},
 };
 use crate::{
     config::Config,
@@ -163,7 +163,8 @@ impl Watch {
 
     fn words(&self) -> String {
         if self.unknown > 0 {
-            return format!("{} requests are not stored yet: {}", grouped(self.unknown), self.tally());
+            let are = agree(self.unknown, "is", "are");
+            return format!("{} {are} not stored yet: {}", counted(self.unknown, "request"), self.tally());
         }
         let left = self.expected.saturating_sub(self.counts.ended());
         let (done, all) = (grouped(self.counts.ended()), grouped(self.expected));
@@ -188,7 +189,11 @@ impl Watch {
             ),
         };
         let rate = per_second(rate);
-        format!("All {} have their end after {} ({rate}): {}{dead}", grouped(all), spoken(took), self.tally())
+        let ended = match all {
+            1 => "The only one has its end".to_owned(),
+            _ => format!("All {} have their end", grouped(all)),
+        };
+        format!("{ended} after {} ({rate}): {}{dead}", spoken(took), self.tally())
     }
 }
 

@@ -127,10 +127,10 @@ impl Drop for Flight {
 
 impl Flight {
     /// The call has brought an answer: that of this request, or of another that asks for the same.
-    pub(super) fn answered(mut self, answer: &Answer, facts: &CallFacts, via: Via) {
+    pub(super) fn answered(mut self, answer: &Answer, facts: &CallFacts, via: &Via) {
         let kept = self.cache.keep(&self.key, answer.clone(), facts.ended_at, facts.latency, self.announce);
         let counts = self.cache.counts();
-        if via == Via::Call {
+        if *via == Via::Call {
             counts.called.inc()
         } else {
             counts.shared.inc()

@@ -99,8 +99,8 @@ impl Rig {
         results.map(|record| serde_json::from_slice(&record.value).unwrap()).collect()
     }
 
-    fn count(&self, via: Via) -> usize {
-        self.results().iter().filter(|result| result.via == via).count()
+    fn count(&self, via: &Via) -> usize {
+        self.results().iter().filter(|result| result.via == *via).count()
     }
 
     /// How many calls the vendor has answered.
@@ -124,7 +124,7 @@ async fn ten_thousand_requests_for_one_key_are_one_call() {
     let mut rig = Rig::start("preset = \"1688\"", Duration::from_millis(300)).await;
     rig.ask(std::iter::repeat_n(0, 10_000), "").await;
     assert_eq!(rig.served(), 1);
-    assert_eq!((rig.count(Via::Call), rig.count(Via::Cache)), (1, 9_999));
+    assert_eq!((rig.count(&Via::Call), rig.count(&Via::Cache)), (1, 9_999));
     rig.end().await;
 }
 
@@ -142,7 +142,7 @@ async fn a_repeat_makes_no_call_and_its_results_say_when_the_vendor_answered() {
         assert_eq!(first.raw.as_ref().unwrap().get(), again.raw.as_ref().unwrap().get());
         assert_eq!((again.calls, &again.account), (0, &None));
     }
-    assert_eq!(rig.count(Via::Cache), 100);
+    assert_eq!(rig.count(&Via::Cache), 100);
     rig.end().await;
 }
 
@@ -153,7 +153,7 @@ async fn who_insists_on_a_call_gets_one_and_the_others_get_what_it_brought() {
     rig.ask(0..5, r#","no_cache":true"#).await;
     rig.ask(0..5, r#","max_age":0"#).await;
     rig.ask(0..5, "").await;
-    assert_eq!((rig.served(), rig.count(Via::Call)), (15, 15));
+    assert_eq!((rig.served(), rig.count(&Via::Call)), (15, 15));
     let results = rig.results();
     let newest = |item| results.iter().filter(|r| r.item == item && r.via == Via::Call).map(|r| r.fetched_at).max();
     for last in results.iter().filter(|result| result.via == Via::Cache) {
@@ -168,7 +168,7 @@ async fn an_outage_is_answered_with_what_is_kept_and_says_so_unless_a_call_is_in
     rig.ask(0..3, "").await;
     rig.silence().await;
     rig.ask(0..3, r#","max_age":"1ms""#).await;
-    assert_eq!((rig.count(Via::Call), rig.count(Via::Stale)), (3, 3));
+    assert_eq!((rig.count(&Via::Call), rig.count(&Via::Stale)), (3, 3));
     rig.ask(0..3, r#","no_cache":true"#).await;
     rig.ask(3..5, "").await;
     assert_eq!(rig.results().len(), 6, "the other five are failures");
@@ -193,7 +193,7 @@ async fn answers_beyond_the_window_do_not_hold_up_the_one_that_the_window_waits_
     // second has its answer by the first one's call.
     let window = usize::try_from(crate::kafka::ledger::WINDOW).unwrap();
     rig.ask([0, 0].into_iter().chain(std::iter::repeat_n(1, window + 500)), "").await;
-    assert_eq!((rig.served(), rig.count(Via::Call)), (2, 2));
+    assert_eq!((rig.served(), rig.count(&Via::Call)), (2, 2));
     rig.end().await;
 }
 
@@ -220,10 +220,10 @@ async fn an_answer_past_its_soft_end_is_refreshed_by_one_request_and_given_to_th
     rig.ask([0], "").await;
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     rig.ask(std::iter::repeat_n(0, 100), "").await;
-    assert_eq!((rig.served(), rig.count(Via::Call), rig.count(Via::Cache)), (2, 2, 99));
+    assert_eq!((rig.served(), rig.count(&Via::Call), rig.count(&Via::Cache)), (2, 2, 99));
     rig.silence().await;
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     rig.ask([0], "").await;
-    assert_eq!(rig.count(Via::Stale), 1, "the vendor is away: the refresh costs nobody the answer");
+    assert_eq!(rig.count(&Via::Stale), 1, "the vendor is away: the refresh costs nobody the answer");
     rig.end().await;
 }

@@ -440,7 +440,7 @@ impl Caller {
             Ok(answer) => {
                 has_answer = true;
                 if let Some(flight) = job.flight.take() {
-                    flight.answered(&answer, facts, via);
+                    flight.answered(&answer, facts, &via);
                 }
                 let records = self.outcomes.result(&job, answer, facts, via);
                 (job.position, records)

@@ -77,12 +77,12 @@ impl Outcomes {
             item: request.item.clone(),
             batch: request.batch.clone(),
             status: answer.status,
-            via,
             calls: match via {
                 // For one whose call failed there has been one all the same.
-                Via::Call | Via::Stale => calls(job),
+                Via::Call | Via::Stale | Via::Other(_) => calls(job),
                 Via::Cache => request.calls,
             },
+            via,
             account: None,
             requested_at: request.requested_at.unwrap_or(now),
             fetched_at,

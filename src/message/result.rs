@@ -1,7 +1,9 @@
 //! The vendor's answer for an item. In code it is an [`Observation`], since `Result` is taken.
 
+use std::fmt;
+
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 use sha1::{Digest as _, Sha1};
 
@@ -35,8 +37,8 @@ impl Status {
     }
 }
 
-/// Where the answer came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+/// Where the answer came from. A newer weir may know further ways: their words are kept as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Via {
     /// A call to the vendor for this request.
@@ -46,17 +48,49 @@ pub enum Via {
     Cache,
     /// The same since the call for this request failed: older than it would have been given else.
     Stale,
+    /// A way that this version does not know.
+    #[serde(untagged)]
+    Other(Box<str>),
 }
 
 impl Via {
     /// The word in records and rows.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Self::Call => "call",
             Self::Cache => "cache",
             Self::Stale => "stale",
+            Self::Other(word) => word,
         }
+    }
+}
+
+impl From<&str> for Via {
+    fn from(word: &str) -> Self {
+        match word {
+            "call" => Self::Call,
+            "cache" => Self::Cache,
+            "stale" => Self::Stale,
+            other => Self::Other(other.into()),
+        }
+    }
+}
+
+/// By hand: with an untagged variant serde would copy the word of every result before it looks at it.
+impl<'de> Deserialize<'de> for Via {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Via;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a word like \"call\"")
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Via, E> {
+                Ok(Via::from(word))
+            }
+        }
+        deserializer.deserialize_str(Visitor)
     }
 }
 
@@ -163,6 +197,8 @@ pub struct Observation {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn columns(price: &str, stock: &str) -> Columns {
@@ -179,6 +215,17 @@ mod tests {
         let one = columns("10.00", "5").fingerprint(Status::Found);
         assert_eq!(one, columns("10.0", "5").fingerprint(Status::Found));
         assert_eq!(one.len(), 16);
+    }
+
+    proptest! {
+        #[test]
+        fn any_word_for_the_way_is_read_kept_and_written_again(word in "call|cache|stale|[a-z_]{0,12}|\\PC{0,12}") {
+            let text = serde_json::to_string(&word).unwrap();
+            let via: Via = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(via.as_str(), &word);
+            prop_assert_eq!(serde_json::to_string(&via).unwrap(), text);
+            prop_assert_eq!(matches!(via, Via::Other(_)), !["call", "cache", "stale"].contains(&word.as_str()));
+        }
     }
 
     #[test]

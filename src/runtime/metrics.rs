@@ -133,8 +133,8 @@ impl Metrics {
     }
 
     /// A request has come to an end in fetch, which may be the beginning of its retry.
-    pub fn outcome(&self, source: &str, outcome: &'static str, via: &'static str) {
-        let more = [("outcome", outcome.into()), ("via", via.into())];
+    pub fn outcome(&self, source: &str, outcome: &'static str, via: &str) {
+        let more = [("outcome", outcome.into()), ("via", via.to_owned().into())];
         self.outcomes.get_or_create(&of_source(source, more)).inc();
     }
 

@@ -43,7 +43,7 @@ pub struct Body<'a> {
     instead_of: Option<&'a str>,
     item: &'a str,
     status: Status,
-    via: Via,
+    via: &'a Via,
     fetched_at: Timestamp,
     columns: &'a Columns,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,7 +59,7 @@ impl<'a> Body<'a> {
             instead_of: (given.source != question.source).then(|| question.source.as_str()),
             item: question.item.as_str(),
             status: given.answer.status,
-            via: given.via,
+            via: &given.via,
             fetched_at: given.fetched_at,
             columns: &given.answer.columns,
             raw: given.answer.raw.as_deref(),

@@ -118,6 +118,10 @@ impl ClickHouseConfig {
 /// ClickHouse's code for what a user or a query may not do who or which only reads.
 const READONLY: u32 = 164;
 
+const SYNTAX_ERROR: u32 = 62;
+const UNKNOWN_TABLE: u32 = 60;
+const UNKNOWN_DATABASE: u32 = 81;
+
 /// What kind of trouble ClickHouse is in, or we with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TroubleKind {
@@ -191,6 +195,27 @@ impl Trouble {
         }
     }
 
+    /// The same, of SQL that a person wrote: the schema is not what is wrong, unless `is_own` knows the table or
+    /// database that is not there.
+    #[must_use]
+    pub(super) fn in_sql_by_hand(self, is_own: impl Fn(&str) -> bool) -> Self {
+        let is_missing = matches!(self.code, Some(UNKNOWN_TABLE | UNKNOWN_DATABASE));
+        let is_schema = is_missing && missing_name(&self.message).is_some_and(is_own);
+        match self.kind {
+            TroubleKind::Refused if self.code == Some(SYNTAX_ERROR) => {
+                // What could stand there instead is a list that fills a screen.
+                let message = self.message.split(". Expected one of").next().unwrap_or_default().to_owned();
+                Self { message, ..self }
+            }
+            TroubleKind::Schema if !is_schema => Self { kind: TroubleKind::Refused, ..self },
+            TroubleKind::Schema
+            | TroubleKind::Away
+            | TroubleKind::Unable
+            | TroubleKind::Login
+            | TroubleKind::Refused => self,
+        }
+    }
+
     /// Whether a user who may only read has asked for a setting of his own. Nothing was asked then.
     #[must_use]
     pub fn is_bound_to_settings(&self) -> bool {
@@ -255,15 +280,26 @@ fn kind_of(code: Option<u32>) -> TroubleKind {
         // A proxy between us and ClickHouse answers without a code: 502, 503.
         // TIMEOUT_EXCEEDED, SOCKET_TIMEOUT, NETWORK_ERROR
         None | Some(159 | 209 | 210) => TroubleKind::Away,
-        // READONLY, TOO_MANY_SIMULTANEOUS_QUERIES, NO_ZOOKEEPER, MEMORY_LIMIT_EXCEEDED, TABLE_IS_READ_ONLY,
-        // NOT_ENOUGH_SPACE, TOO_MANY_PARTS, UNKNOWN_STATUS_OF_INSERT, KEEPER_EXCEPTION
-        Some(164 | 202 | 225 | 241 | 242 | 243 | 252 | 319 | 999) => TroubleKind::Unable,
+        // CANNOT_WRITE_TO_FILE_DESCRIPTOR (a disk that was full only in the midst of it), READONLY,
+        // CANNOT_ALLOCATE_MEMORY, TOO_MANY_SIMULTANEOUS_QUERIES, NO_ZOOKEEPER, MEMORY_LIMIT_EXCEEDED,
+        // TABLE_IS_READ_ONLY, NOT_ENOUGH_SPACE, TOO_MANY_PARTS, UNKNOWN_STATUS_OF_INSERT, CANNOT_SCHEDULE_TASK,
+        // SERVER_OVERLOADED, KEEPER_EXCEPTION
+        Some(75 | 164 | 173 | 202 | 225 | 241 | 242 | 243 | 252 | 319 | 439 | 745 | 999) => TroubleKind::Unable,
         // NOT_FOUND_COLUMN_IN_BLOCK, NO_SUCH_COLUMN_IN_TABLE, UNKNOWN_IDENTIFIER, UNKNOWN_TABLE, UNKNOWN_DATABASE
         Some(10 | 16 | 47 | 60 | 81) => TroubleKind::Schema,
         // UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, ACCESS_DENIED, AUTHENTICATION_FAILED
         Some(192 | 193 | 194 | 497 | 516) => TroubleKind::Login,
         Some(_) => TroubleKind::Refused,
     }
+}
+
+/// The table or database of `Table d.t does not exist`, `Unknown table expression identifier 'd.t'`, `Could not find
+/// table: t` or `Database d does not exist`.
+fn missing_name(message: &str) -> Option<&str> {
+    let (_, rest) =
+        ["identifier '", "table: ", "Table ", "Database "].iter().find_map(|lead| message.split_once(lead))?;
+    let name = rest.split(|c: char| c.is_whitespace() || c == '\'').next()?;
+    Some(name.trim_end_matches('.')).filter(|name| !name.is_empty())
 }
 
 fn first_line(text: &str) -> String {
@@ -299,6 +335,8 @@ mod tests {
             ("Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS)", TroubleKind::Unable),
             ("Code: 241. DB::Exception: Memory limit exceeded\nstack trace", TroubleKind::Unable),
             ("Code: 243. DB::Exception: Cannot reserve 1.00 MiB, not enough space", TroubleKind::Unable),
+            ("Code: 75. DB::Exception: Cannot write to file: errno: 28, No space left on device", TroubleKind::Unable),
+            ("Code: 745. DB::Exception: CPU is overloaded. (SERVER_OVERLOADED)", TroubleKind::Unable),
             ("Code: 516. DB::Exception: default: Authentication failed", TroubleKind::Login),
             ("Code: 62. DB::Exception: Syntax error", TroubleKind::Refused),
             ("502 Bad Gateway", TroubleKind::Away),
@@ -314,6 +352,40 @@ mod tests {
             unknown.to_string(),
             "ClickHouse says no, code 60: Table d.t does not exist. (UNKNOWN_TABLE). Run `weir schema apply`"
         );
+    }
+
+    #[test]
+    fn a_slip_in_sql_by_hand_is_no_matter_of_the_schema_but_a_table_of_ours_that_is_missing_is() {
+        let hint = |text: &str| {
+            let trouble = Trouble::from(Error::BadResponse(text.to_owned()));
+            trouble.in_sql_by_hand(|name| crate::sink::schema::lacks("weir", name)).hint()
+        };
+        let apply = "Run `weir schema apply`";
+        let table = [
+            ("Code: 62. DB::Exception: Syntax error: failed at position 7", ""),
+            (
+                "Code: 47. DB::Exception: Unknown expression identifier `nonsense`. In scope SELECT nonsense FROM items",
+                "",
+            ),
+            ("Code: 16. DB::Exception: No such column a in table weir.items (cc35)", ""),
+            ("Code: 60. DB::Exception: Unknown table expression identifier 'itmes'. Maybe you meant weir.items?", ""),
+            ("Code: 60. DB::Exception: Unknown table expression identifier 'other.items'. Maybe you", ""),
+            ("Code: 60. DB::Exception: Table weir.foo does not exist", ""),
+            ("Code: 81. DB::Exception: Database other does not exist. (UNKNOWN_DATABASE)", ""),
+            ("Code: 60. DB::Exception: Unknown table expression identifier 'items'. In scope SELECT", apply),
+            ("Code: 60. DB::Exception: Unknown table expression identifier 'weir.batches'", apply),
+            ("Code: 60. DB::Exception: Table weir.items does not exist. Maybe you meant pol.items?", apply),
+            ("Code: 60. DB::Exception: Could not find table: observations. (UNKNOWN_TABLE)", apply),
+            ("Code: 81. DB::Exception: Database weir does not exist. (UNKNOWN_DATABASE)", apply),
+        ];
+        for (text, expected) in table {
+            assert_eq!(hint(text), expected, "{text}");
+        }
+        let syntax =
+            "Code: 62. DB::Exception: Syntax error: failed at position 7 (1): 1. Expected one of: Dot, token, OR";
+        let shown = Trouble::from(Error::BadResponse(syntax.to_owned())).in_sql_by_hand(|_| true).to_string();
+        assert_eq!(shown, "ClickHouse says no, code 62: Syntax error: failed at position 7 (1): 1");
+        assert_eq!(hint("502 Bad Gateway"), "Is it running, and is clickhouse.url right?");
     }
 
     #[test]

@@ -27,8 +27,11 @@ impl Troubles {
                 "rows wait: {trouble}. Nothing is lost: reading pauses, and the same block is offered again until it is taken"
             );
         }
-        let since = now.get(&kind).map_or_else(Instant::now, |(_, since)| *since);
-        now.insert(kind, (trouble.clone(), since));
+        // What goes on is told in its first words: those of memory and parts have numbers that change at each try.
+        if !now.get(&kind).is_some_and(same) {
+            let since = now.get(&kind).map_or_else(Instant::now, |(_, since)| *since);
+            now.insert(kind, (trouble.clone(), since));
+        }
         new
     }
 
@@ -117,6 +120,22 @@ mod tests {
         assert!(!troubles.over(Kind::Result) && troubles.text().is_some());
         assert!(troubles.over(Kind::Failure) && troubles.text().is_none());
         assert!(!troubles.over(Kind::Failure));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trouble_that_goes_on_is_told_in_the_same_words_though_its_numbers_change() {
+        let troubles = Troubles::default();
+        let of =
+            |code, message: &str| Trouble { kind: TroubleKind::Unable, code: Some(code), message: message.to_owned() };
+        troubles.meet(Kind::Result, &of(241, "would use 4.16 MiB"), "b");
+        let told = troubles.text();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!troubles.meet(Kind::Result, &of(241, "would use 4.21 MiB"), "b"));
+        assert!(!troubles.meet(Kind::Failure, &of(241, "would use 3.00 MiB"), "b"));
+        assert_eq!(troubles.text(), told);
+        // Another one is news.
+        assert!(troubles.meet(Kind::Result, &of(243, "not enough space"), "b"));
+        assert!(troubles.text().is_some_and(|text| text.contains("not enough space")), "{:?}", troubles.text());
     }
 
     #[test]

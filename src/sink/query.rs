@@ -12,6 +12,7 @@ use tokio::{
 use super::{
     connection::{ClickHouseConfig, ConnectionError, Trouble},
     insert::Store,
+    schema,
 };
 use crate::message::BatchId;
 
@@ -51,6 +52,18 @@ pub enum QueryError {
     /// Whoever reads the answer has gone.
     #[error("writing the answer: {0}")]
     Output(std::io::Error),
+}
+
+impl QueryError {
+    /// The same, of SQL that a person wrote: a name that is not there is a slip of the pen then, unless it is one of
+    /// weir's own tables.
+    #[must_use]
+    pub fn in_sql_by_hand(self, database: &str) -> Self {
+        match self {
+            Self::Trouble(trouble) => Self::Trouble(trouble.in_sql_by_hand(|table| schema::lacks(database, table))),
+            Self::Connection(_) | Self::Output(_) => self,
+        }
+    }
 }
 
 /// Runs any SQL and writes the answer to `out` as it comes, in constant memory. A `FORMAT` in the SQL wins.

@@ -98,6 +98,19 @@ pub async fn apply(config: &ClickHouseConfig) -> Result<Applied, SchemaError> {
     Ok(applied)
 }
 
+/// Whether a table or database that ClickHouse says is not there is one that a migration makes: `database` itself, or a
+/// table or view in it, with or without its name before it.
+pub(super) fn lacks(database: &str, name: &str) -> bool {
+    let table = match name.split_once('.') {
+        Some((of, table)) if of == database => table,
+        None if name != database => name,
+        Some(_) => return false,
+        None => return true,
+    };
+    let made = MIGRATIONS.iter().flat_map(|migration| migration.sql.split(" IF NOT EXISTS {database}.").skip(1));
+    made.filter_map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next()).any(|own| own == table)
+}
+
 const LEDGER: &str = "CREATE TABLE IF NOT EXISTS {database}.schema_migrations (version UInt32, name String, \
     applied_at DateTime64(3, 'UTC') DEFAULT now64(3)) ENGINE = ReplacingMergeTree ORDER BY version";
 

@@ -93,7 +93,13 @@ async fn until_settled<I: Insert, F: Fn() -> bool + Send>(
                     Err(trouble) => return End::Refused(trouble),
                 };
                 let token = sealed.intent.token(&sealed.partition, 1);
-                tracing::info!(block = token, found, rows = sealed.intent.rows, "counted a block in doubt");
+                let rows = sealed.intent.rows;
+                // Where ClickHouse itself has refused each insert none was expected: nobody need hear of it at each try.
+                if found == 0 && doubt.may_split() {
+                    tracing::debug!(block = token, found, rows, "counted a block that was refused");
+                } else {
+                    tracing::info!(block = token, found, rows, "counted a block in doubt");
+                }
                 match (doubt.counted(found, sealed.intent.rows as u64), sealed.trouble) {
                     // The views' tables are written after the block's own, and may have been left without.
                     (Verdict::Stored, _) => match store.refill(sealed).await {
@@ -127,28 +133,31 @@ impl fmt::Display for Told<'_> {
             "topic = '{}' AND partition = {} AND offset >= {first} AND offset <= {last}",
             partition.topic, partition.number
         );
+        let of = |count: u64| if count == 1 { "row" } else { "rows" };
+        let row = of(rows as u64);
         write!(f, "{partition} stands still at offsets {first} to {last}: ")?;
         match halt {
             Halt::Odd { found } => write!(
                 f,
-                "table {table} has {found} rows of them, and it must be {rows} or none. If they may go: ALTER TABLE \
-                 {table} DELETE WHERE {range}; then they are inserted again by themselves"
+                "table {table} has {found} {} of them, and it must be {rows} or none. If they may go: ALTER TABLE \
+                 {table} DELETE WHERE {range}; then they are inserted again by themselves",
+                of(*found)
             ),
             Halt::Vanished => write!(
                 f,
-                "ClickHouse acknowledged their {rows} rows under {TOKENS_MAX} tokens, but table {table} has none of \
+                "ClickHouse acknowledged their {rows} {row} under {TOKENS_MAX} tokens, but table {table} has none of \
                  them. Does a TTL or somebody delete them? They are counted again every half a minute"
             ),
             Halt::Unusable(Unusable::Lost) => write!(
                 f,
-                "their insert was begun, table {table} has none of their {rows} rows, and Kafka does not hold all of the \
+                "their insert was begun, table {table} has none of their {rows} {row}, and Kafka does not hold all of the \
                  records any longer. Bring the rows back from a backup (WHERE {range}), or give them up by setting the \
                  offset of the sink's group for this partition to {} or later while the sink is stopped",
                 intent.next
             ),
             Halt::Unusable(Unusable::ReadsDifferently) => write!(
                 f,
-                "another version of weir announced {rows} rows of them, and this one reads the records differently. \
+                "another version of weir announced {rows} {row} of them, and this one reads the records differently. \
                  Run that version until these are stored"
             ),
         }

@@ -12,6 +12,7 @@
 pub mod balance;
 mod deleted;
 pub mod rows;
+mod snapshot;
 pub mod strays;
 
 use std::collections::HashMap;
@@ -19,16 +20,17 @@ use std::collections::HashMap;
 use self::{
     balance::{Balance, End, Fault, Faults, Sum},
     rows::{Comparison, TopicReport},
+    snapshot::Snapshot,
     strays::Foreign,
 };
 use crate::{
     enqueue::feed::Few,
     kafka::{
-        Committed, Epoch, Partition, Record, Scan, ScanError,
+        Partition, Record, Scan, ScanError,
         admin::AdminError,
         client,
-        ledger::{Admit, Ledger, LedgerError},
-        scan::{self, Bounds, Piece, Span},
+        ledger::{Admit, LedgerError},
+        scan::{Bounds, Piece, Span},
     },
     message::{
         BatchId, SourceName,
@@ -166,82 +168,6 @@ pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64
 fn settled(sum: Sum, faults: &Faults) -> Sum {
     let (lost, doubled) = (faults.count(Fault::Lost), faults.count(Fault::Doubled));
     Sum { lost, doubled, under_way: sum.under_way + sum.lost.saturating_sub(lost), ..sum }
-}
-
-/// What the stages have done, and how far the topics reach, taken in the order that the head of this file gives.
-struct Snapshot {
-    /// By partition of requests and failures: what its stage has done.
-    ledgers: HashMap<Partition, Ledger>,
-    /// What the sink has committed.
-    stored: HashMap<Partition, i64>,
-    /// By topic, requests first.
-    bounds: Vec<(Topic, Vec<Bounds>)>,
-    /// Where to begin, if not at the first record.
-    begin: HashMap<Partition, i64>,
-}
-
-impl Snapshot {
-    async fn take(places: Places<'_>, scope: &Scope) -> Result<Self, VerifyError> {
-        let Places { kafka, topics, groups, sources, .. } = places;
-        let all = topics.rows(sources);
-        let delays = topics.delays();
-        let names = |wanted: &dyn Fn(&Topic) -> bool| -> Vec<String> {
-            all.iter().filter(|topic| wanted(topic)).map(|topic| topic.name.clone()).collect()
-        };
-        let (requests, outcomes) = (names(&|t| t.kind == Kind::Request), names(&|t| t.kind != Kind::Request));
-        let mut ledgers = HashMap::new();
-        // Together: what hops is either where it was or where it goes.
-        add_ledgers(&mut ledgers, kafka, &groups.retry(), &topics.retried()).await?;
-        let mut found = scan::bounds(kafka, &requests).await?;
-        for source in sources {
-            add_ledgers(&mut ledgers, kafka, &groups.fetch(source), &topics.every_request(source)).await?;
-        }
-        let every: Vec<String> = requests.iter().chain(&outcomes).cloned().collect();
-        let stored = scan::committed(kafka, &groups.sink(), &every).await?;
-        found.extend(scan::bounds(kafka, &outcomes).await?);
-        let waiting: Vec<String> = delays.iter().map(|topic| topic.name.clone()).collect();
-        found.extend(scan::bounds(kafka, &waiting).await?);
-        let mut begin = HashMap::new();
-        if let Some(since) = scope.since {
-            begin.extend(scan::at_time(kafka, &requests, since).await?);
-            let earlier = Timestamp::from_millis(since.as_millis().saturating_sub(SKEW_MS));
-            begin.extend(scan::at_time(kafka, &outcomes, earlier).await?);
-        }
-        let of = |topic: &Topic| found.iter().filter(|b| *b.partition.topic == *topic.name).cloned().collect();
-        Ok(Self {
-            ledgers,
-            stored: stored.into_iter().filter_map(|(partition, at)| Some((partition, at?.offset))).collect(),
-            bounds: all.iter().chain(&delays).map(|topic| (topic.clone(), of(topic))).collect(),
-            begin,
-        })
-    }
-
-    fn span(&self, bounds: &Bounds) -> Span {
-        let Bounds { partition, low, end } = bounds.clone();
-        let from = self.begin.get(&partition).map_or(low, |begin| low.max(*begin)).min(end);
-        Span { partition, range: from..end }
-    }
-}
-
-async fn add_ledgers(
-    ledgers: &mut HashMap<Partition, Ledger>,
-    kafka: &client::Config,
-    group: &str,
-    topics: &[String],
-) -> Result<(), VerifyError> {
-    for (partition, committed) in scan::committed(kafka, group, topics).await? {
-        let ledger = ledger(committed.as_ref()).map_err(|error| VerifyError::Ledger {
-            group: group.to_owned(),
-            partition: partition.clone(),
-            error,
-        })?;
-        ledgers.insert(partition, ledger);
-    }
-    Ok(())
-}
-
-fn ledger(committed: Option<&Committed>) -> Result<Ledger, LedgerError> {
-    Ledger::new(Epoch(0), committed)
 }
 
 /// One reading of everything.

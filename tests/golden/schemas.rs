@@ -359,6 +359,14 @@ fn the_least_and_unknown_fields_are_valid_and_can_be_read() {
 }
 
 #[test]
+fn a_word_of_a_newer_version_for_where_an_answer_came_from_is_valid_and_can_be_read() {
+    let mut record = minimal(Kind::Result);
+    record["via"] = json!("edge_cache");
+    assert_eq!(complaint(Kind::Result, &record), None);
+    assert!(readable(Kind::Result, &record));
+}
+
+#[test]
 fn without_any_of_its_required_fields_a_record_is_neither_valid_nor_readable() {
     for kind in Kind::ALL {
         let least = minimal(kind);
@@ -381,7 +389,7 @@ fn bad_records_are_refused_at_the_field_that_is_wrong() {
         (Kind::Request, "/history", json!([{"class": "outage"}])),
         (Kind::Request, "/requested_at", json!("yesterday")),
         (Kind::Result, "/status", json!("gone")),
-        (Kind::Result, "/via", json!("carrier pigeon")),
+        (Kind::Result, "/via", json!(7)),
         (Kind::Result, "/calls", json!(-1)),
         (Kind::Result, "/columns", json!({"price": 10.0})),
         (Kind::Result, "/fetched_at", json!("21.11.2026")),

@@ -109,14 +109,16 @@ async fn verify_names_rows_beyond_the_end_and_says_of_which_topics_it_knows_noth
     }
     let (code, text) = scene.installation.outcome(&["verify"]).await;
     assert_eq!(code, 1, "{text}");
-    for named in [&format!("{results}/0/1000000"), &format!("{results}/7/3"), "name the topic of-before"] {
+    for named in
+        [&format!("{results}/0/1000000"), &format!("{results}/7/3"), "1 row of observations names the topic of-before"]
+    {
         assert!(text.contains(named), "{named}: {text}");
     }
     // The command that it gives does what it says.
     let advice = text.lines().find_map(|line| line.trim().strip_prefix("weir query \"")).expect(&text);
     scene.execute(advice.trim_end_matches('"')).await;
     let (code, text) = scene.installation.outcome(&["verify"]).await;
-    assert!(code == 0 && text.contains("1 rows of observations name the topic of-before"), "{text}");
+    assert!(code == 0 && text.contains("1 row of observations names the topic of-before"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

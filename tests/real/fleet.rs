@@ -205,7 +205,7 @@ async fn what_is_paused_before_a_worker_starts_does_not_call_until_it_is_resumed
     scene.ask(10).await;
     let process = scene.installation.start("worker", &["fetch"]);
     eventually("the worker reports", async || {
-        scene.installation.run(&["quota"]).await.contains("1 worker(s) report").then_some(())
+        scene.installation.run(&["quota"]).await.contains("1 worker reports").then_some(())
     })
     .await;
     assert_eq!(scene.simulator.stats().served, 0);

@@ -27,9 +27,33 @@ pub enum Mood {
     Cutting,
     /// A request is held back, and arrives when its client has given up.
     Late,
+    /// ClickHouse has hardly any memory for a request, and says so.
+    Tight,
+    /// ClickHouse takes requests that only read.
+    ReadOnly,
 }
 
-const MOODS: [Mood; 4] = [Mood::Fair, Mood::Mute, Mood::Cutting, Mood::Late];
+const MOODS: [Mood; 6] = [Mood::Fair, Mood::Mute, Mood::Cutting, Mood::Late, Mood::Tight, Mood::ReadOnly];
+
+impl Mood {
+    /// The setting that a request to ClickHouse gets on its way.
+    const fn setting(self) -> Option<&'static str> {
+        match self {
+            Self::Tight => Some("max_memory_usage=20000&"),
+            Self::ReadOnly => Some("readonly=1&"),
+            Self::Fair | Self::Mute | Self::Cutting | Self::Late => None,
+        }
+    }
+}
+
+/// What was read of a request, with the setting in its address if this is its beginning.
+fn with_setting(read: &[u8], mood: Mood) -> Vec<u8> {
+    const BEGINNING: &[u8] = b"POST /?";
+    match (mood.setting(), read.strip_prefix(BEGINNING)) {
+        (Some(setting), Some(rest)) => [BEGINNING, setting.as_bytes(), rest].concat(),
+        _ => read.to_vec(),
+    }
+}
 
 /// How long a late request is held back after its last byte: longer than clients here wait for an answer.
 const LATENESS: Duration = Duration::from_secs(3);
@@ -96,7 +120,7 @@ async fn carry(mut client: TcpStream, target: String, state: Arc<State>) {
                 if state.mood() == Mood::Late {
                     return deliver_late(client, server, request[..count].to_vec(), &state).await;
                 }
-                if server.write_all(&request[..count]).await.is_err() {
+                if server.write_all(&with_setting(&request[..count], state.mood())).await.is_err() {
                     return;
                 }
             }
@@ -105,7 +129,7 @@ async fn carry(mut client: TcpStream, target: String, state: Arc<State>) {
                 match state.mood() {
                     Mood::Mute => {}
                     Mood::Cutting => return,
-                    Mood::Fair | Mood::Late => {
+                    Mood::Fair | Mood::Late | Mood::Tight | Mood::ReadOnly => {
                         if client.write_all(&answer[..count]).await.is_err() {
                             return;
                         }

@@ -174,7 +174,7 @@ async fn verify_names_a_missing_row_a_doubled_row_and_a_lost_request_and_replay_
     let (code, text) = scene.installation.outcome(&["replay", "--topic", "results"]).await;
     assert!(code == 64 && text.contains("1 would be inserted") && text.contains("--yes"), "{text}");
     let text = scene.installation.run(&["replay", "--topic", "results", "--yes"]).await;
-    assert!(text.contains("1 were inserted"), "{text}");
+    assert!(text.contains("1 was inserted"), "{text}");
     let (_, text) = scene.installation.outcome(&["verify"]).await;
     assert!(!text.contains(&format!("      {missing}\n")), "{text}");
 }

@@ -19,7 +19,7 @@ Examples:
   weir account list               # the accounts of all sources
   weir account list ali1688       # those of one
 
-The state of a token: `none` (its API needs none, or it is still to be authorised), `as configured` (nobody knows until
+The state of a token: `none` (its API needs none, or it is still to be authorised), `as configured` (nobody knows until \
 when), `valid until`, `expired at` (it is renewed with the account's next call), `refused at` (weir account authorise).";
 
 /// `weir account list`

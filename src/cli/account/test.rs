@@ -16,7 +16,7 @@ Examples:
   weir account test ali1688 shop-1                        # ask for an item that does not exist
   weir account test ali1688 shop-1 --item 584051070147    # ask for one of yours
 
-The call is paid for: with quota.store = \"redis\" it waits for a slot of the running fleet. An expired token is not
+The call is paid for: with quota.store = \"redis\" it waits for a slot of the running fleet. An expired token is not \
 renewed by it.
 
 Exit codes: 0 the vendor answered, 1 it refused the call, 64 there is no such account";

@@ -15,7 +15,7 @@ use crate::{
     cache::{Answer, Cache, SourceCache, Warmed},
     cli::{
         exit::Ended,
-        terminal::{grouped, note, say},
+        terminal::{counted, note, say},
     },
     config::Config,
     message::{Observation, Request, SourceName},
@@ -78,7 +78,7 @@ impl Warmer {
     }
 
     fn report(&self, source: &SourceName) -> std::io::Result<()> {
-        let answers = |count: u64| format!("{} answer{}", grouped(count), if count == 1 { "" } else { "s" });
+        let answers = |count: u64| counted(count, "answer");
         say(&format!("Filled the cache with {} of {source}, without a call", answers(self.filled)))?;
         for (count, why) in [
             (self.again, "came for an item that had one already: the newer one is kept"),

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::{Finding, Verdict};
+use super::{
+    super::terminal::{agree, counted},
+    Finding, Verdict,
+};
 use crate::{
     cli::exit::Exit,
     config::{self, Config},
@@ -102,11 +105,15 @@ impl Tally {
     fn words(&self) -> String {
         match (self.with, self.without) {
             (0, 0) => "there are no accounts".to_owned(),
+            (1, 0) => "the account has a token".to_owned(),
             (with, 0) => format!("all of {with} accounts have a token"),
+            (0, 1) => "the account has no token: its API needs none, or authorise it".to_owned(),
             (0, without) => format!("none of {without} accounts has a token: their API needs none, or authorise them"),
             (with, without) => format!(
-                "{with} accounts have a token, {without} have none: their API needs none, or authorise them; see \
-                 `weir account list`"
+                "{} {} a token, {without} {} none: their API needs none, or authorise them; see `weir account list`",
+                counted(with as u64, "account"),
+                agree(with as u64, "has", "have"),
+                agree(without as u64, "has", "have"),
             ),
         }
     }

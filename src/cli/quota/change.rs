@@ -26,7 +26,7 @@ pub enum Wish {
 
 /// Reads `--for`.
 pub fn read_time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|_| "give a time such as 90s, 10m, 2h".to_owned())?;
+    let time = crate::cli::duration(text)?;
     if (Duration::from_secs(1)..=Limit::PER_MAX).contains(&time) {
         return Ok(time);
     }

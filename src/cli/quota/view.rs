@@ -13,7 +13,7 @@ mod batches;
 use self::batches::Batch;
 use super::{Configured, change::Wish};
 use crate::{
-    cli::terminal::{grouped, spoken, table},
+    cli::terminal::{agree, counted, grouped, spoken, table},
     message::{AccountAlias, CutOffReport, HoldReport, QuotaReport, QuotaSetting, SourceName},
     quota::{
         journal::{HEARTBEAT, known::Known},
@@ -383,7 +383,7 @@ pub fn text(views: &[View], now: Timestamp) -> String {
     let mut notes = Vec::new();
     for view in views {
         let sum = |of: fn(&Account) -> u64| grouped(view.accounts.iter().map(of).sum());
-        let all = format!("({} accounts)", grouped(view.accounts.len() as u64));
+        let all = format!("({})", counted(view.accounts.len() as u64, "account"));
         let sums = [sum(|a| a.calls_today), sum(|a| a.calls_last_minute), sum(|a| a.refused_today)];
         let [today, minute, refused] = sums;
         rows.push(vec![view.source.to_string(), all, String::new(), today, minute, refused, view.whole.words(now)]);
@@ -391,9 +391,11 @@ pub fn text(views: &[View], now: Timestamp) -> String {
         rows.extend(held.map(|address| address_row(address, now)));
         rows.extend(view.accounts.iter().map(|account| row(account, now)));
         let running = view.workers.iter().filter(|worker| worker.runs).count();
-        notes.push(match running {
-            0 => format!("{}: {}", view.source, view.silence(now)),
-            _ => format!("{}: {running} worker(s) report", view.source),
+        let reports = agree(running as u64, "reports", "report");
+        notes.push(if running == 0 {
+            format!("{}: {}", view.source, view.silence(now))
+        } else {
+            format!("{}: {} {reports}", view.source, counted(running as u64, "worker"))
         });
         notes.extend(view.workers.iter().filter_map(|worker| cut_off(worker, now)));
     }
@@ -408,12 +410,12 @@ pub fn text(views: &[View], now: Timestamp) -> String {
 fn cut_off(worker: &Worker, now: Timestamp) -> Option<String> {
     let CutOffReport { since_at, calls } = worker.cut_off.as_ref().filter(|_| worker.runs)?;
     let (name, time) = (&worker.instance, spoken(now.since(*since_at)));
-    Some(format!("{name}: cut off from Redis for {time}, {} calls of its own share since then", grouped(*calls)))
+    Some(format!("{name}: cut off from Redis for {time}, {} of its own share since then", counted(*calls, "call")))
 }
 
 fn address_row(address: &Address, now: Timestamp) -> Vec<String> {
-    let calls = grouped(address.accounts as u64);
-    let name = format!("(address {}, {calls} accounts)", address.name);
+    let accounts = counted(address.accounts as u64, "account");
+    let name = format!("(address {}, {accounts})", address.name);
     let empty = || String::new();
     vec![empty(), name, empty(), empty(), empty(), empty(), address.standing.words(now)]
 }

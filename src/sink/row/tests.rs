@@ -82,6 +82,16 @@ fn a_result_becomes_an_observation_with_exact_columns() {
 }
 
 #[test]
+fn a_result_of_a_newer_weir_keeps_its_word_for_the_way() {
+    let value = br#"{"request_id":"r1","source":"s","item":"1","status":"found","via":"edge_cache","calls":1,
+        "requested_at":1,"fetched_at":2,"latency_ms":3}"#;
+    let headers = Headers::new();
+    let raw = raw(&headers, value);
+    let Parsed::Result(seen) = parse(&raw, &route(Kind::Result)) else { panic!("a result") };
+    assert_eq!(columns(&ObservationRow::new(&raw, &seen), &["via"]), json!({"via": "edge_cache"}));
+}
+
+#[test]
 fn a_price_that_is_no_decimal_is_kept_as_text() {
     let value = br#"{"request_id":"r1","source":"s","item":"1","status":"found","via":"call","calls":1,
         "requested_at":1,"fetched_at":2,"latency_ms":3,"columns":{"price":"10.00-12.00","stock":"many"}}"#;

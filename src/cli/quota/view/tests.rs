@@ -113,7 +113,7 @@ fn a_held_address_is_shown_with_its_accounts_and_the_others_go_on() {
     assert!(view.still_held(Some(&alias("one")), &Wish::Resume, at(1))[0].contains("address proxy-1"));
     assert!(view.still_held(None, &Wish::Resume, at(1)).is_empty(), "resuming an account would not help");
     let text = text(&[view], at(1));
-    assert!(text.contains("(address proxy-1, 1 accounts)") && !text.contains("(address proxy-2"), "{text}");
+    assert!(text.contains("(address proxy-1, 1 account)") && !text.contains("(address proxy-2"), "{text}");
     let later = views(&known, &configured(), at(21)).remove(0);
     assert_eq!(later.accounts[0].standing.state, "calling", "it is over");
 }
