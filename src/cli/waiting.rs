@@ -19,9 +19,8 @@ use crate::kafka::{
 /// Up to so many offsets of a partition are looked at; where more are left a few marks are no matter.
 const FEW: i64 = 100;
 
-/// How many partitions are read at once, at most. Each takes some 20 ms, but to go on from one to the next takes Kafka's
-/// client a second where only marks stand.
-const READERS: usize = 64;
+/// How many partitions are read at once, at most. Each takes some 20 ms, and each reader the threads of a client.
+const READERS: usize = 4;
 
 /// How long that may take: a transaction that is open holds it up.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -1,6 +1,6 @@
 //! Reads bounded pieces of partitions, one after the other: for jobs that end, outside of every consumer group.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use rdkafka::{
     Message, Offset, TopicPartitionList,
@@ -127,7 +127,14 @@ impl Scan {
 }
 
 fn read_all(consumer: &BaseConsumer, spans: Vec<Span>, sender: &mpsc::Sender<Result<Piece, ScanError>>) {
+    let mut known: Option<Arc<str>> = None;
     for span in spans {
+        // Assigned a topic that it has not heard of, the client finds out who leads it at its next round of topics, which
+        // it makes once a second. Asked for, it knows at once; if it does not answer now the round comes all the same.
+        if known.as_ref() != Some(&span.partition.topic) {
+            drop(consumer.fetch_metadata(Some(&span.partition.topic), ASK));
+            known = Some(Arc::clone(&span.partition.topic));
+        }
         let partition = span.partition.clone();
         let end = match read(consumer, span, sender) {
             Ok(true) => Ok(Piece::End(partition)),

@@ -31,6 +31,7 @@ mod quota_batches;
 mod refusals;
 mod replay;
 mod retry;
+mod scan;
 mod set_back;
 mod sink;
 mod stack;

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Writes records into one partition in a transaction, which is committed or rolled back.
-async fn transact(topic: &str, partition: i32, records: u32, is_kept: bool) {
+pub async fn transact(topic: &str, partition: i32, records: u32, is_kept: bool) {
     let producer: ThreadedProducer<_> = ClientConfig::new()
         .set("bootstrap.servers", address("WEIR_TEST_KAFKA"))
         .set("transactional.id", unique("writer"))
