@@ -334,7 +334,11 @@ impl Context {
         let (answer, mut done) = oneshot::channel();
         self.push(Ok(Event::Revoked(partitions.to_vec(), Handover(Some(answer)))));
         let deadline = Instant::now() + self.group.drain;
-        while self.flush() == Stage::Listening && Instant::now() < deadline {
+        while Instant::now() < deadline {
+            // A stage that has ended, as at a stop, has said itself what it left.
+            if self.flush() != Stage::Listening {
+                return;
+            }
             match done.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => self.serve_for(consumer, POLL),
                 Ok(()) | Err(oneshot::error::TryRecvError::Closed) => return,

@@ -153,7 +153,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
                 let count = range.end.saturating_sub(range.start);
                 tracing::error!(
                     %partition, first = range.start, last = range.end - 1,
-                    "up to {count} records were deleted by the topic's retention before they were stored: they are not \
+                    "records were deleted by the topic's retention before they were stored, up to {count}: they are not \
                      in ClickHouse, unless they were on their way when the sink ended"
                 );
                 if let Some(lane) = self.lanes.get_mut(&partition).filter(|lane| lane.epoch == epoch) {
