@@ -386,7 +386,8 @@ mod tests {
         for (text, expected) in table {
             let message = file(&text).refusal();
             assert!(message.contains(expected), "{message:?} should say {expected:?}");
-            assert!(!message.contains("22") && !message.contains("at-1"), "{message}");
+            // Not "22", which stands in the name of a folder for tests now and then.
+            assert!(["hunter", "2200", "at-1"].iter().all(|secret| !message.contains(secret)), "{message}");
         }
     }
 
