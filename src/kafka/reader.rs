@@ -336,7 +336,7 @@ impl Context {
         let deadline = Instant::now() + self.group.drain;
         while Instant::now() < deadline {
             // A stage that has ended, as at a stop, has said itself what it left.
-            if self.flush() != Stage::Listening {
+            if self.flush() == Stage::Gone {
                 return;
             }
             match done.try_recv() {

@@ -36,6 +36,26 @@ pub enum InvalidId {
     },
 }
 
+/// Reads a text, but not by way of a `String`: a record has five ids, and reading records is mostly a matter of
+/// allocations. `what`: what is expected, for who meets something else.
+pub(super) fn from_text<'de, D: Deserializer<'de>, T, E: fmt::Display>(
+    deserializer: D,
+    what: &'static str,
+    read: impl FnOnce(&str) -> Result<T, E>,
+) -> Result<T, D::Error> {
+    struct Visitor<F>(&'static str, F);
+    impl<T, E: fmt::Display, F: FnOnce(&str) -> Result<T, E>> de::Visitor<'_> for Visitor<F> {
+        type Value = T;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+        fn visit_str<R: de::Error>(self, text: &str) -> Result<T, R> {
+            self.1(text).map_err(R::custom)
+        }
+    }
+    deserializer.deserialize_str(Visitor(what, read))
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $limit:literal) => {
         $(#[$doc])*
@@ -48,20 +68,9 @@ macro_rules! id {
             }
         }
 
-        /// Not by way of a `String`: a record has five ids, and reading records is mostly a matter of allocations.
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Visitor;
-                impl de::Visitor<'_> for Visitor {
-                    type Value = $name;
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str("a string")
-                    }
-                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
-                        $name::new(text).map_err(E::custom)
-                    }
-                }
-                deserializer.deserialize_str(Visitor)
+                from_text(deserializer, "a string", |text| $name::new(text))
             }
         }
 

@@ -1,15 +1,16 @@
 //! The vendor's answer for an item. In code it is an [`Observation`], since `Result` is taken.
 
-use std::fmt;
+use std::convert::Infallible;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use sha1::{Digest as _, Sha1};
 
 use super::{
     AccountAlias, BatchId, ItemId, RequestId, SourceName,
     change::{Field, value},
+    id::from_text,
 };
 use crate::runtime::clock::Timestamp;
 
@@ -80,17 +81,7 @@ impl From<&str> for Via {
 /// By hand: with an untagged variant serde would copy the word of every result before it looks at it.
 impl<'de> Deserialize<'de> for Via {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Via;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a word like \"call\"")
-            }
-            fn visit_str<E: de::Error>(self, word: &str) -> Result<Via, E> {
-                Ok(Via::from(word))
-            }
-        }
-        deserializer.deserialize_str(Visitor)
+        from_text(deserializer, "a word like \"call\"", |word| Ok::<_, Infallible>(Self::from(word)))
     }
 }
 
