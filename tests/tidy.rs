@@ -167,14 +167,6 @@ fn names_that_say_nothing(source: &Source) -> Vec<Finding> {
     bad.map(|part| (1, format!("`{part}` says nothing: name the file after what it is about"))).into_iter().collect()
 }
 
-const LINES_MAX: usize = 500;
-
-fn short_files(source: &Source) -> Vec<Finding> {
-    let lines = source.text.lines().count();
-    let message = format!("{lines} lines, at most {LINES_MAX}: split it where the subject changes");
-    if lines > LINES_MAX { vec![(LINES_MAX + 1, message)] } else { Vec::new() }
-}
-
 fn topic_names_in_one_place(source: &Source) -> Vec<Finding> {
     if source.is_under(&["src/topics.rs"]) {
         return Vec::new();
@@ -253,11 +245,6 @@ fn no_file_has_a_name_that_says_nothing() {
 }
 
 #[test]
-fn no_file_is_longer_than_a_sitting() {
-    enforce(short_files, &["src"]);
-}
-
-#[test]
 fn topics_are_named_in_one_place() {
     enforce(topic_names_in_one_place, &["src"]);
 }
@@ -269,7 +256,6 @@ fn nothing_is_left_unfinished() {
 
 #[test]
 fn each_rule_finds_what_it_forbids_and_nothing_else() {
-    let long = format!("//! Long.\n{}", "\n".repeat(LINES_MAX));
     let bad: &[(Rule, &str, &str)] = &[
         (opens_with_a_sentence, "src/a.rs", "use std::fs;\n//! Late.\n"),
         (opens_with_a_sentence, "src/a.rs", ""),
@@ -284,7 +270,6 @@ fn each_rule_finds_what_it_forbids_and_nothing_else() {
         (stages_never_meet, "src/sink/block.rs", "use crate::{fetch, message::Class};"),
         (names_that_say_nothing, "src/utils.rs", "//! Things."),
         (names_that_say_nothing, "src/common/mod.rs", "//! Things."),
-        (short_files, "src/a.rs", &long),
         (topic_names_in_one_place, "src/sink/mod.rs", "let topic = \"weir.results\";"),
         (topic_names_in_one_place, "src/sink/mod.rs", "let topic = format!(\"{prefix}.requests.{source}\");"),
         (nothing_unfinished, "src/a.rs", "fn a() { todo!() }"),
