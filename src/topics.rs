@@ -193,7 +193,13 @@ impl Topics {
     /// The names of what retry reads: the failures, and what waits on the delay topics.
     #[must_use]
     pub fn retried(&self) -> Vec<String> {
-        [self.failures()].into_iter().chain(self.delays().into_iter().map(|topic| topic.name)).collect()
+        [self.failures()].into_iter().chain(self.waiting()).collect()
+    }
+
+    /// The names of the delay topics.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<String> {
+        self.delays().into_iter().map(|topic| topic.name).collect()
     }
 
     /// Written by `weir batch NAME cancel`; read by fetch. Compacted. Key: `cancel/<batch>`.
@@ -270,6 +276,27 @@ impl Topics {
     }
 }
 
+/// Each topic in a set of its own, for [`crate::kafka::GroupConfig`].
+#[must_use]
+pub fn apart(topics: Vec<String>) -> Vec<Vec<String>> {
+    topics.into_iter().map(|topic| vec![topic]).collect()
+}
+
+/// The names of these topics in sets of those whose records are alike, for [`crate::kafka::GroupConfig`]: results are
+/// spread over the sinks by themselves, and so are the requests of all sources.
+#[must_use]
+pub fn alike(topics: &[Topic]) -> Vec<Vec<String>> {
+    let set = |topic: &Topic| (topic.kind, topic.name.ends_with(EXPRESS));
+    let mut sets: Vec<((Kind, bool), Vec<String>)> = Vec::new();
+    for topic in topics {
+        match sets.iter_mut().find(|(found, _)| *found == set(topic)) {
+            Some((_, names)) => names.push(topic.name.clone()),
+            None => sets.push((set(topic), vec![topic.name.clone()])),
+        }
+    }
+    sets.into_iter().map(|(_, names)| names).collect()
+}
+
 /// The names of the consumer groups, one word per stage.
 #[derive(Clone, Debug)]
 pub struct Groups {
@@ -332,6 +359,17 @@ mod tests {
         let rows = topics.rows(std::slice::from_ref(&source));
         let of_source = rows.iter().filter(|topic| topic.source.as_ref() == Some(&source));
         assert_eq!(of_source.filter(|topic| both.contains(&topic.name)).count(), 2);
+    }
+
+    #[test]
+    fn a_set_of_topics_has_records_of_one_kind_by_one_lane() {
+        let topics = Topics::new(Config::default());
+        let sources = ["ali1688", "taobao"].map(|name| SourceName::new(name).expect("a name"));
+        let sets = alike(&topics.rows(&sources));
+        let requests = |lane| sources.iter().map(|source| topics.requests_by(source, lane)).collect::<Vec<_>>();
+        assert_eq!(sets[..2], [requests(Lane::Bulk), requests(Lane::Express)]);
+        let alone = [topics.results(), topics.failures(), topics.dead(), topics.changes()];
+        assert_eq!(sets[2..], apart(alone.to_vec()));
     }
 
     #[test]

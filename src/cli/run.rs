@@ -291,7 +291,7 @@ impl Process {
         }
     }
 
-    fn reader(&self, group: String, topics: Vec<String>) -> Result<KafkaReader, RoleError> {
+    fn reader(&self, group: String, topics: Vec<Vec<String>>) -> Result<KafkaReader, RoleError> {
         self.reader_of(&self.config.kafka, group, topics)
     }
 
@@ -299,12 +299,12 @@ impl Process {
         &self,
         kafka: &kafka::client::Config,
         group: String,
-        topics: Vec<String>,
+        topics: Vec<Vec<String>>,
     ) -> Result<KafkaReader, RoleError> {
         KafkaReader::open(kafka, self.group(group, topics)).map_err(|error| IntakeError::from(error).into())
     }
 
-    fn group(&self, group: String, topics: Vec<String>) -> GroupConfig {
+    fn group(&self, group: String, topics: Vec<Vec<String>>) -> GroupConfig {
         let instance = self.member(&group);
         GroupConfig { group, instance, topics, drain: self.config.fetch.drain }
     }

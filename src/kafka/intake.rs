@@ -67,8 +67,8 @@ pub struct Intake<R, W> {
     /// Transactions rolled back in a row: the next one waits longer each time.
     rolled_back: u32,
     transaction: Option<Transaction>,
-    /// Partitions that another member waits for.
-    handover: Option<(Vec<Partition>, Handover)>,
+    /// Partitions that another member waits for; a group of several sets of topics can ask for each of them.
+    handovers: Vec<(Vec<Partition>, Handover)>,
     paused: HashSet<Partition>,
     owned: HashSet<Partition>,
 }
@@ -84,7 +84,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             next_commit_at: Instant::now(),
             rolled_back: 0,
             transaction: None,
-            handover: None,
+            handovers: Vec::new(),
             paused: HashSet::new(),
             owned: HashSet::new(),
         }
@@ -184,7 +184,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                     }
                 },
             }
-            self.settle_handover();
+            while self.settle_handover().is_some() {}
         }
         Ok(())
     }
@@ -258,12 +258,12 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                 Ok(None)
             }
             Event::Revoked(partitions, handover) => {
-                self.handover = Some((partitions.clone(), handover));
+                self.handovers.push((partitions.clone(), handover));
                 Ok(Some(Input::Leaving(partitions)))
             }
             Event::Lost(partitions) => {
                 // Perhaps after a revocation whose deadline has passed: then nobody waits any more.
-                self.handover = None;
+                self.handovers.retain(|(leaving, _)| leaving.iter().any(|partition| !partitions.contains(partition)));
                 self.forget(&partitions);
                 Ok(Some(Input::Left(partitions)))
             }
@@ -272,11 +272,11 @@ impl<R: Reader, W: Writer> Intake<R, W> {
 
     /// Lets revoked partitions go as soon as nothing of them is open or uncommitted.
     fn settle_handover(&mut self) -> Option<Vec<Partition>> {
-        let (partitions, _) = self.handover.as_ref()?;
-        if !partitions.iter().all(|partition| self.outbox.is_settled(partition)) {
-            return None;
-        }
-        let (partitions, handover) = self.handover.take()?;
+        let is_settled = |(partitions, _): &(Vec<Partition>, _)| {
+            partitions.iter().all(|partition| self.outbox.is_settled(partition))
+        };
+        let settled = self.handovers.iter().position(is_settled)?;
+        let (partitions, handover) = self.handovers.swap_remove(settled);
         self.forget(&partitions);
         drop(handover);
         Some(partitions)

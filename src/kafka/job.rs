@@ -88,7 +88,7 @@ impl Job {
             }
             let metadata = inner.consumer.group_metadata();
             let metadata = metadata.ok_or_else(|| TransactError::Rebuild("the consumer has no group".to_owned()))?;
-            inner.transactions.transact(&records, &list, &metadata)
+            inner.transactions.transact(&records, &[(list, metadata)])
         });
         done.await.map_err(|error| TransactError::Rebuild(error.to_string()))?
     }

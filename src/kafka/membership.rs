@@ -4,44 +4,70 @@
 //! accepts offsets for partitions that the member does not own (measured, see the design notes). So a commit
 //! holds a [`Permit`] from the check of its epochs to its end, and a rebalance takes a partition away only
 //! when no commit holds one.
+//!
+//! One process can be several members of the group, one for each set of topics (see [`super::GroupConfig`]): then a
+//! commit is checked against the generation of each member whose partitions it is about.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 
-use super::{Epoch, Partition, reader::Context};
+use super::{Epoch, Offsets, Partition, reader::Context};
 
 /// Our place in a consumer group. Opaque to stages; cheap to clone.
 #[derive(Clone)]
 pub struct Membership(Arc<Inner>);
 
 struct Inner {
-    owned: RwLock<HashMap<Partition, Epoch>>,
-    consumer: OnceLock<Weak<BaseConsumer<Context>>>,
+    owned: RwLock<HashMap<Partition, Owned>>,
+    consumers: OnceLock<Vec<Weak<BaseConsumer<Context>>>>,
+    epochs: AtomicU64,
+}
+
+#[derive(Clone, Copy)]
+struct Owned {
+    epoch: Epoch,
+    /// Which of this process's members has it.
+    member: usize,
 }
 
 /// Permission to commit, for as long as it lives: meanwhile no partition is taken away.
 pub(super) struct Permit<'a> {
-    _owned: RwLockReadGuard<'a, HashMap<Partition, Epoch>>,
-    consumer: &'a OnceLock<Weak<BaseConsumer<Context>>>,
+    owned: RwLockReadGuard<'a, HashMap<Partition, Owned>>,
+    membership: &'a Membership,
 }
 
 impl Membership {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Inner { owned: RwLock::new(HashMap::new()), consumer: OnceLock::new() }))
+        let (owned, consumers) = (RwLock::new(HashMap::new()), OnceLock::new());
+        Self(Arc::new(Inner { owned, consumers, epochs: AtomicU64::new(0) }))
     }
 
-    /// The consumer whose membership it is; weak, so that it ends on its own thread.
-    pub(super) fn belongs_to(&self, consumer: &Arc<BaseConsumer<Context>>) {
-        let _ = self.0.consumer.set(Arc::downgrade(consumer));
+    /// The consumers whose memberships it is, by the number of the member; weak, so that they end on their own thread.
+    pub(super) fn belongs_to(&self, consumers: &[Arc<BaseConsumer<Context>>]) {
+        let _ = self.0.consumers.set(consumers.iter().map(Arc::downgrade).collect());
     }
 
-    pub(super) fn add(&self, partition: Partition, epoch: Epoch) {
-        self.0.owned.write().unwrap_or_else(PoisonError::into_inner).insert(partition, epoch);
+    /// The consumer of this member; `None` if reading has ended.
+    pub(super) fn consumer(&self, member: usize) -> Option<Arc<BaseConsumer<Context>>> {
+        self.0.consumers.get()?.get(member)?.upgrade()
+    }
+
+    /// An epoch that no assignment of this process has had.
+    pub(super) fn new_epoch(&self) -> Epoch {
+        Epoch(self.0.epochs.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    pub(super) fn add(&self, partition: Partition, epoch: Epoch, member: usize) {
+        let mut owned = self.0.owned.write().unwrap_or_else(PoisonError::into_inner);
+        owned.insert(partition, Owned { epoch, member });
     }
 
     /// Takes partitions away; waits until no commit is under way.
@@ -58,7 +84,12 @@ impl Membership {
     }
 
     pub(super) fn epoch(&self, partition: &Partition) -> Option<Epoch> {
-        self.0.owned.read().unwrap_or_else(PoisonError::into_inner).get(partition).copied()
+        self.read().get(partition).map(|owned| owned.epoch)
+    }
+
+    /// Which of this process's members has the partition.
+    pub(super) fn member(&self, partition: &Partition) -> Option<usize> {
+        self.read().get(partition).map(|owned| owned.member)
     }
 
     /// Permission to commit for these partitions under these epochs, if all of them are still ours.
@@ -66,18 +97,33 @@ impl Membership {
         &self,
         mut wanted: impl Iterator<Item = (&'p Partition, Epoch)>,
     ) -> Result<Permit<'_>, Partition> {
-        let owned = self.0.owned.read().unwrap_or_else(PoisonError::into_inner);
-        match wanted.find(|(partition, epoch)| owned.get(*partition) != Some(epoch)) {
+        let owned = self.read();
+        match wanted.find(|(partition, epoch)| owned.get(*partition).is_none_or(|owned| owned.epoch != *epoch)) {
             Some((partition, _)) => Err(partition.clone()),
-            None => Ok(Permit { _owned: owned, consumer: &self.0.consumer }),
+            None => Ok(Permit { owned, membership: self }),
         }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<Partition, Owned>> {
+        self.0.owned.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Permit<'_> {
-    /// The generation that the broker is to check; `None` if the reader has ended.
-    pub(super) fn group_metadata(&self) -> Option<ConsumerGroupMetadata> {
-        self.consumer.get()?.upgrade()?.group_metadata()
+    /// These offsets by the member that has their partitions, each part with its consumer. `None` if the reader has
+    /// ended.
+    pub(super) fn by_member(&self, offsets: Offsets) -> Option<Vec<(Arc<BaseConsumer<Context>>, Offsets)>> {
+        let mut parts: BTreeMap<usize, Offsets> = BTreeMap::new();
+        for offset in offsets {
+            parts.entry(self.owned.get(&offset.0)?.member).or_default().push(offset);
+        }
+        parts.into_iter().map(|(member, offsets)| Some((self.membership.consumer(member)?, offsets))).collect()
+    }
+
+    /// As [`Self::by_member`], with the generation that the broker is to check for each part.
+    pub(super) fn generations(&self, offsets: Offsets) -> Option<Vec<(ConsumerGroupMetadata, Offsets)>> {
+        let parts = self.by_member(offsets)?.into_iter();
+        parts.map(|(consumer, offsets)| Some((consumer.group_metadata()?, offsets))).collect()
     }
 }
 

@@ -4,6 +4,7 @@
 //! commit is under way; meanwhile the thread goes on serving the stage's commands, else both would wait for
 //! each other.
 
+mod pausing;
 mod poll;
 mod trouble;
 
@@ -12,8 +13,8 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
     },
+    thread::Thread,
     time::Duration,
 };
 
@@ -30,8 +31,9 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use self::pausing::{Pauses, Wanted};
 use super::{
-    Assignment, Committed, Epoch, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, WriteError,
+    Assignment, Committed, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, WriteError,
     client::Config,
     native::{offset_list, partitions},
 };
@@ -44,6 +46,8 @@ const POLL: Duration = Duration::from_millis(5);
 const EVENTS: usize = 64;
 /// How many bytes of records may wait for the stage, about: 64 events of 500 records with their headers would be 60 MB.
 const AHEAD: usize = 4 * 1024 * 1024;
+/// How many commits may wait for the thread; more wait for room.
+const COMMITS: usize = 64;
 /// How long one question to the broker may take before it is asked again.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -52,24 +56,34 @@ const ASK: Duration = Duration::from_secs(5);
 pub struct GroupConfig {
     /// The consumer group.
     pub group: String,
-    /// This member's stable name (`group.instance.id`).
+    /// This process's stable name in it (`group.instance.id`).
     pub instance: String,
-    /// The topics.
-    pub topics: Vec<String>,
+    /// The topics, in sets: the partitions of each set are spread evenly over the group by themselves.
+    ///
+    /// For each set the process has a member of its own in the same group, and the sets of all processes of a group
+    /// should be the same. librdkafka's only cooperative strategy counts partitions without regard to their topics:
+    /// with two topics in one subscription a joiner gets all of one and nothing of the other.
+    pub topics: Vec<Vec<String>>,
     /// How long a stage may take to finish what is in flight of a revoked partition.
     pub drain: Duration,
 }
 
-enum Command {
-    Pause(Partition),
-    Resume(Partition),
-    Commit(Offsets, oneshot::Sender<Result<Vec<Partition>, WriteError>>),
+impl GroupConfig {
+    /// What this process's members are called. The first has the process's own name, as when there was only one.
+    fn member(&self, number: usize) -> String {
+        if number == 0 { self.instance.clone() } else { format!("{}.member-{number}", self.instance) }
+    }
 }
+
+type Answer = oneshot::Sender<Result<Vec<Partition>, WriteError>>;
 
 /// A [`Reader`] on Kafka.
 pub struct KafkaReader {
     events: mpsc::Receiver<Result<Event, ReadError>>,
-    commands: SyncSender<Command>,
+    commits: mpsc::Sender<(Offsets, Answer)>,
+    wanted: Arc<Mutex<Wanted>>,
+    /// Where commits and pauses are carried out.
+    thread: Thread,
     membership: Membership,
     group: String,
     ahead: Arc<AtomicUsize>,
@@ -95,48 +109,54 @@ impl KafkaReader {
 
     fn start(config: &Config, group: GroupConfig, headers: Option<&'static [&'static str]>) -> Result<Self, ReadError> {
         let (events, inbox) = mpsc::channel(EVENTS);
-        let (commands, orders) = sync_channel(1_024);
+        let (commits, orders) = mpsc::channel(COMMITS);
         let membership = Membership::new();
-        let failed =
-            |reason: String| ReadError::Failed { topics: group.topics.join(", "), group: group.group.clone(), reason };
-        let shared = Shared {
+        let failed = |reason: String| ReadError::Failed {
+            topics: group.topics.concat().join(", "),
+            group: group.group.clone(),
+            reason,
+        };
+        let shared = Arc::new(Mutex::new(Shared {
             is_over: false,
             told_at: None,
             pending: VecDeque::new(),
-            orders,
-            next_epoch: 0,
+            commits: orders,
+            pauses: Pauses::default(),
             begun_at: HashMap::new(),
-        };
-        let ahead = Arc::new(AtomicUsize::new(0));
-        let context = Context {
-            group: group.clone(),
-            headers,
-            membership: membership.clone(),
-            events,
-            ahead: Arc::clone(&ahead),
-            shared: Mutex::new(shared),
-        };
-        let consumer: BaseConsumer<Context> = config
-            .consumer(&group.group, &group.instance)
-            .create_with_context(context)
-            .map_err(|error| failed(format!("making a consumer: {error}")))?;
-        let topics: Vec<&str> = group.topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics).map_err(|error| failed(format!("subscribing: {error}")))?;
-        let consumer = Arc::new(consumer);
-        membership.belongs_to(&consumer);
-        std::thread::Builder::new()
+        }));
+        let (ahead, wanted) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Wanted::default())));
+        let mut consumers = Vec::new();
+        for (member, topics) in group.topics.iter().enumerate() {
+            let context = Context {
+                group: GroupConfig { instance: group.member(member), topics: vec![topics.clone()], ..group.clone() },
+                member,
+                headers,
+                membership: membership.clone(),
+                events: events.clone(),
+                ahead: Arc::clone(&ahead),
+                wanted: Arc::clone(&wanted),
+                shared: Arc::clone(&shared),
+            };
+            let consumer: BaseConsumer<Context> = config
+                .consumer(&group.group, &context.group.instance)
+                .create_with_context(context)
+                .map_err(|error| failed(format!("making a consumer: {error}")))?;
+            let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+            consumer.subscribe(&topics).map_err(|error| failed(format!("subscribing: {error}")))?;
+            consumers.push(Arc::new(consumer));
+        }
+        membership.belongs_to(&consumers);
+        let thread = std::thread::Builder::new()
             .name(format!("read {}", group.group))
-            .spawn(move || poll::poll_until_dropped(consumer))
+            .spawn(move || poll::poll_until_dropped(consumers))
             .map_err(|error| failed(format!("starting its thread: {error}")))?;
-        Ok(Self { events: inbox, commands, membership, group: group.group, ahead })
+        let thread = thread.thread().clone();
+        Ok(Self { events: inbox, commits, wanted, thread, membership, group: group.group, ahead })
     }
 
-    fn command(&self, command: Command) {
-        // The thread serves commands at least every few milliseconds; a full queue means that it is gone or
-        // stuck, and then `next` reports it.
-        if self.commands.try_send(command).is_err() {
-            debug!(group = self.group, "the reader's thread takes no commands");
-        }
+    fn want(&self, change: impl FnOnce(&mut Wanted)) {
+        change(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner));
+        self.thread.unpark();
     }
 }
 
@@ -151,19 +171,17 @@ impl Reader for KafkaReader {
         self.ahead.fetch_sub(event.footprint(), Ordering::Relaxed);
         if let Event::Assigned(assignments) = &event {
             // A pause that the stage asked for under an earlier assignment may have come after this one began.
-            for assignment in assignments {
-                self.resume(&assignment.partition);
-            }
+            self.want(|wanted| assignments.iter().for_each(|assignment| wanted.flow(&assignment.partition)));
         }
         Ok(event)
     }
 
     fn pause(&self, partition: &Partition) {
-        self.command(Command::Pause(partition.clone()));
+        self.want(|wanted| wanted.pause(partition));
     }
 
     fn resume(&self, partition: &Partition) {
-        self.command(Command::Resume(partition.clone()));
+        self.want(|wanted| wanted.flow(partition));
     }
 
     fn membership(&self) -> Membership {
@@ -171,15 +189,15 @@ impl Reader for KafkaReader {
     }
 
     async fn commit(&self, offsets: Offsets) -> Result<Vec<Partition>, WriteError> {
+        let ended = || WriteError::Commit { group: self.group.clone(), reason: "the reader's thread has ended".into() };
         let (answer, end) = oneshot::channel();
-        self.command(Command::Commit(offsets, answer));
-        let ended =
-            |_| WriteError::Commit { group: self.group.clone(), reason: "the reader's thread has ended".into() };
-        end.await.map_err(ended)?
+        self.commits.send((offsets, answer)).await.map_err(|_| ended())?;
+        self.thread.unpark();
+        end.await.map_err(|_| ended())?
     }
 }
 
-/// What the polling loop and the rebalance callback share; both run on the reader's thread.
+/// What the polling loop and the rebalance callbacks share; all run on the reader's thread.
 struct Shared {
     /// Set when this consumer is of no more use.
     is_over: bool,
@@ -187,8 +205,10 @@ struct Shared {
     told_at: Option<Instant>,
     /// Events on their way to the stage, in order.
     pending: VecDeque<Result<Event, ReadError>>,
-    orders: Receiver<Command>,
-    next_epoch: u64,
+    /// Commits that the stage waits for.
+    commits: mpsc::Receiver<(Offsets, Answer)>,
+    /// What is paused in the clients.
+    pauses: Pauses,
     /// Where reading of each assigned partition began, if that was an offset.
     begun_at: HashMap<Partition, i64>,
 }
@@ -200,16 +220,21 @@ enum Stage {
     Gone,
 }
 
-/// The consumer's callbacks.
+/// A member's callbacks.
 pub(super) struct Context {
+    /// The group, with the name and the topics of this member.
     group: GroupConfig,
+    /// Its number among the members of this process.
+    member: usize,
     /// Which headers are wanted; `None`: all.
     headers: Option<&'static [&'static str]>,
     membership: Membership,
     events: mpsc::Sender<Result<Event, ReadError>>,
     /// Bytes of records that have been handed over, and that the stage has not taken yet.
     ahead: Arc<AtomicUsize>,
-    shared: Mutex<Shared>,
+    /// What the stage wants to be paused.
+    wanted: Arc<Mutex<Wanted>>,
+    shared: Arc<Mutex<Shared>>,
 }
 
 impl ClientContext for Context {
@@ -236,6 +261,9 @@ impl Context {
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let result = self.read_commits(consumer, list).and_then(|(assignments, start, gone)| {
             consumer.incremental_assign(&start).map_err(|error| self.failed(format!("assigning: {error}")))?;
+            // A pause outlives the assignment that it was made under.
+            let was_paused = self.shared().pauses.forget(assignments.iter().map(|assignment| &assignment.partition));
+            consumer.resume(&list_of(&was_paused)).map_err(|error| self.failed(format!("resuming: {error}")))?;
             Ok((assignments, gone))
         });
         match result {
@@ -243,8 +271,9 @@ impl Context {
             Ok((assignments, gone)) => {
                 info!(group = self.group.group, partitions = ?names(&assignments), "partitions are ours now");
                 for assignment in &assignments {
-                    self.membership.add(assignment.partition.clone(), assignment.epoch);
+                    self.membership.add(assignment.partition.clone(), assignment.epoch, self.member);
                 }
+                self.wanted().is_new = true;
                 self.push(Ok(Event::Assigned(assignments)));
                 for event in gone {
                     self.push(Ok(event));
@@ -270,7 +299,7 @@ impl Context {
         let commits = self.insist("reading committed offsets", || consumer.committed_offsets(list.clone(), ASK))?;
         for element in commits.elements() {
             let partition = Partition { topic: element.topic().into(), number: element.partition() };
-            let epoch = self.new_epoch();
+            let epoch = self.membership.new_epoch();
             // An error of this partition alone looks like a group that never committed, and would do all again.
             element.error().map_err(|error| self.failed(format!("reading the commit of {partition}: {error}")))?;
             self.shared().begun_at.remove(&partition);
@@ -320,7 +349,7 @@ impl Context {
             self.shared().is_over = true;
         } else if !partitions.is_empty() {
             info!(group = self.group.group, ?partitions, "partitions go to another member");
-            self.hand_over(consumer, &partitions);
+            self.hand_over(&partitions);
         }
         // Waits for a commit under way: a late one would move the new owner's ledger back.
         self.membership.remove(&partitions);
@@ -330,7 +359,7 @@ impl Context {
     }
 
     /// Waits for the stage to finish what is in flight, serving its commands meanwhile.
-    fn hand_over(&self, consumer: &BaseConsumer<Self>, partitions: &[Partition]) {
+    fn hand_over(&self, partitions: &[Partition]) {
         let (answer, mut done) = oneshot::channel();
         self.push(Ok(Event::Revoked(partitions.to_vec(), Handover(Some(answer)))));
         let deadline = Instant::now() + self.group.drain;
@@ -340,7 +369,7 @@ impl Context {
                 return;
             }
             match done.try_recv() {
-                Err(oneshot::error::TryRecvError::Empty) => self.serve_for(consumer, POLL),
+                Err(oneshot::error::TryRecvError::Empty) => self.serve_for(POLL),
                 Ok(()) | Err(oneshot::error::TryRecvError::Closed) => return,
             }
         }
@@ -375,65 +404,63 @@ impl Context {
         if self.events.is_closed() { Stage::Gone } else { Stage::Listening }
     }
 
-    /// Serves the commands that have come, without waiting.
-    fn serve(&self, consumer: &BaseConsumer<Self>) {
+    /// Does what the stage has asked for by now, without waiting.
+    fn serve(&self) {
+        self.reconcile();
         loop {
-            let order = self.shared().orders.try_recv();
-            match order {
-                Ok(command) => self.obey(consumer, command),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
+            let order = self.shared().commits.try_recv();
+            let Ok((offsets, answer)) = order else { return };
+            let _ = answer.send(self.commit(offsets));
+        }
+    }
+
+    /// Waits a while for the stage to ask for something, and does it.
+    fn serve_for(&self, wait: Duration) {
+        std::thread::park_timeout(wait);
+        self.serve();
+    }
+
+    /// Makes the clients pause what the stage wants to be paused, and nothing else. What a client refuses is tried again
+    /// with the next look.
+    fn reconcile(&self) {
+        let steps = {
+            let mut wanted = self.wanted();
+            if !std::mem::take(&mut wanted.is_new) {
+                return;
+            }
+            self.shared().pauses.steps(&wanted, |partition| self.membership.member(partition))
+        };
+        for step in steps {
+            let Some(consumer) = self.membership.consumer(step.member) else { return };
+            let list = list_of(&step.partitions);
+            let result = if step.pause { consumer.pause(&list) } else { consumer.resume(&list) };
+            match result {
+                Ok(()) => self.shared().pauses.done(step),
+                Err(error) => {
+                    debug!(group = self.group.group, %error, "pausing or resuming partitions; trying again");
+                    self.wanted().is_new = true;
+                }
             }
         }
     }
 
-    /// Waits for a command for a while, and serves what has come.
-    fn serve_for(&self, consumer: &BaseConsumer<Self>, wait: Duration) {
-        let order = self.shared().orders.recv_timeout(wait);
-        match order {
-            Ok(command) => self.obey(consumer, command),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-        }
-        self.serve(consumer);
-    }
-
-    fn obey(&self, consumer: &BaseConsumer<Self>, command: Command) {
-        let of = |partition: &Partition| {
-            let mut list = TopicPartitionList::new();
-            list.add_partition(&partition.topic, partition.number);
-            list
-        };
-        let result = match &command {
-            // Pausing what is not assigned can wedge a consumer (micronaut-kafka#610).
-            Command::Pause(partition) | Command::Resume(partition) if self.membership.epoch(partition).is_none() => {
-                Ok(())
-            }
-            Command::Pause(partition) => consumer.pause(&of(partition)),
-            Command::Resume(partition) => consumer.resume(&of(partition)),
-            Command::Commit(..) => Ok(()),
-        };
-        if let Err(error) = result {
-            warn!(group = self.group.group, %error, "pausing or resuming a partition");
-        }
-        if let Command::Commit(offsets, answer) = command {
-            let _ = answer.send(self.commit(consumer, offsets));
-        }
-    }
-
-    fn commit(&self, consumer: &BaseConsumer<Self>, mut offsets: Offsets) -> Result<Vec<Partition>, WriteError> {
+    fn commit(&self, mut offsets: Offsets) -> Result<Vec<Partition>, WriteError> {
         offsets.retain(|(partition, epoch, _)| self.membership.epoch(partition) == Some(*epoch));
-        if offsets.is_empty() {
-            return Ok(Vec::new());
-        }
         let refused = |reason: String| WriteError::Commit { group: self.group.group.clone(), reason };
-        let list = offset_list(&offsets).map_err(|error| refused(error.to_string()))?;
-        consumer.commit(&list, CommitMode::Sync).map_err(|error| refused(error.to_string()))?;
-        Ok(offsets.into_iter().map(|(partition, ..)| partition).collect())
+        let committed = offsets.iter().map(|(partition, ..)| partition.clone()).collect();
+        let epochs: Vec<_> = offsets.iter().map(|(partition, epoch, _)| (partition.clone(), *epoch)).collect();
+        let permit = self.membership.permit(epochs.iter().map(|(partition, epoch)| (partition, *epoch)));
+        let permit = permit.map_err(|partition| refused(format!("{partition} has gone to another member")))?;
+        let parts = permit.by_member(offsets).ok_or_else(|| refused("the reader has ended".to_owned()))?;
+        for (consumer, offsets) in parts {
+            let list = offset_list(&offsets).map_err(|error| refused(error.to_string()))?;
+            consumer.commit(&list, CommitMode::Sync).map_err(|error| refused(error.to_string()))?;
+        }
+        Ok(committed)
     }
 
-    fn new_epoch(&self) -> Epoch {
-        let mut shared = self.shared();
-        shared.next_epoch += 1;
-        Epoch(shared.next_epoch)
+    fn wanted(&self) -> std::sync::MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
@@ -441,10 +468,46 @@ impl Context {
     }
 
     fn failed(&self, reason: String) -> ReadError {
-        ReadError::Failed { topics: self.group.topics.join(", "), group: self.group.group.clone(), reason }
+        ReadError::Failed { topics: self.group.topics.concat().join(", "), group: self.group.group.clone(), reason }
     }
 }
 
 fn names(assignments: &[Assignment]) -> Vec<&Partition> {
     assignments.iter().map(|assignment| &assignment.partition).collect()
+}
+
+fn list_of(partitions: &[Partition]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.number);
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::Epoch;
+
+    #[tokio::test]
+    async fn whatever_number_of_pauses_is_asked_for_a_commit_is_answered() {
+        let config = Config { brokers: "127.0.0.1:1".to_owned(), ..Config::default() };
+        let group = GroupConfig {
+            group: "g".to_owned(),
+            instance: "i".to_owned(),
+            topics: vec![vec!["t".to_owned()]],
+            drain: Duration::from_secs(1),
+        };
+        let reader = KafkaReader::open(&config, group).unwrap();
+        for number in 0..20_000 {
+            reader.pause(&Partition { topic: "t".into(), number });
+        }
+        // None of it is ours.
+        let offsets = vec![(
+            Partition { topic: "t".into(), number: 0 },
+            Epoch(1),
+            Committed { offset: 0, metadata: String::new() },
+        )];
+        assert_eq!(reader.commit(offsets).await.unwrap(), []);
+    }
 }

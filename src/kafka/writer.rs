@@ -200,28 +200,28 @@ impl Transactions {
             .membership
             .permit(epochs)
             .map_err(|partition| TransactError::Aborted(format!("{partition} has gone to another member")))?;
-        let metadata =
-            permit.group_metadata().ok_or_else(|| TransactError::Aborted("the reader has ended".to_owned()))?;
-        let offsets = offset_list(&job.offsets)?;
-        self.transact(&job.records, &offsets, &metadata)
+        let ended = || TransactError::Aborted("the reader has ended".to_owned());
+        let parts = permit.generations(job.offsets.clone()).ok_or_else(ended)?.into_iter();
+        let parts: Result<Vec<_>, _> =
+            parts.map(|(generation, offsets)| Ok::<_, TransactError>((offset_list(&offsets)?, generation))).collect();
+        self.transact(&job.records, &parts?)
     }
 
-    /// One whole transaction. An empty list of offsets commits records alone.
+    /// One whole transaction: records, and offsets with the generation that each part of them was made under. Without
+    /// offsets it commits records alone.
     pub(super) fn transact(
         &self,
         records: &[Outgoing],
-        offsets: &TopicPartitionList,
-        metadata: &ConsumerGroupMetadata,
+        offsets: &[(TopicPartitionList, ConsumerGroupMetadata)],
     ) -> Result<(), TransactError> {
         self.producer.begin_transaction().map_err(|error| self.classify(&error))?;
-        self.write_and_commit(records, offsets, metadata).map_err(|error| self.roll_back(error))
+        self.write_and_commit(records, offsets).map_err(|error| self.roll_back(error))
     }
 
     fn write_and_commit(
         &self,
         records: &[Outgoing],
-        offsets: &TopicPartitionList,
-        metadata: &ConsumerGroupMetadata,
+        offsets: &[(TopicPartitionList, ConsumerGroupMetadata)],
     ) -> Result<(), TransactError> {
         self.producer.context().failed.store(0, Ordering::Relaxed);
         for record in records {
@@ -232,8 +232,8 @@ impl Transactions {
         if failed > 0 {
             return Err(TransactError::Aborted(format!("{failed} of {} records were not delivered", records.len())));
         }
-        if offsets.count() > 0 {
-            self.insist(|producer| producer.send_offsets_to_transaction(offsets, metadata, STEP))?;
+        for (offsets, generation) in offsets.iter().filter(|(offsets, _)| offsets.count() > 0) {
+            self.insist(|producer| producer.send_offsets_to_transaction(offsets, generation, STEP))?;
         }
         self.insist(|producer| producer.commit_transaction(STEP))
     }

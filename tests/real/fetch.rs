@@ -15,10 +15,10 @@ use weir::{
     runtime::clock::{Clock, Dice},
     simulate::{self, Latency, Options, Quota, Shares, Simulator},
     tokens::file::FileStore,
-    topics::{Groups, Topics},
+    topics::{self, Groups, Topics},
 };
 
-use crate::stack::{Follower, eventually, kafka, outgoing, produce, topics, unique};
+use crate::stack::{self, Follower, eventually, kafka, outgoing, produce, unique};
 
 /// A gateway, its topics, and the stages between them.
 pub struct Rig {
@@ -41,7 +41,7 @@ impl Rig {
         };
         let source = SourceName::new("ali1688").unwrap();
         Self {
-            topics: topics(what, &source, 4).await,
+            topics: stack::topics(what, &source, 4).await,
             simulator: simulate::start(options, Clock::System).await.unwrap(),
             groups: Groups::new(unique("group")),
             // Much fails on purpose: a breaker that opened would only make tests wait.
@@ -64,7 +64,7 @@ impl Rig {
     async fn fetch_as(&self, accounts: Vec<Account>, config: fetch::Config) -> JoinHandle<Result<(), FetchError>> {
         let group = self.groups.fetch(&self.source);
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
-        let reader = reader(group, self.topics.every_request(&self.source));
+        let reader = reader(group, topics::apart(self.topics.every_request(&self.source)));
         let limits = vec![self.limit.clone(); accounts.len()];
         let source = serde_json::json!({"name": "ali1688", "kind": "ali1688", "url": self.simulator.url()});
         let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
@@ -87,7 +87,7 @@ impl Rig {
     pub async fn retry(&self, config: retry::Config) -> JoinHandle<Result<(), IntakeError>> {
         let group = self.groups.retry();
         let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
-        let reader = reader(group, self.topics.retried());
+        let reader = reader(group, vec![vec![self.topics.failures()], self.topics.waiting()]);
         let (sources, topics) = ([self.source.clone()], self.topics.clone());
         let retry = Retry::new(reader, writer, sources, &topics, config, Clock::System, Dice::random());
         tokio::spawn(retry.run(self.stop.clone()))
@@ -108,7 +108,7 @@ impl Rig {
     }
 }
 
-fn reader(group: String, topics: Vec<String>) -> KafkaReader {
+fn reader(group: String, topics: Vec<Vec<String>>) -> KafkaReader {
     let instance = format!("{group}.one");
     let group = GroupConfig { group, instance, topics, drain: Duration::from_secs(5) };
     KafkaReader::open(&kafka(), group).unwrap()

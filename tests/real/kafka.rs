@@ -1,6 +1,12 @@
 //! The contract of the seam, and what we rely on in Kafka's behaviour.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::task::JoinHandle;
 
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
@@ -24,7 +30,7 @@ fn reader(group: &str, instance: &str, topic: &str) -> KafkaReader {
     let group = GroupConfig {
         group: group.to_owned(),
         instance: instance.to_owned(),
-        topics: vec![topic.to_owned()],
+        topics: vec![vec![topic.to_owned()]],
         drain: Duration::from_secs(5),
     };
     KafkaReader::open(&kafka(), group).unwrap()
@@ -63,6 +69,141 @@ async fn delete_before(topic: &str, offset: i64) {
 
 async fn committed(group: &str, topic: &str) -> Option<i64> {
     admin::lag(&kafka(), group, &[topic.to_owned()]).await.unwrap()[0].committed
+}
+
+/// A worker that only follows what is assigned to it, until it is dropped.
+struct Worker {
+    owned: Arc<Mutex<BTreeSet<Partition>>>,
+    task: JoinHandle<()>,
+}
+
+impl Worker {
+    fn join(group: &str, number: u32, topics: Vec<Vec<String>>) -> Self {
+        let group = GroupConfig {
+            group: group.to_owned(),
+            instance: format!("{group}.{number}"),
+            topics,
+            drain: Duration::from_secs(5),
+        };
+        let mut reader = KafkaReader::open(&kafka(), group).unwrap();
+        let owned = Arc::new(Mutex::new(BTreeSet::new()));
+        let seen = Arc::clone(&owned);
+        let task = tokio::spawn(async move {
+            loop {
+                match reader.next().await.unwrap() {
+                    Event::Assigned(new) => seen.lock().unwrap().extend(new.into_iter().map(|new| new.partition)),
+                    Event::Revoked(left, _) | Event::Lost(left) => {
+                        seen.lock().unwrap().retain(|partition| !left.contains(partition));
+                    }
+                    Event::Records { .. } | Event::Gone { .. } => {}
+                }
+            }
+        });
+        Self { owned, task }
+    }
+
+    fn has_of(&self, topic: &str) -> usize {
+        self.owned.lock().unwrap().iter().filter(|partition| *partition.topic == *topic).count()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Waits until each worker has its share of each topic's eight partitions.
+async fn are_spread(workers: &[Worker], topics: &[String]) {
+    let shares = || -> Vec<Vec<usize>> {
+        topics.iter().map(|topic| workers.iter().map(|worker| worker.has_of(topic)).collect()).collect()
+    };
+    let (least, most) = (8 / workers.len(), 8_usize.div_ceil(workers.len()));
+    let is_even = |shares: &Vec<Vec<usize>>| {
+        shares.iter().all(|of| of.iter().sum::<usize>() == 8 && of.iter().all(|n| (least..=most).contains(n)))
+    };
+    let found = tokio::time::timeout(DEADLINE, async {
+        while !is_even(&shares()) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(found.await.is_ok(), "{} workers, of each topic: {:?}", workers.len(), shares());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_topic_is_spread_over_the_workers_at_joins_and_leaves() {
+    let (group, topics) = (unique("spread"), [topic("bulk", 8).await, topic("express", 8).await]);
+    let apart = || weir::topics::apart(topics.to_vec());
+    // As weir did before: all in one subscription. The next start of the same worker is a newer weir's.
+    let old = Worker::join(&group, 0, vec![topics.to_vec()]);
+    are_spread(std::slice::from_ref(&old), &topics).await;
+    drop(old);
+    let mut workers = vec![];
+    for number in 0..3 {
+        workers.push(Worker::join(&group, number, apart()));
+        are_spread(&workers, &topics).await;
+    }
+    // Whoever leaves without a word is missed after a session.
+    workers.remove(0);
+    are_spread(&workers, &topics).await;
+}
+
+#[tokio::test]
+async fn a_transaction_commits_for_all_of_a_workers_topics_together() {
+    let (output, group) = (topic("out", 1).await, unique("together"));
+    let topics = [topic("bulk", 1).await, topic("express", 1).await];
+    let config = GroupConfig {
+        group: group.clone(),
+        instance: group.clone(),
+        topics: weir::topics::apart(topics.to_vec()),
+        drain: Duration::from_secs(5),
+    };
+    let mut reader = KafkaReader::open(&kafka(), config).unwrap();
+    let writer = KafkaWriter::open(&kafka(), &group).await.unwrap();
+    let mut owned = vec![];
+    while owned.len() < 2 {
+        owned.extend(assigned(&mut reader).await);
+    }
+    let to = |offset| owned.iter().map(|(p, epoch, _)| (p.clone(), *epoch, at(offset, ""))).collect::<Vec<_>>();
+    writer.transact(vec![outgoing(&output, "k", "v")], reader.membership(), to(3)).await.unwrap();
+    for topic in &topics {
+        assert_eq!(committed(&group, topic).await, Some(3));
+    }
+    assert_eq!(reader.commit(to(4)).await.unwrap().len(), 2);
+    // One of them that is another assignment's is enough to stop it all.
+    let mut mixed = to(5);
+    mixed[1].1 = Epoch(99);
+    let refused = writer.transact(vec![outgoing(&output, "k", "v")], reader.membership(), mixed).await;
+    assert!(matches!(refused, Err(TransactError::Aborted(_))), "{refused:?}");
+    for topic in &topics {
+        assert_eq!(committed(&group, topic).await, Some(4));
+    }
+}
+
+#[tokio::test]
+async fn a_pause_holds_however_many_others_were_asked_for() {
+    let (input, group) = (topic("in", 2).await, unique("pauses"));
+    let mut reader = reader(&group, &group, &input);
+    let mut owned = 0;
+    while owned < 2 {
+        owned += assigned(&mut reader).await.len();
+    }
+    // Of partitions that are another's, as after a rebalance that the stage has not heard of yet.
+    (2..20_000).for_each(|number| reader.pause(&Partition { topic: input.as_str().into(), number }));
+    let paused = Partition { topic: input.as_str().into(), number: 0 };
+    reader.pause(&paused);
+    // A commit is dealt with after the pauses that were asked for before it.
+    reader.commit(vec![]).await.unwrap();
+    produce(&input, (0..100).map(|n| n.to_string())).await;
+    let end = |lags: Vec<admin::Lag>, number| lags.iter().find(|lag| lag.partition == number).unwrap().end;
+    let lags = admin::lag(&kafka(), &group, std::slice::from_ref(&input)).await.unwrap();
+    let (held, flowing) = (end(lags.clone(), 0), end(lags, 1));
+    assert!(held > 0 && flowing > 0, "{held} and {flowing}");
+    let first = records(&mut reader, usize::try_from(flowing).unwrap()).await;
+    assert!(first.iter().all(|(partition, ..)| partition.number == 1), "{first:?}");
+    reader.resume(&paused);
+    let then = records(&mut reader, usize::try_from(held).unwrap()).await;
+    assert!(then.iter().all(|(partition, ..)| *partition == paused), "{then:?}");
 }
 
 #[tokio::test]

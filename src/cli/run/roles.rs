@@ -28,6 +28,7 @@ use crate::{
     serve::Desk,
     sink,
     tokens::{Store, TokenStore},
+    topics,
 };
 
 /// How long a start waits for the cache in Redis; without it a process begins with its own memory.
@@ -46,7 +47,8 @@ impl Process {
         let reach = Reach { group: group.clone(), reads: self.topics.every_request(&source.name), writes: outcomes };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
         let cancelled = self.cancelled().await?;
-        let reader = self.reader(group, self.topics.every_request(&source.name))?;
+        // A worker that joins gets its share of each lane.
+        let reader = self.reader(group, topics::apart(self.topics.every_request(&source.name)))?;
         let limits = source.quota();
         let caller = Caller::new(CallerParts {
             source: source.name.clone(),
@@ -180,7 +182,8 @@ impl Process {
         let kafka = retry::frugal(&self.config.kafka);
         let Some(writer) = self.writer_of(&kafka, reach, health).await? else { return Ok(()) };
         let cancelled = self.cancelled().await?;
-        let reader = self.reader_of(&kafka, group, self.topics.retried())?;
+        // What failed and what waits are spread over the workers each by itself.
+        let reader = self.reader_of(&kafka, group, vec![vec![self.topics.failures()], self.topics.waiting()])?;
         health.ready();
         let (clock, dice) = (self.clock.clone(), self.dice.clone());
         let retry = Retry::new(reader, writer, sources, &self.topics, self.config.retry.clone(), clock, dice)
@@ -196,7 +199,7 @@ impl Process {
         let reach =
             Reach { group: group.clone(), reads: vec![self.topics.results()], writes: vec![self.topics.changes()] };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
-        let reader = self.reader(group, vec![self.topics.results()])?;
+        let reader = self.reader(group, vec![vec![self.topics.results()]])?;
         let memory = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         let (topic, config) = (self.topics.changes().into(), self.config.changes.clone());
@@ -210,7 +213,7 @@ impl Process {
         if !self.topics_are_there(&topics, health).await {
             return Ok(());
         }
-        let reader = self.reader(self.groups.batches(), vec![self.topics.control()])?;
+        let reader = self.reader(self.groups.batches(), vec![vec![self.topics.control()]])?;
         let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         let (settle, webhook) = (self.config.batches.settle, webhook.cloned());
@@ -235,7 +238,8 @@ impl Process {
         let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
         let reach = Reach { group: group.clone(), reads: names.clone(), writes: vec![self.topics.dead()] };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
-        let reader = KafkaReader::open_for(&self.config.kafka, self.group(group, names), &sink::HEADERS);
+        let reader =
+            KafkaReader::open_for(&self.config.kafka, self.group(group, topics::alike(&topics)), &sink::HEADERS);
         let reader = reader.map_err(IntakeError::from)?;
         health.ready();
         let parts = sink::Parts {

@@ -13,44 +13,61 @@ use super::{Context, Event, GATHER, POLL, Partition, ReadError, Stage};
 use crate::kafka::native::{record, record_with};
 
 /// The reader's thread, until the stage drops the reader or reading fails for good.
-#[allow(clippy::needless_pass_by_value, reason = "the consumer must end on this thread")]
-pub(super) fn poll_until_dropped(consumer: Arc<BaseConsumer<Context>>) {
-    let context = Arc::clone(consumer.context());
+#[allow(clippy::needless_pass_by_value, reason = "the consumers must end on this thread")]
+pub(super) fn poll_until_dropped(consumers: Vec<Arc<BaseConsumer<Context>>>) {
+    // What is to be done for the stage is shared by all members: any of them will do.
+    let Some(context) = consumers.first().map(|consumer| Arc::clone(consumer.context())) else { return };
     while context.flush() == Stage::Listening && !context.shared().is_over {
-        context.serve(&consumer);
+        context.serve();
         if !context.shared().pending.is_empty() {
             // The stage is behind: read no further, but stay at its service.
-            context.serve_for(&consumer, POLL);
-        } else if let Err(error) = gather(&consumer, &context) {
+            context.serve_for(POLL);
+        } else if let Err(error) = gather_from_all(&consumers, &context) {
             error!(group = context.group.group, %error, "reading ends");
             context.push(Err(error));
             // The stage has to hear why, also if it is far behind: a fenced one must not start again.
             while context.flush() == Stage::Listening && !context.shared().pending.is_empty() {
-                context.serve_for(&consumer, POLL);
+                context.serve_for(POLL);
             }
             break;
         }
     }
-    // From here on nothing may be committed; then the consumer ends on this thread, where its callbacks belong.
+    // From here on nothing may be committed; then the consumers end on this thread, where their callbacks belong.
     context.membership.clear();
-    while Arc::strong_count(&consumer) > 1 {
+    while consumers.iter().any(|consumer| Arc::strong_count(consumer) > 1) {
         std::thread::yield_now();
     }
     debug!(group = context.group.group, "left");
 }
 
-/// Polls a while and makes events of what has come.
-fn gather(consumer: &Arc<BaseConsumer<Context>>, context: &Context) -> Result<(), ReadError> {
-    let mut wait = POLL;
-    for _ in 0..GATHER {
+/// Polls each member once. A lone one is waited for, several are looked at by turns.
+fn gather_from_all(consumers: &[Arc<BaseConsumer<Context>>], context: &Context) -> Result<(), ReadError> {
+    if let [only] = consumers {
+        return gather(only, POLL).map(drop);
+    }
+    let mut came = false;
+    for consumer in consumers {
+        came |= gather(consumer, Duration::ZERO)?;
+    }
+    // A rebalance is an event too.
+    if !came && context.shared().pending.is_empty() {
+        context.serve_for(POLL);
+    }
+    Ok(())
+}
+
+/// Polls a while and makes events of what has come; whether anything has.
+fn gather(consumer: &Arc<BaseConsumer<Context>>, first: Duration) -> Result<bool, ReadError> {
+    let (context, mut wait) = (consumer.context(), first);
+    for count in 0..GATHER {
         match consumer.poll(wait) {
-            None => break,
+            None => return Ok(count > 0),
             Some(Ok(message)) => context.take(&message),
             Some(Err(error)) => context.trouble(consumer, &error)?,
         }
         wait = Duration::ZERO;
     }
-    Ok(())
+    Ok(true)
 }
 
 impl Context {
