@@ -61,6 +61,9 @@ pub struct CutOffReport {
     pub since_at: Timestamp,
     /// Calls that it has had since then out of the share that is its own without Redis.
     pub calls: u64,
+    /// It has no such share, or none any more: it makes no call until Redis is back.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 /// What is spent of the budget of one batch.

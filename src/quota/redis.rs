@@ -294,6 +294,7 @@ impl Quota for Redis {
             cut_off: local.cut_off_at.map(|since| CutOff {
                 since: Timestamp::from_millis(now.as_millis() - millis(at.0.saturating_duration_since(since))),
                 slots: self.shared.alone.as_ref().map_or(0, Alone::taken),
+                stopped: local.has_stopped(at.0),
             }),
         }
     }

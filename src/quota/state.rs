@@ -92,6 +92,17 @@ pub struct CutOff {
     pub since: Timestamp,
     /// How many slots of its own share the worker has used since then.
     pub slots: u64,
+    /// Its lease is used up and it has no share of its own: no call leaves until Redis is back.
+    pub stopped: bool,
+}
+
+impl CutOff {
+    /// Why no call leaves, if none does; for `/ready`.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        let since = self.since;
+        self.stopped.then(|| format!("calls have stopped: the quota is in Redis, which is away since {since}; they go on when it is back. Is it running? Is redis.url right?"))
+    }
 }
 
 /// The causes of the holds in force, and what has been released.

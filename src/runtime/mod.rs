@@ -4,4 +4,5 @@ pub mod clock;
 pub mod health;
 pub mod logging;
 pub mod metrics;
+pub mod redis_server;
 pub mod shutdown;

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
-use super::{Claim, Held, Mark, Record, StoreError, TokenStore};
+use super::{Changes, Claim, Held, Mark, Record, StoreError, TokenStore};
 use crate::{
     message::{AccountAlias, SourceName},
     platform::private,
@@ -161,18 +161,15 @@ impl TokenStore for FileStore {
         self.path.display().to_string()
     }
 
-    async fn changes(
-        &self,
-        source: &SourceName,
-        mark: Mark,
-    ) -> Result<(Mark, Vec<(AccountAlias, Record)>), StoreError> {
+    async fn changes(&self, source: &SourceName, mark: Mark) -> Result<Changes, StoreError> {
         let (store, source) = (self.clone(), source.clone());
         spawn_blocking(move || {
             if mark != Mark::default() && store.is_at(mark) {
-                return Ok((mark, Vec::new()));
+                return Ok(Changes { mark, ..Changes::default() });
             }
             let (mark, mut content) = store.read()?;
-            Ok((mark, content.tokens.remove(&source).into_iter().flatten().collect()))
+            let records = content.tokens.remove(&source).into_iter().flatten().collect();
+            Ok(Changes { mark, is_whole: true, records })
         })
         .await?
     }

@@ -63,14 +63,14 @@ async fn an_older_record_does_not_replace_a_newer_one() {
 #[tokio::test]
 async fn changes_are_what_was_written_since() {
     let (_folder, store) = store();
-    let (mark, none) = store.changes(&source(), Mark::default()).await.unwrap();
+    let Changes { mark, records: none, .. } = store.changes(&source(), Mark::default()).await.unwrap();
     assert!(none.is_empty());
     store.put(&source(), &alias("one"), &record(1)).await.unwrap();
-    let (mark, some) = store.changes(&source(), mark).await.unwrap();
+    let Changes { mark, records: some, .. } = store.changes(&source(), mark).await.unwrap();
     assert_eq!(some.len(), 1);
-    assert!(store.changes(&source(), mark).await.unwrap().1.is_empty());
+    assert!(store.changes(&source(), mark).await.unwrap().records.is_empty());
     store.put(&source(), &alias("one"), &record(2)).await.unwrap();
-    assert_eq!(store.changes(&source(), mark).await.unwrap().1[0].1.revision, 2);
+    assert_eq!(store.changes(&source(), mark).await.unwrap().records[0].1.revision, 2);
 }
 
 #[tokio::test]
@@ -123,5 +123,5 @@ async fn writers_take_turns_so_that_nothing_is_lost() {
         async move { store.put(&source(), &alias(&format!("a{n}")), &record(1)).await.unwrap() }
     });
     assert!(futures::future::join_all(writers).await.into_iter().all(|kept| kept));
-    assert_eq!(store.changes(&source(), Mark::default()).await.unwrap().1.len(), 16);
+    assert_eq!(store.changes(&source(), Mark::default()).await.unwrap().records.len(), 16);
 }

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use self::entry::{Entry, State};
 use super::{
-    Claim, Mark, Origin, Record, Refused, StoreError, TokenStore,
+    Changes, Claim, Mark, Origin, Record, Refused, StoreError, TokenStore,
     life::{self, Choice},
 };
 use crate::{
@@ -129,7 +129,7 @@ impl Keeper {
     /// # Errors
     /// [`StoreError`]: calling with tokens that another process has renewed meanwhile would kill those.
     pub async fn load(&self, quota: &dyn Quota) -> Result<(), StoreError> {
-        let (mark, records) = self.store.changes(&self.source, Mark::default()).await?;
+        let Changes { mark, records, .. } = self.store.changes(&self.source, Mark::default()).await?;
         *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = mark;
         for (alias, record) in records {
             let Some(&index) = self.indices.get(&alias) else { continue };
@@ -450,6 +450,24 @@ impl Keeper {
         }
     }
 
+    /// Where the store may have lost what this process calls with (it is another server, or was emptied), it gets that
+    /// again: other processes would go on with the configured tokens, which the vendor may long have replaced.
+    async fn offer_again(&self, records: &[(AccountAlias, Record)]) -> Result<(), StoreError> {
+        let found: HashMap<&AccountAlias, &Record> = records.iter().map(|(alias, record)| (alias, record)).collect();
+        let mut offers = Vec::new();
+        for (index, entry) in self.entries().iter_mut().enumerate() {
+            let alias = entry.configured.alias.clone();
+            offers.extend(entry.after_loss(found.get(&alias).copied()).map(|record| (index, alias, record)));
+        }
+        for (index, alias, record) in offers {
+            if self.store.put(&self.source, &alias, &record).await? {
+                warn!(source = %self.source, account = %alias, revision = record.revision, place = self.store.place(), "the store of tokens had lost the account's token: it is stored again from this process' memory");
+            }
+            self.adopt(index, record);
+        }
+        Ok(())
+    }
+
     async fn look(&self, quota: &dyn Quota) -> Result<(), StoreError> {
         self.put_back_stale().await;
         let unstored: Vec<_> = self.entries().iter().filter_map(Entry::unstored).collect();
@@ -460,7 +478,11 @@ impl Keeper {
             }
         }
         let mark = *self.mark.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mark, records) = self.store.changes(&self.source, mark).await?;
+        let Changes { mark, is_whole, records } = self.store.changes(&self.source, mark).await?;
+        if is_whole {
+            // Before it counts as seen: what fails now is offered the next time.
+            self.offer_again(&records).await?;
+        }
         *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = mark;
         let has_news = !records.is_empty();
         for (alias, record) in records {

@@ -63,6 +63,42 @@ pub fn replaced(before: &[String], account: &Account) -> Vec<String> {
     all
 }
 
+/// What to do about a record that a process holds, when the store may have lost it.
+#[derive(Clone, Debug)]
+pub enum Kept {
+    /// The store has it, or a later one.
+    Same,
+    /// The store has none, or an older one: it is to have this.
+    Offer(Box<Record>),
+    /// What the store has is to be used, though its revision is not higher: it was made after the loss.
+    Adopt,
+}
+
+/// What becomes of the record that a process holds, where the store, which may have lost records, has `found`.
+///
+/// Revisions count from one again in a store that was emptied. There the later token is the good one, and a token that
+/// the vendor has refused is none: a process that began after the loss has tried the configured one, which is long dead.
+#[must_use]
+pub fn after_loss(held: &Record, found: Option<&Record>) -> Kept {
+    let offer = |revision| Kept::Offer(Box::new(Record { revision, ..held.clone() }));
+    let Some(found) = found else { return offer(held.revision) };
+    if found.revision > held.revision || is_same(found, held) {
+        return Kept::Same;
+    }
+    let is_better = match (found.refused.is_some(), held.refused.is_some()) {
+        (true, false) => false,
+        (false, true) => true,
+        _ => found.obtained_at > held.obtained_at,
+    };
+    if is_better { Kept::Adopt } else { offer(held.revision.max(found.revision + 1)) }
+}
+
+fn is_same(one: &Record, other: &Record) -> bool {
+    let token = |record: &Record| record.access_token.as_ref().map(|token| token.expose_secret().to_owned());
+    (one.revision, one.obtained_at, &one.refused, token(one))
+        == (other.revision, other.obtained_at, &other.refused, token(other))
+}
+
 /// The account with the record's tokens in place of its own.
 #[must_use]
 pub fn with_tokens_of(account: &Account, record: &Record) -> Account {
@@ -144,6 +180,36 @@ mod tests {
         // A process that still has the old configuration does not bring the old token back.
         let newer = record(replaced(&stored.replaces, &account("at-1", "rt-2")));
         assert_eq!(choose(&configured, Some(&newer)), Choice::Stored);
+    }
+
+    #[test]
+    fn what_a_store_has_lost_is_offered_again_and_what_was_made_since_is_taken_over() {
+        let at = |revision, second: i64, refused: bool| Record {
+            revision,
+            obtained_at: Timestamp::from_millis(second * 1_000),
+            access_token: Some(format!("at-{second}").into()),
+            refused: refused.then(|| crate::tokens::Refused {
+                at: Timestamp::from_millis(second * 1_000),
+                code: "401".to_owned(),
+                message: String::new(),
+            }),
+            ..record(Vec::new())
+        };
+        let what = |held: &Record, found: Option<&Record>| match after_loss(held, found) {
+            Kept::Same => "same".to_owned(),
+            Kept::Offer(record) => format!("offer {}", record.revision),
+            Kept::Adopt => "adopt".to_owned(),
+        };
+        let held = at(4, 100, false);
+        assert_eq!(what(&held, None), "offer 4", "all of it is gone");
+        assert_eq!(what(&held, Some(&held)), "same", "nothing is");
+        assert_eq!(what(&held, Some(&at(3, 50, false))), "offer 4", "the last renewal did not reach the replica");
+        assert_eq!(what(&held, Some(&at(5, 110, false))), "same", "a later one comes as always");
+        assert_eq!(what(&held, Some(&at(5, 100, true))), "same", "also that it is refused");
+        assert_eq!(what(&held, Some(&at(1, 120, false))), "adopt", "authorised anew after the loss");
+        assert_eq!(what(&held, Some(&at(1, 120, true))), "offer 4", "the configured token was tried meanwhile");
+        assert_eq!(what(&at(1, 100, false), Some(&at(1, 120, true))), "offer 2", "and has the same number");
+        assert_eq!(what(&at(4, 100, true), Some(&at(1, 90, false))), "adopt", "whoever holds a dead one has nothing");
     }
 
     #[test]

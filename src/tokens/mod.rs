@@ -135,6 +135,17 @@ pub enum StoreError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark(pub u64, pub u64);
 
+/// What a store tells of a source's records.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// How far it tells.
+    pub mark: Mark,
+    /// These are all records that there are: what is missing among them is not kept (any more).
+    pub is_whole: bool,
+    /// By account.
+    pub records: Vec<(AccountAlias, Record)>,
+}
+
 /// The right to renew one account's token, which one process has at a time.
 #[derive(Debug)]
 pub struct Claim {
@@ -157,9 +168,9 @@ pub trait TokenStore: Send + Sync {
     /// Where it is, for people.
     fn place(&self) -> String;
 
-    /// The records of a source that have changed since `mark`; all of them since [`Mark::default`].
-    async fn changes(&self, source: &SourceName, mark: Mark)
-    -> Result<(Mark, Vec<(AccountAlias, Record)>), StoreError>;
+    /// The records of a source that have changed since `mark`; all of them since [`Mark::default`], and if the store has
+    /// lost what it had, or may have.
+    async fn changes(&self, source: &SourceName, mark: Mark) -> Result<Changes, StoreError>;
 
     /// The record of one account.
     async fn get(&self, source: &SourceName, alias: &AccountAlias) -> Result<Option<Record>, StoreError>;

@@ -199,7 +199,7 @@ fn report() -> QuotaReport {
             spent: vec![spent],
             addresses: vec![address],
             batches: vec![batch],
-            cut_off: Some(CutOffReport { since_at: now(), calls: 7 }),
+            cut_off: Some(CutOffReport { since_at: now(), calls: 7, stopped: false }),
         }),
         accounts: vec![account],
     }

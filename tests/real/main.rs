@@ -18,6 +18,7 @@ mod batches;
 mod breaker;
 mod cache;
 mod doubt;
+mod failover;
 mod fetch;
 mod fleet;
 mod kafka;

@@ -19,7 +19,13 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{InvalidUrl, Read, Shared, announced, write::Write};
-use crate::cache::key::Key;
+use crate::{
+    cache::key::Key,
+    runtime::{
+        clock::{Clock, Timestamp},
+        redis_server,
+    },
+};
 
 /// Questions of one trip, at most.
 const BATCH: usize = 256;
@@ -31,8 +37,11 @@ const TRIPS: usize = 8;
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 /// Connecting takes a few trips.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// How often a connection that nobody uses is tried.
+/// How often it is looked whether the connection still leads to the server that it led to.
 const PROBE: Duration = Duration::from_secs(1);
+/// So much older than the last sign of the connection may be what was not heard: clocks differ, and the announcement of
+/// an answer is as old as that.
+const MISSED: Duration = Duration::from_secs(60);
 /// Changes that wait for Redis to be back, at most; of more the oldest are lost.
 const OWED: usize = 10_000;
 /// Beyond so many only those wait that others have to hear of: each of the rest costs a call at most.
@@ -58,6 +67,17 @@ pub struct Driver {
     owed: VecDeque<Write>,
     /// Trips in a row that have taken too long.
     slow: u32,
+    /// Up to when all announcements have been heard; nothing before the first connection.
+    heard_until: Option<Timestamp>,
+    clock: Clock,
+    /// It was said that Redis is away.
+    is_said: bool,
+}
+
+/// A connection, and the run of the server that it leads to; empty if we may not ask.
+struct Link {
+    connection: MultiplexedConnection,
+    run_id: String,
 }
 
 impl Driver {
@@ -68,7 +88,18 @@ impl Driver {
         writes: mpsc::Receiver<Write>,
         timeout: Duration,
     ) -> Self {
-        Self { client, shared, reads, writes, timeout, owed: VecDeque::new(), slow: 0 }
+        Self {
+            client,
+            shared,
+            reads,
+            writes,
+            timeout,
+            owed: VecDeque::new(),
+            slow: 0,
+            heard_until: None,
+            clock: Clock::System,
+            is_said: false,
+        }
     }
 
     /// Works until it is aborted.
@@ -76,16 +107,17 @@ impl Driver {
         let mut pause = RETRY[0];
         loop {
             let lost = match timeout(CONNECT_WITHIN, self.connect()).await {
-                Ok(Ok(connection)) => {
+                Ok(Ok(link)) => {
                     info!("connected to Redis for the cache");
-                    (pause, self.slow) = (RETRY[0], 0);
+                    (pause, self.slow, self.is_said) = (RETRY[0], 0, false);
                     self.shared.is_up.store(true, Ordering::Relaxed);
-                    self.serve(connection).await
+                    self.serve(link).await
                 }
                 Ok(Err(error)) => error,
                 Err(_) => RedisError::from((::redis::ErrorKind::Io, "no answer in time")),
             };
-            if self.shared.is_up.swap(false, Ordering::Relaxed) {
+            self.shared.is_up.store(false, Ordering::Relaxed);
+            if !std::mem::replace(&mut self.is_said, true) {
                 warn!(error = %lost, "Redis is lost for the cache: each process goes on with its own memory");
             }
             self.decline();
@@ -112,7 +144,7 @@ impl Driver {
         }
     }
 
-    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
+    async fn connect(&mut self) -> RedisResult<Link> {
         let near = self.shared.near.clone();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
@@ -127,12 +159,30 @@ impl Driver {
                 Ok(())
             });
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let run_id = run_id(&mut connection).await?;
         connection.subscribe(self.shared.channel()).await?;
-        Ok(connection)
+        self.catch_up(&mut connection).await?;
+        Ok(Link { connection, run_id })
+    }
+
+    /// Hears of what others have dropped while there was no connection, or one to a server that was demoted.
+    async fn catch_up(&mut self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        let now = self.clock.now();
+        if let Some(heard_until) = self.heard_until {
+            let since = heard_until.as_millis().saturating_sub(MISSED.as_millis().try_into().unwrap_or(i64::MAX));
+            let mut missed = ::redis::cmd("ZRANGEBYSCORE");
+            let missed: Vec<Vec<u8>> =
+                missed.arg(self.shared.drops_key()).arg(since).arg("+inf").query_async(connection).await?;
+            for (key, at) in missed.iter().filter_map(|text| announced(text)) {
+                self.shared.near.drop_older(&key, at);
+            }
+        }
+        self.heard_until = Some(now);
+        Ok(())
     }
 
     /// Does what is asked for, until the connection fails.
-    async fn serve(&mut self, connection: MultiplexedConnection) -> RedisError {
+    async fn serve(&mut self, Link { connection, run_id: known }: Link) -> RedisError {
         // Tasks of their own: answers do not wait until something long is written.
         let mut trips = JoinSet::new();
         let (mut asked, mut changes) = (Vec::new(), Vec::new());
@@ -174,8 +224,15 @@ impl Driver {
                     }
                 }
                 _ = probe.tick() => {
-                    let ping = ::redis::cmd("PING").query_async::<()>(&mut connection.clone()).await;
-                    if let Some(error) = self.judge(ping) {
+                    let now = self.clock.now();
+                    let looked = run_id(&mut connection.clone()).await;
+                    match &looked {
+                        Ok(run_id) if *run_id == known => self.heard_until = Some(now),
+                        // Behind the same address, as a proxy or a load balancer has it.
+                        Ok(_) => return RedisError::from((::redis::ErrorKind::Io, "another server answers now")),
+                        Err(_) => {}
+                    }
+                    if let Some(error) = self.judge(looked.map(drop)) {
                         return error;
                     }
                 }
@@ -194,7 +251,7 @@ impl Driver {
                 self.slow += 1;
                 None
             }
-            Err(error) if is_the_way(&error) => Some(error),
+            Err(error) if redis_server::is_lost(&error) => Some(error),
             // It is loading, or full: a new connection would hear the same.
             Err(error) => {
                 debug!(%error, "Redis refuses");
@@ -213,7 +270,7 @@ impl Driver {
         if !pipeline.is_empty() {
             self.shared.counts.trips.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = pipeline.query_async::<()>(&mut connection.clone()).await {
-                for change in changes.into_iter().filter(|_| is_the_way(&error)) {
+                for change in changes.into_iter().filter(|_| redis_server::is_lost(&error)) {
                     self.owe(change);
                 }
                 return Err(error);
@@ -228,9 +285,13 @@ impl Driver {
     }
 }
 
-/// Whether it is about the way to Redis, not Redis' own word.
-fn is_the_way(error: &RedisError) -> bool {
-    error.is_timeout() || error.is_io_error() || error.is_connection_dropped()
+/// The run of the server; nothing if the user that we are may not ask.
+async fn run_id(connection: &mut MultiplexedConnection) -> RedisResult<String> {
+    match redis_server::run_id(connection).await {
+        // It answers, which is what a cache needs to know.
+        Err(error) if redis_server::is_forbidden(&error) => Ok(String::new()),
+        known => known,
+    }
 }
 
 /// Answers these questions in two trips at most.

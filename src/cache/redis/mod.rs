@@ -1,7 +1,8 @@
 //! L2: answers in Redis, shared by all processes that use it, and who of them is calling for what.
 //!
 //! Below `{prefix}:cache:` there is for each key `answer:{key}` with the bytes of [`super::answer`], and while somebody
-//! calls for it `claim:{key}` with a token of theirs. A change is announced on the channel `{prefix}:cache:dropped`.
+//! calls for it `claim:{key}` with a token of theirs. A change is announced on the channel `{prefix}:cache:dropped`, and
+//! the last of them are listed by time in `{prefix}:cache:drops`, for whoever was not connected then.
 //!
 //! A driver task owns the connection. It gathers what is asked for at about the same time into one `MGET`, so that a
 //! thousand misses cost a few trips. When Redis does not answer in time, all that is asked is answered with "unknown" at
@@ -106,6 +107,10 @@ impl Shared {
 
     fn channel(&self) -> String {
         format!("{}:cache:dropped", self.prefix)
+    }
+
+    fn drops_key(&self) -> String {
+        format!("{}:cache:drops", self.prefix)
     }
 
     fn write(&self, write: Write) {

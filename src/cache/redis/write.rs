@@ -28,6 +28,11 @@ const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call(
 /// KEYS: claim; ARGV: token, milliseconds to live.
 const RENEW: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end";
 
+/// So many announcements are listed for those who could not hear them, about 1 MB.
+const DROPS: i64 = 10_000;
+/// For so long after the last one.
+const DROPS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// One change. Each can be made twice.
 #[derive(Debug)]
 pub enum Write {
@@ -64,8 +69,23 @@ impl Write {
         }
     }
 
+    /// What others have to hear of it.
+    const fn announces(&self) -> Option<(&Key, Timestamp)> {
+        match self {
+            Self::Put { key, at, announce: true, .. } | Self::Drop { key, at } => Some((key, *at)),
+            Self::Put { .. } | Self::Release { .. } | Self::Renew { .. } | Self::Flush(_) => None,
+        }
+    }
+
     /// Adds its commands.
     pub fn add_to(&self, pipeline: &mut Pipeline, shared: &Shared) {
+        // Not in the script: a cluster may have it on another node.
+        if let Some((key, at)) = self.announces() {
+            let drops = shared.drops_key();
+            pipeline.cmd("ZADD").arg(&drops).arg(at.as_millis()).arg(announcement(key, at)).ignore();
+            pipeline.cmd("ZREMRANGEBYRANK").arg(&drops).arg(0).arg(-DROPS - 1).ignore();
+            pipeline.cmd("PEXPIRE").arg(&drops).arg(DROPS_LAST.as_millis().to_string()).ignore();
+        }
         let mut script = |text: &str, key: String, arguments: &[&[u8]]| {
             let command = pipeline.cmd("EVAL").arg(text).arg(1).arg(key);
             for argument in arguments {

@@ -39,7 +39,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     let mut rows = Vec::new();
     for name in names {
         let source = opened(config, name.as_str())?;
-        let (_, records) = store.changes(&source.name, Mark::default()).await?;
+        let records = store.changes(&source.name, Mark::default()).await?.records;
         let records: HashMap<_, _> = records.into_iter().collect();
         for account in source.accounts.iter() {
             rows.push(row(name.as_str(), account, records.get(&account.alias), now));

@@ -48,7 +48,7 @@ async fn verdict(config: &Config) -> Verdict {
         // What is wrong with it has been said.
         let Ok(opened) = Source::open(source, config.folder(), &config::variable) else { continue };
         let records = match store.changes(&opened.name, Mark::default()).await {
-            Ok((_, records)) => records.into_iter().collect::<HashMap<AccountAlias, Record>>(),
+            Ok(changes) => changes.records.into_iter().collect::<HashMap<AccountAlias, Record>>(),
             Err(error) => return trouble(&error),
         };
         for account in opened.accounts.iter() {

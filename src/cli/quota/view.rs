@@ -145,19 +145,23 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
         }
     }
     let runs = workers.values().any(|worker| worker.runs);
+    let stopped_at = all_stopped(workers.values());
     let addresses = addresses(known.reports_of(source), &settings, accounts.values(), now);
     for (alias, account) in &mut accounts {
         let held = held_accounts.get(alias).copied();
         account.standing = standing(settings.accounts.get(&Some(alias.clone())), held, now);
         account.wait_for(&addresses);
+        account.waits |= account.standing.stop(stopped_at);
         if account.standing.state == READY && account.calls_last_minute > 0 && runs {
             account.standing.state = "calling";
         }
     }
+    let mut whole = standing(settings.accounts.get(&None), held, now);
+    whole.stop(stopped_at);
     View {
         source: source.clone(),
         workers: workers.into_values().collect(),
-        whole: standing(settings.accounts.get(&None), held, now),
+        whole,
         addresses,
         accounts: accounts.into_values().collect(),
         batches: batches::batches(known.reports_of(source)),
@@ -195,6 +199,15 @@ fn addresses<'a>(
 }
 
 const READY: &str = "ready";
+/// Nobody holds it, but Redis is away, and no worker may call without it.
+const STOPPED: &str = "stopped";
+
+/// Since when no worker calls, as all that run are cut off from Redis.
+fn all_stopped<'a>(workers: impl Iterator<Item = &'a Worker>) -> Option<Timestamp> {
+    let since = |worker: &Worker| worker.cut_off.as_ref().filter(|cut_off| cut_off.stopped).map(|away| away.since_at);
+    let since: Option<Vec<_>> = workers.filter(|worker| worker.runs).map(since).collect();
+    since?.into_iter().max()
+}
 
 fn longer<'a>(one: Option<&'a HoldReport>, other: Option<&'a HoldReport>) -> Option<&'a HoldReport> {
     let lasts = |held: &&HoldReport| held.until_at.unwrap_or(Timestamp::from_millis(i64::MAX));
@@ -329,7 +342,7 @@ impl View {
             return Vec::new();
         }
         let source = &self.source;
-        let is_held = |standing: &Standing| !matches!(standing.state, READY | "calling");
+        let is_held = |standing: &Standing| !matches!(standing.state, READY | "calling" | STOPPED);
         if let Some(alias) = account {
             let line = format!("but source {source} is {}: weir quota resume {source}", self.whole.words(now));
             let waits = self.accounts.iter().find(|account| account.alias == *alias && account.waits);
@@ -349,6 +362,15 @@ impl View {
 }
 
 impl Standing {
+    /// Who could call but for Redis has stopped; whether that is so.
+    fn stop(&mut self, since_at: Option<Timestamp>) -> bool {
+        let has_stopped = since_at.is_some() && self.state == READY;
+        if has_stopped {
+            (self.state, self.since_at, self.reason) = (STOPPED, since_at, "Redis is away".to_owned());
+        }
+        has_stopped
+    }
+
     fn words(&self, now: Timestamp) -> String {
         let mut words = self.state.to_owned();
         if let Some(until) = self.until_at {
@@ -408,8 +430,11 @@ pub fn text(views: &[View], now: Timestamp) -> String {
 
 /// What a worker does without Redis.
 fn cut_off(worker: &Worker, now: Timestamp) -> Option<String> {
-    let CutOffReport { since_at, calls } = worker.cut_off.as_ref().filter(|_| worker.runs)?;
+    let CutOffReport { since_at, calls, stopped } = worker.cut_off.as_ref().filter(|_| worker.runs)?;
     let (name, time) = (&worker.instance, spoken(now.since(*since_at)));
+    if *stopped {
+        return Some(format!("{name}: cut off from Redis for {time}, calls have stopped until it is back"));
+    }
     Some(format!("{name}: cut off from Redis for {time}, {} of its own share since then", counted(*calls, "call")))
 }
 

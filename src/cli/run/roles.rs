@@ -1,6 +1,6 @@
 //! What each role is made of.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use secrecy::ExposeSecret;
 use tokio::sync::watch;
@@ -16,7 +16,7 @@ use crate::{
     kafka::{KafkaReader, Producer, Reach, ReadError, Reader, WriteError, Writer, intake::IntakeError},
     platform::config::Source,
     quota::{
-        self, Purse, Share,
+        self, Purse, Quota, Share,
         guard::Guard,
         journal::{
             Journal,
@@ -33,6 +33,9 @@ use crate::{
 
 /// How long a start waits for the cache in Redis; without it a process begins with its own memory.
 const CACHE_WITHIN: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether calls can leave.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Process {
     pub(super) async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
@@ -118,6 +121,18 @@ impl Process {
         tokio::select! {
             ended = self.fetch_and_report(fetch, journal, reporter, has_budgets) => ended,
             never = calendar => match never {},
+            never = self.tell_whether_calls_can_leave(quota.as_ref(), health) => match never {},
+        }
+    }
+
+    /// Keeps `/ready` true to whether calls can leave at all. Never ends.
+    async fn tell_whether_calls_can_leave(&self, quota: &dyn Quota, health: &RoleHealth) -> Infallible {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            match quota.snapshot(0..0, self.clock.now()).cut_off.and_then(|cut_off| cut_off.reason()) {
+                Some(reason) => health.not_ready(reason),
+                None => health.ready(),
+            }
         }
     }
 

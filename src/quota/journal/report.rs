@@ -111,7 +111,8 @@ impl Reporter {
             AddressReport { name, held, spent }
         };
         let addresses = addresses.into_iter().map(address).collect();
-        let cut_off = cut_off.map(|CutOff { since, slots }| CutOffReport { since_at: since, calls: slots });
+        let cut_off =
+            cut_off.map(|CutOff { since, slots, stopped }| CutOffReport { since_at: since, calls: slots, stopped });
         let batches = self.purse.as_ref().map(|purse| purse.reports()).unwrap_or_default();
         let whole =
             WholeReport { held: whole.held.as_ref().map(hold_report), spent: whole.spent, addresses, batches, cut_off };

@@ -26,6 +26,9 @@ const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)]
 const REMEMBER: Duration = Duration::from_secs(2);
 /// For so long after it began a worker can say that nobody has called before, if somebody has looked.
 const READ_LASTS: Duration = Duration::from_secs(10);
+/// How often it is looked whether the connection still leads to the server that it led to: who has nothing to ask would
+/// else not see that it is away.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How many leases are timed.
 const TIMED: usize = 4_096;
 
@@ -59,6 +62,7 @@ pub struct Driver {
     /// When to ask for it again; `None` = there is no such budget.
     remember_at: Option<Instant>,
     remember_every: Duration,
+    look_at: Instant,
 }
 
 impl Driver {
@@ -96,6 +100,7 @@ impl Driver {
             memory,
             remember_at,
             remember_every,
+            look_at: Instant::now(),
         }
     }
 
@@ -198,6 +203,12 @@ impl Driver {
                     return error;
                 }
             }
+            if self.look_at <= Instant::now() {
+                self.look_at = Instant::now() + LOOK_EVERY;
+                if let Err(error) = server.look().await {
+                    return error;
+                }
+            }
             if let Some(purse) = self.shared.purse.get()
                 && let Some(input) = purse.say()
             {
@@ -254,6 +265,7 @@ impl Driver {
         tokio::select! {
             () = self.shared.wake.notified() => {}
             () = purse => {}
+            () = sleep_until(self.look_at) => {}
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
             () = sleep_until(self.remember_at.unwrap_or_else(Instant::now)), if self.has_called && self.remember_at.is_some() => {}
         }

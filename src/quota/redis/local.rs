@@ -363,6 +363,12 @@ impl Local {
         self.seat.is_alone && self.slots.is_empty() && self.seat.is_held(now)
     }
 
+    /// Whether nobody here can call since Redis is away.
+    pub fn has_stopped(&self, now: Instant) -> bool {
+        let has_slots = self.slots.iter().any(|(slot, _)| !slot.is_late(now));
+        self.cut_off_at.is_some() && !has_slots && !self.is_alone(now)
+    }
+
     /// What holds and slows the source, each address and each account.
     pub fn standings(&self) -> impl Iterator<Item = (Scope, Option<Instant>, bool, Share)> {
         let share = |heard: &Heard| Share::new(heard.share().clamp(Share::LEAST, 1.0)).unwrap_or(Share::WHOLE);

@@ -14,7 +14,7 @@ use crate::{
         plan::{AccountPlan, Plan, Rules, interval},
         purse::register::{Input, Output},
     },
-    runtime::clock::Timestamp,
+    runtime::{clock::Timestamp, redis_server},
 };
 
 /// The arithmetic, as Redis does it.
@@ -219,10 +219,17 @@ pub struct Server {
 impl Server {
     /// Learns which run of a server this connection goes to.
     pub async fn new(mut connection: MultiplexedConnection, key: String) -> RedisResult<Self> {
-        let info: String = ::redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
-        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default().trim().to_owned();
+        let run_id = redis_server::run_id(&mut connection).await?;
         let books = Books::new(key.clone(), run_id.clone());
         Ok(Self { connection, script: Script::new(SCRIPT), key, run_id, books })
+    }
+
+    /// Looks whether the connection still leads to the same run of the same server.
+    pub async fn look(&mut self) -> RedisResult<()> {
+        if redis_server::run_id(&mut self.connection).await? == self.run_id {
+            return Ok(());
+        }
+        Err((::redis::ErrorKind::Io, "another server answers now").into())
     }
 
     /// Asks to be told of holds, and of what concerns this worker alone.

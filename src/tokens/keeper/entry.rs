@@ -9,7 +9,10 @@ use crate::{
     message::AccountAlias,
     platform::{Account, Tokens},
     runtime::clock::Timestamp,
-    tokens::{Origin, Record, Refused, life},
+    tokens::{
+        Origin, Record, Refused,
+        life::{self, Kept},
+    },
 };
 
 /// How an account's token is.
@@ -44,6 +47,8 @@ pub(super) struct Entry {
     pub(super) was_accepted: bool,
     /// A record that the store has not taken yet.
     pub(super) unstored: Option<Record>,
+    /// The record that the tokens of this moment came from; nothing while they are the configured ones.
+    held: Option<Record>,
     revision: u64,
     obtained_at: Option<Timestamp>,
     expires_at: Option<Timestamp>,
@@ -69,6 +74,7 @@ impl Entry {
             was_renewed_here: false,
             was_accepted: false,
             unstored: None,
+            held: None,
             revision: 0,
             obtained_at: None,
             expires_at: None,
@@ -177,6 +183,7 @@ impl Entry {
         if record.revision <= self.revision {
             return false;
         }
+        self.held = Some(record.clone());
         let is_configured = record.origin == Origin::Configured;
         self.account = Arc::new(life::with_tokens_of(&self.configured, &record));
         self.generation += 1;
@@ -193,6 +200,19 @@ impl Entry {
         // A claim that was kept for the token before.
         self.permit = None;
         true
+    }
+
+    /// What to do about the record that is held here, where the store, which may have lost records, has `found`. One that
+    /// was made since is taken over whatever its revision.
+    pub(super) fn after_loss(&mut self, found: Option<&Record>) -> Option<Record> {
+        match life::after_loss(self.held.as_ref()?, found) {
+            Kept::Same => None,
+            Kept::Offer(record) => Some(*record),
+            Kept::Adopt => {
+                self.revision = 0;
+                None
+            }
+        }
     }
 
     /// The tokens of this record are of this process' own renewal.

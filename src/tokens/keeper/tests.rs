@@ -12,7 +12,7 @@ use crate::{
 const HOUR: Duration = Duration::from_secs(3_600);
 
 struct Rig {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     store: Arc<FileStore>,
     clock: Clock,
 }
@@ -21,7 +21,7 @@ impl Rig {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(FileStore::new(folder.path().join(".weir/tokens.json")));
-        Self { _folder: folder, store, clock: Clock::simulated(Timestamp::from_millis(1_000_000)) }
+        Self { folder, store, clock: Clock::simulated(Timestamp::from_millis(1_000_000)) }
     }
 
     /// One process: a keeper of one account, and its quota.
@@ -121,6 +121,29 @@ async fn a_process_with_an_older_token_takes_the_stored_one_and_renews_nothing()
     assert_eq!(two.token(), "at-1");
     assert_eq!(two.refused().await, Verdict::Alive);
     assert_eq!((two.keeper.purpose(0), two.token().as_str()), (Purpose::Call, "at-2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_emptied_gets_the_tokens_that_a_process_holds_and_a_new_process_calls_with_them() {
+    let rig = Rig::new();
+    let one = rig.process(Some("at-1"), Some("rt-1")).await;
+    one.refused().await;
+    one.renew(Ok(tokens("at-2", Some("rt-2")))).await;
+    one.keeper.look(&*one.quota).await.unwrap();
+    std::fs::remove_file(rig.folder.path().join(".weir/tokens.json")).unwrap();
+    one.keeper.look(&*one.quota).await.unwrap();
+    assert_eq!(rig.record().await.refresh_token.unwrap().expose_secret(), "rt-2");
+    assert_eq!(rig.process(Some("at-1"), Some("rt-1")).await.token(), "at-2", "at-1 is dead since the renewal");
+
+    // A process that began in between has tried the configured one, and the vendor has refused to renew that.
+    std::fs::remove_file(rig.folder.path().join(".weir/tokens.json")).unwrap();
+    let early = rig.process(Some("at-1"), Some("rt-1")).await;
+    early.refused().await;
+    assert_eq!(early.renew(Err(no(RefusalKind::Denied(Denial::Token)))).await, Verdict::Dead);
+    one.keeper.look(&*one.quota).await.unwrap();
+    assert_eq!((one.token(), rig.record().await.refused), ("at-2".to_owned(), None));
+    early.keeper.look(&*early.quota).await.unwrap();
+    assert_eq!((early.token().as_str(), early.keeper.purpose(0)), ("at-2", Purpose::Call));
 }
 
 #[tokio::test(start_paused = true)]

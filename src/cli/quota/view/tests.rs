@@ -178,7 +178,30 @@ fn what_batches_have_spent_is_added_up_once_and_who_is_without_redis_is_named() 
     assert_eq!((allowed, calls, held, left), (100, 63, 2, 35));
     let text = text(&views, at(1));
     assert!(text.contains("w1: cut off from Redis for 2 min 1 s, 34 calls of its own share since then"), "{text}");
+    assert!(!text.contains("stopped"), "the other one calls: {text}");
     let line = text.lines().find(|line| line.contains("monday")).unwrap();
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(words, ["ali1688", "monday", "100", "63", "2", "35"]);
+}
+
+#[test]
+fn an_account_is_not_ready_while_all_workers_wait_for_redis() {
+    let report = |instance: &str, cut_off: serde_json::Value| {
+        let report = serde_json::json!({
+            "source": "ali1688", "instance": instance, "chunk": 0, "chunks": 1, "reported_at": at(0), "counted_at": at(0),
+            "day_at": midnight(at(0)), "accounts": [{ "alias": "one" }], "whole": { "cut_off": cut_off },
+        });
+        record(report_key(&source(), instance, 0), &report)
+    };
+    let away = |since: i64| serde_json::json!({ "since_at": at(since), "calls": 0, "stopped": true });
+    let of = |second: serde_json::Value| {
+        let views = views(&known(&[report("w1", away(-90)), report("w2", second)]), &configured(), at(1));
+        (views[0].whole.state, views[0].accounts[0].standing.state, text(&views, at(1)))
+    };
+    let (whole, account, text) = of(away(-30));
+    assert_eq!((whole, account), ("stopped", "stopped"));
+    assert!(text.contains("w1: cut off from Redis for 1 min 31 s, calls have stopped until it is back"), "{text}");
+    assert!(text.contains("Redis is away"), "{text}");
+    let (whole, account, _) = of(serde_json::Value::Null);
+    assert_eq!((whole, account), ("ready", "ready"), "one of them still calls");
 }
