@@ -1,8 +1,8 @@
 //! When to stop calling somebody who does not answer, and how to find out that he does again. Pure.
 //!
 //! Closed: calls leave, and outages are counted. Open: no call leaves for a while. Half open: up to a few probes are
-//! under way at once; one that is answered closes the breaker, one that ends in an outage opens it again, and one that
-//! came to nothing (its slot was missed, it never left) only gives its place to another. Time is an argument.
+//! under way at once; one that is answered closes the breaker, it opens again when all have ended in outages, and one
+//! that came to nothing (its slot was missed, it never left) only gives its place to another. Time is an argument.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BreakerConfig {
-    /// So many outages in a row open it.
+    /// So many outages in a row open it, unless others were answered just before, or are under way, of which they are
+    /// less than `share`.
     pub failures: u32,
     /// So does this share of the calls of the last `window`, from 0.01 to 1.
     pub share: f64,
@@ -109,9 +110,23 @@ pub enum Change {
 
 #[derive(Debug)]
 enum State {
-    Closed(Counts),
+    Closed(Box<Counts>),
     Open(Instant),
-    HalfOpen { under_way: u32 },
+    HalfOpen(Probes),
+}
+
+/// The calls that find out whether it may close.
+#[derive(Clone, Copy, Debug, Default)]
+struct Probes {
+    under_way: u32,
+    /// Have ended in an outage, while others were under way.
+    failed: u32,
+}
+
+impl Probes {
+    const fn places_taken(self) -> u32 {
+        self.under_way + self.failed
+    }
 }
 
 /// Of one source, or of one account.
@@ -127,7 +142,7 @@ impl Breaker {
     /// Closed.
     #[must_use]
     pub fn new(config: BreakerConfig) -> Self {
-        Self { config, state: State::Closed(Counts::default()), generation: 0 }
+        Self { config, state: State::Closed(Box::default()), generation: 0 }
     }
 
     /// Why no call may leave, if none may.
@@ -136,7 +151,7 @@ impl Breaker {
         match self.state {
             State::Closed(_) => None,
             State::Open(until) => (now < until).then_some(Shut::Until(until)),
-            State::HalfOpen { under_way } => (under_way >= self.config.probes).then_some(Shut::Probing),
+            State::HalfOpen(probes) => (probes.places_taken() >= self.config.probes).then_some(Shut::Probing),
         }
     }
 
@@ -154,7 +169,9 @@ impl Breaker {
             State::Closed(_) => usize::MAX,
             State::Open(until) if now < until => 0,
             State::Open(_) => probes,
-            State::HalfOpen { under_way } => probes.saturating_sub(usize::try_from(under_way).unwrap_or(usize::MAX)),
+            State::HalfOpen(taken) => {
+                probes.saturating_sub(usize::try_from(taken.places_taken()).unwrap_or(usize::MAX))
+            }
         }
     }
 
@@ -167,38 +184,49 @@ impl Breaker {
             return Err(shut);
         }
         match &mut self.state {
-            State::Closed(_) => {}
-            State::Open(_) => self.change(State::HalfOpen { under_way: 1 }),
-            State::HalfOpen { under_way } => *under_way += 1,
+            State::Closed(counts) => counts.under_way += 1,
+            State::Open(_) => self.change(State::HalfOpen(Probes { under_way: 1, failed: 0 })),
+            State::HalfOpen(probes) => probes.under_way += 1,
         }
         Ok(Ticket(self.generation))
     }
 
-    /// A call has ended; what that changes.
-    pub fn ended(&mut self, Ticket(generation): Ticket, verdict: Verdict, now: Instant) -> Option<Change> {
+    /// A call has ended, and its reply came `at` that time; what that changes. Calls are to be told of in the order of
+    /// their replies.
+    pub fn ended(&mut self, Ticket(generation): Ticket, verdict: Verdict, at: Instant) -> Option<Change> {
         if generation != self.generation {
             return None;
         }
-        match (&mut self.state, verdict) {
-            (State::Closed(counts), verdict) => {
-                let why = counts.note(verdict, &self.config, now)?;
-                Some(self.open(now + self.config.open, why))
+        match &mut self.state {
+            State::Closed(counts) => {
+                let why = counts.note(verdict, &self.config, at)?;
+                Some(self.open(at + self.config.open, why))
             }
-            (State::HalfOpen { under_way }, Verdict::Neither) => {
-                *under_way = under_way.saturating_sub(1);
-                None
+            State::HalfOpen(probes) => {
+                probes.under_way = probes.under_way.saturating_sub(1);
+                match verdict {
+                    Verdict::Neither => None,
+                    Verdict::Outage => {
+                        probes.failed += 1;
+                        // The others may have been for items that do better.
+                        let why = match (probes.under_way, probes.failed) {
+                            (0, 1) => "a probe ended in an outage".to_owned(),
+                            (0, failed) => format!("{failed} probes ended in outages"),
+                            _ => return None,
+                        };
+                        Some(self.open(at + self.config.open, why))
+                    }
+                    Verdict::Good => {
+                        // One good call proves little: two outages before the next one are enough to open it again.
+                        let row = self.config.failures.saturating_sub(2);
+                        let under_way = probes.under_way;
+                        // Not another generation: the other probes count.
+                        self.state = State::Closed(Box::new(Counts { row, under_way, ..Counts::default() }));
+                        Some(Change::Closed)
+                    }
+                }
             }
-            (State::HalfOpen { .. }, Verdict::Outage) => {
-                Some(self.open(now + self.config.open, "a probe ended in an outage".to_owned()))
-            }
-            (State::HalfOpen { .. }, Verdict::Good) => {
-                // One good call proves little: two outages before the next one are enough to open it again.
-                let row = self.config.failures.saturating_sub(2);
-                // Not another generation: the other probes count.
-                self.state = State::Closed(Counts { row, ..Counts::default() });
-                Some(Change::Closed)
-            }
-            (State::Open(_), _) => None,
+            State::Open(_) => None,
         }
     }
 
@@ -220,7 +248,7 @@ impl Breaker {
     /// What was counted counts no more: who is to blame has been found elsewhere.
     pub fn forget(&mut self) {
         if let State::Closed(counts) = &mut self.state {
-            *counts = Counts::default();
+            **counts = Counts { under_way: counts.under_way, ..Counts::default() };
         }
     }
 
@@ -235,48 +263,93 @@ impl Breaker {
     }
 }
 
-/// The calls of a window, in so many pieces, of which the oldest are forgotten.
-const PIECES: u32 = 10;
+/// The ends of calls of the last so much time, counted in pieces, of which the oldest are forgotten.
+#[derive(Debug, Default)]
+struct Window {
+    began_at: Option<Instant>,
+    /// Which piece since the first call, calls, outages.
+    pieces: [(u64, u32, u32); Self::PIECES],
+    latest: u64,
+}
+
+impl Window {
+    const PIECES: usize = 10;
+
+    fn note(&mut self, is_outage: bool, length: Duration, at: Instant) {
+        let began_at = *self.began_at.get_or_insert(at);
+        let width = length.as_micros() / Self::PIECES as u128;
+        let number = u64::try_from((at - began_at).as_micros() / width.max(1)).unwrap_or(u64::MAX);
+        let place = usize::try_from(number % Self::PIECES as u64).unwrap_or_default();
+        self.latest = self.latest.max(number);
+        let piece = &mut self.pieces[place];
+        if piece.0 < number {
+            *piece = (number, 0, 0);
+        }
+        // One that is told of long after its time is forgotten already.
+        if piece.0 == number {
+            piece.1 += 1;
+            piece.2 += u32::from(is_outage);
+        }
+    }
+
+    /// How many calls, and how many of them were outages.
+    fn sum(&self) -> (u32, u32) {
+        let recent = self.pieces.iter().filter(|(number, ..)| self.latest - number < Self::PIECES as u64);
+        recent.fold((0, 0), |sum, (_, calls, outages)| (sum.0 + calls, sum.1 + outages))
+    }
+}
 
 /// How calls have ended of late.
 #[derive(Debug, Default)]
 struct Counts {
     /// Outages in a row.
     row: u32,
-    /// By piece of the window: which piece since the first call, calls, outages.
-    pieces: [(u64, u32, u32); PIECES as usize],
-    began_at: Option<Instant>,
+    row_since: Option<Instant>,
+    /// Calls that have left and not ended.
+    under_way: u32,
+    window: Window,
+    /// The last [`Self::MOMENT`].
+    moment: Window,
 }
 
 impl Counts {
+    /// A row that is as long as this speaks for itself: nobody was answered meanwhile. A shorter one is measured by all
+    /// that was answered within this time, and by what is under way: of a thousand calls a second of which each
+    /// twentieth fails by itself, five in a row fail about once an hour.
+    const MOMENT: Duration = Duration::from_millis(500);
+
     /// Counts a call; why that opens the breaker, if it does.
-    fn note(&mut self, verdict: Verdict, config: &BreakerConfig, now: Instant) -> Option<String> {
+    fn note(&mut self, verdict: Verdict, config: &BreakerConfig, at: Instant) -> Option<String> {
+        self.under_way = self.under_way.saturating_sub(1);
         let is_outage = match verdict {
             Verdict::Neither => return None,
             Verdict::Good => false,
             Verdict::Outage => true,
         };
-        self.row = if is_outage { self.row.saturating_add(1) } else { 0 };
-        let began_at = *self.began_at.get_or_insert(now);
-        let piece = (now - began_at).as_micros() / (config.window / PIECES).as_micros().max(1);
-        let piece = u64::try_from(piece).unwrap_or(u64::MAX);
-        let place = usize::try_from(piece % u64::from(PIECES)).unwrap_or_default();
-        if self.pieces[place].0 != piece {
-            self.pieces[place] = (piece, 0, 0);
-        }
-        self.pieces[place].1 += 1;
-        self.pieces[place].2 += u32::from(is_outage);
+        self.window.note(is_outage, config.window, at);
+        self.moment.note(is_outage, Self::MOMENT, at);
         if !is_outage {
+            (self.row, self.row_since) = (0, None);
             return None;
         }
-        if self.row >= config.failures {
+        self.row = self.row.saturating_add(1);
+        let since = *self.row_since.get_or_insert(at);
+        if self.row >= config.failures && self.row_counts(at - since, config) {
             return Some(format!("{} outages in a row", self.row));
         }
-        let recent = self.pieces.iter().filter(|(number, ..)| piece - number < u64::from(PIECES));
-        let (calls, outages) = recent.fold((0, 0), |sum, (_, calls, outages)| (sum.0 + calls, sum.1 + outages));
-        let is_too_much = calls >= config.sample && f64::from(outages) >= config.share * f64::from(calls);
+        let (calls, outages) = self.window.sum();
+        // Failures may come at once where answers take their time: what is under way may yet be answered.
+        let all = f64::from(calls.saturating_add(self.under_way));
+        let is_too_much = calls >= config.sample && f64::from(outages) >= config.share * all;
         is_too_much
             .then(|| format!("{outages} of the last {calls} calls ended in an outage, within {:?}", config.window))
+    }
+
+    /// Whether the row is more than chance among many calls.
+    fn row_counts(&self, lasts: Duration, config: &BreakerConfig) -> bool {
+        let answered = self.moment.sum().0.max(self.row);
+        let all = f64::from(answered.saturating_add(self.under_way));
+        lasts >= Self::MOMENT || f64::from(self.row) >= config.share * all
     }
 }
 
@@ -330,6 +403,118 @@ mod tests {
             }
         }
         assert_eq!(call(&mut breaker, Verdict::Good, now), Some(Change::Closed));
+    }
+
+    #[test]
+    fn a_probe_that_fails_waits_for_the_others_that_are_under_way() {
+        let (mut breaker, start) = breaker();
+        opened(&mut breaker, start);
+        let now = start + 30 * SECOND;
+        let probes: Vec<_> = (0..3).map(|_| breaker.admit(now).unwrap()).collect();
+        assert_eq!(breaker.ended(probes[0], Verdict::Outage, now), None);
+        assert_eq!(breaker.admit(now), Err(Shut::Probing), "its place is not given to another");
+        assert_eq!(breaker.ended(probes[1], Verdict::Outage, now), None);
+        let Some(Change::Opened { why, .. }) = breaker.ended(probes[2], Verdict::Outage, now) else {
+            panic!("nobody was answered");
+        };
+        assert_eq!(why, "3 probes ended in outages");
+        let now = now + 30 * SECOND;
+        let probes: Vec<_> = (0..3).map(|_| breaker.admit(now).unwrap()).collect();
+        assert_eq!(breaker.ended(probes[0], Verdict::Outage, now), None);
+        assert_eq!(breaker.ended(probes[1], Verdict::Good, now), Some(Change::Closed));
+    }
+
+    /// A source of so many calls a second, each answered after `latency` or failing after `fails_after`; whether each
+    /// one fails is `fails`' to say. When it was opened first.
+    fn busy(
+        (per_second, seconds): (u64, u64),
+        (latency, fails_after): (Duration, Duration),
+        mut fails: impl FnMut(Duration) -> bool,
+    ) -> Option<Duration> {
+        let (mut breaker, start) = breaker();
+        let (mut good, mut bad) = (std::collections::VecDeque::new(), std::collections::VecDeque::new());
+        for number in 0..per_second * seconds {
+            let now = start + Duration::from_micros(number * 1_000_000 / per_second);
+            loop {
+                let due = |queue: &std::collections::VecDeque<(Instant, Ticket)>| {
+                    queue.front().map(|(at, _)| *at).filter(|at| *at <= now)
+                };
+                let (queue, verdict) = match (due(&good), due(&bad)) {
+                    (None, None) => break,
+                    (Some(at), bad_at) if bad_at.is_none_or(|bad_at| at <= bad_at) => (&mut good, Verdict::Good),
+                    _ => (&mut bad, Verdict::Outage),
+                };
+                let (at, ticket) = queue.pop_front().unwrap();
+                if breaker.ended(ticket, verdict, at).is_some() {
+                    return Some(at - start);
+                }
+            }
+            let ticket = breaker.admit(now).unwrap();
+            if fails(now - start) {
+                bad.push_back((now + fails_after, ticket));
+            } else {
+                good.push_back((now + latency, ticket));
+            }
+        }
+        None
+    }
+
+    fn one_in_twenty(dice: &crate::runtime::clock::Dice) -> bool {
+        dice.fraction() < 0.05
+    }
+
+    #[test]
+    fn a_busy_source_of_which_one_call_in_twenty_fails_is_never_shut() {
+        let ms = Duration::from_millis;
+        let dice = crate::runtime::clock::Dice::seeded(5);
+        // An hour of quick replies: about one row of five by chance.
+        assert_eq!(busy((1_000, 3_600), (ms(3), ms(3)), |_| one_in_twenty(&dice)), None);
+        // Failures that come at once, before any of the others is answered, and after them.
+        for (latency, fails_after) in [(ms(300), ms(2)), (ms(2), ms(300)), (ms(20), ms(10_000))] {
+            for seed in 0..20 {
+                let dice = crate::runtime::clock::Dice::seeded(seed);
+                let opened = busy((1_000, 30), (latency, fails_after), |_| one_in_twenty(&dice));
+                assert_eq!(opened, None, "{latency:?} {fails_after:?} {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_source_that_goes_away_is_shut_within_five_calls_or_a_second() {
+        let ms = Duration::from_millis;
+        for per_second in [1, 2, 10, 50, 200, 1_000, 5_000] {
+            for (latency, fails_after) in [(ms(3), ms(1)), (ms(300), ms(2)), (ms(30), ms(5_000))] {
+                let gone_at = ms(10_000);
+                let dice = crate::runtime::clock::Dice::seeded(per_second);
+                let fails = |at| at >= gone_at || one_in_twenty(&dice) && per_second >= 50;
+                let opened = busy((per_second, 30), (latency, fails_after), fails).expect("it is away");
+                let five_calls = ms(4_000 / per_second);
+                // What had left before is answered until then, and it shows by the first failure at the earliest.
+                let shows_at = gone_at + fails_after.max(latency);
+                let within = shows_at + five_calls.max(Duration::from_secs(1));
+                assert!(
+                    opened >= gone_at && opened <= within,
+                    "{per_second}/s {latency:?} {fails_after:?}: {opened:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_of_failures_among_hundreds_of_calls_under_way_is_no_outage() {
+        let (mut breaker, start) = breaker();
+        let calls: Vec<_> = (0..200).map(|_| breaker.admit(start).unwrap()).collect();
+        for ticket in &calls[..10] {
+            assert_eq!(breaker.ended(*ticket, Verdict::Outage, start + SECOND / 100), None);
+        }
+        assert_eq!(breaker.ended(calls[10], Verdict::Good, start + SECOND / 3), None);
+        // The same without any answer for half a second.
+        let (mut breaker, start) = self::breaker();
+        let calls: Vec<_> = (0..200).map(|_| breaker.admit(start).unwrap()).collect();
+        for ticket in &calls[..10] {
+            assert_eq!(breaker.ended(*ticket, Verdict::Outage, start + SECOND / 100), None);
+        }
+        assert!(breaker.ended(calls[10], Verdict::Outage, start + SECOND).is_some());
     }
 
     #[test]
@@ -417,7 +602,7 @@ mod tests {
                             under_way.push(ticket);
                         }
                         let of_now = under_way.iter().filter(|ticket| ticket.0 == breaker.generation).count();
-                        let is_half_open = matches!(breaker.state, State::HalfOpen { .. });
+                        let is_half_open = matches!(breaker.state, State::HalfOpen(_));
                         prop_assert!(!is_half_open || of_now <= probes as usize);
                     }
                     Step::End(which, verdict) if !under_way.is_empty() => {
@@ -465,7 +650,7 @@ mod tests {
                 let seen = &counted[..=end];
                 let row = seen.iter().rev().take_while(|outage| **outage).count();
                 let outages = seen.iter().filter(|outage| **outage).count();
-                counted[end] && (row >= 5 || seen.len() >= 20 && outages * 2 >= seen.len())
+                counted[end] && (row >= 5 && row * 2 >= seen.len() || seen.len() >= 20 && outages * 2 >= seen.len())
             };
             let due = (0..counted.len()).find(|end| is_due(*end));
             let mut opened = None;

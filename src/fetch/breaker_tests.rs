@@ -41,7 +41,7 @@ async fn outages_of_all_hold_the_source_and_of_one_account_that_account() {
     }
     assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (30, 30));
     let cause = quota.snapshot(0..2, NOW).whole.held.unwrap().cause;
-    assert_eq!(&*cause.reason, "breaker open: 5 outages in a row; c");
+    assert_eq!(&*cause.reason, "breaker open: 5 outages in a row; the last one: c: m");
 
     let (mut fetch, quota) = stage(Config::default());
     for _ in 0..5 {
@@ -52,10 +52,8 @@ async fn outages_of_all_hold_the_source_and_of_one_account_that_account() {
     assert_eq!(quota.snapshot(0..2, NOW).whole.held, None);
 }
 
-#[test]
-fn items_that_fail_again_and_again_do_not_shut_a_source_but_new_ones_do() {
-    let now = Instant::now();
-    let attempt = |class, code: &str| Attempt {
+fn attempt(class: Class, code: &str) -> Attempt {
+    Attempt {
         at: NOW,
         account: None,
         class,
@@ -64,7 +62,12 @@ fn items_that_fail_again_and_again_do_not_shut_a_source_but_new_ones_do() {
         http_status: None,
         latency_ms: 0,
         not_before: None,
-    };
+    }
+}
+
+#[test]
+fn items_that_fail_again_and_again_do_not_shut_a_source_but_new_ones_do() {
+    let now = Instant::now();
     let calls = |histories: &[Option<Attempt>]| {
         let mut breakers = Breakers::new(BreakerConfig::default(), 1);
         for _ in 0..5 {
@@ -82,14 +85,16 @@ fn items_that_fail_again_and_again_do_not_shut_a_source_but_new_ones_do() {
     let failed = Some(attempt(Class::Outage, "http.503"));
     assert!(!calls(std::slice::from_ref(&failed)) && !calls(&[failed.clone(), failed.clone()]));
     assert!(calls(&[None]) && calls(&[failed, None]));
-    assert!(calls(&[Some(attempt(Class::Malformed, "reply"))]));
+    assert!(!calls(&[Some(attempt(Class::Malformed, "reply"))]), "a sick item does not always fail in the same way");
+    assert!(calls(&[Some(attempt(Class::Throttled, "429"))]), "that was not the item's fault");
     assert!(calls(&[Some(attempt(Class::Outage, "weir.held.breaker"))]), "it was not called for");
 }
 
 #[tokio::test]
 async fn items_that_failed_while_others_were_answered_do_not_shut_a_source_in_new_requests_either() {
-    let (mut breakers, now) = (Breakers::new(BreakerConfig::default(), 1), Instant::now());
+    let (mut breakers, mut now) = (Breakers::new(BreakerConfig::default(), 1), Instant::now());
     let mut call = |item: u32, verdict| {
+        now += Duration::from_millis(200);
         let mut job = job(0);
         job.request.item = crate::message::ItemId::new(item.to_string()).unwrap();
         let tickets = breakers.admit(0, &[job], now).unwrap();
@@ -107,6 +112,54 @@ async fn items_that_failed_while_others_were_answered_do_not_shut_a_source_in_ne
         }
     }
     assert!((100..105).any(|item| call(item, Verdict::Outage)), "those of which nothing is known open it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn outages_count_in_the_order_of_their_replies_however_late_they_are_told_of() {
+    let (fetch, quota) = stage(Config::default());
+    // Nothing but the row can open it, and as soon as there is one.
+    let config = BreakerConfig { share: 0.01, sample: 100_000, ..BreakerConfig::default() };
+    let mut fetch = fetch.with_breaker(config, None);
+    let start = Instant::now();
+    let (outages, answers): (Vec<u64>, Vec<u64>) = (0..100).partition(|number| number % 20 == 0);
+    for number in outages.into_iter().chain(answers) {
+        let kind = (number % 20 == 0).then_some(RefusalKind::Outage);
+        let tickets = fetch.breakers.admit(0, &[], start);
+        let has_answer = kind.is_none();
+        let end = ended(start, Advice::default(), kind);
+        let replied_at = start + Duration::from_millis(number);
+        let end = Ended { replied_at, has_answer, tickets, ..end };
+        fetch.calls.spawn(async move { end });
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let first = fetch.calls.join_next().await.unwrap().unwrap();
+    fetch.end_calls(first).await.unwrap();
+    assert!(fetch.calls.is_empty());
+    assert_eq!(quota.snapshot(0..2, NOW).whole.held, None, "there are nineteen answers between any two");
+}
+
+#[test]
+fn an_item_that_failed_while_others_were_answered_is_no_probe_and_one_that_failed_with_all_is() {
+    let (mut breakers, mut now) = (Breakers::new(BreakerConfig::default(), 1), Instant::now());
+    let asks = |item: &str| {
+        let mut job = job(0);
+        job.request.item = crate::message::ItemId::new(item).unwrap();
+        job
+    };
+    let mut call = |item: &str, verdict, now| {
+        let tickets = breakers.admit(0, &[asks(item)], now).unwrap();
+        breakers.ended(&tickets, verdict, now);
+        breakers.shut(now).is_some()
+    };
+    assert!(!call("sick", Verdict::Outage, now) && !call("well", Verdict::Good, now));
+    assert!((0..5).any(|item| call(&item.to_string(), Verdict::Outage, now)), "then it goes away");
+    now += Duration::from_secs(30);
+    assert!(!call("sick", Verdict::Outage, now), "nobody knows more than before");
+    assert!(call("0", Verdict::Outage, now), "it is still away");
+    now += Duration::from_secs(30);
+    assert!(!call("1", Verdict::Good, now));
+    let ranks = ["sick", "0", "1", "new"].map(|item| breakers.failures_of(&asks(item)));
+    assert_eq!(ranks, [1, 1, 0, 0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,6 +284,52 @@ async fn while_it_is_open_the_backlog_waits_and_an_express_request_is_put_off_at
         i64::try_from(called.len()).unwrap(),
         "the rest is done later"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_time_requests_are_the_probes_though_overdue_retries_stand_before_them() {
+    let log = Log::default();
+    let (events, reader) = log.reader();
+    let config = Config { calls_in_flight: 1, ..Config::default() };
+    let quota = Arc::new(Memory::new(vec![None], Pacing::default()));
+    let stop = CancellationToken::new();
+    let fetch = Fetch::new(reader, log.clone(), caller(), quota, config);
+    let partition = partition(Lane::Bulk);
+    let committed = Some(Committed { offset: 0, metadata: String::new() });
+    events
+        .send(Event::Assigned(vec![Assignment { partition: partition.clone(), epoch: Epoch(1), committed }]))
+        .unwrap();
+    // Ten that open it, two in a call; forty that have failed before; ten that have not.
+    let is_retry = |offset: i64| (10..50).contains(&offset);
+    let record = |offset: i64| {
+        let mut request = Request::new(crate::message::ItemId::new(format!("6100000000{offset:02}")).unwrap());
+        if is_retry(offset) {
+            request.source = Some(source("ali1688"));
+            request.calls = 1;
+            request.history = vec![attempt(Class::Outage, "http.503")];
+        }
+        let envelope = crate::message::envelope::Envelope {
+            kind: crate::message::envelope::Kind::Request,
+            id: &format!("r{offset}"),
+            writer: "test",
+            time: NOW,
+            traceparent: None,
+        };
+        let codec::Encoded { headers, value } = codec::encode(&envelope, &request);
+        crate::kafka::Record { offset, time: NOW, key: None, value: Some(value), headers }
+    };
+    let records = (0..60).map(record).collect();
+    events.send(Event::Records { partition, epoch: Epoch(1), records }).unwrap();
+    let script = async {
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::join!(fetch.run(stop.clone()), script);
+    ended.unwrap();
+    let failures = failures(&log.world().records);
+    let probes = failures.iter().filter(|failure| failure.attempt.at.as_millis() > 1_000);
+    let items: Vec<_> = probes.step_by(2).map(|failure| failure.request.item.as_str()).collect();
+    assert_eq!(items, ["610000000050", "610000000051", "610000000052"], "after 30, 60 and 90 seconds");
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,8 +21,8 @@ use super::{
 use crate::{
     breaker::{Breaker, BreakerConfig, Change, Shut, Ticket, Verdict},
     kafka::{Reader, Writer},
-    message::{Class, Lane, SourceName},
-    platform::RefusalKind,
+    message::{Lane, SourceName, codec::shorten},
+    platform::{Refusal, RefusalKind},
     quota::{Cause, Hold, Scope},
     topics::Topics,
 };
@@ -30,28 +30,27 @@ use crate::{
 /// What the reason of a hold begins with that is an open breaker's.
 pub(super) const REASON: &str = "breaker open: ";
 
+/// How much of the last reply's words is told, in bytes.
+const LAST_REPLY: usize = 160;
+
 /// What one call carries.
 #[derive(Debug)]
 pub(super) struct Tickets {
     account: usize,
     of_source: Ticket,
     of_account: Option<Ticket>,
-    /// All that it asks for has ended in an outage before.
+    /// All that it asks for has failed before.
     again: bool,
+    /// And others were answered after that: it says nothing of the source even as a probe.
+    is_suspect: bool,
     /// The fingerprints of what it asks for.
     items: Vec<u64>,
 }
 
-/// Whether an outage of this call would say more of its items than of the source: the last call for each of them ended
-/// in one as well, in this request or, while others were answered, in an earlier one. Else the last few of a million,
-/// which always fail, would shut a source that answers everything else. Whatever fails waits ever longer in retry, so a
-/// source that is away is not called more often for it.
-fn asks_again(jobs: &[Job], items: &[u64], suspects: &Suspects) -> bool {
-    let has_failed = |(job, item): (&Job, &u64)| {
-        let last = job.request.history.last();
-        last.is_some_and(|last| last.class == Class::Outage && !last.is_held_back()) || suspects.has(*item)
-    };
-    !jobs.is_empty() && jobs.iter().zip(items).all(has_failed)
+/// How many calls for this request have failed by its history. A source that is away fails each request once before it
+/// is shut; an item that it never answers fails each time, and not always in the same way.
+fn failed_calls(job: &Job) -> u32 {
+    job.request.attempts_spent()
 }
 
 /// The breaker of the source, and one of each account if there are several: one account that is worse off than the
@@ -85,6 +84,16 @@ impl Breakers {
         self.source.room(now)
     }
 
+    /// Whether the next call finds out if a breaker that concerns it may close.
+    pub(super) fn is_trying(&self, account: usize) -> bool {
+        self.source.is_trying() || self.accounts.get(account).is_some_and(Breaker::is_trying)
+    }
+
+    /// How often calls for it have failed, as far as is known: the less often, the more another call says of the source.
+    pub(super) fn failures_of(&self, job: &Job) -> u32 {
+        failed_calls(job).max(u32::from(self.suspects.has(fingerprint(job))))
+    }
+
     /// A call leaves; for one that may not there are no tickets.
     pub(super) fn admit(&mut self, account: usize, jobs: &[Job], now: Instant) -> Option<Tickets> {
         if self.account_shut(account, now).is_some() {
@@ -93,21 +102,27 @@ impl Breakers {
         let of_source = self.source.admit(now).ok()?;
         let of_account = self.accounts.get_mut(account).and_then(|breaker| breaker.admit(now).ok());
         let items: Vec<u64> = jobs.iter().map(fingerprint).collect();
-        let again = asks_again(jobs, &items, &self.suspects);
-        Some(Tickets { account, of_source, of_account, again, items })
+        // The last few of a million, which always fail, would else shut a source that answers everything else. Whatever
+        // fails waits ever longer in retry, so a source that is away is not called more often for it.
+        let again = !jobs.is_empty() && jobs.iter().all(|job| self.failures_of(job) > 0);
+        let is_suspect = !jobs.is_empty() && items.iter().all(|item| self.suspects.has(*item));
+        Some(Tickets { account, of_source, of_account, again, is_suspect, items })
     }
 
-    /// What the end of a call has changed, of whom. While the source is to blame its accounts are not.
-    pub(super) fn ended(&mut self, tickets: &Tickets, verdict: Verdict, now: Instant) -> Option<(Scope, Change)> {
-        let Tickets { account, of_source, of_account, again, ref items } = *tickets;
+    /// What the end of a call, whose reply came `at` that time, has changed, of whom. While the source is to blame its
+    /// accounts are not.
+    pub(super) fn ended(&mut self, tickets: &Tickets, verdict: Verdict, at: Instant) -> Option<(Scope, Change)> {
+        let Tickets { account, of_source, of_account, again, is_suspect, ref items } = *tickets;
         match verdict {
             Verdict::Good => self.suspects.answered(items),
             Verdict::Outage => self.suspects.failed(items),
             Verdict::Neither => {}
         }
-        let blameless = |breaker: &Breaker| again && verdict == Verdict::Outage && !breaker.is_trying();
+        // While it is shut there may be nothing else to try it with.
+        let is_known = |breaker: &Breaker| if breaker.is_trying() { is_suspect } else { again };
+        let blameless = |breaker: &Breaker| verdict == Verdict::Outage && is_known(breaker);
         let of = |breaker: &Breaker| if blameless(breaker) { Verdict::Neither } else { verdict };
-        let change = self.source.ended(of_source, of(&self.source), now);
+        let change = self.source.ended(of_source, of(&self.source), at);
         let of_account = of_account.and_then(|ticket| {
             let breaker = self.accounts.get_mut(account)?;
             // It may have been a probe of the account as well, whose place another one waits for.
@@ -115,7 +130,7 @@ impl Breakers {
                 Some(Change::Opened { .. }) => Verdict::Neither,
                 Some(Change::Closed) | None => of(breaker),
             };
-            breaker.ended(ticket, verdict, now)
+            breaker.ended(ticket, verdict, at)
         });
         if change.is_some() {
             self.accounts.iter_mut().for_each(Breaker::forget);
@@ -168,11 +183,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Counts how a call has ended.
     pub(super) async fn judge(&mut self, ended: &Ended) {
         let Some(tickets) = &ended.tickets else { return };
-        let last = ended.refusal.as_ref().map(|refusal| refusal.code.clone()).unwrap_or_default();
-        match self.breakers.ended(tickets, ended.verdict(), Instant::now()) {
+        match self.breakers.ended(tickets, ended.verdict(), ended.replied_at) {
             None => {}
             Some((scope, Change::Opened { until, why })) => {
-                self.told_open(scope, until, &format!("{why}; {last}")).await;
+                let last = ended.refusal.as_ref().map(|Refusal { code, message, .. }| format!("{code}: {message}"));
+                let last = last.unwrap_or_default();
+                self.told_open(scope, until, &format!("{why}; the last one: {}", shorten(&last, LAST_REPLY))).await;
             }
             Some((scope, Change::Closed)) => {
                 let source = &self.caller.source;
@@ -301,6 +317,7 @@ mod tests {
             assert_eq!(call(&mut breakers, 1, Verdict::Good, now), None);
         }
         assert_eq!(call(&mut breakers, 0, Verdict::Outage, now), Some(Scope::Account(0)));
+        now += Duration::from_secs(1);
         let opened = (0..5).find_map(|_| call(&mut breakers, 1, Verdict::Outage, now));
         assert_eq!(opened, Some(Scope::Source));
         now += OPEN;

@@ -454,6 +454,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 }
 
+/// Whether [`recall`] would look for anything.
+pub(super) fn is_to_recall(jobs: &[Job]) -> bool {
+    jobs.iter().flat_map(|job| job.twins.iter().chain([job])).any(|job| {
+        let flight = job.flight.as_ref();
+        flight.is_some_and(|flight| flight.cache.is_shared() && flight.is_to_recall(&job.request))
+    })
+}
+
 /// Looks into Redis for older answers to what is about to fail: memory may have had no room for them, or others may have
 /// fetched them. Of each request once.
 pub(super) async fn recall(jobs: &mut [Job]) {

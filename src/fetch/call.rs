@@ -50,12 +50,17 @@ pub(super) struct Ended {
     pub(super) contact: Contact,
     /// When its slot was.
     pub(super) left_at: Instant,
+    /// When its reply came, or the end of the wait for one: outages are counted in this order, however long their
+    /// records take.
+    pub(super) replied_at: Instant,
     /// How long the reply took, if there was one.
     pub(super) latency: Option<Duration>,
     /// What the reply's headers ask for.
     pub(super) advice: Advice,
     /// The records of each request.
     pub(super) outcomes: Vec<(Position, Vec<Outgoing>)>,
+    /// Or what they are made of, once older answers have been looked up for what has failed.
+    pub(super) to_look_up: Option<Unrecorded>,
     /// Requests that were not called for: the slot had passed by the time that the call could leave, or there was
     /// no way to the vendor.
     pub(super) missed: Vec<Job>,
@@ -69,11 +74,27 @@ pub(super) struct Ended {
     pub(super) tickets: Option<Tickets>,
 }
 
-/// What a reply came to.
-struct Concluded {
-    outcomes: Vec<(Position, Vec<Outgoing>)>,
-    refusal: Option<Refusal>,
-    has_answer: bool,
+/// What the outcomes of a call are made of.
+pub(super) struct Unrecorded {
+    /// With the tokens that the call carried.
+    account: Arc<Account>,
+    jobs: Vec<Job>,
+    reply: Reply,
+    facts: CallFacts,
+}
+
+impl std::fmt::Debug for Unrecorded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unrecorded").field("jobs", &self.jobs).finish_non_exhaustive()
+    }
+}
+
+/// The end of an exchange with the vendor.
+struct Replied {
+    reply: Reply,
+    facts: CallFacts,
+    advice: Advice,
+    at: Instant,
 }
 
 /// How far a call came.
@@ -90,17 +111,19 @@ pub(super) enum Contact {
 impl Ended {
     /// Nothing has come of it yet.
     fn nothing(slot: &Slot, address: usize) -> Self {
-        let (account, left_at, contact) = (slot.account, slot.at, Contact::None);
+        let (account, left_at, contact, replied_at) = (slot.account, slot.at, Contact::None, Instant::now());
         let (latency, advice, outcomes, missed, refusal) = (None, Advice::default(), vec![], vec![], None);
-        let (has_answer, is_dead, tickets) = (false, false, None);
+        let (to_look_up, has_answer, is_dead, tickets) = (None, false, false, None);
         Self {
             account,
             address,
             contact,
             left_at,
+            replied_at,
             latency,
             advice,
             outcomes,
+            to_look_up,
             missed,
             refusal,
             has_answer,
@@ -273,7 +296,7 @@ impl Caller {
     }
 
     /// Makes one call for these requests in this slot. Always ends, at the latest with the client's time-out.
-    pub(super) async fn call(self: Arc<Self>, slot: Slot, mut jobs: Vec<Job>) -> Ended {
+    pub(super) async fn call(self: Arc<Self>, slot: Slot, jobs: Vec<Job>) -> Ended {
         let (account, address) = (slot.account, slot.address);
         let first = &jobs[0];
         let attempt = first.request.calls.saturating_add(1);
@@ -292,18 +315,18 @@ impl Caller {
             // The token of this moment: another one may be there when the reply comes.
             let (caller, generation) = self.tokens.account(account);
             match self.exchange(&caller, address, &jobs).await {
-                Ok((reply, facts, advice)) => {
+                Ok(Replied { reply, facts, advice, at }) => {
                     METRICS.call_items(self.source.as_str(), jobs.len());
-                    if has_outage(&reply) {
-                        cached::recall(&mut jobs).await;
-                    }
-                    let concluded = self.conclude(&caller, jobs, reply, &facts);
-                    let Concluded { outcomes, refusal, has_answer } = concluded;
+                    let (refusal, has_answer) = sum_up(&caller, &reply);
                     let is_dead = self.judge_token(account, generation, refusal.as_ref()).await;
                     let latency = facts.http_status.map(|_| facts.latency);
                     let contact = Contact::Called(facts.http_status);
-                    let nothing = Ended::nothing(&slot, address);
-                    Ended { contact, latency, advice, outcomes, refusal, has_answer, is_dead, ..nothing }
+                    let is_to_look_up = has_outage(&reply) && cached::is_to_recall(&jobs);
+                    let unrecorded = Unrecorded { account: caller, jobs, reply, facts };
+                    let (outcomes, to_look_up) =
+                        if is_to_look_up { (vec![], Some(unrecorded)) } else { (self.record(unrecorded), None) };
+                    let nothing = Ended { replied_at: at, ..Ended::nothing(&slot, address) };
+                    Ended { contact, latency, advice, outcomes, to_look_up, refusal, has_answer, is_dead, ..nothing }
                 }
                 Err(why) => {
                     let contact = Contact::NoWay(why);
@@ -384,21 +407,17 @@ impl Caller {
     }
 
     /// The vendor's reply; or why the address let no call leave.
-    async fn exchange(
-        &self,
-        account: &Account,
-        address: usize,
-        jobs: &[Job],
-    ) -> Result<(Reply, CallFacts, Advice), String> {
+    async fn exchange(&self, account: &Account, address: usize, jobs: &[Job]) -> Result<Replied, String> {
         let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
         // Signed here and not earlier: signatures and timestamps go stale.
         let exchange = self.parts.vendor.prepare(account, &requests, self.parts.clock.now());
         let started = Instant::now();
         let result = self.parts.client.exchange_from(address, &exchange).await;
+        let at = Instant::now();
         let mut facts = CallFacts {
             account: account.alias.clone(),
             ended_at: self.parts.clock.now(),
-            latency: started.elapsed(),
+            latency: at - started,
             http_status: None,
         };
         let mut advice = Advice::default();
@@ -412,7 +431,7 @@ impl Caller {
             Err(NoReply::Address(why)) => return Err(redact(account, &why).into_owned()),
         };
         tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
-        Ok((reply, facts, advice))
+        Ok(Replied { reply, facts, advice, at })
     }
 
     /// What the vendor's reply means: something for each request, whatever the vendor's code does.
@@ -432,25 +451,23 @@ impl Caller {
         }
     }
 
-    /// The records of each request, a refusal that concerns more than that, and whether there is any answer. `caller` is
-    /// the account with the tokens that the call carried.
-    fn conclude(&self, caller: &Account, jobs: Vec<Job>, reply: Reply, facts: &CallFacts) -> Concluded {
-        let (mut worst, mut has_answer) = (None, false);
-        let mut conclude = |mut job: Job, answer: Result<Answer, Refusal>, via: Via| match answer {
+    /// Looks up older answers for what has failed; then the records of each request.
+    pub(super) async fn look_up(self: Arc<Self>, mut unrecorded: Unrecorded) -> Vec<(Position, Vec<Outgoing>)> {
+        cached::recall(&mut unrecorded.jobs).await;
+        self.record(unrecorded)
+    }
+
+    /// The records of each request.
+    fn record(&self, Unrecorded { account, jobs, reply, facts }: Unrecorded) -> Vec<(Position, Vec<Outgoing>)> {
+        let record = |mut job: Job, answer: Result<Answer, Refusal>, via: Via| match answer {
             Ok(answer) => {
-                has_answer = true;
                 if let Some(flight) = job.flight.take() {
-                    flight.answered(&answer, facts, &via);
+                    flight.answered(&answer, &facts, &via);
                 }
-                let records = self.outcomes.result(&job, answer, facts, via);
+                let records = self.outcomes.result(&job, answer, &facts, via);
                 (job.position, records)
             }
-            Err(refusal) => {
-                let refusal = refusal.redacted(caller);
-                let ended = cached::failed(&self.outcomes, job, &refusal, facts);
-                worst = Some(refusal);
-                ended
-            }
+            Err(refusal) => cached::failed(&self.outcomes, job, &refusal.redacted(&account), &facts),
         };
         let answers = match reply {
             Reply::Each(answers) => answers,
@@ -460,11 +477,24 @@ impl Caller {
         for (mut job, answer) in jobs.into_iter().zip(answers) {
             let answer = answer.map(Answer::from);
             for twin in std::mem::take(&mut job.twins) {
-                outcomes.push(conclude(twin, answer.clone(), Via::Cache));
+                outcomes.push(record(twin, answer.clone(), Via::Cache));
             }
-            outcomes.push(conclude(job, answer, Via::Call));
+            outcomes.push(record(job, answer, Via::Call));
         }
-        Concluded { outcomes, refusal: worst, has_answer }
+        outcomes
+    }
+}
+
+/// A refusal that may concern more than one request, and whether there is any answer. `caller` is the account with the
+/// tokens that the call carried.
+fn sum_up(caller: &Account, reply: &Reply) -> (Option<Refusal>, bool) {
+    let redacted = |refusal: &Refusal| refusal.clone().redacted(caller);
+    match reply {
+        Reply::Refused(refusal) => (Some(redacted(refusal)), false),
+        Reply::Each(answers) => {
+            let last = answers.iter().rev().find_map(|answer| answer.as_ref().err());
+            (last.map(redacted), answers.iter().any(Result::is_ok))
+        }
     }
 }
 

@@ -138,7 +138,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     async fn make_call(&mut self, slot: Slot) {
-        let jobs = self.take_jobs();
+        let jobs = self.take_jobs(slot.account);
         if jobs.is_empty() {
             // The money of all that could start is spent, or others have to say first what is left.
             self.slots.push_front(slot);
@@ -174,12 +174,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     fn has_room(&self) -> bool {
-        self.calls.len() < self.config.calls_in_flight && self.has_room_for_outcomes()
+        self.calls.len() + self.looking_up.len() < self.config.calls_in_flight && self.has_room_for_outcomes()
     }
 
     /// How many calls slots are leased for at once, at most.
     pub(super) fn calls_wanted(&self) -> usize {
-        let room = (self.config.calls_in_flight - self.calls.len()).min(self.place.free());
+        let under_way = self.calls.len() + self.looking_up.len();
+        let room = self.config.calls_in_flight.saturating_sub(under_way).min(self.place.free());
         let room = room.min(self.breakers.room(Instant::now()));
         self.backlog.calls(self.caller.batch_max()).min(room).min(Self::LEASE)
     }
@@ -230,14 +231,18 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// The requests of one call: as many as the vendor takes and as go together. It is paid for once for each batch that
-    /// it serves.
-    fn take_jobs(&mut self) -> Vec<Job> {
+    /// it serves. What finds out whether a breaker may close has failed the fewest times: else one sick item after the other
+    /// would keep a source shut that answers all others.
+    fn take_jobs(&mut self, account: usize) -> Vec<Job> {
         let (intake, departure) = (&self.intake, self.departure());
         let mut jobs: Vec<Job> = Vec::with_capacity(self.caller.batch_max());
         let mut paid = Vec::new();
         while jobs.len() < self.caller.batch_max() {
             let may_start = |job: &Job| intake.may_start(&job.position);
             let next = match jobs.first() {
+                None if self.breakers.is_trying(account) => {
+                    self.backlog.pop_least(|job| self.breakers.failures_of(job), may_start)
+                }
                 None => self.backlog.pop(departure, may_start),
                 Some(first) => self.backlog.pop_along(first, may_start),
             };

@@ -1,5 +1,7 @@
 //! What follows from calls that have ended.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::{
@@ -7,61 +9,75 @@ use super::{
     call::{Contact, Ended},
 };
 use crate::{
-    kafka::{Reader, Writer},
+    kafka::{Outgoing, Reader, Writer, outbox::Position},
     platform::{Refusal, RefusalKind},
     quota::{Hold, Scope},
     runtime::metrics::METRICS,
 };
 
 impl<R: Reader, W: Writer> Fetch<R, W> {
-    /// Takes the outcomes of this call and of all others that have ended meanwhile.
+    /// Takes the outcomes of this call and of all others that have ended meanwhile, in the order of their replies.
     pub(super) async fn end_calls(&mut self, first: Ended) -> Result<(), FetchError> {
-        let mut next = Some(Ok(first));
-        while let Some(ended) = next {
-            let ended = ended?;
-            self.quota.ended(ended.account);
-            self.count(&ended);
-            match &ended.contact {
-                Contact::Called(_) => {
-                    self.tally.called(ended.account, ended.refusal.as_ref().is_some_and(Refusal::is_no));
-                }
-                Contact::None => self.tally.missed(ended.account),
-                // Neither late nor a call: the vendor knows nothing of it.
-                Contact::NoWay(_) => {}
-            }
-            self.react_address(&ended).await;
-            self.judge(&ended).await;
-            // What was not called for costs nothing.
-            self.spending.refund(&batches(&ended.missed));
-            for job in ended.missed.into_iter().rev() {
-                if self.stopping || !self.intake.may_start(&job.position) {
-                    self.intake.give_up(&job.position);
-                } else if let Some(job) = self.unless_cancelled(job) {
-                    self.backlog.push(job);
-                }
-            }
-            if let Some(latency) = ended.latency {
-                self.spread.note(latency, Instant::now());
-            }
-            match &ended.refusal {
-                Some(refusal) => self.react((ended.account, ended.address), ended.left_at, refusal).await,
-                None if ended.outcomes.is_empty() => {}
-                None => self.penalties.forgive(ended.account, ended.left_at),
-            }
-            let is_throttled = matches!(&ended.refusal, Some(Refusal { kind: RefusalKind::Throttled { .. }, .. }));
-            // A throttle's own wait overrides the other headers.
-            if !is_throttled {
-                self.heed((ended.account, ended.address), ended.advice).await;
-            }
-            if let Some(cause) = self.caller.tokens.death(ended.account).filter(|_| ended.is_dead) {
-                self.quota.hold(Scope::Account(ended.account), Hold::Disabled, &cause).await;
-            }
-            for (position, records) in ended.outcomes {
-                self.intake.complete(position, records);
-            }
-            next = self.calls.try_join_next();
+        let mut all = vec![first];
+        while let Some(next) = self.calls.try_join_next() {
+            all.push(next?);
+        }
+        all.sort_by_key(|ended| ended.replied_at);
+        for ended in all {
+            self.end_call(ended).await;
         }
         Ok(())
+    }
+
+    async fn end_call(&mut self, ended: Ended) {
+        self.quota.ended(ended.account);
+        self.count(&ended);
+        match &ended.contact {
+            Contact::Called(_) => {
+                self.tally.called(ended.account, ended.refusal.as_ref().is_some_and(Refusal::is_no));
+            }
+            Contact::None => self.tally.missed(ended.account),
+            // Neither late nor a call: the vendor knows nothing of it.
+            Contact::NoWay(_) => {}
+        }
+        self.react_address(&ended).await;
+        self.judge(&ended).await;
+        // What was not called for costs nothing.
+        self.spending.refund(&batches(&ended.missed));
+        for job in ended.missed.into_iter().rev() {
+            if self.stopping || !self.intake.may_start(&job.position) {
+                self.intake.give_up(&job.position);
+            } else if let Some(job) = self.unless_cancelled(job) {
+                self.backlog.push(job);
+            }
+        }
+        if let Some(latency) = ended.latency {
+            self.spread.note(latency, Instant::now());
+        }
+        match &ended.refusal {
+            Some(refusal) => self.react((ended.account, ended.address), ended.left_at, refusal).await,
+            None if ended.outcomes.is_empty() => {}
+            None => self.penalties.forgive(ended.account, ended.left_at),
+        }
+        let is_throttled = matches!(&ended.refusal, Some(Refusal { kind: RefusalKind::Throttled { .. }, .. }));
+        // A throttle's own wait overrides the other headers.
+        if !is_throttled {
+            self.heed((ended.account, ended.address), ended.advice).await;
+        }
+        if let Some(cause) = self.caller.tokens.death(ended.account).filter(|_| ended.is_dead) {
+            self.quota.hold(Scope::Account(ended.account), Hold::Disabled, &cause).await;
+        }
+        self.complete(ended.outcomes);
+        if let Some(unrecorded) = ended.to_look_up {
+            self.looking_up.spawn(Arc::clone(&self.caller).look_up(unrecorded));
+        }
+    }
+
+    /// Requests have come to their ends.
+    pub(super) fn complete(&mut self, outcomes: Vec<(Position, Vec<Outgoing>)>) {
+        for (position, records) in outcomes {
+            self.intake.complete(position, records);
+        }
     }
 
     fn count(&self, ended: &Ended) {

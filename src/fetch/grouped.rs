@@ -105,6 +105,33 @@ impl<T: Waits> Grouped<T> {
         self.take(&partition, offset)
     }
 
+    fn find_least(&self, rank: impl Fn(&T) -> u32, may: impl Fn(&T) -> bool) -> Option<(u32, &T)> {
+        let queues = self.turns.iter().filter_map(|partition| self.queues.get(partition));
+        let mut least: Option<(u32, &T)> = None;
+        for item in queues.flat_map(|queue| queue.items.values()).filter(|item| may(item)) {
+            let rank = rank(item);
+            if least.is_none_or(|(lowest, _)| rank < lowest) {
+                least = Some((rank, item));
+            }
+            if rank == 0 {
+                break;
+            }
+        }
+        least
+    }
+
+    /// The lowest rank of all that may be taken, also of those that others stand before. Looks at each of them.
+    pub(super) fn least(&self, rank: impl Fn(&T) -> u32, may: impl Fn(&T) -> bool) -> Option<u32> {
+        self.find_least(rank, may).map(|(rank, _)| rank)
+    }
+
+    /// The first of the lowest rank.
+    pub(super) fn pop_least(&mut self, rank: impl Fn(&T) -> u32, may: impl Fn(&T) -> bool) -> Option<T> {
+        let (_, item) = self.find_least(rank, may)?;
+        let (partition, offset) = (item.partition().clone(), item.offset());
+        self.take(&partition, offset)
+    }
+
     /// The first of this group that may be taken, of the next partition in turn that has one.
     pub(super) fn pop_of(&mut self, group: &T::Group, may: impl Fn(&T) -> bool) -> Option<T> {
         if self.size(group) == 0 {
@@ -254,6 +281,10 @@ mod tests {
             waiting.push(ask(0, offset, u8::try_from(offset % 10).unwrap(), 7));
             waiting.push(ask(1, offset, u8::try_from(offset % 10).unwrap(), 8));
         }
+        let least = waiting.pop_least(|ask| u32::from(ask.group != 6) + u32::from(ask.item != "8"), |_| true).unwrap();
+        assert_eq!((least.partition.number, least.offset), (1, 6), "the first of its kind, behind others");
+        assert_eq!(waiting.least(|ask| u32::from(ask.group), |ask| ask.offset % 10 > 3), Some(4));
+        waiting.push(least);
         let of_three: Vec<_> = std::iter::from_fn(|| waiting.pop_of(&3, |_| true)).collect();
         assert!(of_three.len() == 20 && of_three.iter().all(|ask| ask.group == 3));
         let alike = waiting.pop_alike(&ask(9, 9, 4, 7), 6, |_| true);

@@ -124,6 +124,13 @@ impl Lanes {
         Some(job)
     }
 
+    /// The request of the lowest rank, an express one first; no lane's turn.
+    pub(super) fn pop_least(&mut self, rank: impl Fn(&Job) -> u32, may_start: impl Fn(&Job) -> bool) -> Option<Job> {
+        let of_lane = |lane| Some((self.of(lane).least(&rank, &may_start)?, lane));
+        let (_, lane) = [Lane::Express, Lane::Bulk].into_iter().filter_map(of_lane).min_by_key(|(rank, _)| *rank)?;
+        self.of_mut(lane).pop_least(&rank, &may_start)
+    }
+
     /// A request that travels along in a call that leaves anyway, express ones first.
     pub(super) fn pop_along(&mut self, first: &Job, may_start: impl Fn(&Job) -> bool) -> Option<Job> {
         Lane::ALL.into_iter().find_map(|lane| self.of_mut(lane).pop_of(&first.request.params, &may_start))

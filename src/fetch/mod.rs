@@ -107,6 +107,8 @@ pub struct Fetch<R, W> {
     slots: VecDeque<Slot>,
     caller: Arc<Caller>,
     calls: JoinSet<Ended>,
+    /// Calls that have failed, and for whose requests an older answer is looked for.
+    looking_up: JoinSet<Vec<(Position, Vec<Outgoing>)>>,
     /// Where the next call has its place among those of all sources.
     place: Place,
     penalties: Penalties,
@@ -144,6 +146,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             slots: VecDeque::new(),
             addresses: Addresses::new(HealthConfig::default(), caller.addresses()),
             calls: JoinSet::new(),
+            looking_up: JoinSet::new(),
             place: Place::new(Room::new(config.calls_in_flight_in_all)),
             penalties: Penalties::default(),
             breakers: Breakers::new(BreakerConfig::default(), caller.accounts()),
@@ -225,13 +228,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let mut watch = JoinSet::new();
         watch.spawn(Arc::clone(&tokens).watch(Arc::clone(&self.quota)));
         let mut stopped = pin!(stop.cancelled_owned());
-        while !(self.stopping && self.calls.is_empty()) {
+        while !(self.stopping && self.calls.is_empty() && self.looking_up.is_empty()) {
             self.dispatch().await;
             let wake_at = self.wake_at;
             tokio::select! {
                 biased;
                 () = &mut stopped, if !self.stopping => self.begin_to_stop().await,
                 Some(ended) = self.calls.join_next() => self.end_calls(ended?).await?,
+                Some(outcomes) = self.looking_up.join_next() => self.complete(outcomes?),
                 () = self.cancelled.changed() => self.sweep(),
                 () = self.spending.changed() => self.pay_again(),
                 looked = self.cached.changed() => self.end_waiting(looked?),
