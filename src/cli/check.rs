@@ -19,7 +19,10 @@ use crate::{
     platform::{Source, SourceConfig, address::Address, http::Route},
     quota::{self, Counting, Limit, calendar::Window, money::OnBudget},
     runtime::clock::{Clock, Timestamp},
-    sink::{Store, Trouble, TroubleKind, schema::MIGRATIONS},
+    sink::{
+        Store,
+        schema::{self, Difference, MIGRATIONS, Standing},
+    },
     topics::Topics,
 };
 
@@ -268,17 +271,25 @@ async fn kafka(config: &Config) -> Verdict {
 
 async fn clickhouse(config: &Config) -> Verdict {
     let url = &config.clickhouse.url;
-    match timeout(PATIENCE, migrations(config)).await {
-        Ok(Ok((version, found))) if found >= MIGRATIONS.len() => {
-            Verdict::Fine(format!("{url}, version {version}, database {} is up to date", config.clickhouse.database))
-        }
-        Ok(Ok((_, found))) => {
-            let text = format!(
-                "{found} of {} migrations {} applied. Run `weir schema apply`",
-                MIGRATIONS.len(),
-                agree(found as u64, "is", "are")
-            );
-            Verdict::Wrong(Exit::Failed, text)
+    match timeout(PATIENCE, standing(config)).await {
+        Ok(Ok((version, standing))) => {
+            let Standing { applied, differences } = standing;
+            if applied < MIGRATIONS.len() {
+                let (all, is) = (MIGRATIONS.len(), agree(applied as u64, "is", "are"));
+                let text = format!("{applied} of {all} migrations {is} applied. Run `weir schema apply`");
+                return Verdict::Wrong(Exit::Failed, text);
+            }
+            let (lost, other): (Vec<_>, Vec<_>) = differences.iter().partition(|d| d.is_mended_by_apply());
+            let list = |all: &[&Difference]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            if !lost.is_empty() {
+                let text = format!("{}. Run `weir schema apply`: it makes that again", list(&lost));
+                return Verdict::Wrong(Exit::Failed, text);
+            }
+            let other = if other.is_empty() { String::new() } else { format!("; note: {}", list(&other)) };
+            Verdict::Fine(format!(
+                "{url}, version {version}, database {} is up to date{other}",
+                config.clickhouse.database
+            ))
         }
         Ok(Err(error)) => Verdict::Wrong(super::exit::exit_of(&error), error.to_string()),
         Err(_) => {
@@ -288,24 +299,13 @@ async fn clickhouse(config: &Config) -> Verdict {
     }
 }
 
-/// The server's version, and how many of our migrations the database has.
-async fn migrations(config: &Config) -> anyhow::Result<(String, usize)> {
+/// The server's version, and what the database has of the schema.
+async fn standing(config: &Config) -> anyhow::Result<(String, Standing)> {
     let version = Store::connect(&config.clickhouse)?.ping().await?;
-    let sql = "SELECT DISTINCT version FROM schema_migrations";
-    let rows = match super::status::rows(config, sql).await {
-        Ok(rows) => rows,
-        Err(error) if is_schema(&error) => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    let has = |version: u32| rows.iter().any(|row| row["version"].as_u64() == Some(u64::from(version)));
-    Ok((version, MIGRATIONS.iter().filter(|migration| has(migration.version)).count()))
-}
-
-fn is_schema(error: &anyhow::Error) -> bool {
-    let trouble = |trouble: &Trouble| trouble.kind == TroubleKind::Schema;
-    match error.downcast_ref::<crate::sink::query::QueryError>() {
-        Some(crate::sink::query::QueryError::Trouble(inner)) => trouble(inner),
-        _ => false,
+    match schema::standing(&config.clickhouse).await {
+        Ok(standing) => Ok((version, standing)),
+        Err(error) if error.is_absent() => Ok((version, Standing::default())),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     fn away() -> Trouble {
-        Trouble { kind: TroubleKind::Away, code: None, message: "refused".to_owned() }
+        Trouble { kind: TroubleKind::Away, code: None, message: "refused".to_owned(), view: None }
     }
 
     #[test]

@@ -8,12 +8,14 @@ use crate::{config::Config, sink::schema};
 /// `weir schema …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Create the database and run the migrations that it does not have. Safe to repeat.
+    /// Create the database, run the migrations that it does not have, and make again what was dropped. Safe to repeat.
     #[command(after_long_help = "\
 Example:
   WEIR_CLICKHOUSE__DATABASE=trial weir schema apply      # another database, for a trial
 
-The migrations are the files of schemas/clickhouse, built into weir; the database lists the ones that it has.")]
+The migrations are the files of schemas/clickhouse, built into weir; the database lists the ones that it has. \
+Tables, columns and views of theirs that somebody has dropped are made again, empty: rows come back from Kafka by \
+weir replay, as far as it still has them. A column of another type is told and left as it is.")]
     Apply,
 }
 
@@ -25,7 +27,13 @@ pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Ex
             for migration in &applied.now {
                 say(&format!("applied  {:03}_{} in {database}", migration.version, migration.name))?;
             }
-            if applied.now.is_empty() {
+            for difference in &applied.mended {
+                say(&format!("mended   {difference}: made again in {database}{}", after(difference)))?;
+            }
+            for difference in &applied.left {
+                say(&format!("left     {difference}: it may be so on purpose"))?;
+            }
+            if applied.now.is_empty() && applied.mended.is_empty() {
                 say(&format!("nothing to do: {database} has all {} migrations", applied.before.len()))?;
             }
             if !applied.unknown.is_empty() {
@@ -35,4 +43,17 @@ pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Ex
         }
     }
     Ok(Exit::Done)
+}
+
+/// What a person may want to do after a difference was mended.
+const fn after(difference: &schema::Difference) -> &'static str {
+    use schema::Difference;
+    match difference {
+        Difference::Table(_) => {
+            ". Its rows are gone: `weir replay --help` says how to bring back what Kafka still holds"
+        }
+        Difference::Column { .. } => ". Rows that are there have its default; `weir replay --help` says how to fill it",
+        Difference::View { is_materialized: true, .. } => ", and its table is fed",
+        Difference::View { .. } | Difference::Type { .. } => "",
+    }
 }

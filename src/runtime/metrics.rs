@@ -46,6 +46,7 @@ pub struct Metrics {
     rows: Family<Labels, Counter>,
     insert_time: Histograms,
     not_taken: Family<Labels, Counter>,
+    views_lack: Family<Labels, Counter>,
     sink_bytes: Gauge,
 }
 
@@ -107,6 +108,7 @@ impl Metrics {
             retry_lateness: of.seconds("retry_lateness", "How long after it was due a request was sent", histogram()),
             rows: of.family("sink_rows", "Rows that ClickHouse has, by table"),
             insert_time: of.seconds("sink_insert", "What an insert took, with the counting of rows if it was in doubt", Family::new_with_constructor(histogram)),
+            views_lack: of.family("sink_view_blocks_lacking", "Blocks whose rows a materialized view of your own may lack, by view: the log has the statement that fills it"),
             not_taken: of.family("sink_refused_inserts", "Inserts that ClickHouse did not take, by why: away, unable, schema, login, refused; the block is offered again"),
             sink_bytes: of.one("sink_waiting_bytes", "Bytes of records in memory on their way to ClickHouse", Gauge::default()),
             registry: of.0,
@@ -196,6 +198,11 @@ impl Metrics {
         self.not_taken.get_or_create(&vec![("reason", reason.into())]).inc();
     }
 
+    /// A view, `database.name`, may lack the rows of a block that is stored.
+    pub fn view_lacks(&self, view: &str) {
+        self.views_lack.get_or_create(&vec![("view", view.to_owned().into())]).inc();
+    }
+
     /// So many bytes wait in the sink.
     pub fn sink_waiting(&self, bytes: usize) {
         self.sink_bytes.set(whole(bytes));
@@ -270,6 +277,7 @@ mod tests {
         metrics.retry_late(Duration::from_millis(60));
         metrics.inserted("observations", 10, Duration::from_millis(30));
         metrics.not_inserted("away");
+        metrics.view_lacks("weir.mine");
         let text = metrics.text();
         for line in [
             r#"weir_role_ready{role="fetch/shop"} 1"#,

@@ -160,11 +160,13 @@ pub struct Trouble {
     pub code: Option<u32>,
     /// Its first line.
     pub message: String,
+    /// The materialized view, as `database.name`, that would not take rows which their table has taken.
+    pub view: Option<String>,
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, code, message } = self;
+        let Self { kind, code, message, .. } = self;
         match kind {
             TroubleKind::Away => write!(f, "ClickHouse does not answer ({message})"),
             TroubleKind::Unable | TroubleKind::Schema | TroubleKind::Login | TroubleKind::Refused => match code {
@@ -182,9 +184,13 @@ impl fmt::Display for Trouble {
 impl Trouble {
     /// What a person can do about it; empty if nothing is known to help.
     #[must_use]
-    pub const fn hint(&self) -> &'static str {
+    pub fn hint(&self) -> &'static str {
         if matches!(self.code, Some(READONLY)) {
             return "Nothing can be written or set here: clickhouse.user may only read, or the command only reads";
+        }
+        // Before it inserts: a view feeds a table that is not there.
+        if self.message.starts_with("Target table ") {
+            return "Run `weir schema apply` if that table is weir's; if it is yours, make it again or drop the view that feeds it";
         }
         match self.kind {
             TroubleKind::Away => "Is it running, and is clickhouse.url right?",
@@ -238,7 +244,7 @@ impl Trouble {
     #[must_use]
     pub fn timed_out(limit: Duration) -> Self {
         let message = format!("no answer within {}", humantime::format_duration(limit));
-        Self { kind: TroubleKind::Away, code: None, message }
+        Self { kind: TroubleKind::Away, code: None, message, view: None }
     }
 }
 
@@ -256,7 +262,7 @@ impl From<Error> for Trouble {
             Error::SchemaMismatch(_) => TroubleKind::Schema,
             _ => TroubleKind::Refused,
         };
-        Self { kind, code: None, message: first_line(&chain(&error)) }
+        Self { kind, code: None, message: first_line(&chain(&error)), view: None }
     }
 }
 
@@ -271,7 +277,15 @@ fn answered(text: &str) -> Trouble {
         None => text,
     };
     let message = message.split(" (version ").next().unwrap_or(message);
-    Trouble { kind: kind_of(code), code, message: first_line(message) }
+    Trouble { kind: kind_of(code), code, message: first_line(message), view: refusing_view(message) }
+}
+
+/// The view of `…: while pushing to view d.v. (CANNOT_PARSE_TEXT)`: rows are in their table by then. The last one, where
+/// a view's table has views of its own.
+fn refusing_view(message: &str) -> Option<String> {
+    let (_, rest) = message.rsplit_once("while pushing to view ")?;
+    let name = rest.split([' ', '\n']).next()?;
+    Some(name.trim_end_matches(['.', ':', ',']).to_owned())
 }
 
 /// The numbers are ClickHouse's own, see `system.errors`.
@@ -348,6 +362,11 @@ mod tests {
         assert!(bound("Code: 164. DB::Exception: Cannot modify 'readonly' setting in readonly mode. (READONLY)"));
         assert!(!bound("Code: 164. DB::Exception: Cannot execute query in readonly mode. (READONLY)"));
         let unknown = Trouble::from(Error::BadResponse(table[0].0.to_owned()));
+        assert_eq!(unknown.view, None);
+        let view = "Code: 6. DB::Exception: Cannot parse string 'x' as UInt8: while executing 'f': while pushing to view u.bad. (CANNOT_PARSE_TEXT) (version 26.9.2.1)";
+        assert_eq!(Trouble::from(Error::BadResponse(view.to_owned())).view.as_deref(), Some("u.bad"));
+        let target = "Code: 60. DB::Exception: Target table 'v.t' of view 'u.obs' doesn't exists. (UNKNOWN_TABLE)";
+        assert!(Trouble::from(Error::BadResponse(target.to_owned())).hint().contains("drop the view that feeds it"));
         assert_eq!(
             unknown.to_string(),
             "ClickHouse says no, code 60: Table d.t does not exist. (UNKNOWN_TABLE). Run `weir schema apply`"

@@ -84,6 +84,7 @@ impl Hottest {
             hot(row).map_err(|what| Trouble {
                 kind: TroubleKind::Refused,
                 code: None,
+                view: None,
                 message: format!("the row of item {item} is no observation of weir: {what}"),
             })
         })

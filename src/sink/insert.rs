@@ -1,6 +1,11 @@
 //! One block → one insert: by column, LZ4, synchronous, under a token; and the count that tells whether it is there.
 
-use std::{collections::HashSet, fmt::Write as _, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt::Write as _,
+    ops::Range,
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use clickhouse::{Client, Row, error::Error, insert_formatted::InsertFormatted, query::Query};
@@ -12,10 +17,10 @@ use super::{
     columns::Columns,
     connection::{ClickHouseConfig, ConnectionError, Trouble},
     present::identifier,
-    row,
+    row, schema,
     sealed::Sealed,
 };
-use crate::{kafka::Partition, message::envelope::Kind};
+use crate::{kafka::Partition, message::envelope::Kind, runtime::metrics::METRICS};
 
 /// The most rows that ClickHouse takes as one block, and so recognises under one token. Its default is a little more.
 pub const ROWS_MAX: usize = 1_000_000;
@@ -43,12 +48,14 @@ pub trait Insert: Send + Sync + 'static {
     /// [`Trouble`]
     fn count(&self, sealed: &Sealed) -> impl Future<Output = Result<u64, Trouble>> + Send;
 
-    /// Feeds the block's rows to the tables of the views once more: an insert that was broken off may have stored the
-    /// rows and not come to the views.
+    /// Feeds the block's rows to the tables of the views once more: an insert that was broken off, perhaps by a view that
+    /// would not take them (`refused_by`), may have stored the rows and not come to the views. A view of somebody else's
+    /// that takes none, or must not get them twice, is named with the statement that fills it.
     ///
     /// # Errors
-    /// [`Trouble`]
-    fn refill(&self, sealed: &Sealed) -> impl Future<Output = Result<(), Trouble>> + Send;
+    /// [`Trouble`] with a view of weir's own, or with the question which views there are.
+    fn refill(&self, sealed: &Sealed, refused_by: Option<&Trouble>)
+    -> impl Future<Output = Result<(), Trouble>> + Send;
 
     /// The offset after the last record of a partition that has been dealt with: that has a row, or a dead letter of
     /// the sink. 0 if none has.
@@ -144,59 +151,115 @@ impl Store {
         }
     }
 
-    /// `range`: which rows, as a condition.
-    async fn refill_views(&self, kind: Kind, range: &str) -> Result<(), Error> {
+    /// Feeds the views with the rows of a kind for which `range` holds. A view that is not weir's own and lacks them now is
+    /// told with `block` and the statement that fills it.
+    async fn refill_views(
+        &self,
+        kind: Kind,
+        range: &str,
+        block: &str,
+        refused_by: Option<&Trouble>,
+    ) -> Result<(), Trouble> {
         let table = row::table(kind);
-        let views: Vec<View> = self.client.query_raw(VIEWS).param("table", table).fetch_all().await?;
-        for View { name, select, target, columns, bears_it } in views {
-            if bears_it == 0 {
-                tracing::warn!(
-                    view = name,
-                    target,
-                    "after a broken insert rows may be missing there: it is no table that the same row can be added to twice"
-                );
-                continue;
-            }
-            let (range, database) = (quoted(range), self.client.database().unwrap_or_default());
-            // Without deduplication: a token could be known for rows that are not there.
-            let sql = format!(
-                "INSERT INTO {target} ({columns}) {select} SETTINGS insert_deduplicate = 0, async_insert = 0, \
-                 additional_table_filters = {{'{database}.{table}': {range}}}"
+        let query = self.client.query_raw(VIEWS).param("table", table).param("view", "");
+        for view in self.within(query.fetch_all::<View>()).await? {
+            let fill = view.fill(self.client.database().unwrap_or_default(), table, Some(range));
+            let is_own = view.is_current > 0 && schema::is_view(&view.name);
+            let refused = refused_by.filter(|trouble| trouble.view.as_deref() == Some(&view.full_name()));
+            let why = match (refused, view.bears_it > 0) {
+                (Some(trouble), false) => trouble.message.clone(),
+                (None, false) => match refused_by.and_then(|trouble| trouble.view.as_ref()) {
+                    Some(other) => format!("the insert was broken off by view {other}; it may have come here before"),
+                    None => "it is not known how far the insert came; it may have come here".to_owned(),
+                },
+                // Without deduplication: a token could be known for rows that are not there.
+                (_, true) => match self.within(self.client.query_raw(&fill).execute()).await {
+                    Ok(()) => continue,
+                    Err(trouble) if is_own => return Err(trouble),
+                    Err(trouble) => trouble.message,
+                },
+            };
+            METRICS.view_lacks(&view.full_name());
+            tracing::warn!(
+                view = view.full_name(),
+                block,
+                why,
+                "a view of your own may lack the rows of this block; weir's tables have them. When the view takes them, run: {fill}"
             );
-            self.client.query_raw(&sql).execute().await?;
+        }
+        Ok(())
+    }
+
+    /// Feeds the tables of these views of our own with all rows there are: what they have already they replace.
+    pub(super) async fn feed(&self, names: &BTreeSet<&str>) -> Result<(), Trouble> {
+        for name in names {
+            let query = self.client.query_raw(VIEWS).param("table", "").param("view", name);
+            for view in self.within(query.fetch_all::<View>()).await? {
+                let fill = view.fill(self.client.database().unwrap_or_default(), "", None);
+                // All rows take longer than a statement may: it ends when ClickHouse does.
+                self.client.query_raw(&fill).execute().await?;
+            }
         }
         Ok(())
     }
 }
 
-/// The materialized views that read a table, and whether the tables that they feed bear the same row twice: those that
-/// replace it, and those that only keep the least and the greatest.
+/// The materialized views that read a table of ours, in whatever database, or the one of ours with this name; and whether
+/// the tables that they feed bear the same row twice: those that replace it, and those that only keep the least and the
+/// greatest. A view without a named table feeds one of its own, which is written to by the view's name.
 const VIEWS: &str = r"
-SELECT view AS name, select, target, columns, toUInt8(engine LIKE '%Replacing%'
-    OR (engine LIKE '%AggregatingMergeTree' AND target NOT IN
-        (SELECT concat(database, '.', table) FROM system.columns WHERE type LIKE '%AggregateFunction(%'
-            AND NOT match(type, '^SimpleAggregateFunction\((min|max),')))) AS bears_it
+SELECT toUInt8(database = currentDatabase()) AS is_current, database, name, select, target, columns,
+    toUInt8(engine LIKE '%Replacing%'
+        OR (engine LIKE '%AggregatingMergeTree' AND target NOT IN
+            (SELECT concat(database, '.', table) FROM system.columns WHERE type LIKE '%AggregateFunction(%'
+                AND NOT match(type, '^SimpleAggregateFunction\((min|max),')))) AS bears_it
 FROM
 (
-    SELECT name AS view, as_select AS select, extract(create_table_query, ' TO ([^ (]+)') AS target
+    SELECT database, name, as_select AS select,
+        extract(create_table_query, '^[^(]*? TO ([^ (]+)') AS named,
+        if(named = '', concat('`', database, '`.`', name, '`'), named) AS target,
+        extract(create_table_query, ' ENGINE = (\\w+)') AS own_engine
     FROM system.tables
-    WHERE database = currentDatabase() AND engine = 'MaterializedView' AND name IN
-        (SELECT arrayJoin(dependencies_table) FROM system.tables WHERE database = currentDatabase() AND name = {table: String})
+    WHERE engine = 'MaterializedView' AND (
+        (database, name) IN
+            (SELECT arrayJoin(arrayZip(dependencies_database, dependencies_table)) FROM system.tables
+                WHERE database = currentDatabase() AND name = {table: String})
+        OR (database = currentDatabase() AND name = {view: String}))
 ) AS views
 INNER JOIN
 (
-    SELECT table AS view, arrayStringConcat(groupArray(concat('`', name, '`')), ', ') AS columns
-    FROM (SELECT table, name FROM system.columns WHERE database = currentDatabase() ORDER BY position) GROUP BY table
-) AS columns USING (view)
-LEFT JOIN (SELECT concat(database, '.', name) AS target, engine FROM system.tables) AS tables USING (target)";
+    SELECT database, table AS name, arrayStringConcat(groupArray(concat('`', column, '`')), ', ') AS columns
+    FROM (SELECT database, table, name AS column FROM system.columns ORDER BY position) GROUP BY database, table
+) AS columns USING (database, name)
+LEFT JOIN (SELECT concat(database, '.', name) AS target, engine AS target_engine FROM system.tables) AS tables USING (target)
+ARRAY JOIN [if(named = '', own_engine, target_engine)] AS engine
+ORDER BY database, name";
 
 #[derive(Row, Deserialize)]
 struct View {
+    is_current: u8,
+    database: String,
     name: String,
     select: String,
     target: String,
     columns: String,
     bears_it: u8,
+}
+
+impl View {
+    /// As ClickHouse names it in errors.
+    fn full_name(&self) -> String {
+        format!("{}.{}", self.database, self.name)
+    }
+
+    /// The statement that feeds it with the rows of `database.table` for which `range` holds, or with all rows.
+    fn fill(&self, database: &str, table: &str, range: Option<&str>) -> String {
+        let Self { target, columns, select, .. } = self;
+        let filter =
+            range.map(|range| format!(", additional_table_filters = {{'{database}.{table}': {}}}", quoted(range)));
+        let filter = filter.unwrap_or_default();
+        format!("INSERT INTO {target} ({columns}) {select} SETTINGS insert_deduplicate = 0, async_insert = 0{filter}")
+    }
 }
 
 impl Insert for Store {
@@ -210,8 +273,9 @@ impl Insert for Store {
         self.within(query.fetch_one::<u64>()).await
     }
 
-    async fn refill(&self, sealed: &Sealed) -> Result<(), Trouble> {
-        self.within(self.refill_views(sealed.kind, &range_of(sealed))).await
+    async fn refill(&self, sealed: &Sealed, refused_by: Option<&Trouble>) -> Result<(), Trouble> {
+        let block = sealed.intent.token(&sealed.partition, 1);
+        self.refill_views(sealed.kind, &range_of(sealed), &block, refused_by).await
     }
 
     async fn reaches(&self, kind: Kind, partition: &Partition) -> Result<i64, Trouble> {
@@ -235,7 +299,9 @@ impl Insert for Store {
         let query = self.client.query_raw(&sql).with_setting("use_query_cache", "0");
         let found: HashSet<i64> = self.within(query.fetch_all()).await?.into_iter().collect();
         if !found.is_empty() {
-            self.within(self.refill_views(kind, &range)).await?;
+            let token =
+                format!("{}:{}:{}-{}", block.partition.topic, block.partition.number, block.first(), block.next() - 1);
+            self.refill_views(kind, &range, &token, None).await?;
         }
         Ok(found)
     }

@@ -107,7 +107,7 @@ mod tests {
     use crate::sink::connection::TroubleKind;
 
     fn trouble(kind: TroubleKind) -> Trouble {
-        Trouble { kind, code: None, message: "m".to_owned() }
+        Trouble { kind, code: None, message: "m".to_owned(), view: None }
     }
 
     #[tokio::test(start_paused = true)]
@@ -125,8 +125,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_trouble_that_goes_on_is_told_in_the_same_words_though_its_numbers_change() {
         let troubles = Troubles::default();
-        let of =
-            |code, message: &str| Trouble { kind: TroubleKind::Unable, code: Some(code), message: message.to_owned() };
+        let of = |code, message: &str| Trouble {
+            kind: TroubleKind::Unable,
+            code: Some(code),
+            message: message.to_owned(),
+            view: None,
+        };
         troubles.meet(Kind::Result, &of(241, "would use 4.16 MiB"), "b");
         let told = troubles.text();
         tokio::time::advance(Duration::from_secs(1)).await;

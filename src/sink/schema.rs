@@ -1,11 +1,21 @@
-//! The tables and views: numbered migrations, forward only, each safe to run again.
+//! The tables and views: numbered migrations, forward only, each safe to run again; and what has been lost of them since.
 
-use std::{collections::BTreeSet, time::Duration};
+mod drift;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use clickhouse::Client;
 use tokio::time::timeout;
 
-use super::connection::{ClickHouseConfig, ConnectionError, Trouble};
+pub use self::drift::Difference;
+use self::drift::{Object, Present, differences, mend, wanted};
+use super::{
+    connection::{ClickHouseConfig, ConnectionError, Trouble, TroubleKind},
+    insert::Store,
+};
 
 /// One file of `schemas/clickhouse/`.
 ///
@@ -46,6 +56,19 @@ pub struct Applied {
     pub before: Vec<u32>,
     /// Versions in the database that this weir does not know: a newer one has been here. No harm.
     pub unknown: Vec<u32>,
+    /// What had been lost of earlier migrations and was made again now.
+    pub mended: Vec<Difference>,
+    /// What differs and was left as it is.
+    pub left: Vec<Difference>,
+}
+
+/// What a database has of the schema.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// How many of [`MIGRATIONS`] have been applied.
+    pub applied: usize,
+    /// How the database differs from what these made. None is looked for where a newer weir has been.
+    pub differences: Vec<Difference>,
 }
 
 /// Why the schema could not be brought up to date.
@@ -66,19 +89,39 @@ pub enum SchemaError {
     },
 }
 
-/// Creates the database and runs the migrations that it does not have.
+impl SchemaError {
+    /// Whether the database, or the list of migrations in it, is not there.
+    #[must_use]
+    pub const fn is_absent(&self) -> bool {
+        matches!(self, Self::Refused { trouble: Trouble { kind: TroubleKind::Schema, .. }, .. })
+    }
+}
+
+/// Creates the database, makes again what has been lost of the migrations that it has, and runs those that it does not
+/// have. A view that was lost is also fed with the rows that came meanwhile. The rows of a lost table are gone.
 ///
 /// # Errors
 /// [`SchemaError`]
 pub async fn apply(config: &ClickHouseConfig) -> Result<Applied, SchemaError> {
-    let session = Session { client: config.server()?, database: &config.database, limit: config.timeout };
+    let session = Session::open(config)?;
     session.run("creating it", "CREATE DATABASE IF NOT EXISTS {database}").await?;
     session.run("creating the list of migrations", LEDGER).await?;
     let present = session.versions().await?;
-    let mut applied = Applied {
-        unknown: present.iter().copied().filter(|v| MIGRATIONS.iter().all(|m| m.version != *v)).collect(),
-        ..Applied::default()
-    };
+    let mut applied = Applied { unknown: unknown(&present), ..Applied::default() };
+    // What a newer weir has dropped is not lost.
+    if applied.unknown.is_empty() {
+        let wanted = made_by(&present);
+        let found = differences(&wanted, &session.present().await?);
+        (applied.mended, applied.left) = found.into_iter().partition(Difference::is_mended_by_apply);
+        for difference in &applied.mended {
+            for statement in mend(&wanted, difference) {
+                session.run(&format!("{difference}: making it again"), &statement).await?;
+            }
+        }
+        if applied.mended.iter().any(|difference| !matches!(difference, Difference::Column { .. })) {
+            session.feed_views(config, &wanted).await?;
+        }
+    }
     for migration in MIGRATIONS {
         if present.contains(&migration.version) {
             applied.before.push(migration.version);
@@ -96,6 +139,40 @@ pub async fn apply(config: &ClickHouseConfig) -> Result<Applied, SchemaError> {
         applied.now.push(migration);
     }
     Ok(applied)
+}
+
+/// What the database has of the schema. Changes nothing.
+///
+/// # Errors
+/// [`SchemaError`], also if there is no database or no list of migrations in it: see [`SchemaError::is_absent`].
+pub async fn standing(config: &ClickHouseConfig) -> Result<Standing, SchemaError> {
+    let session = Session::open(config)?;
+    let present = session.versions().await?;
+    let applied = MIGRATIONS.iter().filter(|migration| present.contains(&migration.version)).count();
+    let differences = match unknown(&present).is_empty() {
+        true => differences(&made_by(&present), &session.present().await?),
+        false => Vec::new(),
+    };
+    Ok(Standing { applied, differences })
+}
+
+fn unknown(present: &BTreeSet<u32>) -> Vec<u32> {
+    present.iter().copied().filter(|v| MIGRATIONS.iter().all(|m| m.version != *v)).collect()
+}
+
+/// What the migrations of these versions have made.
+fn made_by(present: &BTreeSet<u32>) -> BTreeMap<String, Object> {
+    let run = MIGRATIONS.iter().filter(|migration| present.contains(&migration.version));
+    // A test holds that all of them are understood; what were not is not looked for.
+    wanted(run.flat_map(|migration| statements(migration.sql))).unwrap_or_default()
+}
+
+/// Whether a materialized view of this name is one that a migration makes.
+pub(super) fn is_view(name: &str) -> bool {
+    let made = MIGRATIONS
+        .iter()
+        .flat_map(|migration| migration.sql.split("CREATE MATERIALIZED VIEW IF NOT EXISTS {database}.").skip(1));
+    made.filter_map(|rest| rest.split(' ').next()).any(|own| own == name)
 }
 
 /// Whether a table or database that ClickHouse says is not there is one that a migration makes: `database` itself, or a
@@ -120,7 +197,40 @@ struct Session<'a> {
     limit: Duration,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    fn open(config: &'a ClickHouseConfig) -> Result<Self, ConnectionError> {
+        Ok(Self { client: config.server()?, database: &config.database, limit: config.timeout })
+    }
+
+    async fn present(&self) -> Result<Present, SchemaError> {
+        let names = self.rows::<String>("SELECT name FROM system.tables WHERE database = '{database}'").await?;
+        let columns = "SELECT table, name, type FROM system.columns WHERE database = '{database}'";
+        let columns = self.rows::<(String, String, String)>(columns).await?;
+        Ok(Present {
+            names: names.into_iter().collect(),
+            columns: columns.into_iter().map(|(table, name, kind)| ((table, name), kind)).collect(),
+        })
+    }
+
+    async fn rows<T: clickhouse::RowOwned + clickhouse::RowRead>(&self, sql: &str) -> Result<Vec<T>, SchemaError> {
+        let sql = sql.replace("{database}", self.database);
+        let rows = timeout(self.limit, self.client.query_raw(&sql).fetch_all::<T>()).await;
+        let rows = rows.map_err(|_| Trouble::timed_out(self.limit)).and_then(|rows| rows.map_err(Into::into));
+        self.told("reading what is there", rows)
+    }
+
+    /// Feeds the tables of our views with all rows: what they have already they replace.
+    async fn feed_views(
+        &self,
+        config: &ClickHouseConfig,
+        wanted: &BTreeMap<String, Object>,
+    ) -> Result<(), SchemaError> {
+        let views = wanted.iter().filter(|(_, object)| object.kind == drift::Kind::MaterializedView);
+        let views: BTreeSet<&str> = views.map(|(name, _)| name.as_str()).collect();
+        let fed = Store::connect(config)?.feed(&views).await;
+        self.told("feeding the tables of the views", fed)
+    }
+
     async fn run(&self, doing: &str, statement: &str) -> Result<(), SchemaError> {
         let sql = statement.replace("{database}", self.database);
         let outcome = timeout(self.limit, self.client.query_raw(&sql).execute()).await;
@@ -128,10 +238,8 @@ impl Session<'_> {
     }
 
     async fn versions(&self) -> Result<BTreeSet<u32>, SchemaError> {
-        let sql = format!("SELECT version FROM {}.schema_migrations FINAL", self.database);
-        let rows = timeout(self.limit, self.client.query_raw(&sql).fetch_all::<u32>()).await;
-        let rows = rows.map_err(|_| Trouble::timed_out(self.limit)).and_then(|rows| rows.map_err(Into::into));
-        Ok(self.told("reading the list of migrations", rows)?.into_iter().collect())
+        let versions = self.rows::<u32>("SELECT version FROM {database}.schema_migrations FINAL").await?;
+        Ok(versions.into_iter().collect())
     }
 
     fn told<T>(&self, doing: &str, outcome: Result<T, Trouble>) -> Result<T, SchemaError> {
@@ -173,6 +281,21 @@ mod tests {
                 assert!(again, "{:03}: {statement}", migration.version);
             }
         }
+    }
+
+    #[test]
+    fn every_statement_is_understood_and_what_they_leave_is_what_people_know() {
+        let all = MIGRATIONS.iter().flat_map(|migration| statements(migration.sql));
+        let objects = wanted(all).unwrap();
+        let of = |kind| -> Vec<_> {
+            objects.iter().filter(|(_, o)| o.kind == kind).map(|(name, _)| name.as_str()).collect()
+        };
+        let fed = ["item_times_from_changes", "item_times_from_observations", "items_latest_from_observations"];
+        assert_eq!(of(drift::Kind::MaterializedView), fed);
+        assert!(of(drift::Kind::View).contains(&"items") && !of(drift::Kind::Table).contains(&"items"));
+        let columns = |table: &str| objects[table].columns.iter().map(|c| c.name.as_str()).collect::<Vec<_>>();
+        assert_eq!(columns("batch_ends"), ["batch", "ended_at", "told_at"]);
+        assert_eq!(columns("observations")[5..7], ["source", "instead_of"]);
     }
 
     #[test]

@@ -73,6 +73,7 @@ async fn until_settled<I: Insert, F: Fn() -> bool + Send>(
     doubt: &mut Doubt,
     terms: Terms<F>,
 ) -> End {
+    let mut by_view: Option<Trouble> = None;
     loop {
         match doubt.step() {
             Step::Insert(_) if !(terms.is_fresh)() => return End::Stale,
@@ -83,7 +84,11 @@ async fn until_settled<I: Insert, F: Fn() -> bool + Send>(
                     Ok(()) => {}
                     Err(trouble) => {
                         doubt.failed(is_answer(&trouble));
-                        return End::Refused(trouble);
+                        // A view is fed after the table: the rows are most likely there, and nobody has to wait.
+                        if trouble.view.is_none() || by_view.is_some() {
+                            return End::Refused(trouble);
+                        }
+                        by_view = Some(trouble);
                     }
                 }
             }
@@ -102,7 +107,7 @@ async fn until_settled<I: Insert, F: Fn() -> bool + Send>(
                 }
                 match (doubt.counted(found, sealed.intent.rows as u64), sealed.trouble) {
                     // The views' tables are written after the block's own, and may have been left without.
-                    (Verdict::Stored, _) => match store.refill(sealed).await {
+                    (Verdict::Stored, _) => match store.refill(sealed, by_view.as_ref()).await {
                         Ok(()) => return End::Stored,
                         Err(trouble) => return End::Refused(trouble),
                     },

@@ -185,6 +185,7 @@ impl Observations {
             record(row).map_err(|what| Trouble {
                 kind: super::TroubleKind::Refused,
                 code: None,
+                view: None,
                 message: format!("the row of offset {offset} is no observation of weir: {what}"),
             })
         })

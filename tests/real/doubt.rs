@@ -60,13 +60,13 @@ async fn a_refill_brings_what_a_view_has_missed_and_doubles_nothing() {
         (0..10).map(|id: u32| with(result(&id.to_string(), "b", "absent"), &json!({"fetched_at": NOVEMBER + 9_000})));
     insert(&store, "newer", Kind::Result, newer).await;
     for _ in 0..2 {
-        store.refill(&block_of("r").await).await.unwrap();
+        store.refill(&block_of("r").await, None).await.unwrap();
     }
     let items =
         "SELECT status, toUInt32(count()), toUInt32(count(first_seen_at)) FROM items GROUP BY status ORDER BY status";
     let expected = [json!(["absent", 10, 10]), json!(["found", 90, 90])];
     assert_eq!(database.rows(items).await, expected);
-    store.refill(&block_of("nothing of it is stored").await).await.unwrap();
+    store.refill(&block_of("nothing of it is stored").await, None).await.unwrap();
     assert_eq!(database.rows(items).await, expected);
     database.drop().await;
 }
@@ -86,7 +86,7 @@ async fn a_view_whose_table_would_count_rows_twice_is_left_alone() {
     }
     let block = seal(block("r", [result("1", "b", "found").to_string()]), Kind::Result).await;
     store.insert(&block, "one").await.unwrap();
-    store.refill(&block).await.unwrap();
+    store.refill(&block, None).await.unwrap();
     for name in ["plain", "sums", "states"] {
         let seen = format!("SELECT toUInt32(sum(seen)) FROM {name}");
         assert_eq!(database.rows(&seen).await, [json!([1])], "{name}");

@@ -73,3 +73,53 @@ async fn memory_a_user_who_may_only_read_and_too_many_parts_are_waited_out() {
     assert!(sink.stop().await.success());
     scene.expect_clean().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_view_that_throws_keeps_nobody_waiting_and_what_each_lacks_is_named_with_what_fills_it() {
+    let mut scene = Scene::new("views", Shares::NONE, Duration::ZERO, "").await;
+    let url = address("WEIR_TEST_CLICKHOUSE");
+    let database = Database(ClickHouseConfig { url, database: scene.database.clone(), ..ClickHouseConfig::default() });
+    let (results, sink) = (scene.topics.results(), scene.installation.start("only", &["sink", "-v"]));
+    a_view_that_throws(&sink, (&results, &database)).await;
+    assert!(sink.stop().await.success());
+    scene.expect_clean().await;
+}
+
+/// A view of the user's own cannot take one of the items, and so breaks the insert off before it comes to the others.
+async fn a_view_that_throws(sink: &Process, (results, database): (&str, &Database)) {
+    for (name, select) in [("others", "item"), ("throws", "toUInt8(replaceOne(item, '300', 'x'))")] {
+        let view = format!(
+            "CREATE MATERIALIZED VIEW {name} ENGINE = MergeTree ORDER BY item AS SELECT {select} AS item FROM observations"
+        );
+        database.text(&view, "TSV").await.unwrap();
+    }
+    produce_results(results, PIECE).await;
+    expect_rows(database, PIECE).await;
+    let of = |name: &str| format!("view=\"{}.{name}\"", database.0.database);
+    let told = |log: &str, name: &str| -> Vec<String> {
+        let of = of(name);
+        let lines = log.lines().filter(|line| line.contains("may lack the rows") && line.contains(&of));
+        lines.map(str::to_owned).collect()
+    };
+    sink.says(&of("throws")).await;
+    sink.says(&of("others")).await;
+    let log = sink.log();
+    assert!(told(&log, "throws").iter().all(|line| line.contains("Cannot parse")), "{log}");
+    assert!(!log.contains("rows wait"), "nobody waits: {log}");
+    assert!(database.rows("SELECT item FROM others").await.len() < PIECE, "else there is nothing to fill");
+    let told = told(&log, "others");
+    let of_results: Vec<_> = told.iter().filter(|line| line.contains(&format!("block=\"{results}:"))).collect();
+    for line in of_results {
+        let (_, statement) = line.split_once("INSERT INTO ").unwrap();
+        // What follows are the fields of the log line.
+        let end = statement.find("'}").unwrap() + 2;
+        database.text(&format!("INSERT INTO {}", &statement[..end]), "TSV").await.unwrap();
+    }
+    let counts = "SELECT toUInt32(count()) FROM others";
+    assert_eq!(database.rows(counts).await, [serde_json::json!([PIECE])], "{told:?}");
+    let items = "SELECT toUInt32(count()) FROM observations o LEFT ANTI JOIN items_latest l USING (source, item)";
+    assert_eq!(database.rows(items).await, [serde_json::json!([0])], "weir's own views have what came");
+    for name in ["others", "throws"] {
+        database.text(&format!("DROP VIEW {name}"), "TSV").await.unwrap();
+    }
+}

@@ -161,6 +161,58 @@ pub fn dead(id: &str, batch: &str, reason: &str) -> Value {
 }
 
 #[tokio::test]
+async fn what_was_dropped_of_the_schema_is_named_and_made_again_as_a_new_database_has_it() {
+    let (database, fresh) = (Database::new().await, Database::new().await);
+    insert(&database.store(), "r", Kind::Result, [result("1", "b", "found"), result("2", "b", "absent")]).await;
+    let everything = "SELECT table, name, type, default_expression, compression_codec, comment FROM system.columns \
+        WHERE database = currentDatabase() AND table != 'schema_migrations' ORDER BY table, position";
+    let items = "SELECT item, status, first_seen_at FROM items ORDER BY item";
+    let (whole, rows) = (database.rows(everything).await, database.rows(items).await);
+    assert_eq!(schema::standing(&database.0).await.unwrap().differences, []);
+
+    let mut dropped = 0;
+    for row in &whole {
+        let (table, column) = (row[0].as_str().unwrap(), row[1].as_str().unwrap());
+        // Keys, and what a view or projection reads, ClickHouse keeps.
+        dropped += u32::from(database.text(&format!("ALTER TABLE {table} DROP COLUMN {column}"), "TSV").await.is_ok());
+    }
+    assert!(dropped > 30, "{dropped}");
+    for (kind, name) in [
+        ("VIEW", "batches"),
+        ("VIEW", "item_times_from_observations"),
+        ("TABLE", "items_latest"),
+        ("TABLE", "failures"),
+    ] {
+        database.text(&format!("DROP {kind} {name} SYNC"), "TSV").await.unwrap();
+    }
+    let found = schema::standing(&database.0).await.unwrap();
+    let told = |text: &str| found.differences.iter().any(|difference| difference.to_string() == text);
+    assert_eq!(found.applied, schema::MIGRATIONS.len());
+    for text in ["table failures is missing", "view batches is missing", "column observations.latency_ms is missing"] {
+        assert!(told(text), "{text}: {:?}", found.differences);
+    }
+
+    let applied = schema::apply(&database.0).await.unwrap();
+    assert_eq!(applied.mended, found.differences);
+    assert!(applied.now.is_empty() && applied.left.is_empty(), "{applied:?}");
+    assert_eq!(database.rows(everything).await, fresh.rows(everything).await);
+    assert_eq!(database.rows(items).await, rows, "what views feed is fed again");
+    assert_eq!(schema::standing(&database.0).await.unwrap().differences, []);
+    assert!(schema::apply(&database.0).await.unwrap().mended.is_empty());
+
+    // What a newer weir has dropped is not made again; and the list itself may be lost.
+    database.text("INSERT INTO schema_migrations (version, name) VALUES (999, 'later')", "TSV").await.unwrap();
+    database.text("DROP VIEW batches", "TSV").await.unwrap();
+    assert!(schema::apply(&database.0).await.unwrap().mended.is_empty());
+    database.text("DROP TABLE schema_migrations SYNC", "TSV").await.unwrap();
+    assert_eq!(schema::apply(&database.0).await.unwrap().now.len(), schema::MIGRATIONS.len());
+    assert_eq!(database.rows(everything).await, fresh.rows(everything).await);
+    assert_eq!(database.rows(items).await, rows);
+    database.drop().await;
+    fresh.drop().await;
+}
+
+#[tokio::test]
 async fn the_schema_can_be_applied_again_and_by_several_at_once() {
     let database = Database::new().await;
     let again = schema::apply(&database.0).await.unwrap();

@@ -110,7 +110,7 @@ impl House {
         if self.dice.fraction() < 0.8 || self.tables().is_fair {
             return Ok(());
         }
-        Err(Trouble { kind: TroubleKind::Away, code: None, message: "away".to_owned() })
+        Err(Trouble { kind: TroubleKind::Away, code: None, message: "away".to_owned(), view: None })
     }
 
     async fn a_while(&self, most: u64) {
@@ -154,7 +154,7 @@ impl Insert for House {
                 (TroubleKind::Away, None)
             }
         };
-        Err(Trouble { kind, code, message: format!("{fate:?}") })
+        Err(Trouble { kind, code, message: format!("{fate:?}"), view: None })
     }
 
     async fn count(&self, sealed: &Sealed) -> Result<u64, Trouble> {
@@ -167,7 +167,7 @@ impl Insert for House {
         Ok(ours.map(|(_, times)| u64::from(*times)).sum())
     }
 
-    async fn refill(&self, sealed: &Sealed) -> Result<(), Trouble> {
+    async fn refill(&self, sealed: &Sealed, _: Option<&Trouble>) -> Result<(), Trouble> {
         self.tables().view.extend(rows_of(sealed));
         Ok(())
     }

@@ -49,7 +49,7 @@ impl Fake {
     fn refusal(&self, rows: usize) -> Option<Trouble> {
         let tables = self.get();
         let code = tables.refuse.filter(|(_, most)| rows > *most).map(|(code, _)| code);
-        let trouble = |kind, code| Trouble { kind, code, message: "no".to_owned() };
+        let trouble = |kind, code| Trouble { kind, code, message: "no".to_owned(), view: None };
         if tables.away {
             Some(trouble(TroubleKind::Away, None))
         } else {
@@ -88,7 +88,7 @@ impl Insert for Fake {
         Ok(tables.found.unwrap_or(stored as u64))
     }
 
-    async fn refill(&self, _: &Sealed) -> Result<(), Trouble> {
+    async fn refill(&self, _: &Sealed, _: Option<&Trouble>) -> Result<(), Trouble> {
         Ok(())
     }
 
