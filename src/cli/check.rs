@@ -279,10 +279,10 @@ async fn clickhouse(config: &Config) -> Verdict {
                 let text = format!("{applied} of {all} migrations {is} applied. Run `weir schema apply`");
                 return Verdict::Wrong(Exit::Failed, text);
             }
-            let (lost, other): (Vec<_>, Vec<_>) = differences.iter().partition(|d| d.is_mended_by_apply());
+            let (gone, other): (Vec<_>, Vec<_>) = differences.iter().partition(|d| d.is_mended_by_apply());
             let list = |all: &[&Difference]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            if !lost.is_empty() {
-                let text = format!("{}. Run `weir schema apply`: it makes that again", list(&lost));
+            if !gone.is_empty() {
+                let text = format!("{}. Run `weir schema apply`: it makes that again", list(&gone));
                 return Verdict::Wrong(Exit::Failed, text);
             }
             let other = if other.is_empty() { String::new() } else { format!("; note: {}", list(&other)) };

@@ -149,9 +149,10 @@ pub async fn standing(config: &ClickHouseConfig) -> Result<Standing, SchemaError
     let session = Session::open(config)?;
     let present = session.versions().await?;
     let applied = MIGRATIONS.iter().filter(|migration| present.contains(&migration.version)).count();
-    let differences = match unknown(&present).is_empty() {
-        true => differences(&made_by(&present), &session.present().await?),
-        false => Vec::new(),
+    let differences = if unknown(&present).is_empty() {
+        differences(&made_by(&present), &session.present().await?)
+    } else {
+        Vec::new()
     };
     Ok(Standing { applied, differences })
 }
