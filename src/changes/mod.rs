@@ -17,6 +17,7 @@ mod stage;
 use std::{collections::HashMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
+pub(crate) use stage::WRITER;
 pub use stage::{Changes, ChangesParts};
 
 use crate::message::{ItemId, SourceName, Watched};

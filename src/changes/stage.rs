@@ -14,15 +14,15 @@ use tracing::{debug, error, warn};
 use super::{Config, Key, Memory};
 use crate::{
     kafka::{
-        Assignment, Committed, Epoch, Event, Offsets, Outgoing, Partition, ReadError, Reader, Record, TransactError,
-        Writer, intake::IntakeError,
+        Assignment, Committed, Epoch, Event, Instead, Offsets, Outgoing, Partition, ReadError, Reader, Record,
+        TransactError, Writer, intake::IntakeError, outbox::Position,
     },
     message::{
         Change, Observation, Watched, codec,
         envelope::{Envelope, Kind},
         trace,
     },
-    runtime::clock::Dice,
+    runtime::clock::{Clock, Dice},
 };
 
 /// Kind and version of the commits' metadata: `C1:<next>`, changes of lower offsets are published.
@@ -35,7 +35,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// `ce_source` of what is written here.
-const WRITER: &str = "weir/changes";
+pub(crate) const WRITER: &str = "weir/changes";
 
 /// What the stage is made of.
 pub struct ChangesParts<R, W, M> {
@@ -47,8 +47,12 @@ pub struct ChangesParts<R, W, M> {
     pub memory: M,
     /// The topic of the changes.
     pub topic: Arc<str>,
+    /// How a change ends that the topic does not take.
+    pub instead: Instead,
     /// How much at once.
     pub config: Config,
+    /// The time of day.
+    pub clock: Clock,
     /// Randomness for trace ids.
     pub dice: Dice,
 }
@@ -83,7 +87,8 @@ struct Seen {
 
 /// What a round comes to.
 struct Round {
-    records: Vec<Outgoing>,
+    /// The changes, each with the result that shows it.
+    records: Vec<(Outgoing, Position)>,
     offsets: Offsets,
     remembered: HashMap<Key, Watched>,
 }
@@ -197,8 +202,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
         }
         let round = self.compare(known);
         debug!(items = items.len(), changes = round.records.len(), partitions = round.offsets.len(), "a round");
-        let membership = self.parts.reader.membership();
-        match self.parts.writer.transact(round.records, membership, round.offsets).await {
+        match self.publish(round.records, round.offsets).await {
             Ok(()) => {}
             Err(TransactError::Aborted(reason)) => {
                 debug!(reason, "the changes are sent again");
@@ -215,6 +219,23 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
         }
         self.end_round().await;
         Ok(())
+    }
+
+    /// Writes the changes; one that is too large for its topic ends as a dead letter, and the others are written.
+    async fn publish(&self, changes: Vec<(Outgoing, Position)>, offsets: Offsets) -> Result<(), TransactError> {
+        let (mut records, origins): (Vec<Outgoing>, Vec<Position>) = changes.into_iter().unzip();
+        loop {
+            let membership = self.parts.reader.membership();
+            match self.parts.writer.transact(records.clone(), membership, offsets.clone()).await {
+                Err(TransactError::TooLarge(why)) => {
+                    error!(record = %why, "a change is too large; a dead letter is written in its place");
+                    if let (Some(record), Some(origin)) = (records.get_mut(why.index), origins.get(why.index)) {
+                        *record = self.parts.instead.of(record, origin, &why, self.parts.clock.now())?;
+                    }
+                }
+                ended => return ended,
+            }
+        }
     }
 
     fn keys(&self) -> Vec<Key> {
@@ -236,7 +257,9 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
                 known.insert(key.clone(), now.clone());
                 round.remembered.insert(key, now);
                 if *offset >= owned.published {
-                    round.records.extend(changes.iter().map(|change| self.outgoing(change, traceparent)));
+                    let origin = Position { partition: partition.clone(), epoch: owned.epoch, offset: *offset };
+                    let changes = changes.iter().map(|change| self.outgoing(change, traceparent));
+                    round.records.extend(changes.map(|change| (change, origin.clone())));
                 }
             }
             let metadata = format!("{KIND}{}", next.max(owned.published));

@@ -8,11 +8,11 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     kafka::{
-        Assignment, Committed, Epoch, Event,
+        Assignment, Committed, Epoch, Event, Instead,
         scripted::{Log, assigned, partition, records},
     },
-    message::{Change, Columns, Observation, RequestId, Status, Via},
-    runtime::clock::{Dice, Timestamp},
+    message::{Change, Columns, DeadLetter, Observation, RequestId, Status, Via},
+    runtime::clock::{Clock, Dice, Timestamp},
 };
 
 /// A memory that fails the next so many times.
@@ -79,7 +79,9 @@ async fn run(log: &Log, memory: &Forgetful, script: Vec<Event>) {
         writer: log.clone(),
         memory: memory.clone(),
         topic: "weir.changes".into(),
+        instead: Instead::new("weir.dead", WRITER),
         config: Config::default(),
+        clock: Clock::System,
         dice: Dice::seeded(1),
     };
     let stop = CancellationToken::new();
@@ -150,6 +152,22 @@ async fn killed_between_publishing_and_remembering_it_only_remembers_the_second_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_that_its_topic_does_not_take_ends_alone_as_a_dead_letter() {
+    let (log, memory) = (Log::default(), Forgetful::default());
+    log.world().record_limit = Some(20_000);
+    let large = "9".repeat(30_000);
+    let row = ["10", "9", &large, "8"].into_iter().zip(1..).map(|(price, at)| result(at, "1", price));
+    run(&log, &memory, vec![assigned(), records(0, row)]).await;
+    let written = std::mem::take(&mut log.world().records);
+    let (dead, changes): (Vec<_>, Vec<_>) = written.into_iter().partition(|record| *record.topic == *"weir.dead");
+    // To the long one and back.
+    assert_eq!((changes.len(), dead.len()), (1, 2));
+    let dead: DeadLetter = serde_json::from_slice(&dead[0].value).unwrap();
+    assert!(dead.message.contains("at most 20000") && dead.message.contains("of item 1"), "{}", dead.message);
+    assert_eq!(log.world().committed[&partition()].offset, 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_no_result_is_passed_over() {
     let (log, memory) = (Log::default(), Forgetful::default());
     let row = [result(1, "1", "10"), Bytes::from_static(b"?"), result(3, "1", "9")];
@@ -167,7 +185,9 @@ async fn the_commit_of_another_kind_is_refused() {
         writer: log.clone(),
         memory,
         topic: "t".into(),
+        instead: Instead::new("weir.dead", WRITER),
         config: Config::default(),
+        clock: Clock::System,
         dice: Dice::seeded(1),
     };
     let error = Changes::new(parts).run(CancellationToken::new()).await.unwrap_err();

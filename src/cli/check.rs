@@ -23,7 +23,7 @@ use crate::{
         Store,
         schema::{self, Difference, MIGRATIONS, Standing},
     },
-    topics::Topics,
+    topics::{Topic, Topics},
 };
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -260,6 +260,11 @@ async fn kafka(config: &Config) -> Verdict {
         .filter_map(|topic| verdict(topic, &present).map(|verdict| format!("{}: {verdict}", topic.name)))
         .collect();
     if wrong.is_empty() {
+        match too_small(config, &wanted).await {
+            Ok(None) => {}
+            Ok(Some(what)) => return Verdict::Wrong(Exit::Failed, what),
+            Err(error) => return Verdict::Wrong(Exit::Failed, error.to_string()),
+        }
         return match admin::unfit_delays(&config.kafka, &topics.delays()).await {
             Ok(None) => Verdict::Fine(format!("{} with all {} topics", config.kafka.brokers, wanted.len())),
             Ok(Some(what)) => Verdict::Wrong(Exit::Failed, what),
@@ -267,6 +272,21 @@ async fn kafka(config: &Config) -> Verdict {
         };
     }
     Verdict::Wrong(Exit::Failed, format!("{}. Run `weir topics apply`", wrong.join("; ")))
+}
+
+/// The topics that take only smaller records than are written; `None` if there are none.
+async fn too_small(config: &Config, topics: &[Topic]) -> Result<Option<String>, AdminError> {
+    let names: Vec<_> = topics.iter().map(|topic| topic.name.clone()).collect();
+    let (limits, own) = (admin::record_limits(&config.kafka, &names).await?, config.kafka.record_limit());
+    let small: Vec<_> = names.iter().filter_map(|name| Some((name, *limits.get(name)?))).collect();
+    let small: Vec<_> = small.into_iter().filter(|(_, limit)| *limit < own).collect();
+    let Some(least) = small.iter().map(|(_, limit)| *limit).min() else { return Ok(None) };
+    let each: Vec<_> = small.iter().map(|(name, limit)| format!("{name} takes {limit}")).collect();
+    Ok(Some(format!(
+        "records may have {own} bytes (kafka.record_limit), but of topics' max.message.bytes {}: what is larger ends as a \
+         dead letter. Run `weir topics apply`, or where the cluster does not allow it set kafka.record_limit = \"{least} B\"",
+        each.join(", ")
+    )))
 }
 
 async fn clickhouse(config: &Config) -> Verdict {

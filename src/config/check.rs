@@ -9,7 +9,7 @@ use super::{Config, Problem, print::duration};
 use crate::{
     batches::Webhook,
     cache,
-    kafka::client::TRANSACTION_TIMEOUT,
+    kafka::client::{LEAST_LIMIT, MESSAGE_LIMIT, TRANSACTION_TIMEOUT},
     message::Class,
     quota::{self, OnRedisLoss, Pacing, division::Division},
     retry::Policy,
@@ -125,6 +125,8 @@ fn kafka(check: &mut Check, config: &Config) {
         );
     }
     check.name("kafka.group_prefix", &kafka.group_prefix, 100);
+    let limits = [LEAST_LIMIT, MESSAGE_LIMIT].map(|limit| ByteSize::b(limit as u64));
+    check.range("kafka.record_limit", kafka.record_limit, limits);
     for property in kafka.properties.keys().filter(|property| OURS.contains(&property.as_str())) {
         let what = match property.as_str() {
             "bootstrap.servers" | "metadata.broker.list" => "set brokers instead",

@@ -219,6 +219,10 @@ impl Caller {
         &self.outcomes
     }
 
+    pub(super) fn clock(&self) -> Clock {
+        self.parts.clock.clone()
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.parts.clock.now()
     }

@@ -135,7 +135,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         Self {
             tally: caller.tally(),
             metrics: METRICS.fetching(caller.source.as_str()),
-            intake: Intake::new(reader, writer, config.commit_every),
+            intake: Intake::new(
+                reader,
+                writer,
+                config.commit_every,
+                caller.outcomes().when_too_large(),
+                caller.clock(),
+            ),
             express_share: watch::channel(Lane::express_share()).1,
             backlog: Lanes::new(Lane::express_share()),
             cached: Cached::default(),

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::job::Job;
 use crate::{
     cache::{Answer, Kept},
-    kafka::{Outgoing, RECORD_LIMIT},
+    kafka::{Instead, Outgoing, RECORD_LIMIT},
     message::{
         AccountAlias, Attempt, Class, DeadLetter, Failure, Observation, SourceName, Via,
         codec::{self, Encoded},
@@ -48,6 +48,11 @@ impl Outcomes {
         let writer = format!("weir/fetch/{source}");
         let (results, failures, dead) = (topics.results().into(), topics.failures().into(), topics.dead().into());
         Self { source, writer, results, failures, dead }
+    }
+
+    /// How a record ends that its topic does not take.
+    pub(super) fn when_too_large(&self) -> Instead {
+        Instead::new(Arc::clone(&self.dead), self.writer.as_str())
     }
 
     /// What a call brought; `via` says whether it was made for this request or for another that asks for the same.

@@ -13,10 +13,7 @@ use rdkafka::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{
-    Partition,
-    client::{Config, MESSAGE_LIMIT},
-};
+use super::{Partition, client::Config};
 use crate::topics::{KEPT_DELAYS, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,6 +93,9 @@ impl Lag {
     }
 }
 
+/// The property that says how large a batch of records may be, compressed: one record at least.
+const RECORDS: &str = "max.message.bytes";
+
 /// The property that says whose time stands in a record.
 const TIME: &str = "message.timestamp.type";
 
@@ -113,22 +113,22 @@ pub async fn apply(config: &Config, topics: &[Topic], replication: i32) -> Resul
     let mut changes = Vec::new();
     for topic in topics {
         changes.push(match present.get(&topic.name) {
-            None => create(&admin, topic, replication).await?,
-            Some(&partitions) => keep(&admin, topic, partitions).await?,
+            None => create(&admin, topic, replication, config.record_limit()).await?,
+            Some(&partitions) => keep(&admin, topic, partitions, config.record_limit()).await?,
         });
     }
     Ok(changes)
 }
 
 /// The properties of a topic that weir sets.
-fn properties(topic: &Topic) -> Vec<(&'static str, String)> {
+fn properties(topic: &Topic, record_limit: usize) -> Vec<(&'static str, String)> {
     let mut properties = vec![
         ("retention.ms", topic.keep.as_millis().to_string()),
         ("cleanup.policy", if topic.is_compacted() { "compact" } else { "delete" }.to_owned()),
         // Raw replies compress to about a fifth; whatever the producer uses, the broker stores it as it came.
         ("compression.type", "producer".to_owned()),
         // A record that the broker refuses could never be committed, and would hold up all others.
-        ("max.message.bytes", MESSAGE_LIMIT.to_string()),
+        (RECORDS, record_limit.to_string()),
     ];
     if topic.delay.is_some() {
         properties.push((TIME, BROKERS_TIME.to_owned()));
@@ -149,9 +149,10 @@ async fn create(
     admin: &AdminClient<DefaultClientContext>,
     topic: &Topic,
     replication: i32,
+    record_limit: usize,
 ) -> Result<Change, AdminError> {
     let attempt = format!("creating topic {}", topic.name);
-    let properties = properties(topic);
+    let properties = properties(topic, record_limit);
     let new = NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(replication));
     let new = properties.iter().fold(new, |new, (key, value)| new.set(key, value));
     let results = admin.create_topics([&new], &options()).await.map_err(|e| refused(&attempt, &e))?;
@@ -165,9 +166,14 @@ async fn create(
     Ok(Change::Created { topic: topic.name.clone(), partitions: topic.partitions })
 }
 
-async fn keep(admin: &AdminClient<DefaultClientContext>, topic: &Topic, partitions: i32) -> Result<Change, AdminError> {
+async fn keep(
+    admin: &AdminClient<DefaultClientContext>,
+    topic: &Topic,
+    partitions: i32,
+    record_limit: usize,
+) -> Result<Change, AdminError> {
     let attempt = format!("setting the retention of topic {}", topic.name);
-    let properties = properties(topic);
+    let properties = properties(topic, record_limit);
     let alter = AlterConfig::new(ResourceSpecifier::Topic(&topic.name));
     let alter = properties.iter().fold(alter, |alter, (key, value)| alter.set(key, value));
     for result in admin.alter_configs([&alter], &options()).await.map_err(|e| refused(&attempt, &e))? {
@@ -191,22 +197,39 @@ async fn keep(admin: &AdminClient<DefaultClientContext>, topic: &Topic, partitio
 /// # Errors
 /// [`AdminError`].
 pub async fn unfit_delays(config: &Config, topics: &[Topic]) -> Result<Option<String>, AdminError> {
-    let attempt = "reading the settings of the delay topics";
-    let admin: AdminClient<DefaultClientContext> = config.base().create().map_err(|e| refused(attempt, &e))?;
-    let wanted: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(&topic.name)).collect();
-    let answers = admin.describe_configs(&wanted, &options()).await.map_err(|e| refused(attempt, &e))?;
-    for (topic, answer) in topics.iter().zip(answers) {
-        let settings = answer.map_err(|code| AdminError::Refused {
-            attempt: format!("reading the settings of topic {}", topic.name),
-            reason: code.to_string(),
-        })?;
-        let settings: HashMap<_, _> =
-            settings.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect();
+    let names: Vec<_> = topics.iter().map(|topic| topic.name.clone()).collect();
+    for (topic, settings) in topics.iter().zip(settings(config, &names).await?) {
         if let Some(what) = unfit(topic, &settings) {
             return Ok(Some(format!("topic {}: {what}. Run `weir topics apply`", topic.name)));
         }
     }
     Ok(None)
+}
+
+/// The largest batch that each of these topics takes, in bytes: `max.message.bytes`, its own or the brokers'.
+///
+/// # Errors
+/// [`AdminError`].
+pub async fn record_limits(config: &Config, topics: &[String]) -> Result<HashMap<String, usize>, AdminError> {
+    let settings = settings(config, topics).await?;
+    let limit = |settings: HashMap<String, String>| settings.get(RECORDS)?.parse().ok();
+    Ok(topics.iter().cloned().zip(settings).filter_map(|(topic, settings)| Some((topic, limit(settings)?))).collect())
+}
+
+/// The settings of these topics that are in effect, in their order.
+async fn settings(config: &Config, topics: &[String]) -> Result<Vec<HashMap<String, String>>, AdminError> {
+    let attempt = "reading the settings of topics";
+    let admin: AdminClient<DefaultClientContext> = config.base().create().map_err(|e| refused(attempt, &e))?;
+    let wanted: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+    let answers = admin.describe_configs(&wanted, &options()).await.map_err(|e| refused(attempt, &e))?;
+    let of = |(topic, answer): (&String, rdkafka::admin::ConfigResourceResult)| {
+        let settings = answer.map_err(|code| AdminError::Refused {
+            attempt: format!("reading the settings of topic {topic}"),
+            reason: code.to_string(),
+        })?;
+        Ok(settings.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
+    };
+    topics.iter().zip(answers).map(of).collect()
 }
 
 /// What is wrong with a delay topic's settings, if anything.
@@ -351,7 +374,7 @@ mod tests {
         let topic = Topics::new(topics::Config::default()).delays().remove(1);
         let with = |name: &str, value: &str| {
             let mut settings: HashMap<_, _> =
-                properties(&topic).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+                properties(&topic, 1_000_000).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
             settings.insert("retention.bytes".to_owned(), "-1".to_owned());
             settings.insert(name.to_owned(), value.to_owned());
             unfit(&topic, &settings)

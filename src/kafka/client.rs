@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use bytesize::ByteSize;
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use serde::{Deserialize, Serialize};
 
@@ -13,13 +14,21 @@ pub struct Config {
     pub brokers: String,
     /// What every consumer group's name begins with.
     pub group_prefix: String,
+    /// The largest record that is written, before compression, and what `topics apply` sets as each topic's
+    /// `max.message.bytes`; at most 16 MiB. Managed clusters often allow 8 MiB.
+    pub record_limit: ByteSize,
     /// Any librdkafka property (`security.protocol`, `sasl.username`, …), passed to every client as it is.
     pub properties: BTreeMap<String, String>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { brokers: "127.0.0.1:9092".to_owned(), group_prefix: "weir".to_owned(), properties: BTreeMap::new() }
+        Self {
+            brokers: "127.0.0.1:9092".to_owned(),
+            group_prefix: "weir".to_owned(),
+            record_limit: ByteSize::b(MESSAGE_LIMIT as u64),
+            properties: BTreeMap::new(),
+        }
     }
 }
 
@@ -35,6 +44,12 @@ pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// room for the rest.
 pub const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
 
+/// The least that `record_limit` may be: a dead letter with the bytes of an unreadable record has to have room.
+pub const LEAST_LIMIT: usize = 128 * 1024;
+
+/// How many bytes a producer gathers into one batch, which a broker judges as a whole.
+const BATCH: usize = 1_000_000;
+
 /// How far a consumer reads ahead of each partition. Whoever knows better says so in `properties`.
 const READ_AHEAD: [(&str, &str); 4] = [
     // 14 MiB instead of 87 with a million IDs waiting.
@@ -46,6 +61,12 @@ const READ_AHEAD: [(&str, &str); 4] = [
 ];
 
 impl Config {
+    /// `record_limit` in bytes.
+    #[must_use]
+    pub fn record_limit(&self) -> usize {
+        usize::try_from(self.record_limit.as_u64()).unwrap_or(MESSAGE_LIMIT).clamp(LEAST_LIMIT, MESSAGE_LIMIT)
+    }
+
     /// What all clients share. The user's `properties` win over ours, except where a role sets what it rests on after.
     pub(super) fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
@@ -94,7 +115,8 @@ impl Config {
             .set("linger.ms", "5")
             // The same partition for a key as Java's client.
             .set("partitioner", "murmur2_random")
-            .set("message.max.bytes", MESSAGE_LIMIT.to_string())
+            .set("message.max.bytes", self.record_limit().to_string())
+            .set("batch.size", self.record_limit().min(BATCH).to_string())
             .set("queue.buffering.max.messages", "200000");
         config
     }

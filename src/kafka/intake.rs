@@ -10,11 +10,12 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, error, warn};
 
 use super::{
-    Event, Handover, Outgoing, Partition, ReadError, Reader, Record, TransactError, Writer,
+    Event, Handover, Instead, Outgoing, Partition, ReadError, Reader, Record, TransactError, Writer,
     client::SESSION_TIMEOUT,
     ledger::{Admit, LedgerError},
     outbox::{Outbox, Position},
 };
+use crate::runtime::clock::Clock;
 
 /// What a stage has to deal with.
 #[derive(Debug)]
@@ -47,7 +48,9 @@ impl IntakeError {
         match self {
             Self::Read(ReadError::Fenced { .. }) | Self::Transact(TransactError::Fenced { .. }) => true,
             Self::Read(ReadError::Ledger { .. } | ReadError::Failed { .. })
-            | Self::Transact(TransactError::Aborted(_) | TransactError::Rebuild(_)) => false,
+            | Self::Transact(TransactError::Aborted(_) | TransactError::TooLarge(_) | TransactError::Rebuild(_)) => {
+                false
+            }
         }
     }
 }
@@ -62,6 +65,8 @@ pub struct Intake<R, W> {
     reader: R,
     writer: Arc<W>,
     outbox: Outbox,
+    instead: Instead,
+    clock: Clock,
     commit_every: Duration,
     next_commit_at: Instant,
     /// Transactions rolled back in a row: the next one waits longer each time.
@@ -74,12 +79,15 @@ pub struct Intake<R, W> {
 }
 
 impl<R: Reader, W: Writer> Intake<R, W> {
-    /// Begins to read; transactions are at least `commit_every` apart.
-    pub fn new(reader: R, writer: W, commit_every: Duration) -> Self {
+    /// Begins to read; transactions are at least `commit_every` apart. What is too large for its topic ends as `instead`
+    /// says, at the time of `clock`.
+    pub fn new(reader: R, writer: W, commit_every: Duration, instead: Instead, clock: Clock) -> Self {
         Self {
             reader,
             writer: Arc::new(writer),
             outbox: Outbox::default(),
+            instead,
+            clock,
             commit_every,
             next_commit_at: Instant::now(),
             rolled_back: 0,
@@ -215,6 +223,14 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                 // At first soon, since a rebalance is a common reason; later up to a few seconds apart.
                 self.next_commit_at = Instant::now() + self.commit_every * (1 << self.rolled_back.min(6));
                 self.rolled_back += 1;
+            }
+            Err(TransactError::TooLarge(record)) => {
+                error!(%record, "a record is too large; a dead letter is written in its place");
+                let now = self.clock.now();
+                self.outbox
+                    .replace(record.index, |outgoing, origin| self.instead.of(outgoing, origin, &record, now))?;
+                self.outbox.rolled_back();
+                self.next_commit_at = Instant::now();
             }
             Err(error @ TransactError::Fenced { .. }) => return Err(self.why_fenced(error).await),
             Err(error @ TransactError::Rebuild(_)) => return Err(error.into()),

@@ -14,6 +14,7 @@ pub mod ledger;
 mod membership;
 mod native;
 pub mod outbox;
+pub mod oversized;
 pub mod page;
 mod pauses;
 pub mod producer;
@@ -33,6 +34,7 @@ use tokio::sync::oneshot;
 
 pub use job::Job;
 pub use membership::Membership;
+pub use oversized::{Instead, TooLarge};
 pub use producer::Producer;
 pub use reader::{GroupConfig, KafkaReader};
 pub use scan::{Scan, ScanError};
@@ -120,8 +122,8 @@ impl Record {
     }
 }
 
-/// The largest [`Outgoing::size`] that topics made by `weir topics apply` are sure to take, frame included. A
-/// larger one would fail its transaction each time that it is tried.
+/// The largest [`Outgoing::size`] that any topic made by `weir topics apply` takes, frame included. What a topic or
+/// `kafka.record_limit` takes less of is found out by writing, see [`TransactError::TooLarge`].
 pub const RECORD_LIMIT: usize = client::MESSAGE_LIMIT - 64 * 1024;
 
 /// A message to be written. Its partition follows from the key as in Java's client (murmur2).
@@ -266,6 +268,10 @@ pub enum TransactError {
         /// What Kafka said.
         reason: String,
     },
+    /// Rolled back, since its topic does not take this record, and never will. Send the others again with something
+    /// smaller in its place: [`oversized::Instead`]. There may be more like it.
+    #[error("transaction rolled back: {0}")]
+    TooLarge(TooLarge),
     /// Its fate is unknown or the producer is broken: start again from what is committed.
     #[error("transaction failed for good: {0}")]
     Rebuild(String),

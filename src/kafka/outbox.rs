@@ -206,6 +206,26 @@ impl Outbox {
         self.under_way_bytes = 0;
     }
 
+    /// Puts another record in the place of the one of this number in the transaction under way, to be sent with the next.
+    ///
+    /// # Errors
+    /// What `make` says.
+    pub fn replace<E>(
+        &mut self,
+        index: usize,
+        make: impl FnOnce(&Outgoing, &Position) -> Result<Outgoing, E>,
+    ) -> Result<(), E> {
+        let outcomes = self.under_way.iter_mut().flat_map(|(outcomes, _)| outcomes);
+        let mut records = outcomes.flat_map(|Outcome { position, records }| {
+            let position = &*position;
+            records.iter_mut().map(move |record| (record, position))
+        });
+        if let Some((record, position)) = records.nth(index) {
+            *record = make(record, position)?;
+        }
+        Ok(())
+    }
+
     /// The transaction has been rolled back: its outcomes travel again, but for partitions that have left.
     pub fn rolled_back(&mut self) {
         let Some((outcomes, _)) = self.under_way.take() else { return };

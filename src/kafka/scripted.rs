@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::{
     Assignment, Committed, Epoch, Event, Membership, Offsets, Outgoing, Partition, ReadError, Reader, Record,
     TransactError, WriteError, Writer,
+    oversized::{Limit, TooLarge},
 };
 use crate::runtime::clock::Timestamp;
 
@@ -22,6 +23,8 @@ pub(crate) struct World {
     /// Every commit without a transaction, in order.
     pub commits: Vec<(Partition, Epoch, Committed)>,
     pub paused: Vec<Partition>,
+    /// The most bytes of a record that is taken.
+    pub record_limit: Option<usize>,
     /// Transactions do not end.
     pub is_away: bool,
     /// Commits without a transaction are refused.
@@ -98,6 +101,12 @@ impl Writer for Log {
         let mut world = self.world();
         if let Some((partition, ..)) = offsets.iter().find(|(partition, epoch, _)| !world.takes(partition, *epoch)) {
             return Err(TransactError::Aborted(format!("{partition} has gone to another member")));
+        }
+        let is_too_large = |record: &Outgoing| world.record_limit.is_some_and(|limit| record.size() > limit);
+        if let Some(index) = records.iter().position(is_too_large) {
+            let (topic, size) = (Arc::clone(&records[index].topic), records[index].size());
+            let limit = Limit::Topic(world.record_limit);
+            return Err(TransactError::TooLarge(TooLarge { index, topic, size, limit }));
         }
         world.records.extend(records);
         world.committed.extend(offsets.into_iter().map(|(partition, _, committed)| (partition, committed)));

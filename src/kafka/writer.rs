@@ -7,6 +7,7 @@ mod open_ends;
 
 use std::{
     sync::{
+        Arc,
         atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
@@ -27,9 +28,10 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{
-    Membership, Offsets, Outgoing, TransactError, Writer,
+    Membership, Offsets, Outgoing, TransactError, Writer, admin,
     client::Config,
     native::{headers, offset_list},
+    oversized::{Limit, TooLarge},
     pauses::Pauses,
 };
 
@@ -37,6 +39,9 @@ use super::{
 const STEP: Duration = Duration::from_secs(5);
 /// How often a transaction looks for delivery reports.
 const REPORTS: Duration = Duration::from_millis(1);
+/// How many bytes of records travel together where a topic has refused more than that at once: a broker judges what
+/// comes in one batch as a whole. A larger record travels alone.
+const PORTION: usize = 64 * 1024;
 
 /// What a producer's transactions can touch.
 #[derive(Clone, Debug)]
@@ -125,6 +130,19 @@ impl Writer for KafkaWriter {
 #[derive(Default)]
 struct Deliveries {
     failed: AtomicUsize,
+    /// Those of them that were refused for their size, perhaps for that of what travelled with them.
+    too_large: AtomicUsize,
+}
+
+impl Deliveries {
+    fn begin(&self) {
+        self.failed.store(0, Ordering::Relaxed);
+        self.too_large.store(0, Ordering::Relaxed);
+    }
+
+    fn are_too_large(&self) -> bool {
+        self.too_large.load(Ordering::Relaxed) > 0
+    }
 }
 
 impl ClientContext for Deliveries {
@@ -145,6 +163,9 @@ impl ProducerContext for Deliveries {
         if let Err((error, _)) = result {
             debug!(%error, "a record of the transaction was not delivered");
             self.failed.fetch_add(1, Ordering::Relaxed);
+            if is_too_large(error) {
+                self.too_large.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -153,6 +174,9 @@ impl ProducerContext for Deliveries {
 pub(super) struct Transactions {
     producer: BaseProducer<Deliveries>,
     name: String,
+    config: Config,
+    /// How many bytes of records travel together, at most.
+    portion: AtomicUsize,
 }
 
 impl Transactions {
@@ -160,7 +184,7 @@ impl Transactions {
         let made = config.transactional(&name).create_with_context(Deliveries::default());
         let producer: BaseProducer<Deliveries> =
             made.map_err(|error| TransactError::Rebuild(format!("making a producer: {error}")))?;
-        let transactions = Self { producer, name };
+        let transactions = Self { producer, name, config: config.clone(), portion: AtomicUsize::new(usize::MAX) };
         let mut told = false;
         transactions.insist(|producer| {
             let result = producer.init_transactions(STEP);
@@ -214,23 +238,58 @@ impl Transactions {
         records: &[Outgoing],
         offsets: &[(TopicPartitionList, ConsumerGroupMetadata)],
     ) -> Result<(), TransactError> {
+        let mut most = self.portion.load(Ordering::Relaxed);
+        loop {
+            let result = self.attempt(records, offsets, most);
+            let is_unclear =
+                matches!(result, Err(TransactError::Aborted(_))) && self.producer.context().are_too_large();
+            if !is_unclear || most == 1 {
+                return result;
+            }
+            // It may have been only what travelled together: that is kept smaller from now on, and if that is not
+            // enough each record is judged by itself.
+            most = if most > PORTION { PORTION } else { 1 };
+            self.portion.store(PORTION, Ordering::Relaxed);
+        }
+    }
+
+    fn attempt(
+        &self,
+        records: &[Outgoing],
+        offsets: &[(TopicPartitionList, ConsumerGroupMetadata)],
+        most: usize,
+    ) -> Result<(), TransactError> {
         self.producer.begin_transaction().map_err(|error| self.classify(&error))?;
-        self.write_and_commit(records, offsets).map_err(|error| self.roll_back(error))
+        self.write_and_commit(records, offsets, most).map_err(|error| self.roll_back(error))
     }
 
     fn write_and_commit(
         &self,
         records: &[Outgoing],
         offsets: &[(TopicPartitionList, ConsumerGroupMetadata)],
+        most: usize,
     ) -> Result<(), TransactError> {
-        self.producer.context().failed.store(0, Ordering::Relaxed);
-        for record in records {
-            self.send(record)?;
-        }
-        self.wait_for_reports();
-        let failed = self.producer.context().failed.load(Ordering::Relaxed);
-        if failed > 0 {
-            return Err(TransactError::Aborted(format!("{failed} of {} records were not delivered", records.len())));
+        self.producer.context().begin();
+        let mut from = 0;
+        while from < records.len() {
+            let portion = portion(&records[from..], most);
+            for (index, record) in portion.iter().enumerate() {
+                self.send(record, from + index)?;
+            }
+            self.wait_for_reports();
+            let failed = self.producer.context().failed.load(Ordering::Relaxed);
+            if let [record] = portion
+                && self.producer.context().are_too_large()
+            {
+                return Err(TransactError::TooLarge(self.too_large(record, from)));
+            }
+            if failed > 0 {
+                return Err(TransactError::Aborted(format!(
+                    "{failed} of {} records were not delivered",
+                    records.len()
+                )));
+            }
+            from += portion.len();
         }
         for (offsets, generation) in offsets.iter().filter(|(offsets, _)| offsets.count() > 0) {
             self.insist(|producer| producer.send_offsets_to_transaction(offsets, generation, STEP))?;
@@ -254,17 +313,34 @@ impl Transactions {
         }
     }
 
-    fn send(&self, outgoing: &Outgoing) -> Result<(), TransactError> {
+    /// What a record was too large for that travelled alone.
+    fn too_large(&self, record: &Outgoing, index: usize) -> TooLarge {
+        let (size, topic) = (record.size(), Arc::clone(&record.topic));
+        // Whoever may write may perhaps not ask.
+        let asked = futures::executor::block_on(admin::record_limits(&self.config, &[topic.to_string()]));
+        let limit = asked.ok().and_then(|limits| limits.into_values().next());
+        TooLarge { index, topic, size, limit: Limit::Topic(limit) }
+    }
+
+    fn send(&self, outgoing: &Outgoing, index: usize) -> Result<(), TransactError> {
         let mut record: BaseRecord<'_, [u8], [u8]> =
             BaseRecord::to(&outgoing.topic).payload(outgoing.value.as_ref()).headers(headers(outgoing));
         if let Some(key) = &outgoing.key {
             record = record.key(key.as_ref());
         }
-        self.offer(record)
+        self.offer(record).map_err(|error| match error {
+            Offer::TooLarge => TransactError::TooLarge(TooLarge {
+                index,
+                topic: Arc::clone(&outgoing.topic),
+                size: outgoing.size(),
+                limit: Limit::Own(self.config.record_limit()),
+            }),
+            Offer::Failed(error) => error,
+        })
     }
 
     /// Gives a record to librdkafka, as soon as there is room for it.
-    fn offer<K: ToBytes + ?Sized>(&self, mut record: BaseRecord<'_, K, [u8]>) -> Result<(), TransactError> {
+    fn offer<K: ToBytes + ?Sized>(&self, mut record: BaseRecord<'_, K, [u8]>) -> Result<(), Offer> {
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -272,7 +348,8 @@ impl Transactions {
                     self.producer.poll(Duration::from_millis(10));
                     record = again;
                 }
-                Err((error, _)) => return Err(self.classify(&error)),
+                Err((error, _)) if is_too_large(&error) => return Err(Offer::TooLarge),
+                Err((error, _)) => return Err(Offer::Failed(self.classify(&error))),
             }
         }
     }
@@ -302,10 +379,14 @@ impl Transactions {
 
     /// Ends a transaction that cannot be committed. What is aborted may be sent again; the rest is for good.
     fn roll_back(&self, error: TransactError) -> TransactError {
-        let TransactError::Aborted(reason) = error else { return error };
+        let reason = match &error {
+            TransactError::Aborted(reason) => reason.clone(),
+            TransactError::TooLarge(record) => record.to_string(),
+            TransactError::Fenced { .. } | TransactError::Rebuild(_) => return error,
+        };
         warn!(name = self.name, reason, "transaction rolled back");
         match self.insist(|producer| producer.abort_transaction(STEP)) {
-            Ok(()) => TransactError::Aborted(reason),
+            Ok(()) => error,
             Err(TransactError::Aborted(error)) => {
                 TransactError::Rebuild(format!("{reason}; the abort failed: {error}"))
             }
@@ -329,6 +410,28 @@ impl Transactions {
             error => TransactError::Rebuild(error.to_string()),
         }
     }
+}
+
+/// Why librdkafka does not take a record.
+enum Offer {
+    /// It is larger than the producer sends.
+    TooLarge,
+    Failed(TransactError),
+}
+
+/// As many of these records as travel together: at least one.
+fn portion(records: &[Outgoing], most: usize) -> &[Outgoing] {
+    let mut bytes = 0_usize;
+    let fits = |record: &&Outgoing| {
+        bytes = bytes.saturating_add(record.size());
+        bytes <= most
+    };
+    let count = records.iter().take_while(fits).count();
+    &records[..count.max(1).min(records.len())]
+}
+
+fn is_too_large(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge))
 }
 
 /// A fatal error with one of these codes means that somebody else has the name now, or that this process was

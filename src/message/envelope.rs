@@ -61,6 +61,12 @@ impl Kind {
         Self::QuotaSetting,
     ];
 
+    /// What a record of this CloudEvents type is; `None` for types that this weir does not know.
+    #[must_use]
+    pub fn of_type(ce_type: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.ce_type() == ce_type)
+    }
+
     /// The CloudEvents type, version included.
     #[must_use]
     pub const fn ce_type(self) -> &'static str {

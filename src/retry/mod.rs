@@ -32,7 +32,7 @@ use self::{
 use crate::{
     cancelled::Cancelled,
     kafka::{
-        Outgoing, Reader, Record, Writer, client,
+        Instead, Outgoing, Reader, Record, Writer, client,
         intake::{Input, Intake, IntakeError},
         outbox::Position,
     },
@@ -111,7 +111,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         let delays = topics.delays();
         let delay_topics: Vec<Arc<str>> = delays.iter().map(|topic| topic.name.as_str().into()).collect();
         Self {
-            intake: Intake::new(reader, writer, COMMIT_EVERY),
+            intake: Intake::new(reader, writer, COMMIT_EVERY, Instead::new(topics.dead(), WRITER), clock.clone()),
             wheel: Wheel::new(usize::try_from(config.memory.as_u64()).unwrap_or(usize::MAX)),
             sources: sources
                 .into_iter()

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The name of this stage in `ce_source`.
-const WRITER: &str = "weir/sink";
+pub(super) const WRITER: &str = "weir/sink";
 
 /// So many records are parsed before other tasks of the thread get their turn.
 const TURN: usize = 32;

@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     kafka::{
-        Assignment, Committed, Epoch, Event, Handover, Offsets, Outgoing, Partition, ReadError, Reader, Record,
-        TransactError, WriteError, Writer,
+        Assignment, Committed, Epoch, Event, Handover, Instead, Offsets, Outgoing, Partition, ReadError, Reader,
+        Record, TransactError, WriteError, Writer, outbox::Position,
     },
     runtime::{clock::Clock, health::RoleHealth, metrics::METRICS},
 };
@@ -299,11 +299,15 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
         if self.commit_again.is_some_and(|again| again > now) {
             return Ok(false);
         }
-        let (mut plain, mut with, mut letters) = (Offsets::new(), Offsets::new(), Vec::<Outgoing>::new());
+        let (mut plain, mut with, mut letters) = (Offsets::new(), Offsets::new(), Vec::<(Outgoing, Position)>::new());
         for (partition, lane) in &self.lanes {
             let Some(committed) = lane.due_commit(now, sent_at) else { continue };
             let before = letters.len();
-            letters.extend(lane.letters().cloned());
+            letters.extend(lane.letters().cloned().zip(std::iter::repeat(Position {
+                partition: partition.clone(),
+                epoch: lane.epoch,
+                offset: committed.offset,
+            })));
             let offsets = if letters.len() > before { &mut with } else { &mut plain };
             offsets.push((partition.clone(), lane.epoch, committed));
         }
@@ -317,15 +321,32 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
             self.plain(answer, plain, sent_at);
         }
         if !with.is_empty() {
-            let membership = self.reader.membership();
             let answer = tokio::select! {
-                answer = self.writer.transact(letters, membership, with.clone()) => answer,
+                answer = self.write(letters, with.clone()) => answer,
                 // It may still be committed: what it holds must not be written again by this process.
                 () = overdue(&self.stop) => return Err(SinkError::Stopped),
             };
             self.transacted(answer, with, sent_at)?;
         }
         Ok(is_something && self.commit_again.is_none())
+    }
+
+    /// Writes dead letters with their commit; one that is too large for its topic says less.
+    async fn write(&self, letters: Vec<(Outgoing, Position)>, offsets: Offsets) -> Result<(), TransactError> {
+        let (mut letters, origins): (Vec<Outgoing>, Vec<Position>) = letters.into_iter().unzip();
+        let instead = Instead::new(Arc::clone(&self.dead_topic), sealed::WRITER);
+        loop {
+            let membership = self.reader.membership();
+            match self.writer.transact(letters.clone(), membership, offsets.clone()).await {
+                Err(TransactError::TooLarge(why)) => {
+                    tracing::error!(record = %why, "a dead letter is too large; it is written shortened");
+                    if let (Some(letter), Some(origin)) = (letters.get_mut(why.index), origins.get(why.index)) {
+                        *letter = instead.of(letter, origin, &why, self.clock.now())?;
+                    }
+                }
+                ended => return ended,
+            }
+        }
     }
 
     fn plain(&mut self, answer: Result<Vec<Partition>, WriteError>, offsets: Offsets, sent_at: Duration) {
@@ -365,7 +386,9 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
                 self.refused(&offsets);
                 Ok(())
             }
-            Err(error @ (TransactError::Fenced { .. } | TransactError::Rebuild(_))) => Err(error.into()),
+            Err(error @ (TransactError::Fenced { .. } | TransactError::TooLarge(_) | TransactError::Rebuild(_))) => {
+                Err(error.into())
+            }
         }
     }
 

@@ -10,19 +10,27 @@ use tokio::task::JoinHandle;
 
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions},
+    admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     producer::{BaseRecord, Producer as _, ThreadedProducer},
 };
 use weir::kafka::{
-    Committed, Epoch, Event, GroupConfig, Handover, KafkaReader, KafkaWriter, Partition, ReadError, Reader,
+    Committed, Epoch, Event, GroupConfig, Handover, Instead, KafkaReader, KafkaWriter, Partition, ReadError, Reader,
     TransactError, Writer, admin,
     intake::{Input, Intake},
     ledger,
 };
 
-use weir::{platform::http::BODY_LIMIT, runtime::clock::Dice};
+use weir::{
+    kafka::Outgoing,
+    message::{
+        codec,
+        envelope::{Envelope, Kind},
+    },
+    platform::http::BODY_LIMIT,
+    runtime::clock::{Clock, Dice, Timestamp},
+};
 
 use crate::stack::{DEADLINE, Follower, address, eventually, kafka, outgoing, produce, topic, unique};
 
@@ -34,6 +42,10 @@ fn reader(group: &str, instance: &str, topic: &str) -> KafkaReader {
         drain: Duration::from_secs(5),
     };
     KafkaReader::open(&kafka(), group).unwrap()
+}
+
+fn intake(reader: KafkaReader, writer: KafkaWriter, dead: &str) -> Intake<KafkaReader, KafkaWriter> {
+    Intake::new(reader, writer, Duration::from_millis(50), Instead::new(dead, "weir/test"), Clock::System)
 }
 
 async fn assigned(reader: &mut KafkaReader) -> Vec<(Partition, Epoch, Option<Committed>)> {
@@ -268,6 +280,65 @@ async fn a_record_with_the_longest_reply_twice_over_is_written() {
     assert_eq!(Follower::of(&[output]).await.read_until(1).await[0].value.len(), long.len());
 }
 
+/// Hardly compressible.
+fn noise(bytes: usize) -> String {
+    let dice = Dice::seeded(7);
+    let words: Vec<String> = (0..bytes / 32).map(|_| format!("{:032x}", dice.bits())).collect();
+    words.concat()
+}
+
+fn result(topic: &str, id: usize, raw: &str) -> Outgoing {
+    let now = Timestamp::from_millis(1_700_000_000_000);
+    let result = serde_json::json!({
+        "request_id": format!("r{id}"), "source": "s", "item": id.to_string(), "status": "found", "via": "call", "calls": 1,
+        "requested_at": now, "fetched_at": now, "latency_ms": 1, "fingerprint": "0000000000000000", "raw": raw,
+    });
+    let id = format!("r{id}#1");
+    let envelope = Envelope { kind: Kind::Result, id: &id, writer: "weir/test", time: now, traceparent: None };
+    let codec::Encoded { headers, value } = codec::encode(&envelope, &result);
+    Outgoing { topic: topic.into(), key: None, value, headers }
+}
+
+#[tokio::test]
+async fn a_record_above_a_limit_ends_alone_as_a_dead_letter_that_names_the_limit() {
+    let (input, output, dead, group) =
+        (topic("in", 1).await, topic("out", 1).await, topic("dead", 1).await, unique("large"));
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", address("WEIR_TEST_KAFKA")).create().unwrap();
+    let small = AlterConfig::new(ResourceSpecifier::Topic(&output)).set("max.message.bytes", "300000");
+    admin.alter_configs([&small], &AdminOptions::new()).await.unwrap();
+    produce(&input, (0..20).map(|n| n.to_string())).await;
+
+    let config = weir::kafka::client::Config { record_limit: bytesize::ByteSize::mib(1), ..kafka() };
+    let writer = KafkaWriter::open(&config, &group).await.unwrap();
+    let mut intake = intake(reader(&group, "one", &input), writer, &dead);
+    let mut open = vec![];
+    while open.len() < 20 {
+        if let Input::Records(records) = intake.next().await.unwrap() {
+            open.extend(records.into_iter().map(|(position, _)| position));
+        }
+    }
+    // Together more than the topic takes at once; the third alone is, and the fourth is more than we send.
+    for (number, position) in open.into_iter().enumerate() {
+        let size = [20_000, 20_000, 500_000, 2_000_000].get(number).copied().unwrap_or(40_000);
+        intake.complete(position, vec![result(&output, number, &noise(size))]);
+    }
+    intake.flush().await.unwrap();
+
+    assert_eq!(committed(&group, &input).await, Some(20));
+    let mut written: Vec<_> =
+        Follower::of(&[output]).await.read_until(18).await.iter().map(|r| r.json()["item"].to_string()).collect();
+    written.sort();
+    assert!(written.len() == 18 && !written.contains(&"\"2\"".to_owned()) && !written.contains(&"\"3\"".to_owned()));
+    let mut letters = Follower::of(&[dead]).await;
+    let letters: Vec<_> = letters.read_until(2).await.iter().map(crate::stack::Seen::json).collect();
+    for (item, limit) in [("2", "300000"), ("3", "kafka.record_limit is 1048576")] {
+        let letter = letters.iter().find(|letter| letter["request"]["item"] == item).unwrap();
+        let message = letter["message"].as_str().unwrap();
+        assert!(message.contains(limit), "{message}");
+    }
+}
+
 #[tokio::test]
 async fn a_second_process_with_the_same_name_ends_the_first() {
     let (input, output, group) = (topic("in", 1).await, topic("out", 1).await, unique("group"));
@@ -293,7 +364,7 @@ async fn a_partition_that_moves_takes_its_finished_work_along() {
     let (input, output, group) = (topic("in", 4).await, topic("out", 1).await, unique("group"));
     produce(&input, (0..40).map(|n| n.to_string())).await;
     let writer = KafkaWriter::open(&kafka(), &unique("w1")).await.unwrap();
-    let mut first = Intake::new(reader(&group, "one", &input), writer, Duration::from_millis(50));
+    let mut first = intake(reader(&group, "one", &input), writer, "weir.dead");
     let mut open = vec![];
     while open.len() < 40 {
         if let Input::Records(records) = first.next().await.unwrap() {

@@ -11,9 +11,9 @@ use super::{Process, RoleError};
 use crate::{
     batches::{Batches, Followed, Herald, Webhook},
     cancelled::Cancelled,
-    changes::{Changes, ChangesParts},
+    changes::{self, Changes, ChangesParts},
     fetch::{Caller, CallerParts, Fetch},
-    kafka::{KafkaReader, Producer, Reach, ReadError, Reader, WriteError, Writer, intake::IntakeError},
+    kafka::{Instead, KafkaReader, Producer, Reach, ReadError, Reader, WriteError, Writer, intake::IntakeError},
     platform::config::Source,
     quota::{
         self, Purse, Quota, Share,
@@ -211,14 +211,19 @@ impl Process {
         if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
             return Ok(());
         }
-        let reach =
-            Reach { group: group.clone(), reads: vec![self.topics.results()], writes: vec![self.topics.changes()] };
+        let reach = Reach {
+            group: group.clone(),
+            reads: vec![self.topics.results()],
+            writes: vec![self.topics.changes(), self.topics.dead()],
+        };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
         let reader = self.reader(group, vec![vec![self.topics.results()]])?;
         let memory = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         let (topic, config) = (self.topics.changes().into(), self.config.changes.clone());
-        let parts = ChangesParts { reader, writer, memory, topic, config, dice: self.dice.clone() };
+        let instead = Instead::new(self.topics.dead(), changes::WRITER);
+        let (clock, dice) = (self.clock.clone(), self.dice.clone());
+        let parts = ChangesParts { reader, writer, memory, topic, instead, config, clock, dice };
         Ok(Changes::new(parts).run(self.stop.clone()).await?)
     }
 

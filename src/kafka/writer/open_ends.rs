@@ -27,7 +27,7 @@ use rdkafka::{
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{REPORTS, Reach, STEP, Transactions};
+use super::{Offer, REPORTS, Reach, STEP, Transactions};
 use crate::kafka::{TransactError, client::Config, ledger::METADATA_LIMIT, pauses::Pauses};
 
 /// How long offsets may be pending without anything being wrong: as long as a transaction may be open, and until the
@@ -58,7 +58,11 @@ impl Transactions {
         );
         self.producer.begin_transaction().map_err(|error| self.classify(&error))?;
         for (topic, partition) in &writes {
-            self.offer(BaseRecord::<(), [u8]>::to(topic).partition(*partition).payload(NOTE))?;
+            let note = BaseRecord::<(), [u8]>::to(topic).partition(*partition).payload(NOTE);
+            self.offer(note).map_err(|error| match error {
+                Offer::TooLarge => for_good(format!("{topic} takes no record of {} bytes", NOTE.len())),
+                Offer::Failed(error) => error,
+            })?;
         }
         while self.producer.in_flight_count() > 0 {
             self.producer.poll(REPORTS);
