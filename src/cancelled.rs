@@ -6,8 +6,9 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     kafka::{
-        Partition, ReadError, client,
+        Partition, ReadError, Record, client,
         follow::{Follower, Seen},
+        logs::KEY,
     },
     message::{BatchId, Cancellation, Request, codec},
     runtime::clock::Timestamp,
@@ -39,12 +40,16 @@ impl Cancelled {
         let partition = Partition { topic: topic.into(), number: 0 };
         let mut follower = Follower::open(kafka, topic).await?;
         while let Seen::Record(record) = follower.next().await? {
+            if is_other(&record) {
+                continue;
+            }
             note(&sender, &record.raw(&partition));
         }
         let mut reading = JoinSet::new();
         reading.spawn(async move {
             loop {
                 match follower.next().await {
+                    Ok(Seen::Record(record)) if is_other(&record) => {}
                     Ok(Seen::Record(record)) => note(&sender, &record.raw(&partition)),
                     Ok(Seen::CaughtUp) => {}
                     // What is known by now stays; the role's next start reads it all again.
@@ -84,6 +89,11 @@ impl Cancelled {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// What else is noted on the topic is not for us.
+fn is_other(record: &Record) -> bool {
+    record.key.as_ref().is_some_and(|key| key.starts_with(KEY.as_bytes()))
 }
 
 fn note(batches: &watch::Sender<Batches>, raw: &codec::Raw<'_>) {

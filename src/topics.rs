@@ -202,7 +202,8 @@ impl Topics {
         self.delays().into_iter().map(|topic| topic.name).collect()
     }
 
-    /// Written by `weir batch NAME cancel`; read by fetch. Compacted. Key: `cancel/<batch>`.
+    /// Written by `weir batch NAME cancel`, and by roles and `weir topics apply` (the id of the first log of a topic's name);
+    /// read by all. Compacted. Key: `cancel/<batch>`, `log/<topic>`.
     #[must_use]
     pub fn control(&self) -> String {
         format!("{}.control", self.config.prefix)

@@ -157,7 +157,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
     }
 
     fn assigned(&mut self, assignment: Assignment) -> Result<(), ReadError> {
-        let Assignment { partition, epoch, committed } = assignment;
+        let Assignment { partition, epoch, committed, .. } = assignment;
         let published = committed.as_ref().map_or(Ok(0), published_by);
         let published = published.map_err(|reason| ReadError::Ledger { partition: partition.clone(), reason })?;
         self.owned.insert(partition, Owned { epoch, published, range: None, seen: Vec::new() });

@@ -96,7 +96,7 @@ async fn run(log: &Log, memory: &Forgetful, script: Vec<Event>) {
 }
 
 fn again_from(committed: Committed) -> Event {
-    Event::Assigned(vec![Assignment { partition: partition(), epoch: Epoch(1), committed: Some(committed) }])
+    Event::Assigned(vec![Assignment { partition: partition(), epoch: Epoch(1), committed: Some(committed), log: None }])
 }
 
 /// Old and new of all changes that are visible.

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    kafka::logs::Names,
     message::envelope::Kind,
     replay::{
         into::Into,
@@ -62,7 +63,7 @@ pub(super) async fn run(
         vendors.insert(source.name.clone(), vendor);
     }
     let reach = from.reach(&wanted).await?;
-    let target = Target { store, place };
+    let target = Target { store, place, names: Names::default() };
     let mut rebuild = Rebuild { from: &from, wanted: &wanted, target, vendors: &vendors, run: None };
     if !consent.yes {
         let Some(counted) = pass(&rebuild, &reach, stop).await? else { return Ok(Exit::Interrupted) };

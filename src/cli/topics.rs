@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     config::{Config, duration_text},
-    kafka::admin::{self, Change},
+    kafka::{
+        admin::{self, Change},
+        logs,
+    },
     topics::{Topic, Topics},
 };
 
@@ -40,6 +43,8 @@ pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Ex
             for change in admin::apply(&config.kafka, &wanted, topics.replication()).await? {
                 say(&words(&change))?;
             }
+            let names: Vec<String> = wanted.into_iter().map(|topic| topic.name).collect();
+            logs::note(&config.kafka, &names).await?;
         }
         Command::List => {
             let present = admin::describe(&config.kafka).await?;

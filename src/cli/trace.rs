@@ -321,6 +321,7 @@ mod tests {
             key: None,
             value: Some(value.into()),
             headers: vec![],
+            log: None,
         };
         let told = |value| told_of_record(&args, &partition, &record(value), Some(Kind::Request));
         assert!(told("177").is_none() && told(r#"{"item":"8","params":{"a":"77"}}"#).is_none());

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     config::Config,
     enqueue::feed::{Few, NAMED},
+    kafka::logs::topic_of,
     message::{BatchId, envelope::Kind},
     replay::when::time,
     runtime::clock::Clock,
@@ -93,7 +94,7 @@ fn print(report: &Report, batch: Option<&BatchId>) -> std::io::Result<()> {
     for topic in &report.topics {
         faults(topic)?;
     }
-    foreign(&report.foreign)?;
+    foreign(report)?;
     let of = batch.map(|batch| format!(" of batch {batch}")).unwrap_or_default();
     say(&format!("\nRequests{of}"))?;
     say(&format!("  {} {}", mark(report.sum.lost == 0 && report.sum.doubled == 0), equation(&report.sum)))?;
@@ -119,16 +120,27 @@ fn row(report: &TopicReport) -> Vec<String> {
 
 /// Which records and rows do not match, and what to do.
 fn faults(report: &TopicReport) -> std::io::Result<()> {
-    let TopicReport { topic, kind, missing, stray, doubled, .. } = report;
-    let name = |(partition, offset): &At| format!("{topic}/{partition}/{offset}");
+    let TopicReport { log, kind, missing, stray, doubled, differing, nobodys, .. } = report;
+    let name = |(partition, offset): &At| format!("{log}/{partition}/{offset}");
     let replay = format!("`weir replay --topic {}`", word(*kind));
     few(missing, ["record has", "records have"], &format!("no row; {replay} pours them in again"), name)?;
-    let by_hand = "no record: written by hand, or the topic was made anew; below is what deletes them";
+    // Rows of a log that is gone are all that is left of it: nothing deletes those that are of a request.
+    let by_hand = "no record: written by hand, or of a log of this topic that is gone, and then the only copy";
     few(stray, ["row has", "rows have"], by_hand, name)?;
-    advise(stray.first.is_empty(), &deletion(topic, *kind, stray.first.iter().copied()))?;
-    let several = format!("several rows; below is what deletes these, then {replay} pours them in once");
+    advise(nobodys.is_empty(), &deletion(log, *kind, nobodys.iter().copied()))?;
+    let several =
+        format!("several rows; where a command stands below it deletes these, then {replay} pours them in once");
     few(doubled, ["record has", "records have"], &several, |(at, times)| format!("{} ({times} rows)", name(at)))?;
-    advise(doubled.first.is_empty(), &deletion(topic, *kind, doubled.first.iter().map(|(at, _)| *at)))
+    let same: Vec<At> = doubled.first.iter().map(|(at, _)| *at).filter(|at| !differing.contains(at)).collect();
+    if !differing.is_empty() {
+        let of = agree(differing.len() as u64, "has rows", "have rows");
+        say(&format!(
+            "      {} of these {of} of different requests or times. They are not the same record twice, so none of them may \
+             be deleted: was the topic made anew?",
+            grouped(differing.len() as u64)
+        ))?;
+    }
+    advise(same.is_empty(), &deletion(log, *kind, same.into_iter()))
 }
 
 fn advise(is_needless: bool, command: &str) -> std::io::Result<()> {
@@ -152,12 +164,16 @@ fn word(kind: Kind) -> String {
         .map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-fn foreign(found: &[Foreign]) -> std::io::Result<()> {
-    found.iter().try_for_each(|Foreign { table, topic, rows }| {
+/// Whether rows are of a former log of a topic that is there.
+fn is_former(report: &Report, log: &str) -> bool {
+    report.topics.iter().any(|topic| topic.topic == topic_of(log))
+}
+
+fn foreign(report: &Report) -> std::io::Result<()> {
+    report.foreign.iter().try_for_each(|Foreign { table, topic, rows }| {
         let (name, rows) = (agree(*rows, "names", "name"), counted(*rows, "row"));
-        say(&format!(
-            "  · {rows} of {table} {name} the topic {topic}, which is not configured: nothing is proved of them"
-        ))
+        let why = if is_former(report, topic) { "deleted and made anew since" } else { "not configured" };
+        say(&format!("  · {rows} of {table} {name} the topic {topic}, which is {why}: nothing is proved of them"))
     })
 }
 

@@ -235,6 +235,7 @@ async fn outage(fallback: Option<&str>) -> (Log, Vec<Outgoing>) {
         partition: partition(lane),
         epoch: Epoch(1),
         committed: Some(Committed { offset: 0, metadata: String::new() }),
+        log: None,
     };
     events.send(Event::Assigned(vec![assignment(Lane::Bulk), assignment(Lane::Express)])).unwrap();
     let records = |lane, from: i64, to: i64| {
@@ -244,6 +245,7 @@ async fn outage(fallback: Option<&str>) -> (Log, Vec<Outgoing>) {
             key: None,
             value: Some(Bytes::from(format!("6100000000{offset:02}"))),
             headers: vec![],
+            log: None,
         };
         Event::Records { partition: partition(lane), epoch: Epoch(1), records: (from..to).map(record).collect() }
     };
@@ -297,7 +299,7 @@ async fn first_time_requests_are_the_probes_though_overdue_retries_stand_before_
     let partition = partition(Lane::Bulk);
     let committed = Some(Committed { offset: 0, metadata: String::new() });
     events
-        .send(Event::Assigned(vec![Assignment { partition: partition.clone(), epoch: Epoch(1), committed }]))
+        .send(Event::Assigned(vec![Assignment { partition: partition.clone(), epoch: Epoch(1), committed, log: None }]))
         .unwrap();
     // Ten that open it, two in a call; forty that have failed before; ten that have not.
     let is_retry = |offset: i64| (10..50).contains(&offset);
@@ -316,7 +318,7 @@ async fn first_time_requests_are_the_probes_though_overdue_retries_stand_before_
             traceparent: None,
         };
         let codec::Encoded { headers, value } = codec::encode(&envelope, &request);
-        crate::kafka::Record { offset, time: NOW, key: None, value: Some(value), headers }
+        crate::kafka::Record { offset, time: NOW, key: None, value: Some(value), headers, log: None }
     };
     let records = (0..60).map(record).collect();
     events.send(Event::Records { partition, epoch: Epoch(1), records }).unwrap();

@@ -13,7 +13,7 @@ use rdkafka::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{Partition, client::Config};
+use super::{Committed, Partition, client::Config, commit_mark, topic_ids};
 use crate::topics::{KEPT_DELAYS, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -77,7 +77,7 @@ pub struct Lag {
     pub topic: String,
     /// The partition.
     pub partition: i32,
-    /// The group's next offset; `None` if it never committed.
+    /// The group's next offset; `None` if it never committed, or about another log only.
     pub committed: Option<i64>,
     /// The first offset that is still there.
     pub low: i64,
@@ -295,10 +295,16 @@ pub async fn lag(config: &Config, group: &str, topics: &[String]) -> Result<Vec<
             }
         }
         let committed = consumer.committed_offsets(list, TIMEOUT)?;
+        let ids = topic_ids::ask(consumer.client(), wanted.iter().map(|(topic, _)| topic.as_str()), TIMEOUT)?;
         let mut lags = Vec::new();
         for element in committed.elements() {
             let (low, end) = consumer.fetch_watermarks(element.topic(), element.partition(), TIMEOUT)?;
-            let committed = if let Offset::Offset(offset) = element.offset() { Some(offset) } else { None };
+            let committed = if let Offset::Offset(offset) = element.offset() {
+                let committed = Committed { offset, metadata: element.metadata().to_owned() };
+                commit_mark::of_this_log(element.topic(), &committed, &ids).map(|committed| committed.offset)
+            } else {
+                None
+            };
             lags.push(Lag { topic: element.topic().to_owned(), partition: element.partition(), committed, low, end });
         }
         Ok(lags)

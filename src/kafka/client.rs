@@ -6,6 +6,8 @@ use bytesize::ByteSize;
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use serde::{Deserialize, Serialize};
 
+use super::logs::Logs;
+
 /// `[kafka]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,9 @@ pub struct Config {
     pub record_limit: ByteSize,
     /// Any librdkafka property (`security.protocol`, `sasl.username`, …), passed to every client as it is.
     pub properties: BTreeMap<String, String>,
+    /// What the logs of topics are called; not a setting.
+    #[serde(skip)]
+    pub logs: Logs,
 }
 
 impl Default for Config {
@@ -28,6 +33,7 @@ impl Default for Config {
             group_prefix: "weir".to_owned(),
             record_limit: ByteSize::b(MESSAGE_LIMIT as u64),
             properties: BTreeMap::new(),
+            logs: Logs::default(),
         }
     }
 }

@@ -3,7 +3,11 @@
 //! The progress is kept as the committed offsets of a consumer group without members, where the next run finds it
 //! from any machine. Jobs that must not run at the same time share a transactional id: the second one fences the first.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rdkafka::{
     Offset, TopicPartitionList,
@@ -15,7 +19,12 @@ use rdkafka::{
 use tracing::debug;
 
 use super::{
-    Committed, Outgoing, Partition, TransactError, admin::AdminError, client::Config, scan, writer::Transactions,
+    Committed, Outgoing, Partition, TransactError,
+    admin::AdminError,
+    client::Config,
+    commit_mark, scan,
+    topic_ids::{self, TopicIds},
+    writer::Transactions,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +46,22 @@ struct Inner {
     transactions: Transactions,
     /// Never subscribes: only what the group's name and the absence of a generation are read from.
     consumer: BaseConsumer,
+    /// Which logs its progress is about, as first seen.
+    ids: Mutex<TopicIds>,
+}
+
+impl Inner {
+    /// The ids of the topics that the progress is about.
+    fn ids(&self, progress: &[Progress]) -> Result<TopicIds, TransactError> {
+        let mut known = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let new: BTreeSet<&str> = progress.iter().map(|(partition, _)| &*partition.topic).collect();
+        let new: Vec<&str> = new.into_iter().filter(|topic| !known.contains_key(*topic)).collect();
+        if !new.is_empty() {
+            let asked = topic_ids::ask(self.consumer.client(), new, TIMEOUT);
+            known.extend(asked.map_err(|error| TransactError::Aborted(format!("asking for topic ids: {error}")))?);
+        }
+        Ok(known.clone())
+    }
 }
 
 impl Job {
@@ -55,7 +80,7 @@ impl Job {
                 .create()
                 .map_err(|error| TransactError::Rebuild(format!("making a consumer: {error}")))?;
             let transactions = Transactions::start(&config, name, None)?;
-            Ok(Self { inner: Arc::new(Inner { group, config, transactions, consumer }) })
+            Ok(Self { inner: Arc::new(Inner { group, config, transactions, consumer, ids: Mutex::default() }) })
         });
         opened.await.map_err(|error| TransactError::Rebuild(error.to_string()))?
     }
@@ -79,12 +104,14 @@ impl Job {
     pub async fn commit(&self, records: Vec<Outgoing>, progress: Vec<Progress>) -> Result<(), TransactError> {
         let inner = Arc::clone(&self.inner);
         let done = tokio::task::spawn_blocking(move || {
+            let ids = inner.ids(&progress)?;
             let mut list = TopicPartitionList::with_capacity(progress.len());
             for (partition, committed) in &progress {
                 let mut element = list.add_partition(&partition.topic, partition.number);
                 let set = element.set_offset(Offset::Offset(committed.offset));
                 set.map_err(|error| TransactError::Rebuild(format!("offset of {partition}: {error}")))?;
-                element.set_metadata(committed.metadata.as_str());
+                let id = ids.get(&*partition.topic).copied();
+                element.set_metadata(commit_mark::marked(id, &committed.metadata));
             }
             let metadata = inner.consumer.group_metadata();
             let metadata = metadata.ok_or_else(|| TransactError::Rebuild("the consumer has no group".to_owned()))?;

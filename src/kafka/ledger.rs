@@ -7,10 +7,13 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD as BASE64};
 
-use super::{Committed, Epoch};
+use super::{Committed, Epoch, commit_mark};
 
 /// The broker refuses longer commit metadata (`offset.metadata.max.bytes`, 4,096 by default).
-pub const METADATA_LIMIT: usize = 4_096;
+pub const BROKERS_LIMIT: usize = 4_096;
+
+/// What stages may say in it: the id of the topic stands before it.
+pub const METADATA_LIMIT: usize = BROKERS_LIMIT - commit_mark::LENGTH;
 
 /// How far work may run ahead of the first offset that is not done: 24,000 bits are 3,000 bytes are 4,000
 /// characters of base64.

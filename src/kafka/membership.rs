@@ -9,7 +9,7 @@
 //! commit is checked against the generation of each member whose partitions it is about.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{
         Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak,
@@ -19,7 +19,11 @@ use std::{
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 
-use super::{Epoch, Offsets, Partition, reader::Context};
+use super::{
+    Epoch, Offsets, Partition,
+    reader::Context,
+    topic_ids::{TopicId, TopicIds},
+};
 
 /// Our place in a consumer group. Opaque to stages; cheap to clone.
 #[derive(Clone)]
@@ -36,6 +40,8 @@ struct Owned {
     epoch: Epoch,
     /// Which of this process's members has it.
     member: usize,
+    /// Which log of its topic it is, if the brokers say so.
+    id: Option<TopicId>,
 }
 
 /// Permission to commit, for as long as it lives: meanwhile no partition is taken away.
@@ -65,9 +71,9 @@ impl Membership {
         Epoch(self.0.epochs.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    pub(super) fn add(&self, partition: Partition, epoch: Epoch, member: usize) {
+    pub(super) fn add(&self, partition: Partition, epoch: Epoch, member: usize, id: Option<TopicId>) {
         let mut owned = self.0.owned.write().unwrap_or_else(PoisonError::into_inner);
-        owned.insert(partition, Owned { epoch, member });
+        owned.insert(partition, Owned { epoch, member, id });
     }
 
     /// Takes partitions away; waits until no commit is under way.
@@ -92,6 +98,23 @@ impl Membership {
         self.read().get(partition).map(|owned| owned.member)
     }
 
+    /// The partitions of a member whose topics have another id by now.
+    pub(super) fn outdated(&self, member: usize, now: &TopicIds) -> Vec<Partition> {
+        let is_other = |topic: &str, owned: &Owned| {
+            owned.member == member && owned.id.zip(now.get(topic)).is_some_and(|(own, now)| own != *now)
+        };
+        let owned = self.read();
+        let outdated = owned.iter().filter(|(partition, owned)| is_other(&partition.topic, owned));
+        outdated.map(|(partition, _)| partition.clone()).collect()
+    }
+
+    /// The topics of a member's partitions.
+    pub(super) fn topics(&self, member: usize) -> BTreeSet<Arc<str>> {
+        let owned = self.read();
+        let of_member = owned.iter().filter(|(_, owned)| owned.member == member);
+        of_member.map(|(partition, _)| Arc::clone(&partition.topic)).collect()
+    }
+
     /// Permission to commit for these partitions under these epochs, if all of them are still ours.
     pub(super) fn permit<'p>(
         &self,
@@ -110,6 +133,11 @@ impl Membership {
 }
 
 impl Permit<'_> {
+    /// Which log of its topic a partition is, if the brokers say so.
+    pub(super) fn id(&self, partition: &Partition) -> Option<TopicId> {
+        self.owned.get(partition).and_then(|owned| owned.id)
+    }
+
     /// These offsets by the member that has their partitions, each part with its consumer. `None` if the reader has
     /// ended.
     pub(super) fn by_member(&self, offsets: Offsets) -> Option<Vec<(Arc<BaseConsumer<Context>>, Offsets)>> {

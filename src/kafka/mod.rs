@@ -7,10 +7,12 @@
 
 pub mod admin;
 pub mod client;
+mod commit_mark;
 pub mod follow;
 pub mod intake;
 pub mod job;
 pub mod ledger;
+pub mod logs;
 mod membership;
 mod native;
 pub mod outbox;
@@ -25,6 +27,7 @@ pub(crate) mod scripted;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod tail;
+pub mod topic_ids;
 mod writer;
 
 use std::{fmt, ops::Range, sync::Arc};
@@ -96,6 +99,8 @@ pub struct Record {
     pub value: Option<Bytes>,
     /// The headers.
     pub headers: Headers,
+    /// What its log is called, if not by its topic's name, see [`logs`].
+    pub log: Option<Arc<str>>,
 }
 
 impl Record {
@@ -108,11 +113,11 @@ impl Record {
         size_of::<Self>() + headers + parts.map(|part| 16 + part.len()).sum::<usize>()
     }
 
-    /// The record as [`codec`] reads it.
+    /// The record as [`codec`] reads it; its topic is the name of the log.
     #[must_use]
     pub fn raw<'a>(&'a self, partition: &'a Partition) -> codec::Raw<'a> {
         codec::Raw {
-            topic: &partition.topic,
+            topic: self.log.as_ref().unwrap_or(&partition.topic),
             partition: partition.number,
             offset: self.offset,
             time: self.time,
@@ -155,8 +160,11 @@ pub struct Assignment {
     pub partition: Partition,
     /// Under which epoch.
     pub epoch: Epoch,
-    /// Where the group had come to; `None` if it never committed: reading begins at the earliest record.
+    /// Where the group had come to; `None` if it never committed, or what it has committed is about another log of the
+    /// topic's name: reading begins at the earliest record.
     pub committed: Option<Committed>,
+    /// What its log is called, if not by its topic's name, see [`logs`].
+    pub log: Option<Arc<str>>,
 }
 
 /// What a reader tells its stage.

@@ -6,7 +6,7 @@ use rdkafka::{
     message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
 };
 
-use super::{Offsets, Outgoing, Partition, Record, TransactError};
+use super::{Offsets, Outgoing, Partition, Record, TransactError, commit_mark, topic_ids::TopicId};
 use crate::{
     message::envelope::{Headers, name},
     runtime::clock::Timestamp,
@@ -44,6 +44,7 @@ fn with_headers(message: &BorrowedMessage<'_>, headers: Headers) -> Record {
         key: message.key().map(Bytes::copy_from_slice),
         value: message.payload().map(Bytes::copy_from_slice),
         headers,
+        log: None,
     }
 }
 
@@ -53,15 +54,18 @@ pub(super) fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
     list.elements().iter().map(|element| partition(element.topic(), element.partition())).collect()
 }
 
-/// Offsets with their metadata in librdkafka's form.
-pub(super) fn offset_list(offsets: &Offsets) -> Result<TopicPartitionList, TransactError> {
+/// Offsets with their metadata in librdkafka's form; `id`: of which log they are.
+pub(super) fn offset_list(
+    offsets: &Offsets,
+    id: impl Fn(&Partition) -> Option<TopicId>,
+) -> Result<TopicPartitionList, TransactError> {
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for (partition, _, committed) in offsets {
         let mut element = list.add_partition(&partition.topic, partition.number);
         element
             .set_offset(Offset::Offset(committed.offset))
             .map_err(|error| TransactError::Rebuild(format!("offset of {partition}: {error}")))?;
-        element.set_metadata(committed.metadata.as_str());
+        element.set_metadata(commit_mark::marked(id(partition), &committed.metadata));
     }
     Ok(list)
 }

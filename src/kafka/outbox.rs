@@ -318,7 +318,8 @@ mod tests {
             self.epoch += 1;
             let committed = self.broker.committed.get(partition).cloned();
             self.read.insert(partition.clone(), committed.as_ref().map_or(0, |committed| committed.offset));
-            let assignment = Assignment { partition: partition.clone(), epoch: Epoch(self.epoch), committed };
+            let assignment =
+                Assignment { partition: partition.clone(), epoch: Epoch(self.epoch), committed, log: None };
             self.outbox.assign(&assignment).unwrap();
         }
 
@@ -426,7 +427,9 @@ mod tests {
     fn outcomes_of_a_partition_that_left_are_dropped_even_if_it_came_back() {
         let mut outbox = Outbox::default();
         let assign = |outbox: &mut Outbox, epoch| {
-            outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(epoch), committed: None }).unwrap();
+            outbox
+                .assign(&Assignment { partition: partition(0), epoch: Epoch(epoch), committed: None, log: None })
+                .unwrap();
         };
         assign(&mut outbox, 1);
         let position = Position { partition: partition(0), epoch: Epoch(1), offset: 0 };
@@ -441,7 +444,7 @@ mod tests {
     #[test]
     fn an_outcome_of_a_record_that_retention_has_deleted_meanwhile_still_travels() {
         let mut outbox = Outbox::default();
-        outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(1), committed: None }).unwrap();
+        outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(1), committed: None, log: None }).unwrap();
         let position = |offset| Position { partition: partition(0), epoch: Epoch(1), offset };
         (0..2).for_each(|offset| assert_eq!(outbox.admit(&position(offset)), Admit::New));
         outbox.gone(&partition(0), Epoch(1), 9);
@@ -456,7 +459,7 @@ mod tests {
     #[test]
     fn a_transaction_is_small_enough_to_be_sent_in_time() {
         let mut outbox = Outbox::default();
-        outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(1), committed: None }).unwrap();
+        outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(1), committed: None, log: None }).unwrap();
         let value = Bytes::from(vec![b'x'; 900_000]);
         for offset in 0..50 {
             let position = Position { partition: partition(0), epoch: Epoch(1), offset };
@@ -476,7 +479,7 @@ mod tests {
     #[test]
     fn a_partition_is_settled_when_its_outcomes_are_committed() {
         let mut outbox = Outbox::default();
-        outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(1), committed: None }).unwrap();
+        outbox.assign(&Assignment { partition: partition(0), epoch: Epoch(1), committed: None, log: None }).unwrap();
         let position = Position { partition: partition(0), epoch: Epoch(1), offset: 0 };
         outbox.admit(&position);
         assert!(!outbox.is_settled(&partition(0)));

@@ -4,6 +4,7 @@
 //! commit is under way; meanwhile the thread goes on serving the stage's commands, else both would wait for
 //! each other.
 
+mod anew;
 mod pausing;
 mod poll;
 mod trouble;
@@ -35,7 +36,10 @@ use self::pausing::{Pauses, Wanted};
 use super::{
     Assignment, Committed, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, WriteError,
     client::Config,
+    commit_mark,
+    logs::{Names, Noting},
     native::{offset_list, partitions},
+    topic_ids::{self, TopicIds},
 };
 
 /// The most records that one poll gathers before they are handed over.
@@ -123,11 +127,14 @@ impl KafkaReader {
             commits: orders,
             pauses: Pauses::default(),
             begun_at: HashMap::new(),
+            known: TopicIds::new(),
+            names: Names::default(),
         }));
         let (ahead, wanted) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Wanted::default())));
         let mut consumers = Vec::new();
         for (member, topics) in group.topics.iter().enumerate() {
             let context = Context {
+                config: config.clone(),
                 group: GroupConfig { instance: group.member(member), topics: vec![topics.clone()], ..group.clone() },
                 member,
                 headers,
@@ -211,6 +218,10 @@ struct Shared {
     pauses: Pauses,
     /// Where reading of each assigned partition began, if that was an offset.
     begun_at: HashMap<Partition, i64>,
+    /// The ids of topics, as last seen at an assignment.
+    known: TopicIds,
+    /// What the logs of the topics are called.
+    names: Names,
 }
 
 /// Whether the stage still listens.
@@ -222,6 +233,7 @@ enum Stage {
 
 /// A member's callbacks.
 pub(super) struct Context {
+    config: Config,
     /// The group, with the name and the topics of this member.
     group: GroupConfig,
     /// Its number among the members of this process.
@@ -270,8 +282,9 @@ impl Context {
             Ok((assignments, _)) if assignments.is_empty() => {}
             Ok((assignments, gone)) => {
                 info!(group = self.group.group, partitions = ?names(&assignments), "partitions are ours now");
-                for assignment in &assignments {
-                    self.membership.add(assignment.partition.clone(), assignment.epoch, self.member);
+                for Assignment { partition, epoch, .. } in &assignments {
+                    let id = self.shared().known.get(&*partition.topic).copied();
+                    self.membership.add(partition.clone(), *epoch, self.member, id);
                 }
                 self.wanted().is_new = true;
                 self.push(Ok(Event::Assigned(assignments)));
@@ -297,14 +310,23 @@ impl Context {
         }
         // With read_committed the broker answers only when no transaction is open on these offsets.
         let commits = self.insist("reading committed offsets", || consumer.committed_offsets(list.clone(), ASK))?;
+        let ids = self.look_up(consumer, &commits)?;
         for element in commits.elements() {
             let partition = Partition { topic: element.topic().into(), number: element.partition() };
             let epoch = self.membership.new_epoch();
             // An error of this partition alone looks like a group that never committed, and would do all again.
             element.error().map_err(|error| self.failed(format!("reading the commit of {partition}: {error}")))?;
             self.shared().begun_at.remove(&partition);
-            let (committed, from) = match element.offset() {
-                Offset::Offset(offset) => {
+            let committed = match element.offset() {
+                Offset::Offset(offset) => Some(Committed { offset, metadata: element.metadata().to_owned() }),
+                // Never committed: the group's first start.
+                Offset::Beginning | Offset::End | Offset::Stored | Offset::Invalid | Offset::OffsetTail(_) => None,
+            };
+            let committed =
+                committed.and_then(|committed| commit_mark::of_this_log(&partition.topic, &committed, &ids));
+            let from = match &committed {
+                Some(Committed { offset, .. }) => {
+                    let offset = *offset;
                     let (low, _) = self.insist("reading the first offset", || {
                         consumer.fetch_watermarks(&partition.topic, partition.number, ASK)
                     })?;
@@ -312,18 +334,15 @@ impl Context {
                         gone.push(Event::Gone { partition: partition.clone(), epoch, range: offset..low });
                     }
                     self.shared().begun_at.insert(partition.clone(), offset.max(low));
-                    let committed = Committed { offset, metadata: element.metadata().to_owned() };
-                    (Some(committed), Offset::Offset(offset.max(low)))
+                    Offset::Offset(offset.max(low))
                 }
-                // Never committed: the group's first start.
-                Offset::Beginning | Offset::End | Offset::Stored | Offset::Invalid | Offset::OffsetTail(_) => {
-                    (None, Offset::Beginning)
-                }
+                None => Offset::Beginning,
             };
             start
                 .add_partition_offset(&partition.topic, partition.number, from)
                 .map_err(|error| self.failed(format!("offset of {partition}: {error}")))?;
-            assignments.push(Assignment { partition, epoch, committed });
+            let log = self.shared().names.of(&partition.topic).cloned();
+            assignments.push(Assignment { partition, epoch, committed, log });
         }
         Ok((assignments, start, gone))
     }
@@ -453,7 +472,8 @@ impl Context {
         let permit = permit.map_err(|partition| refused(format!("{partition} has gone to another member")))?;
         let parts = permit.by_member(offsets).ok_or_else(|| refused("the reader has ended".to_owned()))?;
         for (consumer, offsets) in parts {
-            let list = offset_list(&offsets).map_err(|error| refused(error.to_string()))?;
+            let list =
+                offset_list(&offsets, |partition| permit.id(partition)).map_err(|error| refused(error.to_string()))?;
             consumer.commit(&list, CommitMode::Sync).map_err(|error| refused(error.to_string()))?;
         }
         Ok(committed)

@@ -1,6 +1,6 @@
 //! Reads bounded pieces of partitions, one after the other: for jobs that end, outside of every consumer group.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, ops::Range, sync::Arc, time::Duration};
 
 use rdkafka::{
     Message, Offset, TopicPartitionList,
@@ -11,7 +11,15 @@ use rdkafka::{
 use tokio::{sync::mpsc, time::Instant};
 use tracing::debug;
 
-use super::{Committed, Partition, Record, admin::AdminError, client::Config, native::record};
+use super::{
+    Committed, Partition, Record,
+    admin::AdminError,
+    client::Config,
+    commit_mark,
+    logs::{self, Noting},
+    native::record,
+    topic_ids::{self, TopicIds},
+};
 use crate::runtime::clock::Timestamp;
 
 /// How long one question to the brokers may take.
@@ -110,7 +118,8 @@ impl Scan {
             consumer(config, true).map_err(|error| AdminError::Refused { attempt, reason: error.to_string() })?;
         let (sender, pieces) = mpsc::channel(PIECES);
         // Ends by itself: after the last span, or when the receiver has gone.
-        drop(tokio::task::spawn_blocking(move || read_all(&consumer, spans, &sender)));
+        let config = config.clone();
+        drop(tokio::task::spawn_blocking(move || read_all(&config, &consumer, spans, &sender)));
         Ok(Self { pieces })
     }
 
@@ -126,8 +135,26 @@ impl Scan {
     }
 }
 
-fn read_all(consumer: &BaseConsumer, spans: Vec<Span>, sender: &mpsc::Sender<Result<Piece, ScanError>>) {
+fn read_all(
+    config: &Config,
+    consumer: &BaseConsumer,
+    spans: Vec<Span>,
+    sender: &mpsc::Sender<Result<Piece, ScanError>>,
+) {
     let mut known: Option<Arc<str>> = None;
+    let topics: BTreeSet<&str> = spans.iter().map(|span| &*span.partition.topic).collect();
+    let topics: Vec<String> = topics.into_iter().map(str::to_owned).collect();
+    let names = match logs::names_of(config, &topics, Noting::No) {
+        Ok(names) => names,
+        Err(error) => {
+            if let Some(Span { partition, range }) = spans.into_iter().next() {
+                let failed = ScanError::Failed { partition, offset: range.start, reason: error.to_string() };
+                // Nobody may listen any more.
+                let _ = sender.blocking_send(Err(failed));
+            }
+            return;
+        }
+    };
     for span in spans {
         // Assigned a topic that it has not heard of, the client finds out who leads it at its next round of topics, which
         // it makes once a second. Asked for, it knows at once; if it does not answer now the round comes all the same.
@@ -136,7 +163,8 @@ fn read_all(consumer: &BaseConsumer, spans: Vec<Span>, sender: &mpsc::Sender<Res
             known = Some(Arc::clone(&span.partition.topic));
         }
         let partition = span.partition.clone();
-        let end = match read(consumer, span, sender) {
+        let log = names.of(&partition.topic).cloned();
+        let end = match read(consumer, span, log.as_ref(), sender) {
             Ok(true) => Ok(Piece::End(partition)),
             Ok(false) => return,
             Err(error) => Err(error),
@@ -152,6 +180,7 @@ fn read_all(consumer: &BaseConsumer, spans: Vec<Span>, sender: &mpsc::Sender<Res
 fn read(
     consumer: &BaseConsumer,
     Span { partition, range }: Span,
+    log: Option<&Arc<str>>,
     sender: &mpsc::Sender<Result<Piece, ScanError>>,
 ) -> Result<bool, ScanError> {
     if range.is_empty() {
@@ -165,7 +194,12 @@ fn read(
         .map_err(|error| failed(next, error.to_string()))?;
     let mut moved = Instant::now();
     loop {
-        let (records, end) = gather(consumer, &range, next);
+        let (mut records, end) = gather(consumer, &range, next);
+        if let Some(log) = log {
+            for record in &mut records {
+                record.log = Some(Arc::clone(log));
+            }
+        }
         let end = match end {
             End::Reached => true,
             End::Gone => return Err(ScanError::Gone { partition, offset: next }),
@@ -223,6 +257,36 @@ fn gather(consumer: &BaseConsumer, range: &Range<i64>, next: i64) -> (Vec<Record
         wait = Duration::ZERO;
     }
     (records, End::Open)
+}
+
+/// Hands over all that a small topic holds. Blocks.
+///
+/// # Errors
+/// [`KafkaError`]: the topic is not there, or the brokers bring nothing.
+pub(super) fn read_whole(consumer: &BaseConsumer, topic: &str, mut take: impl FnMut(Record)) -> KafkaResult<()> {
+    for partition in partitions(consumer, &[topic.to_owned()])? {
+        let (low, end) = consumer.fetch_watermarks(&partition.topic, partition.number, ASK)?;
+        let (range, mut next, mut moved) = (low..end, low, Instant::now());
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(low))?;
+        consumer.assign(&list)?;
+        while next < range.end {
+            let (records, end) = gather(consumer, &range, next);
+            if let Some(last) = records.last() {
+                (next, moved) = (last.offset + 1, Instant::now());
+            }
+            records.into_iter().for_each(&mut take);
+            match end {
+                End::Reached => break,
+                End::Gone => return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OffsetOutOfRange)),
+                End::Open | End::Trouble(_) if moved.elapsed() > ASK => {
+                    return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
+                }
+                End::Open | End::Trouble(_) => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// How far a partition reaches.
@@ -295,7 +359,8 @@ pub async fn at_time(config: &Config, topics: &[String], time: Timestamp) -> Res
     .await
 }
 
-/// What `group` has committed for each partition of these topics, with the metadata.
+/// What `group` has committed for each partition of these topics, with the metadata; nothing if that is about a log that
+/// is not there any more.
 ///
 /// # Errors
 /// [`AdminError`]
@@ -315,18 +380,23 @@ pub async fn committed(
             list.add_partition(&partition.topic, partition.number);
         }
         let committed = consumer.committed_offsets(list, ASK)?;
-        Ok(committed.elements().iter().map(commit_of).collect())
+        let ids = topic_ids::ask(consumer.client(), topics.iter().map(String::as_str), ASK)?;
+        Ok(committed.elements().iter().map(|element| commit_of(element, &ids)).collect())
     })
     .await
 }
 
 /// A partition of a list with what is committed for it.
-pub(super) fn commit_of(
+fn commit_of(
     element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>,
+    ids: &TopicIds,
 ) -> (Partition, Option<Committed>) {
     let partition = Partition { topic: element.topic().into(), number: element.partition() };
     let committed = match element.offset() {
-        Offset::Offset(offset) => Some(Committed { offset, metadata: element.metadata().to_owned() }),
+        Offset::Offset(offset) => {
+            let committed = Committed { offset, metadata: element.metadata().to_owned() };
+            commit_mark::of_this_log(element.topic(), &committed, ids)
+        }
         Offset::Beginning | Offset::End | Offset::Stored | Offset::Invalid | Offset::OffsetTail(_) => None,
     };
     (partition, committed)
@@ -365,7 +435,7 @@ fn partitions(consumer: &BaseConsumer, topics: &[String]) -> KafkaResult<Vec<Par
 }
 
 /// Runs questions that librdkafka answers by blocking, away from the async threads.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     config: &Config,
     attempt: &str,
     ask: impl FnOnce() -> KafkaResult<T> + Send + 'static,

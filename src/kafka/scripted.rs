@@ -121,7 +121,7 @@ pub(crate) fn partition() -> Partition {
 /// The partition is assigned from its beginning.
 pub(crate) fn assigned() -> Event {
     let committed = Some(Committed { offset: 0, metadata: String::new() });
-    Event::Assigned(vec![Assignment { partition: partition(), epoch: Epoch(1), committed }])
+    Event::Assigned(vec![Assignment { partition: partition(), epoch: Epoch(1), committed, log: None }])
 }
 
 /// Records of the partition, the first at `offset`.
@@ -132,6 +132,7 @@ pub(crate) fn records(offset: i64, values: impl IntoIterator<Item = Bytes>) -> E
         key: None,
         value: Some(value),
         headers: vec![],
+        log: None,
     };
     let records = (offset..).zip(values).map(record).collect();
     Event::Records { partition: partition(), epoch: Epoch(1), records }

@@ -182,7 +182,7 @@ impl World {
             let number = i32::try_from(hasher.finish() % u64::try_from(count).unwrap()).unwrap();
             let partition = Partition { topic, number };
             let offset = self.ends.entry(partition.clone()).or_default();
-            let record = Record { offset: *offset, time, key, value: Some(value), headers };
+            let record = Record { offset: *offset, time, key, value: Some(value), headers, log: None };
             self.partitions.get_mut(&partition).unwrap().insert(*offset, record);
             *offset += 1;
             touched.insert(partition);
@@ -223,7 +223,7 @@ impl World {
             let from = committed.as_ref().map_or(0, |committed| committed.offset);
             member.owned.insert(partition.clone(), (epoch, from));
             member.paused.remove(&partition);
-            new.entry(number).or_default().push(Assignment { partition, epoch, committed });
+            new.entry(number).or_default().push(Assignment { partition, epoch, committed, log: None });
         }
         for (number, assignments) in new {
             if let Some(member) = self.members.get_mut(&number) {

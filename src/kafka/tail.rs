@@ -7,7 +7,12 @@ use rdkafka::{
 };
 use tracing::warn;
 
-use super::{Partition, ReadError, Record, client::Config, native, scan};
+use super::{
+    Partition, ReadError, Record,
+    client::Config,
+    logs::{self, Names},
+    native, scan,
+};
 
 /// After an error that may pass.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
@@ -16,6 +21,7 @@ const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 pub struct Tail {
     consumer: StreamConsumer,
     topics: String,
+    names: Names,
 }
 
 impl Tail {
@@ -25,6 +31,7 @@ impl Tail {
     /// [`ReadError::Failed`]: a topic is not there, or no broker answers.
     pub async fn open(config: &Config, topics: &[String]) -> Result<Self, ReadError> {
         let failed = |reason: String| ReadError::alone(&topics.join(", "), reason);
+        let names = logs::names(config, topics).await.map_err(|error| failed(error.to_string()))?;
         let bounds = scan::bounds(config, topics).await.map_err(|error| failed(error.to_string()))?;
         let consumer: StreamConsumer = config
             .base()
@@ -44,7 +51,7 @@ impl Tail {
                 .map_err(|error| failed(error.to_string()))?;
         }
         consumer.assign(&list).map_err(|error| failed(error.to_string()))?;
-        Ok(Self { consumer, topics: topics.join(", ") })
+        Ok(Self { consumer, topics: topics.join(", "), names })
     }
 
     /// The next record. While the brokers are away it waits for them.
@@ -59,7 +66,9 @@ impl Tail {
             match self.consumer.recv().await {
                 Ok(message) => {
                     let partition = Partition { topic: message.topic().into(), number: message.partition() };
-                    return Ok((partition, native::record(&message)));
+                    let record = native::record(&message);
+                    let log = self.names.of(message.topic()).cloned();
+                    return Ok((partition, Record { log, ..record }));
                 }
                 Err(error @ KafkaError::MessageConsumptionFatal(_)) => {
                     return Err(ReadError::alone(&self.topics, error.to_string()));

@@ -226,8 +226,11 @@ impl Transactions {
             .map_err(|partition| TransactError::Aborted(format!("{partition} has gone to another member")))?;
         let ended = || TransactError::Aborted("the reader has ended".to_owned());
         let parts = permit.generations(job.offsets.clone()).ok_or_else(ended)?.into_iter();
-        let parts: Result<Vec<_>, _> =
-            parts.map(|(generation, offsets)| Ok::<_, TransactError>((offset_list(&offsets)?, generation))).collect();
+        let parts: Result<Vec<_>, _> = parts
+            .map(|(generation, offsets)| {
+                Ok::<_, TransactError>((offset_list(&offsets, |partition| permit.id(partition))?, generation))
+            })
+            .collect();
         self.transact(&job.records, &parts?)
     }
 

@@ -62,7 +62,7 @@ impl Rebuild<'_> {
     }
 
     async fn window(&self, partition: &Partition, range: Range<i64>, tally: &mut Tally) -> Result<(), ReplayError> {
-        let Target { store, place } = &self.target;
+        let Target { store, place, .. } = &self.target;
         let there = store.present(place, partition, &range).await?;
         let mut rows = self.from.observations(partition, &range, self.wanted)?;
         let (mut missing, mut bytes) = (Rows::expecting(ROWS), 0);

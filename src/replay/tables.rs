@@ -23,6 +23,7 @@ use super::{ReplayError, filter::Filter, plan::Mark};
 use crate::{
     kafka::{
         Committed, Job, Partition, Record, Scan,
+        logs::Names,
         page::Page,
         scan::{Piece, Span},
     },
@@ -84,6 +85,8 @@ pub struct Target {
     pub store: Store,
     /// The table.
     pub place: Place,
+    /// What its rows call the logs of the topics.
+    pub names: Names,
 }
 
 /// A run into tables.
@@ -189,10 +192,11 @@ impl Pouring<'_> {
         span: &Span,
         page: &mut Option<Page>,
     ) -> Result<Vec<(Record, bool)>, ReplayError> {
-        let Target { store, place } = &self.target;
+        let Target { store, place, .. } = &self.target;
+        let partition = self.target.names.partition(&span.partition);
         let mut looked = Vec::with_capacity(records.len());
         for record in records {
-            let known = page_of(store, place, &span.partition, record.offset..span.range.end, page).await?;
+            let known = page_of(store, place, &partition, record.offset..span.range.end, page).await?;
             let is_there = known.has(record.offset);
             looked.push((record, is_there));
         }
@@ -290,13 +294,13 @@ async fn read(
 /// Inserts a chunk; how far its partition is done with it.
 async fn pour_one(target: Target, chunk: Chunk, run: String) -> Result<(Partition, Committed), ReplayError> {
     let Chunk { partition, rows, next, to } = chunk;
-    pour(&target, &partition, rows, &run, true).await?;
+    pour(&target, &target.names.partition(&partition), rows, &run, true).await?;
     Ok((partition, Mark { run, to }.at(next)))
 }
 
 /// Inserts rows until all of them are known to be there. `is_sure`: that none of them is now, nor on its way.
 pub(super) async fn pour(
-    Target { store, place }: &Target,
+    Target { store, place, .. }: &Target,
     partition: &Partition,
     mut rows: Rows,
     run: &str,

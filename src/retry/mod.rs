@@ -34,6 +34,7 @@ use crate::{
     kafka::{
         Instead, Outgoing, Reader, Record, Writer, client,
         intake::{Input, Intake, IntakeError},
+        logs::topic_of,
         outbox::Position,
     },
     message::{
@@ -251,7 +252,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         if self.is_cancelled(&waiting) {
             return (now, Held::Waiting(Box::new(waiting)));
         }
-        let delay = self.tiers.get(raw.topic).map_or(Duration::ZERO, |&tier| self.delays[tier]);
+        let delay = self.tiers.get(topic_of(raw.topic)).map_or(Duration::ZERO, |&tier| self.delays[tier]);
         let at = wheel::goes_on_at(waiting.due_at, delay, record.time, Waiting::hopped_at(raw), now);
         (at, Held::Waiting(Box::new(waiting)))
     }

@@ -282,6 +282,7 @@ mod tests {
 
     fn record(offset: i64, size: usize, time: i64) -> Record {
         Record {
+            log: None,
             offset,
             time: Timestamp::from_millis(time),
             key: None,

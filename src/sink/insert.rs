@@ -308,8 +308,8 @@ impl Insert for Store {
 }
 
 /// The rows of a block, as a condition: without those at the places of its records that make none, since what stands
-/// there is not of this block.
-fn range_of(sealed: &Sealed) -> String {
+/// there is not of this block, and of their times, since other records had the same places before a topic was made anew.
+pub(super) fn range_of(sealed: &Sealed) -> String {
     let intent = &sealed.intent;
     let times = sealed.rows.iter().map(|row| row.recorded_at);
     let mut condition = range(&sealed.partition, intent.first..intent.next, times);
@@ -340,6 +340,6 @@ fn range(partition: &Partition, offsets: Range<i64>, times: impl Iterator<Item =
 }
 
 /// A text of SQL.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }

@@ -16,7 +16,7 @@ use super::{
     sealed::{Reading, Sealed},
     settle::{End, Halt},
 };
-use crate::kafka::{Assignment, Committed, Epoch, Handover, Outgoing, Record};
+use crate::kafka::{Assignment, Committed, Epoch, Handover, Outgoing, Partition, Record};
 
 /// An insert begins within this time after its block was announced; later it is announced again, which fails if the
 /// partition has gone. So nobody inserts on the strength of an intent that a new owner has dealt with long ago.
@@ -117,7 +117,9 @@ impl Lane {
     /// # Errors
     /// [`IntentError`] if the commit's metadata is not ours to read.
     pub fn new(assignment: Assignment, route: Arc<Route>, limits: Limits) -> Result<Self, IntentError> {
-        let Assignment { partition, epoch, committed } = assignment;
+        let Assignment { partition, epoch, committed, log } = assignment;
+        // Whatever is stored, counted and recognised is named by the log.
+        let partition = Partition { topic: log.unwrap_or(partition.topic), number: partition.number };
         let (guard, intents) = match &committed {
             Some(committed) => intent::decode(committed.offset, &committed.metadata)?,
             None => (Guard::Unknown, Vec::new()),

@@ -4,7 +4,11 @@ use std::ops::Range;
 
 use tokio::time::timeout;
 
-use super::{connection::Trouble, insert::Store, row};
+use super::{
+    connection::Trouble,
+    insert::{Store, quoted},
+    row,
+};
 use crate::{
     kafka::{Partition, page::Page},
     message::envelope::Kind,
@@ -90,24 +94,101 @@ impl Store {
         kind: Kind,
         (partition, offset): (&Partition, i64),
         since: Timestamp,
+        take: impl FnMut(&str, &str, Timestamp),
+    ) -> Result<(), Trouble> {
+        let place = format!("topic = {{topic: String}} AND partition = {} AND offset < {offset}", partition.number);
+        self.ends(kind, (&place, &partition.topic), since, take).await
+    }
+
+    /// The same of all rows whose log is a former one of this topic's name.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn ends_of_former_logs(
+        &self,
+        kind: Kind,
+        (topic, log): (&str, &str),
+        since: Timestamp,
+        take: impl FnMut(&str, &str, Timestamp),
+    ) -> Result<(), Trouble> {
+        let is_former = format!(
+            "(topic = {{topic: String}} OR startsWith(topic, concat({{topic: String}}, '@'))) AND topic != {}",
+            quoted(log)
+        );
+        self.ends(kind, (&is_former, topic), since, take).await
+    }
+
+    /// `place`: which rows, by the parameter `topic`.
+    async fn ends(
+        &self,
+        kind: Kind,
+        (place, topic): (&str, &str),
+        since: Timestamp,
         mut take: impl FnMut(&str, &str, Timestamp),
     ) -> Result<(), Trouble> {
         let table = identifier(&Place::of(kind).table);
         let status = if kind == Kind::DeadLetter { "'dead'" } else { "status::String" };
         let sql = format!(
             "SELECT request_id, {status} AS status, toUnixTimestamp64Milli(recorded_at) AS at FROM {table} \
-             WHERE topic = {{topic: String}} AND partition = {} AND offset < {offset} \
-             AND recorded_at >= fromUnixTimestamp64Milli({}) LIMIT 1 BY offset",
-            partition.number,
+             WHERE {place} AND recorded_at >= fromUnixTimestamp64Milli({}) LIMIT 1 BY topic, partition, offset",
             since.as_millis(),
         );
-        let query = self.client.query_raw(&sql).param("topic", partition.topic.as_ref());
+        let query = self.client.query_raw(&sql).param("topic", topic);
         let mut rows = query.fetch::<(String, String, i64)>()?;
         loop {
             let row = timeout(self.timeout, rows.next()).await.map_err(|_| Trouble::timed_out(self.timeout))??;
             let Some((id, status, at)) = row else { return Ok(()) };
             take(&id, &status, Timestamp::from_millis(at));
         }
+    }
+
+    /// Which of these places have rows that are not of the same record: they differ in their request or in its time.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn differing(
+        &self,
+        place: &Place,
+        log: &str,
+        places: impl IntoIterator<Item = (i32, i64)>,
+    ) -> Result<Vec<(i32, i64)>, Trouble> {
+        self.places_with("uniqExact(request_id, recorded_at) > 1", place, log, places).await
+    }
+
+    /// Which of these places have only rows that are of no request.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn without_request(
+        &self,
+        place: &Place,
+        log: &str,
+        places: impl IntoIterator<Item = (i32, i64)>,
+    ) -> Result<Vec<(i32, i64)>, Trouble> {
+        self.places_with("max(request_id) = ''", place, log, places).await
+    }
+
+    /// Those of these places whose rows together meet a condition.
+    async fn places_with(
+        &self,
+        condition: &str,
+        place: &Place,
+        log: &str,
+        places: impl IntoIterator<Item = (i32, i64)>,
+    ) -> Result<Vec<(i32, i64)>, Trouble> {
+        let places: Vec<_> = places.into_iter().map(|(number, offset)| format!("({number}, {offset})")).collect();
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = format!(
+            "SELECT partition, offset FROM {} WHERE topic = {{topic: String}} AND (partition, offset) IN ({}) \
+             GROUP BY partition, offset HAVING {condition} ORDER BY partition, offset",
+            identifier(&place.table),
+            places.join(", "),
+        );
+        let query = self.client.query_raw(&sql).param("topic", log);
+        let rows = timeout(self.timeout, query.fetch_all::<(i32, i64)>()).await;
+        Ok(rows.map_err(|_| Trouble::timed_out(self.timeout))??)
     }
 
     /// The topics that rows of a table name beside these, and how many rows each.

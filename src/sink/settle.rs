@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{
     connection::{Trouble, TroubleKind},
     doubt::{Doubt, Step, TOKENS_MAX, Verdict},
-    insert::Insert,
+    insert::{Insert, range_of},
     row,
     sealed::{Sealed, Unusable},
 };
@@ -132,12 +132,10 @@ pub struct Told<'a>(pub &'a Halt, pub &'a Sealed);
 
 impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(halt, Sealed { partition, kind, intent, .. }) = self;
+        let Self(halt, sealed) = self;
+        let Sealed { partition, kind, intent, .. } = sealed;
         let (first, last, rows, table) = (intent.first, intent.next - 1, intent.rows, row::table(*kind));
-        let range = format!(
-            "topic = '{}' AND partition = {} AND offset >= {first} AND offset <= {last}",
-            partition.topic, partition.number
-        );
+        let range = range_of(sealed);
         let of = |count: u64| if count == 1 { "row" } else { "rows" };
         let row = of(rows as u64);
         write!(f, "{partition} stands still at offsets {first} to {last}: ")?;

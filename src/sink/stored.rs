@@ -199,7 +199,7 @@ fn record(row: Stored) -> Result<(Record, Observation), String> {
         headers.push(("traceparent".into(), row.traceparent.clone().into()));
     }
     let time = Timestamp::from_millis(row.recorded_at);
-    let record = Record { offset: row.offset, time, key: None, value: None, headers };
+    let record = Record { offset: row.offset, time, key: None, value: None, headers, log: None };
     let columns = columns(&row);
     let raw = match row.raw.as_str() {
         "" => None,

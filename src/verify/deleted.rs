@@ -27,6 +27,25 @@ pub(super) async fn ends(
         .await
 }
 
+/// Enters the ends that stand in former logs of a topic's name.
+pub(super) async fn ends_of_former_logs(
+    store: &Store,
+    kind: Kind,
+    logs: (&str, &str),
+    since: Timestamp,
+    balance: &mut Balance,
+) -> Result<(), Trouble> {
+    if !matches!(kind, Kind::Result | Kind::DeadLetter) || logs.0 == logs.1 {
+        return Ok(());
+    }
+    let take = |id: &str, status: &str, at| {
+        if let Some(end) = end(status) {
+            balance.end(id, end, at);
+        }
+    };
+    store.ends_of_former_logs(kind, logs, since, take).await
+}
+
 /// A word of a row; nothing for one that no weir has written.
 fn end(status: &str) -> Option<End> {
     match status {

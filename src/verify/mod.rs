@@ -39,6 +39,7 @@ use crate::{
     runtime::clock::Timestamp,
     sink::{
         Route, Store, Trouble,
+        present::Place,
         row::{Parsed, parse},
     },
     topics::{Groups, Topic, Topics},
@@ -143,6 +144,7 @@ pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64
     let mut look = Look::new(places, scope, snapshot, Some(Vec::new()));
     look.read(&mut progress).await?;
     let topics = look.topics.take().unwrap_or_default();
+    let look_names = look.snapshot.names.clone();
     let (mut balance, mut faults) = (look.balance, Faults::default());
     for _ in 1..LOOKS {
         let sum = balance.sum();
@@ -160,7 +162,8 @@ pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64
     }
     let sum = settled(balance.sum(), &faults);
     let unaccounted = name(places, scope, faults).await?;
-    let foreign = strays::foreign(places.store, &places.topics.rows(places.sources)).await?;
+    let topics_now = places.topics.rows(places.sources);
+    let foreign = strays::foreign(places.store, &topics_now, &look_names).await?;
     Ok(Report { topics, foreign, sum, unaccounted })
 }
 
@@ -204,7 +207,12 @@ impl<'a> Look<'a> {
                 continue;
             }
             let mut report = TopicReport::new(topic.name.clone(), topic.kind, self.scope.named);
+            report.log = self.snapshot.names.name(&topic.name).to_owned();
             let route = Route::from(&topic);
+            if let Some(since) = self.since() {
+                let both = (topic.name.as_str(), self.snapshot.names.name(&topic.name));
+                deleted::ends_of_former_logs(self.places.store, topic.kind, both, since, &mut self.balance).await?;
+            }
             for span in spans.clone() {
                 self.deleted(topic.kind, &span.partition, &lows).await?;
                 let (before, start) = (read, span.range.start);
@@ -215,7 +223,12 @@ impl<'a> Look<'a> {
                 .await?;
             }
             if let Some(topics) = &mut self.topics {
-                strays::beyond((self.places.kafka, self.places.store), &topic, &spans, &mut report).await?;
+                let (store, place) = (self.places.store, Place::of(topic.kind));
+                let log = self.snapshot.names.name(&topic.name);
+                strays::beyond((self.places.kafka, store), (&topic, log), &spans, &mut report).await?;
+                let doubled = report.doubled.first.iter().map(|(at, _)| *at);
+                report.differing = store.differing(&place, log, doubled).await?;
+                report.nobodys = store.without_request(&place, log, report.stray.first.iter().copied()).await?;
                 topics.push(report);
             }
         }
@@ -238,6 +251,11 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
+    /// No end of interest is older.
+    fn since(&self) -> Option<Timestamp> {
+        self.oldest.map(|oldest| Timestamp::from_millis(oldest.as_millis().saturating_sub(SKEW_MS)))
+    }
+
     /// Takes what a partition held before the first record that it still has.
     async fn deleted(
         &mut self,
@@ -245,9 +263,9 @@ impl<'a> Look<'a> {
         partition: &Partition,
         lows: &HashMap<Partition, i64>,
     ) -> Result<(), VerifyError> {
-        let (Some(oldest), Some(low)) = (self.oldest, lows.get(partition)) else { return Ok(()) };
-        let since = Timestamp::from_millis(oldest.as_millis().saturating_sub(SKEW_MS));
-        Ok(deleted::ends(self.places.store, kind, (partition, *low), since, &mut self.balance).await?)
+        let (Some(since), Some(low)) = (self.since(), lows.get(partition)) else { return Ok(()) };
+        let partition = self.snapshot.names.partition(partition);
+        Ok(deleted::ends(self.places.store, kind, (&partition, *low), since, &mut self.balance).await?)
     }
 
     /// Takes what the scan brings of one partition.
@@ -263,7 +281,8 @@ impl<'a> Look<'a> {
         let stored = range.start..stored.max(range.start);
         let mut ledger = self.snapshot.ledgers.remove(&partition);
         let compare = self.topics.is_some();
-        let mut comparison = Comparison::new(self.places.store, route.kind, partition.clone(), stored);
+        let log = self.snapshot.names.partition(&partition);
+        let mut comparison = Comparison::new(self.places.store, route.kind, log, stored);
         while let Some(Piece::Records { records, .. }) = scan.next().await? {
             for record in &records {
                 if route.kind == Kind::Request {

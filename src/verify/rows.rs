@@ -17,6 +17,8 @@ pub type At = (i32, i64);
 pub struct TopicReport {
     /// The topic.
     pub topic: String,
+    /// What rows call its log.
+    pub log: String,
     /// What is on it.
     pub kind: Kind,
     /// Records that have to have a row.
@@ -31,6 +33,10 @@ pub struct TopicReport {
     pub stray: Few<At>,
     /// Records with several rows, and how many.
     pub doubled: Few<(At, u32)>,
+    /// Of those that are named, the ones whose rows are of different records.
+    pub differing: Vec<At>,
+    /// Of the strays that are named, those that are of no request: no weir has written them.
+    pub nobodys: Vec<At>,
 }
 
 impl TopicReport {
@@ -38,7 +44,19 @@ impl TopicReport {
     #[must_use]
     pub fn new(topic: String, kind: Kind, named: usize) -> Self {
         let (missing, stray, doubled) = (Few::up_to(named), Few::up_to(named), Few::up_to(named));
-        Self { topic, kind, records: 0, rows: 0, waiting: 0, missing, stray, doubled }
+        Self {
+            log: topic.clone(),
+            topic,
+            kind,
+            records: 0,
+            rows: 0,
+            waiting: 0,
+            missing,
+            stray,
+            doubled,
+            differing: Vec::new(),
+            nobodys: Vec::new(),
+        }
     }
 
     /// Whether the rows are exactly the records.

@@ -7,6 +7,7 @@ use crate::{
     kafka::{
         Committed, Epoch, Partition, client,
         ledger::{Ledger, LedgerError},
+        logs::{self, Names},
         scan::{self, Bounds, Span},
     },
     message::envelope::Kind,
@@ -20,6 +21,8 @@ pub(super) struct Snapshot {
     pub(super) ledgers: HashMap<Partition, Ledger>,
     /// What the sink has committed.
     pub(super) stored: HashMap<Partition, i64>,
+    /// What rows call the logs of the topics.
+    pub(super) names: Names,
     /// By topic, requests first.
     pub(super) bounds: Vec<(Topic, Vec<Bounds>)>,
     /// Where to begin, if not at the first record.
@@ -35,6 +38,8 @@ impl Snapshot {
             all.iter().filter(|topic| wanted(topic)).map(|topic| topic.name.clone()).collect()
         };
         let (requests, outcomes) = (names(&|t| t.kind == Kind::Request), names(&|t| t.kind != Kind::Request));
+        let every: Vec<String> = requests.iter().chain(&outcomes).cloned().collect();
+        let names = logs::names(kafka, &every).await?;
         let mut ledgers = HashMap::new();
         // Together: what hops is either where it was or where it goes.
         add_ledgers(&mut ledgers, kafka, &groups.retry(), &topics.retried()).await?;
@@ -42,7 +47,6 @@ impl Snapshot {
         for source in sources {
             add_ledgers(&mut ledgers, kafka, &groups.fetch(source), &topics.every_request(source)).await?;
         }
-        let every: Vec<String> = requests.iter().chain(&outcomes).cloned().collect();
         let stored = scan::committed(kafka, &groups.sink(), &every).await?;
         found.extend(scan::bounds(kafka, &outcomes).await?);
         let waiting: Vec<String> = delays.iter().map(|topic| topic.name.clone()).collect();
@@ -56,6 +60,7 @@ impl Snapshot {
         let of = |topic: &Topic| found.iter().filter(|b| *b.partition.topic == *topic.name).cloned().collect();
         Ok(Self {
             ledgers,
+            names,
             stored: stored.into_iter().filter_map(|(partition, at)| Some((partition, at?.offset))).collect(),
             bounds: all.iter().chain(&delays).map(|topic| (topic.clone(), of(topic))).collect(),
             begin,

@@ -7,6 +7,7 @@ use super::VerifyError;
 use crate::{
     kafka::{
         client,
+        logs::Names,
         scan::{self, Span},
     },
     message::envelope::Kind,
@@ -19,7 +20,8 @@ use super::rows::{At, TopicReport};
 /// How many rows beyond the end are looked at, the farthest first.
 const FARTHEST: u32 = 100_000;
 
-/// Rows of a topic that this configuration does not have. They may be of a source that is gone: nothing is proved of them.
+/// Rows of a topic that this configuration does not have, or of a log that a topic's name has had before. They may be of
+/// a source that is gone: nothing is proved of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Foreign {
     /// The table that they are in.
@@ -34,12 +36,12 @@ pub struct Foreign {
 /// once more after the rows, and a row that is beyond these has no record.
 pub(super) async fn beyond(
     (kafka, store): (&client::Config, &Store),
-    topic: &Topic,
+    (topic, log): (&Topic, &str),
     spans: &[Span],
     report: &mut TopicReport,
 ) -> Result<(), VerifyError> {
     let ends: Vec<At> = spans.iter().map(|span| (span.partition.number, span.range.end)).collect();
-    let rows = store.beyond(&Place::of(topic.kind), &topic.name, &ends, FARTHEST).await?;
+    let rows = store.beyond(&Place::of(topic.kind), log, &ends, FARTHEST).await?;
     if rows.is_empty() {
         return Ok(());
     }
@@ -60,11 +62,12 @@ fn without_record(rows: &[At], ends: &[At]) -> Vec<At> {
     strays
 }
 
-/// The rows of topics that are not among these, table by table.
-pub(super) async fn foreign(store: &Store, topics: &[Topic]) -> Result<Vec<Foreign>, Trouble> {
+/// The rows of logs that are not among these, table by table.
+pub(super) async fn foreign(store: &Store, topics: &[Topic], names: &Names) -> Result<Vec<Foreign>, Trouble> {
     let mut found = Vec::new();
     for kind in Kind::ALL.into_iter().filter(|kind| topics.iter().any(|topic| topic.kind == *kind)) {
-        let known: Vec<&str> = topics.iter().filter(|topic| topic.kind == kind).map(|topic| &*topic.name).collect();
+        let known: Vec<&str> =
+            topics.iter().filter(|topic| topic.kind == kind).map(|topic| names.name(&topic.name)).collect();
         let place = Place::of(kind);
         let others = store.topics_but(&place, &known).await?;
         found.extend(others.into_iter().map(|(topic, rows)| Foreign { table: place.table.clone(), topic, rows }));

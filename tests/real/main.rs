@@ -14,6 +14,7 @@ mod addresses;
 mod again;
 mod alone;
 mod analytics;
+mod anew;
 mod batches;
 mod breaker;
 mod cache;

@@ -162,8 +162,29 @@ async fn verify_names_a_missing_row_a_doubled_row_and_a_lost_request_and_replay_
         ))
         .await;
 
+    // Another record's row in the place of one: as after a topic was made anew, and nothing to be deleted.
+    let another = "SELECT concat(topic, '/', toString(partition), '/', toString(offset)) FROM observations \
+        ORDER BY offset DESC, partition LIMIT 1 OFFSET 2";
+    let another = scene.installation.query(another).await.unwrap().trim().to_owned();
+    scene
+        .execute(&format!(
+            "INSERT INTO observations SELECT * REPLACE (recorded_at - INTERVAL 1 MINUTE AS recorded_at) FROM observations \
+             WHERE {} SETTINGS insert_deduplicate = 0, async_insert = 0",
+            is(&another)
+        ))
+        .await;
+
     let (code, text) = scene.installation.outcome(&["verify"]).await;
     assert_eq!(code, 1, "{text}");
+    assert!(text.contains(&format!("      {another} (2 rows)\n")), "{text}");
+    assert!(text.contains("none of them may be deleted"), "{text}");
+    let place = |name: &str| {
+        let mut parts = name.rsplit('/');
+        let (offset, partition) = (parts.next().unwrap(), parts.next().unwrap());
+        format!("({partition}, {offset})")
+    };
+    let advice = text.lines().find(|line| line.contains("DELETE WHERE")).expect(&text);
+    assert!(advice.contains(&place(&doubled)) && !advice.contains(&place(&another)), "{advice}");
     assert!(text.contains(&format!("      {missing}\n")), "the missing row {missing}: {text}");
     assert!(text.contains(&format!("      {doubled} (2 rows)\n")), "the doubled row {doubled}: {text}");
     assert!(text.contains("lost: item 610000000077,"), "the lost request: {text}");

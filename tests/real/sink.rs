@@ -86,7 +86,7 @@ pub fn block(topic: &str, values: impl IntoIterator<Item = String>) -> Block {
     let mut blocks = Blocks::new(partition, limits(), Vec::new());
     for (offset, value) in (0..).zip(values) {
         let time = Timestamp::from_millis(NOVEMBER + offset);
-        let record = Record { offset, time, key: None, value: Some(value.into()), headers: Vec::new() };
+        let record = Record { offset, time, key: None, value: Some(value.into()), headers: Vec::new(), log: None };
         blocks.push(record, Instant::now());
     }
     cut(&mut blocks)
@@ -131,7 +131,7 @@ async fn insert_requests(store: &Store, topic: &str, requests: impl IntoIterator
     for (offset, (id, value)) in (0..).zip(requests) {
         let headers = vec![("ce_id".into(), id.into())];
         let time = Timestamp::from_millis(NOVEMBER);
-        let record = Record { offset, time, key: None, value: Some(value.to_string().into()), headers };
+        let record = Record { offset, time, key: None, value: Some(value.to_string().into()), headers, log: None };
         blocks.push(record, Instant::now());
     }
     store_block(store, cut(&mut blocks), Kind::Request).await.unwrap();
@@ -459,7 +459,7 @@ async fn the_sink_waits_for_the_schema_and_then_stores_and_commits_everything() 
     let epoch = Epoch(1);
     let values = (0..25).map(|id| result(&id.to_string(), "b", "found").to_string());
     let records = block("weir.results", values).records;
-    let assignment = Assignment { partition: partition.clone(), epoch, committed: None };
+    let assignment = Assignment { partition: partition.clone(), epoch, committed: None, log: None };
     let events = [Event::Assigned(vec![assignment]), Event::Records { partition, epoch, records }];
     let commits = Arc::default();
     let reader = Scripted { events: events.into(), commits: Arc::clone(&commits) };

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     kafka::{
-        Job, Scan,
+        Job, Scan, logs,
         scan::{self, Bounds, Span},
     },
     message::envelope::Kind,
@@ -192,7 +192,8 @@ impl Order<'_> {
         } else {
             let (store, place) = self.target(topic.kind)?;
             let filter = Arc::new(self.filter.clone());
-            let pouring = Pouring { target: Target { store, place }, route: Arc::new(route), filter, job };
+            let names = logs::names(&config.kafka, std::slice::from_ref(&topic.name)).await?;
+            let pouring = Pouring { target: Target { store, place, names }, route: Arc::new(route), filter, job };
             let tally = pouring.run(scan, spans, |tally| moved(tally.offsets, tally.inserted)).await?;
             sum.offsets += tally.offsets;
             sum.tables.add(&tally);

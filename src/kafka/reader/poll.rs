@@ -9,7 +9,7 @@ use rdkafka::{
 };
 use tracing::{debug, error};
 
-use super::{Context, Event, GATHER, POLL, Partition, ReadError, Stage};
+use super::{Context, Event, GATHER, POLL, Partition, ReadError, Stage, anew::Watch};
 use crate::kafka::native::{record, record_with};
 
 /// The reader's thread, until the stage drops the reader or reading fails for good.
@@ -17,8 +17,10 @@ use crate::kafka::native::{record, record_with};
 pub(super) fn poll_until_dropped(consumers: Vec<Arc<BaseConsumer<Context>>>) {
     // What is to be done for the stage is shared by all members: any of them will do.
     let Some(context) = consumers.first().map(|consumer| Arc::clone(consumer.context())) else { return };
+    let mut watches: Vec<_> = consumers.iter().map(|consumer| Watch::new(consumer)).collect();
     while context.flush() == Stage::Listening && !context.shared().is_over {
         context.serve();
+        watches.iter_mut().for_each(Watch::look);
         if !context.shared().pending.is_empty() {
             // The stage is behind: read no further, but stay at its service.
             context.serve_for(POLL);
@@ -32,6 +34,7 @@ pub(super) fn poll_until_dropped(consumers: Vec<Arc<BaseConsumer<Context>>>) {
             break;
         }
     }
+    drop(watches);
     // From here on nothing may be committed; then the consumers end on this thread, where their callbacks belong.
     context.membership.clear();
     while consumers.iter().any(|consumer| Arc::strong_count(consumer) > 1) {
@@ -75,8 +78,9 @@ impl Context {
     fn take(&self, message: &BorrowedMessage<'_>) {
         let topic = message.topic();
         let number = message.partition();
-        let record = self.headers.map_or_else(|| record(message), |wanted| record_with(message, wanted));
+        let mut record = self.headers.map_or_else(|| record(message), |wanted| record_with(message, wanted));
         let mut shared = self.shared();
+        record.log = shared.names.of(topic).cloned();
         if let Some(Ok(Event::Records { partition, records, .. })) = shared.pending.back_mut()
             && partition.number == number
             && *partition.topic == *topic

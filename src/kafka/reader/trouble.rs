@@ -63,6 +63,10 @@ impl Context {
             let (low, end) = self.insist("reading the first offset", ask)?;
             match position {
                 Some(position) if position > end => {
+                    if self.is_begun_anew(consumer, &partition.topic)? {
+                        is_explained = true;
+                        continue;
+                    }
                     let reason = format!(
                         "the group has come to offset {position}, but the log ends at {end}: the topic was made anew, \
                          or has lost records; delete the group's offsets for it to begin at its first record"

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{Offer, REPORTS, Reach, STEP, Transactions};
-use crate::kafka::{TransactError, client::Config, ledger::METADATA_LIMIT, pauses::Pauses};
+use crate::kafka::{TransactError, client::Config, ledger::BROKERS_LIMIT, pauses::Pauses};
 
 /// How long offsets may be pending without anything being wrong: as long as a transaction may be open, and until the
 /// broker has noticed that its producer has gone.
@@ -147,7 +147,7 @@ fn refused(reads: &[(String, i32)]) -> Result<TopicPartitionList, KafkaError> {
     for (topic, partition) in reads.iter().take(1) {
         offsets.set_partition_offset(topic, *partition, Offset::Offset(0))?;
         if let Some(mut element) = offsets.find_partition(topic, *partition) {
-            element.set_metadata("-".repeat(METADATA_LIMIT + 1));
+            element.set_metadata("-".repeat(BROKERS_LIMIT + 1));
         }
     }
     Ok(offsets)

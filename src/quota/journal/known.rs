@@ -133,7 +133,7 @@ mod tests {
 
     fn record(key: &str, value: Option<String>) -> Record {
         let (key, value) = (Some(Bytes::from(key.to_owned())), value.map(Bytes::from));
-        Record { offset: 0, time: Timestamp::from_millis(0), key, value, headers: Vec::new() }
+        Record { offset: 0, time: Timestamp::from_millis(0), key, value, headers: Vec::new(), log: None }
     }
 
     fn source(name: &str) -> SourceName {

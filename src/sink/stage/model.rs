@@ -268,7 +268,8 @@ fn records(dice: &Dice, count: usize) -> Vec<Record> {
         offset += if dice.fraction() < 0.1 { 2 } else { 1 };
         let value = if dice.fraction() < 0.05 { b"{broken" } else { GOOD };
         let time = Timestamp::from_millis(1_795_824_000_000 + offset);
-        Record { offset, time, key: None, value: Some(bytes::Bytes::copy_from_slice(value)), headers: Vec::new() }
+        let value = Some(bytes::Bytes::copy_from_slice(value));
+        Record { offset, time, key: None, value, headers: Vec::new(), log: None }
     };
     (0..count).map(record).collect()
 }
@@ -334,7 +335,7 @@ impl Scene {
             let committed = world.committed.get(&partition(number)).cloned();
             let from = committed.as_ref().map_or(0, |committed| committed.offset);
             fed.push(self.records[usize::try_from(number).unwrap()].partition_point(|record| record.offset < from));
-            assignments.push(Assignment { partition: partition(number), epoch, committed });
+            assignments.push(Assignment { partition: partition(number), epoch, committed, log: None });
         }
         events.send(Event::Assigned(assignments)).unwrap();
         Incarnation { events, stop, task, fed, epoch }

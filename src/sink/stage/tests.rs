@@ -140,6 +140,7 @@ fn start(config: Config) -> Sink {
 
 fn record(offset: i64, value: &[u8]) -> Record {
     Record {
+        log: None,
         offset,
         time: Timestamp::default(),
         key: None,
@@ -159,7 +160,7 @@ impl Sink {
 
     fn assign_at(&self, partition: Partition, epoch: u64, committed: Option<(i64, &str)>) {
         let committed = committed.map(|(offset, metadata)| Committed { offset, metadata: metadata.to_owned() });
-        self.send(Event::Assigned(vec![Assignment { partition, epoch: Epoch(epoch), committed }]));
+        self.send(Event::Assigned(vec![Assignment { partition, epoch: Epoch(epoch), committed, log: None }]));
     }
 
     fn records(&self, number: i32, epoch: u64, offsets: std::ops::Range<i64>) {
@@ -219,6 +220,19 @@ fn rows(rows: usize) -> Config {
 
 async fn wait(millis: u64) {
     tokio::time::sleep(Duration::from_millis(millis)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rows_of_a_topic_made_anew_are_named_by_its_log() {
+    let sink = start(rows(10));
+    let log: Option<Arc<str>> = Some("t@0011aabb".into());
+    let assignment = Assignment { partition: partition(0), epoch: Epoch(1), committed: None, log: log.clone() };
+    sink.send(Event::Assigned(vec![assignment]));
+    let records = (0..10).map(|offset| Record { log: log.clone(), ..record(offset, &[b'1'; 200]) }).collect();
+    sink.send(Event::Records { partition: partition(0), epoch: Epoch(1), records });
+    wait(1).await;
+    assert_eq!(sink.stored(), ["t@0011aabb:0:0-9"]);
+    assert_eq!(sink.commits().last(), Some(&commit(0, 1, 10, "B1:")));
 }
 
 #[tokio::test(start_paused = true)]

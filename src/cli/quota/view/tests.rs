@@ -21,7 +21,7 @@ fn alias(name: &str) -> AccountAlias {
 
 fn record(key: String, value: &impl Serialize) -> Record {
     let value = Some(serde_json::to_vec(value).unwrap().into());
-    Record { offset: 0, time: at(0), key: Some(key.into()), value, headers: Vec::new() }
+    Record { offset: 0, time: at(0), key: Some(key.into()), value, headers: Vec::new(), log: None }
 }
 
 fn report(instance: &str, reported_at: Timestamp, calls: u64, held: Option<&HoldReport>) -> Record {
