@@ -220,7 +220,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.quota.hold(scope, Hold::Until(until), &cause).await;
     }
 
-    /// Whether the account's breaker takes no call now: then its slot is dropped, and it waits.
+    /// Whether the account's breaker takes no call now: then it is held, and its slot is to be given back.
     pub(super) async fn waits_for_breaker(&mut self, account: usize) -> bool {
         let now = Instant::now();
         let Some(shut) = self.breakers.account_shut(account, now) else { return false };
@@ -228,8 +228,6 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             Shut::Until(until) => (until, "it did not answer"),
             Shut::Probing => (now + Self::PROBING, "its probes are under way"),
         };
-        self.quota.ended(account);
-        self.tally.returned(account);
         let cause = Cause::new(&format!("{REASON}{why}"), self.caller.now());
         self.quota.hold(Scope::Account(account), Hold::Until(until), &cause).await;
         true

@@ -59,7 +59,7 @@ impl Rig {
             client: source.client.clone(),
             accounts: Arc::clone(&source.accounts),
             tokens: Arc::new(FileStore::new(folder.path().join("tokens.json"))),
-            guard: Guard::of(&source.quota()),
+            guard: Guard::of(&source.quota(), &Clock::System),
             topics: Topics::new(topics::Config::default()),
             clock: Clock::System,
             dice: Dice::random(),

@@ -43,6 +43,8 @@ use crate::{
 /// What came of one call.
 #[derive(Debug)]
 pub(super) struct Ended {
+    /// Its slot, if it is known that nothing left in it: nobody has paid for that.
+    pub(super) unused: Option<Slot>,
     pub(super) account: usize,
     /// The address that it left from.
     pub(super) address: usize,
@@ -98,7 +100,7 @@ struct Replied {
 }
 
 /// How far a call came.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Contact {
     /// It did not leave.
     None,
@@ -115,6 +117,7 @@ impl Ended {
         let (latency, advice, outcomes, missed, refusal) = (None, Advice::default(), vec![], vec![], None);
         let (to_look_up, has_answer, is_dead, tickets) = (None, false, false, None);
         Self {
+            unused: Some(slot.clone()),
             account,
             address,
             contact,
@@ -201,6 +204,11 @@ impl Caller {
             outcomes,
             parts,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn guarded_by(self, guard: Guard) -> Self {
+        Self::new(CallerParts { guard, ..self.parts })
     }
 
     pub(super) fn batch_max(&self) -> usize {
@@ -310,12 +318,11 @@ impl Caller {
             account = %self.alias(account), batch = first.request.batch.as_ref().map(tracing::field::display),
         );
         async {
-            self.parts.guard.pass_from(account, address).await;
             // On a busy machine time has passed since the slot was taken: a late call is not made up for.
-            if slot.is_late(Instant::now()) {
+            let Some(pass) = self.parts.guard.pass(&slot).await else {
                 tracing::debug!("the slot was missed");
                 return Ended { missed: Job::apart(jobs), ..Ended::nothing(&slot, address) };
-            }
+            };
             // The token of this moment: another one may be there when the reply comes.
             let (caller, generation) = self.tokens.account(account);
             match self.exchange(&caller, address, &jobs).await {
@@ -329,10 +336,11 @@ impl Caller {
                     let unrecorded = Unrecorded { account: caller, jobs, reply, facts };
                     let (outcomes, to_look_up) =
                         if is_to_look_up { (vec![], Some(unrecorded)) } else { (self.record(unrecorded), None) };
-                    let nothing = Ended { replied_at: at, ..Ended::nothing(&slot, address) };
+                    let nothing = Ended { unused: None, replied_at: at, ..Ended::nothing(&slot, address) };
                     Ended { contact, latency, advice, outcomes, to_look_up, refusal, has_answer, is_dead, ..nothing }
                 }
                 Err(why) => {
+                    self.parts.guard.give_back(&slot, pass);
                     let contact = Contact::NoWay(why);
                     Ended { contact, missed: Job::apart(jobs), ..Ended::nothing(&slot, address) }
                 }
@@ -366,22 +374,23 @@ impl Caller {
         renewal.await.unwrap_or_else(|error| {
             error!(source = %self.source, account = %self.alias(account), %error, "a renewal ended abnormally");
             self.tokens.give_up(account);
-            nothing
+            // Perhaps it has left.
+            Ended { unused: None, ..nothing }
         })
     }
 
     async fn renew_under(&self, permit: Permit, slot: &Slot) -> Ended {
         let nothing = Ended::nothing(slot, slot.address);
         // Last, as for a call: the claim and the way into this task have taken their time.
-        self.parts.guard.pass_from(slot.account, slot.address).await;
-        if slot.is_late(Instant::now()) {
+        let Some(pass) = self.parts.guard.pass(slot).await else {
             self.tokens.keep(permit);
             return nothing;
-        }
+        };
         let vendor = &self.parts.vendor;
         let Some(exchange) = vendor.prepare_renewal(&permit.account, self.parts.clock.now()) else {
             let message = "this vendor's tokens cannot be renewed".to_owned();
             let refusal = Refusal { kind: RefusalKind::Bug, code: "token".to_owned(), message };
+            self.parts.guard.give_back(slot, pass);
             let is_dead = self.tokens.finish(permit, Err(refusal)).await == Verdict::Dead;
             return Ended { is_dead, ..nothing };
         };
@@ -390,6 +399,7 @@ impl Caller {
             Err(NoReply::Refused(refusal)) => (Err(refusal), Contact::Called(None), Advice::default()),
             Err(NoReply::Address(why)) => {
                 let why = redact(&permit.account, &why).into_owned();
+                self.parts.guard.give_back(slot, pass);
                 self.tokens.put_back(permit).await;
                 return Ended { contact: Contact::NoWay(why), ..nothing };
             }
@@ -398,7 +408,7 @@ impl Caller {
         // What is denied is between the keeper and the vendor.
         let refusal = refusal.filter(|refusal| !matches!(refusal.kind, RefusalKind::Denied(_)));
         let is_dead = self.tokens.finish(permit, renewed).await == Verdict::Dead;
-        Ended { contact, advice, refusal, is_dead, ..nothing }
+        Ended { unused: None, contact, advice, refusal, is_dead, ..nothing }
     }
 
     /// What a call is called that leaves from this address.

@@ -111,7 +111,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn use_slot(&mut self, slot: Slot) {
         let (account, now) = (slot.account, Instant::now());
         let (until, why) = match self.caller.tokens.purpose(account) {
-            Purpose::Call if self.waits_for_breaker(account).await => return,
+            Purpose::Call if self.waits_for_breaker(account).await => return self.leave_unused(slot).await,
             Purpose::Call => return self.make_call(slot).await,
             Purpose::Renewal => {
                 self.probe(&slot).await;
@@ -130,11 +130,16 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 (now + TOKEN_WAIT[1], "its token is refused: `weir account authorise` gives it another")
             }
         };
-        // The slot is dropped. Without the hold an account that nothing limits would get one after the other.
-        self.quota.ended(account);
-        self.tally.returned(account);
+        // Without the hold an account that nothing limits would get one slot after the other.
         let cause = Cause::new(why, self.caller.now());
         self.quota.hold(Scope::Account(account), Hold::Until(until), &cause).await;
+        self.leave_unused(slot).await;
+    }
+
+    /// Gives the slot of an account back that is held by now: nobody else can use it, but it costs nobody's budget.
+    async fn leave_unused(&mut self, slot: Slot) {
+        self.tally.returned(slot.account);
+        self.quota.give_back(vec![slot]).await;
     }
 
     async fn make_call(&mut self, slot: Slot) {

@@ -29,8 +29,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         Ok(())
     }
 
-    async fn end_call(&mut self, ended: Ended) {
-        self.quota.ended(ended.account);
+    async fn end_call(&mut self, mut ended: Ended) {
+        match ended.unused.take() {
+            // With its budget, which others may spend.
+            Some(slot) => self.quota.give_back(vec![slot]).await,
+            None => self.quota.ended(ended.account),
+        }
         self.count(&ended);
         match &ended.contact {
             Contact::Called(_) => {

@@ -71,7 +71,7 @@ impl Rig {
             accounts: Arc::clone(&source.accounts),
             // Those of this vendor live for ever.
             tokens: Arc::new(FileStore::new(folder.path().join("tokens.json"))),
-            guard: Guard::of(&limits),
+            guard: Guard::of(&limits, &Clock::System),
             topics: Topics::new(topics::Config::default()),
             clock: Clock::System,
             dice: Dice::random(),

@@ -64,11 +64,13 @@ impl Rule {
         Some(Self { calls, width, shift: 0, span, before: 0, after: 0, learns })
     }
 
-    fn index(&self, at: Micros) -> u64 {
+    /// The number of the bucket that a time is in.
+    pub(super) fn index(&self, at: Micros) -> u64 {
         (at + self.shift) / self.width
     }
 
-    fn begin(&self, index: u64) -> Micros {
+    /// When a bucket begins.
+    pub(super) fn begin(&self, index: u64) -> Micros {
         (index * self.width).saturating_sub(self.shift)
     }
 

@@ -163,6 +163,11 @@ pub(super) fn micros(time: Duration) -> Micros {
     u64::try_from(time.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX)
 }
 
+/// A time of day in microseconds; zero before 1970.
+pub(super) fn micros_since_1970(at: Timestamp) -> Micros {
+    u64::try_from(at.as_millis()).unwrap_or_default() * 1_000
+}
+
 /// `time / by`, rounded up to nanoseconds; `by` = 0 counts as 1.
 pub(super) fn div_ceil(time: Duration, by: u32) -> Duration {
     let by = by.max(1);

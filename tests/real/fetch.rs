@@ -74,7 +74,7 @@ impl Rig {
             client: http::Client::new(timeouts).unwrap(),
             accounts: accounts.into(),
             tokens: Arc::new(FileStore::new(self.folder.path().join(".weir/tokens.json"))),
-            guard: Guard::new(&limits, None),
+            guard: Guard::new(&limits, None, &Clock::System),
             topics: self.topics.clone(),
             clock: Clock::System,
             dice: Dice::random(),

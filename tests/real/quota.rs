@@ -102,6 +102,40 @@ async fn a_worker_that_has_never_called_does_not_make_the_fleet_forget_what_is_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn slots_in_which_no_call_left_give_back_their_budget_however_late_that_is_known() {
+    let mut limits = Fleet::limits();
+    limits.accounts.truncate(1);
+    limits.source = vec![Limit::window(10, Duration::from_secs(86_400), Counting::Sliding).unwrap()];
+    let quota = Fleet::start(&address("WEIR_TEST_REDIS"), limits, 0).idle().await;
+    let lease_all = async || {
+        let mut slots = Vec::new();
+        eventually("the day's budget is leased", async || {
+            if let Lease::Slots(more) = quota.lease(10).await {
+                slots.extend(more);
+            }
+            (slots.len() >= 10).then_some(())
+        })
+        .await;
+        slots
+    };
+    let mut slots = lease_all().await;
+    // Longer than a call in its own time would have been known for: a proxy that does not answer.
+    tokio::time::sleep_until(slots[9].at + Duration::from_secs(6)).await;
+    assert!(matches!(quota.lease(10).await, Lease::NotBefore(_)), "it is spent");
+    quota.give_back(slots.split_off(4)).await;
+    let mut again = Vec::new();
+    eventually("six are there again", async || {
+        if let Lease::Slots(more) = quota.lease(10).await {
+            again.extend(more);
+        }
+        (again.len() >= 6).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(matches!(quota.lease(10).await, Lease::NotBefore(_)), "and no more: {again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_stands_still_for_two_seconds_costs_no_violation() {
     let server = Server::start();
     let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);

@@ -59,7 +59,7 @@ impl Process {
             client: source.client.clone(),
             accounts: Arc::clone(&source.accounts),
             tokens: self.tokens(source)?,
-            guard: Guard::of(&limits),
+            guard: Guard::of(&limits, &self.clock),
             topics: self.topics.clone(),
             clock: self.clock.clone(),
             dice: self.dice.clone(),

@@ -36,6 +36,8 @@ const RETURN_SOON: Duration = Duration::from_millis(20);
 const CALL_MAX: Duration = Duration::from_secs(1_200);
 /// What a slot that was granted ahead may still be away, and what clocks and machines may be late.
 const GRACE: Duration = Duration::from_secs(10);
+/// For so long a slot that was handed out is known, so that it can come back: a way to the vendor may take as long to fail.
+const RETURNABLE: Duration = Duration::from_secs(60);
 /// When to ask again if nobody can say.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -260,12 +262,13 @@ impl Local {
         self.slots = kept;
         self.return_at = self.return_at.or((!gone.is_empty()).then_some(now + RETURN_LATER));
         self.returned.extend(gone.into_iter().map(|(slot, at)| (slot.account, at, slot.address)));
-        while self.out.front().is_some_and(|(slot, _)| slot.at + Duration::from_secs(5) < now) {
+        while self.out.front().is_some_and(|(slot, _)| slot.at + RETURNABLE < now) {
             self.out.pop_front();
         }
     }
 
-    /// Takes back what will not be used. Who gives back has nothing more to do: the rest goes back too.
+    /// Takes back what will not be used. Who gives back what could still be used has nothing more to do: the rest goes back
+    /// too.
     pub fn give_back(&mut self, slots: &[Slot], now: Instant) {
         let mut back = Vec::new();
         for slot in slots {
@@ -273,7 +276,7 @@ impl Local {
                 back.extend(self.out.remove(found));
             }
         }
-        if slots.iter().any(|slot| !slot.is_late(now) && !self.is_passed_on(slot)) {
+        if slots.iter().any(|slot| !slot.is_late(now) && !self.is_held(slot)) {
             self.demand = 0;
             self.express.coming.clear();
             back.extend(self.slots.drain(..));
