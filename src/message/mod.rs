@@ -28,7 +28,7 @@ pub use id::{AccountAlias, BatchId, InvalidId, ItemId, RequestId, SourceName};
 pub use lane::Lane;
 pub use quota::{
     AccountReport, AddressReport, BatchPart, BatchReport, CutOffReport, HoldReport, Pause, QuotaReport, QuotaSetting,
-    Spent, WholeReport,
+    Spent, UsedUpReport, WholeReport,
 };
 pub use request::{MaxAge, Request};
 pub use result::{Columns, Observation, Status, Via};

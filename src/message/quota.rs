@@ -40,6 +40,9 @@ pub struct WholeReport {
     /// Why nobody of the source calls, and until when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HoldReport>,
+    /// A budget that all accounts share is spent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_up: Option<UsedUpReport>,
     /// What is spent of the budgets that all accounts share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spent: Vec<Spent>,
@@ -98,6 +101,9 @@ pub struct AddressReport {
     /// Why no call leaves from it, and until when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HoldReport>,
+    /// A budget of it is spent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_up: Option<UsedUpReport>,
     /// What is spent of its budgets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spent: Vec<Spent>,
@@ -129,6 +135,9 @@ pub struct AccountReport {
     /// Why it does not call, and until when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HoldReport>,
+    /// A budget of it is spent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_up: Option<UsedUpReport>,
     /// The address that its calls leave from; missing if there is only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
@@ -150,6 +159,15 @@ pub struct HoldReport {
     pub reason: String,
     /// Since when.
     pub since_at: Timestamp,
+}
+
+/// A budget, such as a day's, is spent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UsedUpReport {
+    /// Which one and how much it was, for people.
+    pub reason: String,
+    /// When calls go on.
+    pub until_at: Timestamp,
 }
 
 /// What is spent of one budget: calls in buckets of time.

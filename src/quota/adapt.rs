@@ -31,6 +31,14 @@ pub const DEAF: Micros = 4;
 /// The longest gap between two slots that counts as a time of calls: who hardly calls learns little.
 pub const QUIET_MAX: Micros = 10_000_000;
 
+/// The shortest spacing that a search can come to which begins with this one.
+#[must_use]
+pub const fn least_of_guess(spacing: Micros) -> Micros {
+    /// One by [`STRETCH_MIN`].
+    const TIMES: Micros = 1_000;
+    spacing / TIMES
+}
+
 const MINUTE: f64 = 60_000_000.0;
 const SECOND: Micros = 1_000_000;
 

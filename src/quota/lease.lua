@@ -168,7 +168,7 @@ local function gate_refund(gate, at)
 end
 
 -- What may have happened that this state does not know: slots up to `horizon` (all that is leased), and calls
--- since `since` as fast as the gate lets them. Without `since` the past is unknown altogether.
+-- since `since` as fast as anything lets them. Without `since` the past is unknown altogether.
 local function gate_doubt(gate, horizon, phase, since, known)
   gate.next = max(gate.next, horizon + gate.spacing + phase)
   -- Everybody has ended in good order: nothing is leased, and nothing was called since.
@@ -176,8 +176,8 @@ local function gate_doubt(gate, horizon, phase, since, known)
   for _, budget in ipairs(gate.budgets) do
     local calls = 0
     if since then
-      -- A guessed pace may have been exceeded.
-      calls = gate.spacing > 0 and not gate.guess and min(budget.calls, floor((horizon - since) / gate.spacing) + 1) or budget.calls
+      local fastest = gate.fastest or 0
+      calls = fastest > 0 and min(budget.calls, floor((horizon - since) / fastest) + 1) or budget.calls
     elseif budget.learns or known then
       calls = budget.calls
     end
@@ -303,7 +303,7 @@ end
 
 -- Keeps what is spent of a budget whose rule is still the same.
 local function gate_of(rules, old)
-  local gate = { spacing = rules.spacing, next = old and old.next or 0, budgets = {} }
+  local gate = { spacing = rules.spacing, fastest = rules.fastest, next = old and old.next or 0, budgets = {} }
   for number, rule in ipairs(rules.budgets) do
     rule.spent = {}
     for _, budget in ipairs(old and old.budgets or {}) do
@@ -438,7 +438,6 @@ local function configure()
     }
     for place, other in ipairs(one.fallbacks) do accounts[one.name].fallbacks[place] = other + 1 end
     meta.hops = meta.hops or #one.fallbacks > 0
-    accounts[one.name].gate.guess = one.basis == 'guess'
     if one.cap > 0 then meta.capped[one.name] = true end
     if known and not before then gate_doubt(accounts[one.name].gate, now + meta.lease, 0, nil, false) end
     meta.names[number], kept[one.name], changed[one.name] = one.name, true, true

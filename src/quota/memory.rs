@@ -13,7 +13,7 @@ use super::{
     AddressState, Aliases, Cause, Held, Hold, Lease, Limit, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot,
     Snapshot, State,
     limit::{Micros, micros},
-    plan::{Limits, Plan},
+    plan::{Fastest, Limits, Plan},
     state::Causes,
     timetable::{Granted, Standing, Timetable},
 };
@@ -31,6 +31,8 @@ pub struct Memory {
     table: Mutex<Timetable>,
     /// What the addresses are called, by index.
     addresses: Vec<String>,
+    /// How fast calls can follow each other.
+    fastest: Fastest,
     /// How late slots may be used, by account.
     lateness: Vec<Duration>,
     /// Locked after the table.
@@ -84,6 +86,7 @@ impl Memory {
         let epoch = Epoch::new(clock.now());
         Self {
             table: Mutex::new(Timetable::new(&plan, epoch.micros)),
+            fastest: plan.fastest(),
             lateness: plan.accounts.iter().map(|account| account.lateness).collect(),
             addresses: plan.address_names,
             causes: Mutex::default(),
@@ -93,7 +96,7 @@ impl Memory {
 
     /// Takes over what is known of the past of these accounts, by index. For the start, before anything is leased.
     pub fn recall(&self, aliases: &Aliases, past: &Past) {
-        self.table().recall(aliases, &self.addresses, past);
+        self.table().recall(aliases, &self.addresses, past, &self.fastest);
     }
 
     /// Somebody else may have called at this pace until now, see [`Timetable::learn`].

@@ -7,7 +7,8 @@
 //! ([`division`]). [`adapt`] lets the pace give way where the vendor refuses all the same, and [`share`] says who else
 //! asked for less. [`turn`] divides slots between express requests and the backlog, in a process and between processes,
 //! which pass slots on to whoever has an express request. [`guard`] stands at the last door with the limit itself.
-//! [`journal`] keeps what is spent and held on a topic, and follows what an operator sets there.
+//! [`journal`] keeps what is spent and held on a topic, and follows what an operator sets there. [`used_up`] says which
+//! budgets are spent.
 
 pub mod adapt;
 pub mod budget;
@@ -33,6 +34,7 @@ mod state;
 pub mod tally;
 pub mod timetable;
 pub mod turn;
+pub mod used_up;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 

@@ -25,6 +25,14 @@ impl Money {
     }
 }
 
+impl Money {
+    /// So many times as much.
+    #[must_use]
+    pub fn times(self, calls: u64) -> Self {
+        Self(self.0.saturating_mul(calls.into()))
+    }
+}
+
 impl fmt::Display for Money {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

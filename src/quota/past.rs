@@ -3,7 +3,10 @@
 //!
 //! Between a worker's last report and its end it may have called without anybody knowing. A worker that cannot
 //! report stops after [`UNREPORTED_MAX`]; one that ends in good order says so. What lies in between is doubt: as
-//! many calls as the pace allows are taken for made, at the latest moment that they can have been made.
+//! many calls as the pace allows are taken for made, at the latest moment that they can have been made. What has no pace of
+//! its own, such as a source with nothing but a day's budget, has that of its accounts together ([`Fastest`]).
+//!
+//! [`Fastest`]: super::plan::Fastest
 
 use std::{collections::HashMap, time::Duration};
 
@@ -141,14 +144,14 @@ impl PastOf {
         self.doubt_until.since(self.counted_at)
     }
 
-    /// How many calls may have been made unreported, `spacing` apart: all that a budget has, without a spacing.
+    /// How many calls may have been made unreported, `fastest` apart; zero: any number.
     #[must_use]
-    pub fn doubted_calls(&self, spacing: Micros) -> u64 {
+    pub fn doubted_calls(&self, fastest: Micros) -> u64 {
         let doubt = u64::try_from(self.doubt().as_micros()).unwrap_or(u64::MAX);
-        match (doubt, spacing) {
+        match (doubt, fastest) {
             (0, _) => 0,
             (_, 0) => u64::MAX,
-            (doubt, spacing) => doubt / spacing + 1,
+            (doubt, fastest) => doubt / fastest + 1,
         }
     }
 
@@ -165,10 +168,10 @@ impl PastOf {
     }
 
     /// Brings a budget up to date. One of which nothing is known stays as it is.
-    pub fn apply(&self, budget: &mut Budget, spacing: Micros) {
+    pub fn apply(&self, budget: &mut Budget, fastest: Micros) {
         if let Some(spent) = self.of(budget.rule()) {
             let until = u64::try_from(self.doubt_until.as_millis()).unwrap_or_default() * 1_000;
-            budget.recall(spent, self.doubted_calls(spacing), until);
+            budget.recall(spent, self.doubted_calls(fastest), until);
         }
     }
 }

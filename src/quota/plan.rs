@@ -5,11 +5,15 @@ use std::{convert::Infallible, time::Duration};
 
 use super::{
     Limit, Pacing,
-    adapt::Basis,
+    adapt::{Basis, least_of_guess},
     budget::Rule,
     limit::{Micros, micros},
     pace::Pace,
 };
+
+/// An account that nothing limits calls no faster than this, wherever it matters how many calls there may have been: 10,000
+/// a second are more than a process makes.
+const FREE_SPACING: Micros = 100;
 
 /// What a vendor allows a source: all of it holds together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,6 +136,18 @@ pub struct Plan {
     pub longest_call: Option<Duration>,
 }
 
+/// The least time between two calls, as far as anything keeps them apart: of what nobody can know, such as the calls of a
+/// process that was killed, this bounds how many there were.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fastest {
+    /// All calls of the source.
+    pub source: Micros,
+    /// Those from each address, by index.
+    pub addresses: Vec<Micros>,
+    /// Those of each account, by index.
+    pub accounts: Vec<Micros>,
+}
+
 /// One account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountPlan {
@@ -169,6 +185,34 @@ impl Plan {
         };
         let Ok(plan) = Self::on(limits, &terms);
         plan
+    }
+
+    /// How fast calls can follow each other: what has no spacing of its own is as fast as its accounts together.
+    #[must_use]
+    pub fn fastest(&self) -> Fastest {
+        let of_address = |index: &usize| self.addresses.get(*index).map_or(0, |rules| rules.spacing);
+        let account = |account: &AccountPlan| {
+            let own = match (account.basis, account.rules.spacing) {
+                (Basis::Free, _) | (_, 0) => FREE_SPACING,
+                (Basis::Known, spacing) => spacing,
+                // What is sought may have been found by now.
+                (Basis::Guess, spacing) => least_of_guess(spacing),
+            };
+            let places = std::iter::once(&account.address).chain(&account.fallbacks);
+            own.max(places.map(of_address).min().unwrap_or_default()).max(self.source.spacing)
+        };
+        let accounts: Vec<Micros> = self.accounts.iter().map(account).collect();
+        let together = |spacings: &mut dyn Iterator<Item = Micros>| interval(spacings).max(1);
+        let address = |(index, rules): (usize, &Rules)| {
+            let may_call =
+                |account: &(&AccountPlan, &Micros)| account.0.address == index || account.0.fallbacks.contains(&index);
+            let callers = self.accounts.iter().zip(&accounts);
+            let together = together(&mut callers.filter(may_call).map(|(_, spacing)| *spacing));
+            rules.spacing.max(together).max(self.source.spacing)
+        };
+        let addresses = self.addresses.iter().enumerate().map(address).collect();
+        let source = self.source.spacing.max(together(&mut accounts.iter().copied()));
+        Fastest { source, addresses, accounts }
     }
 
     /// The plan for these limits, where `terms` says what each group of them that holds together comes to: rules, and
@@ -221,6 +265,28 @@ pub fn interval(spacings: impl Iterator<Item = Micros>) -> Micros {
 mod tests {
     use super::*;
     use crate::quota::Counting;
+
+    #[test]
+    fn what_has_no_pace_of_its_own_is_as_fast_as_its_accounts_together() {
+        let second = Duration::from_secs(1);
+        let of =
+            |calls| AccountLimits { limits: vec![Limit::new(calls, second, 5).unwrap()], ..AccountLimits::default() };
+        let day = Limit::window(5_000, second * 86_400, Counting::Sliding).unwrap();
+        let away = AccountLimits { address: 1, fallbacks: vec![0], ..of(5) };
+        let accounts = vec![of(10), of(10), away, AccountLimits { limits: vec![day.clone()], ..of(1) }];
+        let limits = Limits { accounts, source: vec![day], ..Limits::default() };
+        let pacing = Pacing { margin: 0.0, jitter: Duration::ZERO };
+        let fastest = Plan::new(&limits, &pacing).fastest();
+        assert_eq!(fastest.accounts, [100_000, 100_000, 200_000, FREE_SPACING]);
+        assert_eq!(fastest.addresses, [99, 199_999], "an account may come here when its own address is away");
+        assert_eq!(fastest.source, 99);
+        let limits = Limits { source: vec![Limit::new(2, second, 2).unwrap()], ..limits };
+        let fastest = Plan::new(&limits, &pacing).fastest();
+        assert_eq!((fastest.source, &fastest.accounts[..]), (500_000, &[500_000; 4][..]), "nobody is faster than all");
+        let guess = AccountLimits { is_guess: true, ..of(1) };
+        let fastest = Plan::new(&Limits { accounts: vec![guess], ..Limits::default() }, &pacing).fastest();
+        assert!((1_000..1_100).contains(&fastest.accounts[0]), "{fastest:?}: a thousand times what it began with");
+    }
 
     #[test]
     fn only_an_account_that_nothing_paces_begins_with_a_guess() {

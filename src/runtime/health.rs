@@ -103,6 +103,12 @@ impl Health {
 }
 
 impl RoleHealth {
+    /// What the role is called, with what it works on.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The role is at work.
     pub fn ready(&self) {
         self.set(Condition { ready: true, reason: None });

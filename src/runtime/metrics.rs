@@ -39,6 +39,7 @@ pub struct Metrics {
     in_flight: Family<Labels, Gauge>,
     breaker_open: Family<Labels, Gauge>,
     slots: Family<Labels, Counter>,
+    budget_spent: Family<Labels, Gauge>,
     cache: Family<Labels, Counter>,
     retry_waiting: Gauge,
     retried: Family<Labels, Counter>,
@@ -102,6 +103,7 @@ impl Metrics {
             in_flight: of.family("fetch_calls_in_flight", "Calls under way"),
             breaker_open: of.family("fetch_breaker_open", "1 while the source's breaker lets no call leave"),
             slots: of.family("quota_slots", "Slots by what became of them: used, missed (their time had passed), returned (nobody waited)"),
+            budget_spent: of.family("quota_budget_spent", "1 while a source does not call since a budget, such as the day's money, is spent; /ready and `weir quota` say which and until when"),
             cache: of.family("cache_requests", "Requests by what answered them: memory, redis, shared (a call for another), stale, call"),
             retry_waiting: of.one("retry_waiting_requests", "Requests in memory until they are due; more may wait on the delay topics", Gauge::default()),
             retried: of.family("retry_requests", "Requests that retry has ended with: again (sent when due), later (put on a delay topic), dead"),
@@ -118,6 +120,12 @@ impl Metrics {
     /// A role says how it is.
     pub fn role(&self, role: &str, ready: bool) {
         self.role_ready.get_or_create(&vec![("role", role.to_owned().into())]).set(ready.into());
+    }
+
+    /// The budgets of a source, which a role works on, are spent or not.
+    pub fn budget_spent(&self, source: &str, role: &str, is_spent: bool) {
+        let labels = of_source(source, [("role", role.to_owned().into())]);
+        self.budget_spent.get_or_create(&labels).set(is_spent.into());
     }
 
     /// A call has ended; `took` if there was a reply.
@@ -268,6 +276,7 @@ mod tests {
         metrics.role("fetch/shop", true);
         metrics.call(("shop", "a"), "answered", Some(Duration::from_millis(200)));
         metrics.call(("shop", "a"), "throttled", None);
+        metrics.budget_spent("shop", "fetch/shop", true);
         metrics.call_items("shop", 40);
         metrics.outcome("shop", "found", "call");
         metrics.fetching("shop").now(|lane| if lane.is_bulk() { 7 } else { 0 }, 3, false);
@@ -283,6 +292,7 @@ mod tests {
             r#"weir_role_ready{role="fetch/shop"} 1"#,
             r#"weir_fetch_calls_total{source="shop",account="a",outcome="answered"} 1"#,
             r#"weir_fetch_calls_total{source="shop",account="a",outcome="throttled"} 1"#,
+            r#"weir_quota_budget_spent{source="shop",role="fetch/shop"} 1"#,
             r#"weir_fetch_call_items_total{source="shop"} 40"#,
             r#"weir_fetch_call_seconds_count{source="shop"} 1"#,
             r#"weir_fetch_outcomes_total{source="shop",outcome="found",via="call"} 1"#,

@@ -12,8 +12,8 @@ use weir::{
     message::{
         AccountReport, AddressReport, Attempt, BatchEnd, BatchId, BatchPart, BatchReport, Cancellation, Change, Class,
         Columns, CutOffReport, DeadLetter, Failure, Field, HoldReport, ItemId, Lane, MaxAge, Observation, Origin,
-        Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, Via, WholeReport,
-        codec, envelope::Kind,
+        Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, UsedUpReport, Via,
+        WholeReport, codec, envelope::Kind,
     },
     runtime::clock::Timestamp,
 };
@@ -169,6 +169,7 @@ fn dead(reason: Reason, request: Option<Request>) -> DeadLetter {
 fn report() -> QuotaReport {
     let spent = Spent { width: 864_000_000, shift: 0, span: 102, first: 1_967_592, calls: vec![3, 0, 1] };
     let held = HoldReport { until_at: Some(now()), reason: "gw.QosAppFrequencyLimit".to_owned(), since_at: now() };
+    let used_up = UsedUpReport { reason: "day budget spent, 50.00 of 50.00 CNY".to_owned(), until_at: now() };
     let account = AccountReport {
         alias: "main".parse().expect("an alias"),
         allowed: "10/1s".to_owned(),
@@ -178,11 +179,17 @@ fn report() -> QuotaReport {
         late: 0,
         returned: 2,
         held: Some(held.clone()),
+        used_up: Some(used_up.clone()),
         address: Some("proxy-1".to_owned()),
         next_at: Some(now()),
         spent: vec![spent.clone()],
     };
-    let address = AddressReport { name: "proxy-1".to_owned(), held: Some(held.clone()), spent: vec![spent.clone()] };
+    let address = AddressReport {
+        name: "proxy-1".to_owned(),
+        held: Some(held.clone()),
+        used_up: Some(used_up.clone()),
+        spent: vec![spent.clone()],
+    };
     let part = BatchPart { holder: "4f1c".to_owned(), granted: 40, calls: 31, seq: 6 };
     let batch = BatchReport { batch: "monday".parse().expect("a batch"), allowed: 500, parts: vec![part] };
     QuotaReport {
@@ -196,6 +203,7 @@ fn report() -> QuotaReport {
         closed: false,
         whole: Some(WholeReport {
             held: Some(held),
+            used_up: Some(used_up),
             spent: vec![spent],
             addresses: vec![address],
             batches: vec![batch],

@@ -6,8 +6,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use weir::{
-    quota::{Cause, Counting, Hold, Lease, Limit, PaceBy, Quota, Scope, Share, redis::Redis},
-    runtime::clock::Timestamp,
+    message::Spent,
+    quota::{
+        Cause, Counting, Hold, Lease, Limit, PaceBy, Past, Quota, Scope, Share, past::PastOf, plan::Limits,
+        redis::Redis,
+    },
+    runtime::clock::{Clock, Timestamp},
 };
 
 use crate::{
@@ -133,6 +137,30 @@ async fn slots_in_which_no_call_left_give_back_their_budget_however_late_that_is
     .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(matches!(quota.lease(10).await, Lease::NotBefore(_)), "and no more: {again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_days_budget_of_all_accounts_lacks_after_a_kill_what_they_can_have_called_together_and_no_more() {
+    let day = Limit::window(100_000, Duration::from_secs(86_400), Counting::Sliding).unwrap();
+    let limits = Limits { source: vec![day], ..Fleet::limits() };
+    let now = Clock::System.now();
+    let width = 864_000_000;
+    let bucket = u64::try_from(now.as_millis()).unwrap() * 1_000 / width;
+    let spent = vec![Spent { width, shift: 0, span: 102, first: bucket, calls: vec![986] }];
+    let whole = PastOf { spent, counted_at: now, doubt_until: now.after(Duration::from_secs(3)), held: None };
+    let past = Past { is_read: true, is_known: true, whole, ..Past::default() };
+    // A Redis that knows nothing, as one that came back empty.
+    let quota = Fleet::start(&address("WEIR_TEST_REDIS"), limits, 0).quota_after(&past);
+    eventually("calls go on", async || matches!(quota.lease(1).await, Lease::Slots(_)).then_some(())).await;
+    let spent = eventually("what is spent is told", async || {
+        let spent = quota.snapshot(0..0, Clock::System.now()).whole.spent;
+        let spent = spent.iter().flat_map(|spent| &spent.calls).sum::<u64>();
+        (spent > 986).then_some(spent)
+    })
+    .await;
+    // Ten accounts of 20/s for some seconds: the outage, and what is leased ahead.
+    println!("986 calls are known, {spent} taken for made");
+    assert!((986 + 600..986 + 3_000).contains(&spent), "{spent}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

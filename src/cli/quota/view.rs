@@ -14,7 +14,7 @@ use self::batches::Batch;
 use super::{Configured, change::Wish};
 use crate::{
     cli::terminal::{agree, counted, grouped, spoken, table},
-    message::{AccountAlias, CutOffReport, HoldReport, QuotaReport, QuotaSetting, SourceName},
+    message::{AccountAlias, CutOffReport, HoldReport, QuotaReport, QuotaSetting, SourceName, UsedUpReport},
     quota::{
         journal::{HEARTBEAT, known::Known},
         past::Settings,
@@ -120,8 +120,9 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
     let mut workers: BTreeMap<&str, Worker> = BTreeMap::new();
     let mut accounts: BTreeMap<AccountAlias, Account> =
         configured.iter().map(|(alias, allowed)| (alias.clone(), Account::new(alias, allowed))).collect();
-    let mut held = None;
+    let (mut held, mut used_up) = (None, Told::default());
     let mut held_accounts: HashMap<&AccountAlias, &HoldReport> = HashMap::new();
+    let mut used_up_accounts: HashMap<&AccountAlias, Told<'_>> = HashMap::new();
     for report in known.reports_of(source) {
         let runs = !report.closed && now.since(report.reported_at) < SILENT_AFTER;
         let worker = workers.entry(&report.instance).or_insert_with(|| Worker {
@@ -136,12 +137,17 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
             worker.cut_off.clone_from(&whole.cut_off);
         }
         held = longer(held, report.whole.as_ref().and_then(|whole| whole.held.as_ref()));
+        if let Some(whole) = &report.whole {
+            used_up = used_up.newer(report, whole.used_up.as_ref());
+        }
         for of in &report.accounts {
             let account = accounts.entry(of.alias.clone()).or_insert_with(|| Account::new(&of.alias, &of.allowed));
             account.learn(report, of, now);
             if let Some(held) = longer(held_accounts.get(&of.alias).copied(), of.held.as_ref()) {
                 held_accounts.insert(&of.alias, held);
             }
+            let used_up = used_up_accounts.entry(&of.alias).or_default();
+            *used_up = used_up.newer(report, of.used_up.as_ref());
         }
     }
     let runs = workers.values().any(|worker| worker.runs);
@@ -149,14 +155,15 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
     let addresses = addresses(known.reports_of(source), &settings, accounts.values(), now);
     for (alias, account) in &mut accounts {
         let held = held_accounts.get(alias).copied();
-        account.standing = standing(settings.accounts.get(&Some(alias.clone())), held, now);
+        account.standing = standing(settings.accounts.get(&Some(alias.clone())), held, now)
+            .or_spent(used_up_accounts.get(alias).copied().unwrap_or_default(), now);
         account.wait_for(&addresses);
         account.waits |= account.standing.stop(stopped_at);
         if account.standing.state == READY && account.calls_last_minute > 0 && runs {
             account.standing.state = "calling";
         }
     }
-    let mut whole = standing(settings.accounts.get(&None), held, now);
+    let mut whole = standing(settings.accounts.get(&None), held, now).or_spent(used_up, now);
     whole.stop(stopped_at);
     View {
         source: source.clone(),
@@ -175,10 +182,12 @@ fn addresses<'a>(
     accounts: impl Iterator<Item = &'a Account>,
     now: Timestamp,
 ) -> Vec<Address> {
-    let mut held: BTreeMap<&str, Option<&HoldReport>> = BTreeMap::new();
-    for address in reports.filter_map(|report| report.whole.as_ref()).flat_map(|whole| &whole.addresses) {
-        let known = held.entry(&address.name).or_default();
-        *known = longer(*known, address.held.as_ref());
+    let mut held: BTreeMap<&str, (Option<&HoldReport>, Told<'_>)> = BTreeMap::new();
+    for (report, whole) in reports.filter_map(|report| Some((report, report.whole.as_ref()?))) {
+        for address in &whole.addresses {
+            let known = held.entry(&address.name).or_default();
+            *known = (longer(known.0, address.held.as_ref()), known.1.newer(report, address.used_up.as_ref()));
+        }
     }
     let only = held.len() == 1;
     let mut counts: HashMap<&str, usize> = HashMap::new();
@@ -189,9 +198,9 @@ fn addresses<'a>(
             *counts.entry(name).or_default() += 1;
         }
     }
-    let address = |(name, held): (&str, Option<&HoldReport>)| Address {
+    let address = |(name, (held, used_up)): (&str, (Option<&HoldReport>, Told<'_>))| Address {
         name: name.to_owned(),
-        standing: standing(settings.addresses.get(name), held, now),
+        standing: standing(settings.addresses.get(name), held, now).or_spent(used_up, now),
         accounts: counts.get(name).copied().unwrap_or_default(),
     };
     let addresses = held.into_iter().map(address);
@@ -207,6 +216,24 @@ fn all_stopped<'a>(workers: impl Iterator<Item = &'a Worker>) -> Option<Timestam
     let since = |worker: &Worker| worker.cut_off.as_ref().filter(|cut_off| cut_off.stopped).map(|away| away.since_at);
     let since: Option<Vec<_>> = workers.filter(|worker| worker.runs).map(since).collect();
     since?.into_iter().max()
+}
+
+/// A budget is spent.
+const SPENT: &str = "spent";
+
+/// What the newest report says of a budget: what is allowed may have been raised since another.
+#[derive(Clone, Copy, Default)]
+struct Told<'a> {
+    reported_at: Timestamp,
+    used_up: Option<&'a UsedUpReport>,
+}
+
+impl<'a> Told<'a> {
+    fn newer(self, report: &QuotaReport, used_up: Option<&'a UsedUpReport>) -> Self {
+        let told = Self { reported_at: report.reported_at, used_up };
+        let key = |told: &Self| (told.reported_at, told.used_up.map(|used_up| used_up.until_at));
+        if key(&told) > key(&self) { told } else { self }
+    }
 }
 
 fn longer<'a>(one: Option<&'a HoldReport>, other: Option<&'a HoldReport>) -> Option<&'a HoldReport> {
@@ -342,12 +369,19 @@ impl View {
             return Vec::new();
         }
         let source = &self.source;
-        let is_held = |standing: &Standing| !matches!(standing.state, READY | "calling" | STOPPED);
+        // What is spent is not there, whoever resumes.
+        let is_held = |standing: &Standing| !matches!(standing.state, READY | SPENT | STOPPED | "calling");
+        let spent = |standing: &Standing| {
+            let words = format!("but {}: it can be raised, not resumed", standing.words(now));
+            (standing.state == SPENT).then_some(words)
+        };
         if let Some(alias) = account {
             let line = format!("but source {source} is {}: weir quota resume {source}", self.whole.words(now));
             let waits = self.accounts.iter().find(|account| account.alias == *alias && account.waits);
             let waits = waits.map(|account| format!("but it is {}", account.standing.words(now)));
-            return is_held(&self.whole).then_some(line).into_iter().chain(waits).collect();
+            let own = self.accounts.iter().find(|account| account.alias == *alias).and_then(|own| spent(&own.standing));
+            let whole = is_held(&self.whole).then_some(line);
+            return whole.into_iter().chain(waits).chain(spent(&self.whole)).chain(own).collect();
         }
         let held = self.accounts.iter().filter(|account| is_held(&account.standing) && !account.waits);
         let held: Vec<&str> = held.map(|account| account.alias.as_str()).collect();
@@ -357,7 +391,7 @@ impl View {
             held.len(),
             if held.len() > 5 { ", …" } else { "" }
         );
-        (!held.is_empty()).then_some(line).into_iter().collect()
+        (!held.is_empty()).then_some(line).into_iter().chain(spent(&self.whole)).collect()
     }
 }
 
@@ -371,8 +405,18 @@ impl Standing {
         has_stopped
     }
 
+    /// Whoever could call has perhaps nothing left to spend.
+    fn or_spent(self, told: Told<'_>, now: Timestamp) -> Self {
+        let used_up = told.used_up.filter(|used_up| self.state == READY && used_up.until_at > now);
+        let Some(UsedUpReport { reason, until_at }) = used_up else { return self };
+        Self { state: SPENT, until_at: Some(*until_at), reason: reason.clone(), ..self }
+    }
+
     fn words(&self, now: Timestamp) -> String {
         let mut words = self.state.to_owned();
+        if let Some(until) = self.until_at.filter(|_| self.state == SPENT) {
+            return format!("{}, resumes {} ({})", self.reason, time_of_day(until), spoken(until.since(now)));
+        }
         if let Some(until) = self.until_at {
             let _ = write!(words, " until {} ({})", time_of_day(until), spoken(until.since(now)));
         } else if let Some(since) = self.since_at {
@@ -447,7 +491,9 @@ fn address_row(address: &Address, now: Timestamp) -> Vec<String> {
 
 fn row(account: &Account, now: Timestamp) -> Vec<String> {
     let mut state = account.standing.words(now);
-    if let Some(next_at) = account.next_at.filter(|at| at.since(now) > Duration::from_secs(2)) {
+    let next_at =
+        account.next_at.filter(|at| account.standing.state != SPENT && at.since(now) > Duration::from_secs(2));
+    if let Some(next_at) = next_at {
         let _ = write!(state, ", next call {}", time_of_day(next_at));
     }
     vec![

@@ -14,6 +14,7 @@ use crate::{
     changes::{self, Changes, ChangesParts},
     fetch::{Caller, CallerParts, Fetch},
     kafka::{Instead, KafkaReader, Producer, Reach, ReadError, Reader, WriteError, Writer, intake::IntakeError},
+    message::SourceName,
     platform::config::Source,
     quota::{
         self, Purse, Quota, Share,
@@ -22,9 +23,10 @@ use crate::{
             Journal,
             report::{Reporter, allowed},
         },
+        used_up::{self, Allowance},
     },
     retry::{self, Retry},
-    runtime::health::RoleHealth,
+    runtime::{health::RoleHealth, metrics::METRICS},
     serve::Desk,
     sink,
     tokens::{Store, TokenStore},
@@ -77,6 +79,15 @@ impl Process {
         let quota = quota::open(&self.config.quota, redis, &source.name, &aliases, &limits, &self.clock, &past)
             .map_err(|error| RoleError::Failed(error.into()))?;
         journal.restore(&past, quota.as_ref(), &aliases).await;
+        let allowance = Arc::new(Allowance {
+            limits: limits.or_unknown(&self.config.quota.unknown),
+            pacing: self.config.quota.pacing(),
+            money: source.budgets.map(|budgets| {
+                let configured = self.config.source(source.name.as_str());
+                let per_day = configured.and_then(|configured| configured.budget.per_day);
+                (budgets, per_day, configured.and_then(|configured| configured.currency.clone()).unwrap_or_default())
+            }),
+        });
         let purse = source.budgets.as_ref().and_then(|budgets| Purse::new(budgets, &past)).map(Arc::new);
         if let Some(purse) = &purse {
             quota.fund(purse);
@@ -112,7 +123,8 @@ impl Process {
             source: source.name.clone(),
             instance: self.config.instance.name.clone(),
             aliases,
-            allowed: allowed(&limits.or_unknown(&self.config.quota.unknown)),
+            allowed: allowed(&allowance.limits),
+            allowance: Arc::clone(&allowance),
             quota: Arc::clone(&quota),
             purse,
             tally: fetch.tally(),
@@ -121,18 +133,40 @@ impl Process {
         tokio::select! {
             ended = self.fetch_and_report(fetch, journal, reporter, has_budgets) => ended,
             never = calendar => match never {},
-            never = self.tell_whether_calls_can_leave(quota.as_ref(), health) => match never {},
+            never = self.tell_whether_calls_can_leave(&source.name, &allowance, quota.as_ref(), health) => match never {},
         }
     }
 
-    /// Keeps `/ready` true to whether calls can leave at all. Never ends.
-    async fn tell_whether_calls_can_leave(&self, quota: &dyn Quota, health: &RoleHealth) -> Infallible {
+    /// Keeps `/ready` true to whether calls can leave at all, and says when a spent budget stops them. Never ends.
+    async fn tell_whether_calls_can_leave(
+        &self,
+        source: &SourceName,
+        allowance: &Allowance,
+        quota: &dyn Quota,
+        health: &RoleHealth,
+    ) -> Infallible {
+        let mut told = None;
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            match quota.snapshot(0..0, self.clock.now()).cut_off.and_then(|cut_off| cut_off.reason()) {
+            let now = self.clock.now();
+            let used_up = allowance.stops(quota, now);
+            METRICS.budget_spent(source.as_str(), health.name(), used_up.is_some());
+            match quota.snapshot(0..0, now).cut_off.and_then(|cut_off| cut_off.reason()) {
                 Some(reason) => health.not_ready(reason),
-                None => health.ready(),
+                None => match &used_up {
+                    Some(used_up) => health.not_ready(used_up::words(used_up)),
+                    None => health.ready(),
+                },
             }
+            match &used_up {
+                _ if used_up == told => {}
+                Some(used_up) => {
+                    let words = used_up::words(used_up);
+                    warn!(%source, "{words}: no calls until then, requests wait on Kafka");
+                }
+                None => info!(%source, "there is a budget again: calls go on"),
+            }
+            told = used_up;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 

@@ -20,6 +20,7 @@ use crate::{
         plan::Limits,
         purse::Purse,
         tally::{Counts, midnight},
+        used_up::Allowance,
     },
     runtime::clock::{Clock, Timestamp},
 };
@@ -39,6 +40,8 @@ pub struct Reporter {
     pub aliases: Aliases,
     /// What each of them is allowed, in words.
     pub allowed: Vec<String>,
+    /// The same as the quota has it, to tell which budgets are spent.
+    pub allowance: Arc<Allowance>,
     /// What is spent and held.
     pub quota: Arc<dyn Quota>,
     /// What is spent of the budgets of batches, if they have any.
@@ -88,6 +91,8 @@ impl Reporter {
         let accounts: Range<usize> = first..(first + CHUNK).min(self.aliases.len());
         let Snapshot { counted_at, whole, addresses, accounts: states, cut_off } =
             self.quota.snapshot(accounts.clone(), now);
+        let allowance = &*self.allowance;
+        let limits_of = |index: usize| allowance.limits.accounts.get(index).map_or(&[][..], |of| of.limits.as_slice());
         let address_of = |index: usize| addresses.get(index).filter(|_| addresses.len() > 1);
         let account = |(index, state): (usize, crate::quota::State)| {
             let counts = self.tally.of(index);
@@ -100,22 +105,25 @@ impl Reporter {
                 late: counts.late,
                 returned: counts.returned,
                 held: state.held.as_ref().map(hold_report),
+                used_up: allowance.used_up(limits_of(index), &state.spent, now),
                 address: address_of(state.address).map(|address| address.name.clone()),
                 next_at: state.next_at,
                 spent: state.spent,
             }
         };
         let accounts = accounts.zip(states).map(account).collect();
-        let address = |AddressState { name, held, spent }: AddressState| {
+        let address = |(index, AddressState { name, held, spent }): (usize, AddressState)| {
             let held = held.as_ref().map(hold_report);
-            AddressReport { name, held, spent }
+            let used_up = allowance.used_up(allowance.limits.of_address(index), &spent, now);
+            AddressReport { name, held, used_up, spent }
         };
-        let addresses = addresses.into_iter().map(address).collect();
+        let addresses = addresses.into_iter().enumerate().map(address).collect();
         let cut_off =
             cut_off.map(|CutOff { since, slots, stopped }| CutOffReport { since_at: since, calls: slots, stopped });
         let batches = self.purse.as_ref().map(|purse| purse.reports()).unwrap_or_default();
-        let whole =
-            WholeReport { held: whole.held.as_ref().map(hold_report), spent: whole.spent, addresses, batches, cut_off };
+        let used_up = allowance.used_up(&allowance.limits.source, &whole.spent, now);
+        let held = whole.held.as_ref().map(hold_report);
+        let whole = WholeReport { held, used_up, spent: whole.spent, addresses, batches, cut_off };
         QuotaReport {
             source: self.source.clone(),
             instance: self.instance.clone(),
@@ -186,6 +194,7 @@ mod tests {
             instance: "w".to_owned(),
             aliases: (0..accounts).map(|n| AccountAlias::new(format!("account-{n}")).unwrap()).collect(),
             allowed: allowed(&limits),
+            allowance: Arc::new(Allowance { limits: limits.clone(), ..Allowance::default() }),
             quota: Arc::new(Memory::with_limits(&limits, &Pacing::default(), &clock)),
             purse: None,
             tally: Arc::new(Tally::new(accounts, clock.clone())),
@@ -210,6 +219,21 @@ mod tests {
         assert_eq!((held.until_at, held.reason.as_str(), second.next_at), (None, "401", None));
         let text = serde_json::to_vec(&report).unwrap();
         assert_eq!(serde_json::from_slice::<QuotaReport>(&text).unwrap(), report);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_says_which_budget_is_spent_and_until_when() {
+        let reporter = reporter(1);
+        let limit = &reporter.allowance.limits.accounts[0].limits[1];
+        let state = reporter.quota.snapshot(0..1, reporter.clock.now()).accounts.remove(0);
+        let rule = crate::quota::budget::Rule::of(limit, &Pacing::default()).unwrap();
+        let mut budget = crate::quota::budget::Budget::new(rule);
+        budget.doubt(u64::MAX, 1_700_000_000_000_000);
+        let spent = vec![budget.spent()];
+        assert!(state.spent[0].calls.is_empty() && reporter.report(0, false).accounts[0].used_up.is_none());
+        let told =
+            reporter.allowance.used_up(&reporter.allowance.limits.accounts[0].limits, &spent, reporter.clock.now());
+        assert_eq!(told.unwrap().reason, "budget spent, 5000 of 5000 calls of 5000/1day");
     }
 
     #[tokio::test(start_paused = true)]

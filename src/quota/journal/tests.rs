@@ -76,6 +76,7 @@ async fn an_address_that_was_taken_out_is_resumed_by_its_name_and_nobody_else_wi
 fn writing(has_budgets: bool) -> Writing {
     let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
     let reporter = Reporter {
+        allowance: Arc::default(),
         topic: "quota".into(),
         source: SourceName::new("ali1688").unwrap(),
         instance: "w".to_owned(),

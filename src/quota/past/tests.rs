@@ -28,6 +28,7 @@ fn report(instance: &str, reported_at: Timestamp, calls: u64, held: Option<HoldR
         late: 0,
         returned: 0,
         held,
+        used_up: None,
         address: None,
         next_at: None,
         spent: vec![spent(calls)],
@@ -58,7 +59,7 @@ fn hold(until_at: Option<Timestamp>, since_at: Timestamp) -> HoldReport {
 fn after_a_kill_the_pace_times_the_outage_counts_as_spent_and_after_an_orderly_end_nothing() {
     let killed = learned(&[report("a", at(0), 20, None)], at(3));
     assert_eq!(killed.doubted_calls(500_000), 7, "3 s at 2/s, and one");
-    assert_eq!(killed.doubted_calls(0), u64::MAX, "nobody knows how fast it was");
+    assert_eq!(killed.doubted_calls(0), u64::MAX, "of what nobody calls nothing is known");
     let closed = learned(&[QuotaReport { closed: true, ..report("a", at(0), 20, None) }], at(3));
     assert_eq!((closed.doubted_calls(500_000), closed.doubted_calls(0)), (0, 0));
 }
@@ -117,7 +118,8 @@ fn holds_of_all_workers_count_until_they_are_over_or_an_operator_resumes() {
 
 #[test]
 fn an_address_is_known_by_its_name_whatever_its_place() {
-    let address = |name: &str, held| AddressReport { name: name.to_owned(), held, spent: vec![spent(3)] };
+    let address =
+        |name: &str, held| AddressReport { name: name.to_owned(), held, used_up: None, spent: vec![spent(3)] };
     let of = |addresses| {
         let whole = Some(WholeReport { addresses, ..WholeReport::default() });
         QuotaReport { whole, ..report("a", at(0), 1, None) }

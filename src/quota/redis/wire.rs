@@ -383,22 +383,24 @@ pub fn paced(payload: &[u8]) -> Option<Paced> {
 }
 
 fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
-    let account = |(account, name): (&AccountPlan, &String)| {
+    let fastest = plan.fastest();
+    let account = |((account, name), fastest): ((&AccountPlan, &String), &Micros)| {
         serde_json::json!({
             "name": name, "address": account.address, "fallbacks": account.fallbacks,
-            "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules),
+            "cap": account.in_flight.unwrap_or(0), "rules": rules_json(&account.rules, *fastest),
             "basis": basis_name(account.basis),
         })
     };
-    let address = |(rules, name): (&Rules, &String)| {
-        let mut address = rules_json(rules);
+    let address = |((rules, name), fastest): ((&Rules, &String), &Micros)| {
+        let mut address = rules_json(rules, *fastest);
         address["name"] = name.as_str().into();
         address
     };
+    let addresses = plan.addresses.iter().zip(&plan.address_names).zip(&fastest.addresses);
     serde_json::json!({
-        "accounts": plan.accounts.iter().zip(names).map(account).collect::<Vec<_>>(),
-        "addresses": plan.addresses.iter().zip(&plan.address_names).map(address).collect::<Vec<_>>(),
-        "source": rules_json(&plan.source),
+        "accounts": plan.accounts.iter().zip(names).zip(&fastest.accounts).map(account).collect::<Vec<_>>(),
+        "addresses": addresses.map(address).collect::<Vec<_>>(),
+        "source": rules_json(&plan.source, fastest.source),
         "interval": interval(plan.accounts.iter().map(|account| account.rules.spacing)),
     })
 }
@@ -411,14 +413,15 @@ const fn basis_name(basis: Basis) -> &'static str {
     }
 }
 
-fn rules_json(rules: &Rules) -> serde_json::Value {
+fn rules_json(rules: &Rules, fastest: Micros) -> serde_json::Value {
     let budget = |rule: &Rule| {
         serde_json::json!({
             "calls": rule.calls, "width": rule.width, "shift": rule.shift, "span": rule.span,
             "before": rule.before, "after": rule.after, "learns": rule.learns,
         })
     };
-    serde_json::json!({ "spacing": rules.spacing, "budgets": rules.budgets.iter().map(budget).collect::<Vec<_>>() })
+    let budgets: Vec<_> = rules.budgets.iter().map(budget).collect();
+    serde_json::json!({ "spacing": rules.spacing, "fastest": fastest, "budgets": budgets })
 }
 
 #[cfg(test)]

@@ -3,7 +3,12 @@
 use super::{Gate, Timetable};
 use crate::{
     message::{AccountAlias, Spent},
-    quota::{Past, Scope, limit::Micros, past::PastOf, plan::interval},
+    quota::{
+        Past, Scope,
+        limit::Micros,
+        past::PastOf,
+        plan::{Fastest, interval},
+    },
 };
 
 /// What is known of an account, of an address, or of the source.
@@ -22,9 +27,9 @@ pub struct Standing {
 }
 
 impl Gate {
-    fn recall(&mut self, past: &PastOf, spacing: Micros) {
+    fn recall(&mut self, past: &PastOf, fastest: Micros) {
         for budget in &mut self.budgets {
-            past.apply(budget, spacing);
+            past.apply(budget, fastest);
         }
     }
 
@@ -34,20 +39,18 @@ impl Gate {
 }
 
 impl Timetable {
-    /// Takes over what is known of the past. For the start, before anything is leased.
-    pub fn recall(&mut self, aliases: &[AccountAlias], addresses: &[String], past: &Past) {
-        let shared = self.source.spacing;
-        self.source.recall(&past.whole, shared);
-        for (address, name) in self.addresses.iter_mut().zip(addresses) {
+    /// Takes over what is known of the past, and what may have been called unknown to anybody, at most as fast as
+    /// `fastest`. For the start, before anything is leased.
+    pub fn recall(&mut self, aliases: &[AccountAlias], addresses: &[String], past: &Past, fastest: &Fastest) {
+        self.source.recall(&past.whole, fastest.source);
+        for ((address, name), fastest) in self.addresses.iter_mut().zip(addresses).zip(&fastest.addresses) {
             let Some(past) = past.addresses.get(name) else { continue };
-            let spacing = address.gate.spacing.max(shared);
-            address.gate.recall(past, spacing);
+            address.gate.recall(past, *fastest);
         }
-        for (index, alias) in aliases.iter().enumerate().take(self.accounts.len()) {
+        for (index, (alias, fastest)) in aliases.iter().zip(&fastest.accounts).enumerate().take(self.accounts.len()) {
             let Some(past) = past.accounts.get(alias) else { continue };
             let account = &mut self.accounts[index];
-            let spacing = account.gate.spacing.max(self.addresses[account.address].gate.spacing).max(shared);
-            account.gate.recall(past, spacing);
+            account.gate.recall(past, *fastest);
             if account.place.is_some() {
                 self.enter(index);
             }
@@ -135,6 +138,7 @@ mod tests {
     use crate::{
         quota::{
             Aliases, Cause, Counting, Hold, Lease, Limit, Pacing, Quota, Scope,
+            budget::Rule,
             memory::Memory,
             plan::{AccountLimits, Limits},
         },
@@ -203,6 +207,25 @@ mod tests {
         let left = calls(&start(&clock, &killed)).await;
         assert!((5..=6).contains(&left), "{left}");
         assert_eq!(calls(&start(&clock, &Past::default())).await, 30, "who knows nothing has all of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_kill_a_budget_that_all_accounts_share_lacks_what_they_can_have_called_together_and_no_more() {
+        let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+        let day = Limit::window(100_000, Duration::from_secs(86_400), Counting::Sliding).unwrap();
+        let limits = Limits { source: vec![day], ..limits() };
+        let memory = Memory::with_limits(&limits, &Pacing::default(), &clock);
+        let mut known = past(&memory, &clock, Duration::from_secs(10));
+        known.whole = known.accounts[&aliases()[0]].clone();
+        let mut budget = crate::quota::budget::Budget::new(Rule::of(&limits.source[0], &Pacing::default()).unwrap());
+        (0..986).for_each(|_| budget.charge(1_700_000_000_000_000));
+        known.whole.spent = vec![budget.spent()];
+        memory.recall(&aliases(), &known);
+        let spent = memory.snapshot(0..0, clock.now()).whole.spent[0].calls.iter().sum::<u64>();
+        // Two accounts of 2/s, 10 s, one more call, and rounding.
+        assert!((986 + 39..=986 + 42).contains(&spent), "{spent}");
+        let own = calls(&memory).await;
+        assert!((9..=11).contains(&own), "of its own 30 it lacks what it can have called itself: {own}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -205,3 +205,29 @@ fn an_account_is_not_ready_while_all_workers_wait_for_redis() {
     let (whole, account, _) = of(serde_json::Value::Null);
     assert_eq!((whole, account), ("ready", "ready"), "one of them still calls");
 }
+
+#[test]
+fn a_budget_that_is_spent_is_shown_with_its_money_and_when_calls_go_on_until_then() {
+    let used_up = |until: i64, reason: &str| UsedUpReport { until_at: at(until), reason: reason.to_owned() };
+    let mut reports = [report("a", at(0), 5, None), report("b", at(0), 5, None)];
+    for (record, until) in reports.iter_mut().zip([3_600, 3_602]) {
+        let mut report: serde_json::Value = serde_json::from_slice(record.value.as_ref().unwrap()).unwrap();
+        report["whole"] = serde_json::json!({"used_up": used_up(until, "day budget spent, 400.00 of 400.00 CNY")});
+        report["accounts"][0]["used_up"] = serde_json::json!(used_up(60, "budget spent, 9 of 9 calls of 9/1h"));
+        record.value = Some(serde_json::to_vec(&report).unwrap().into());
+    }
+    let known = known(&reports);
+    let view = views(&known, &configured(), at(1)).remove(0);
+    assert_eq!((view.whole.state, view.whole.until_at), ("spent", Some(at(3_602))));
+    let words = view.whole.words(at(1));
+    assert!(words.starts_with("day budget spent, 400.00 of 400.00 CNY, resumes 2023-11-14T23:13:22Z (1 h"), "{words}");
+    assert!(text(std::slice::from_ref(&view), at(1)).contains(&words));
+    let json = serde_json::to_value(&view).unwrap();
+    assert_eq!((&json["state"], &json["reason"]), (&"spent".into(), &"day budget spent, 400.00 of 400.00 CNY".into()));
+    assert_eq!(view.accounts[0].standing.state, "spent");
+    let still = view.still_held(None, &Wish::Resume, at(1));
+    assert!(still.len() == 1 && still[0].contains("it can be raised, not resumed"), "{still:?}");
+    let later = &views(&known, &configured(), at(61))[0];
+    assert_eq!((later.accounts[0].standing.state, later.whole.state), (READY, "spent"));
+    assert_eq!(views(&known, &configured(), at(4_000))[0].whole.state, READY);
+}
