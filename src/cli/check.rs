@@ -2,7 +2,7 @@
 
 mod tokens;
 
-use std::{path::Path, time::Duration};
+use std::{fmt::Write as _, path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
@@ -16,8 +16,13 @@ use crate::{
     config::{self, Config},
     kafka::admin::{self, AdminError},
     message::SourceName,
-    platform::{Source, SourceConfig, address::Address, http::Route},
-    quota::{self, Counting, Limit, calendar::Window, money::OnBudget},
+    platform::{Account, Source, SourceConfig, address::Address, http::Route},
+    quota::{
+        self, Limit,
+        calendar::Window,
+        money::OnBudget,
+        plan::{AccountLimits, Limits},
+    },
     runtime::clock::{Clock, Timestamp},
     sink::{
         Store,
@@ -163,23 +168,10 @@ fn open(source: &SourceConfig, folder: &Path, config: &Config) -> Result<String,
     let opened = Source::open(source, folder, &config::variable).map_err(|error| error.problem.to_string())?;
     let accounts = opened.accounts.len();
     let addresses = addresses(&opened);
-    let limit = opened.account_limit().map_or_else(
-        || {
-            let is_sought = opened.quota().or_unknown(&quota.unknown).accounts.iter().any(|account| account.is_guess);
-            let what = if is_sought { "an unknown limit, which is sought" } else { "no limit of the source's own" };
-            what.to_owned()
-        },
-        |limit| {
-            let per = humantime::format_duration(limit.per);
-            let burst = match limit.kind {
-                Counting::Bucket => format!(", {} at once", limit.burst),
-                Counting::Fixed | Counting::Sliding => String::new(),
-            };
-            format!("{} per {per} each{burst}", counted(limit.calls.into(), "call"))
-        },
-    );
+    let limits = opened.quota().or_unknown(&quota.unknown);
+    let limit = limits_in_words(&limits, &opened.accounts);
     if quota.store == quota::Store::Redis {
-        quota.plans(&opened.quota().or_unknown(&quota.unknown)).map_err(|error| error.to_string())?;
+        quota.plans(&limits).map_err(|error| error.to_string())?;
     }
     let preset = source.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
     let money = money(source);
@@ -192,10 +184,63 @@ fn open(source: &SourceConfig, folder: &Path, config: &Config) -> Result<String,
     let at_once = in_flight.min(fetch.calls_in_flight_in_all);
     let at_once = format!(", {} at once", counted(at_once as u64, "call"));
     Ok(format!(
-        "{} with {}, {limit}{preset}{ids}{at_once}{addresses}{money}",
+        "{} with {}{preset}{ids}{at_once}; {limit}{addresses}{money}",
         source.url,
         counted(accounts as u64, "account")
     ))
+}
+
+/// Every limit of the accounts, those that have the same ones together, and of the source.
+fn limits_in_words(limits: &Limits, accounts: &[Account]) -> String {
+    /// So many groups of accounts are told, and so many names of a group.
+    const SHOWN: usize = 5;
+    let sentences = |limits: &[Limit]| limits.iter().map(Limit::sentence).collect::<Vec<_>>().join(" and ");
+    let mut groups: Vec<(&AccountLimits, Vec<&str>)> = Vec::new();
+    for (of, account) in limits.accounts.iter().zip(accounts) {
+        let same = |group: &&mut (&AccountLimits, _)| {
+            group.0.limits == of.limits && group.0.in_flight == of.in_flight && group.0.is_guess == of.is_guess
+        };
+        match groups.iter_mut().find(same) {
+            Some((_, names)) => names.push(account.alias.as_str()),
+            None => groups.push((of, vec![account.alias.as_str()])),
+        }
+    }
+    let words = |of: &AccountLimits| {
+        let mut words = match (of.limits.is_empty(), of.is_guess) {
+            (true, _) => "no limit of its own".to_owned(),
+            (false, true) => match of.limits.split_last() {
+                // What was said holds on top of what is sought.
+                Some((guess, said)) if !said.is_empty() => {
+                    format!(
+                        "{}, and a pace that nobody has said: it is sought from {}",
+                        sentences(said),
+                        guess.sentence()
+                    )
+                }
+                Some(_) | None => format!("nobody has said any limit: it is sought from {}", sentences(&of.limits)),
+            },
+            (false, false) => sentences(&of.limits),
+        };
+        if let Some(most) = of.in_flight {
+            let _ = write!(words, ", {} under way", counted(most.into(), "call"));
+        }
+        words
+    };
+    let is_one = groups.len() == 1;
+    let group = |(of, names): &(&AccountLimits, Vec<&str>)| {
+        let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+        let names = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+        let whom = if is_one { "each account".to_owned() } else { format!("{names}{more}") };
+        format!("{whom}: {}", words(of))
+    };
+    let mut all: Vec<String> = groups.iter().take(SHOWN).map(group).collect();
+    if groups.len() > SHOWN {
+        all.push(format!("{} more groups of accounts with other limits", groups.len() - SHOWN));
+    }
+    if !limits.source.is_empty() {
+        all.push(format!("all accounts together: {}", sentences(&limits.source)));
+    }
+    all.join("; ")
 }
 
 /// What a call costs and how many calls its budgets pay for.
@@ -220,10 +265,7 @@ fn addresses(source: &Source) -> String {
     let quota = source.quota();
     let limit = |index| match quota.of_address(index) {
         [] => "no limit".to_owned(),
-        limits => {
-            let words = |limit: &Limit| format!("{} per {}", limit.calls, humantime::format_duration(limit.per));
-            limits.iter().map(words).collect::<Vec<_>>().join(" and ")
-        }
+        limits => limits.iter().map(Limit::sentence).collect::<Vec<_>>().join(" and "),
     };
     let counts = source.accounts_by_address();
     let one = |(index, address): (usize, &Address)| {
@@ -344,4 +386,69 @@ async fn redis(config: &Config) -> Verdict {
 async fn ping(url: &str) -> redis::RedisResult<()> {
     let mut connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
     redis::cmd("PING").query_async(&mut connection).await
+}
+
+#[cfg(test)]
+mod tests {
+    use figment::providers::{Format, Toml};
+
+    use super::*;
+
+    fn opened(more: &str, second: &str) -> Result<String, String> {
+        let text = format!(
+            r#"name = "a"
+               kind = "ali1688"
+               {more}
+               account = [
+                   {{ alias = "one", app_key = "1", app_secret = {{ env = "S" }} }},
+                   {{ alias = "two", app_key = "2", app_secret = {{ env = "S" }} {second} }},
+               ]"#
+        );
+        let source = <Toml as Format>::from_str::<SourceConfig>(&text).map_err(|error| error.to_string())?;
+        let secret = |_: &str| Some("secret".to_owned());
+        let opened = Source::open(&source, Path::new("/nowhere"), &secret).map_err(|error| error.to_string())?;
+        let limits = opened.quota().or_unknown(&quota::Config::default().unknown);
+        Ok(limits_in_words(&limits, &opened.accounts) + &addresses(&opened))
+    }
+
+    #[test]
+    fn every_limit_is_shown_whatever_its_kind_and_whomever_it_binds() {
+        let more = r#"limits = [
+                   { calls = 300, per = "1m", kind = "sliding" },
+                   { calls = 9000, per = "1month", kind = "fixed", starts_at = "2026-01-01T00:00:00-08:00[America/Los_Angeles]" },
+               ]
+               limit = { calls = 10, per = "1s", burst = 5 }
+               shared_limits = [{ calls = 50, per = "1s", burst = 2 }]
+               address_limit = { calls = 40, per = "1s" }"#;
+        let text = opened(more, "").unwrap();
+        for shown in [
+            "each account: 10 calls per 1s, 5 at once and 300 calls per 1m, in any stretch of that time and 9000 calls per 1month",
+            "in windows of which one begins at 2026-01-01T00:00:00-08:00[America/Los_Angeles]",
+            "all accounts together: 50 calls per 1s, 2 at once",
+            "40 calls per 1s, one at a time",
+        ] {
+            assert!(text.contains(shown), "{shown:?} is not in {text:?}");
+        }
+        let text = opened(more, r#", limit = { calls = 1, per = "1s" }, calls_in_flight = 3"#).unwrap();
+        for shown in ["one: 10 calls per 1s, 5 at once", "two: 1 call per 1s, one at a time, 3 calls under way"] {
+            assert!(text.contains(shown), "{shown:?} is not in {text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_sought_is_said_only_of_a_pace_that_nobody_has_given() {
+        let day = r#"limits = [{ calls = 5000, per = "1day", kind = "fixed" }]"#;
+        let text = opened(day, "").unwrap();
+        let expected = "each account: 5000 calls per 1day, in windows that begin at any time, and a pace that nobody has said: it \
+                        is sought from 1 call per 1s, one at a time";
+        assert!(text.contains(expected), "{text}");
+        assert!(opened("", "").unwrap().contains("nobody has said any limit: it is sought from 1 call per 1s"));
+        assert!(opened("unlimited = true", "").unwrap().contains("each account: no limit of its own"));
+    }
+
+    #[test]
+    fn a_month_without_a_calendar_is_refused_with_what_is_allowed() {
+        let error = opened(r#"limits = [{ calls = 9, per = "1month", kind = "sliding" }]"#, "").unwrap_err();
+        assert!(error.contains("limits is 9 calls per 1month") && error.contains("\"30days\""), "{error}");
+    }
 }

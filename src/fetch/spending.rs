@@ -49,7 +49,7 @@ impl Spending {
 
     /// Counts a call that leaves; how many there were, if the day's budget is spent with it and they are to go on.
     pub(super) fn count_call(&mut self, now: Timestamp) -> Option<u64> {
-        let budgets = self.budgets?;
+        let budgets = self.budgets.as_ref()?;
         let day = budgets.day(now);
         if day != self.day {
             (self.day, self.in_day) = (day, 0);
@@ -98,7 +98,8 @@ mod tests {
         let money = |text: &str| Money::parse(text).unwrap();
         let budget = BudgetConfig { per_day: Some(money("0.05")), per_batch: Some(money("0.02")), day_starts_at: None };
         let budgets = Budgets::new(money("0.01"), &budget, on_budget);
-        Spending::new(Some(budgets), Purse::new(&budgets, &Past::default()).map(Arc::new))
+        let purse = Purse::new(&budgets, &Past::default()).map(Arc::new);
+        Spending::new(Some(budgets), purse)
     }
 
     fn batch(name: &str) -> BatchId {

@@ -85,8 +85,10 @@ impl Rig {
         let fetch = Fetch::new(reader, log.clone(), caller, quota, Config::default());
         let purse = source.budgets.as_ref().and_then(|budgets| Purse::new(budgets, &Past::default()));
         let purse = purse.map(Arc::new);
-        let fetch =
-            fetch.with_address_health(source.address_health).with_budgets(source.budgets, purse).run(stop.clone());
+        let fetch = fetch
+            .with_address_health(source.address_health)
+            .with_budgets(source.budgets.clone(), purse)
+            .run(stop.clone());
         #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
         let stage = tokio::spawn(fetch);
         Self { simulator, log, events, stage, stop, requested: 0, homes }

@@ -180,6 +180,9 @@ pub struct Spent {
     pub shift: u64,
     /// How many buckets in a row count together.
     pub span: u64,
+    /// Of windows that follow a calendar: which ones; the numbers are theirs, and the last one ends as width and shift say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calendar: Option<String>,
     /// The number of the first bucket here.
     pub first: u64,
     /// The calls in it and in those that follow.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::quota::{Counting, Limit};
+use crate::quota::{Counting, Limit, civil::Per};
 
 /// A vendor's limits by name, where somebody has published a figure.
 ///
@@ -65,7 +65,7 @@ impl Preset {
 
     /// What it allows each account; `None` if it says nothing about accounts.
     #[must_use]
-    pub const fn account(self) -> Option<Limit> {
+    pub fn account(self) -> Option<Limit> {
         match self {
             Self::Ali60PerMinute => Some(Limit { spread: true, ..sliding(60, Duration::from_secs(60)) }),
             Self::Ali10PerSecond | Self::Taobao10PerSecond => Some(sliding(10, Duration::from_secs(1))),
@@ -98,7 +98,7 @@ impl Preset {
 }
 
 const fn sliding(calls: u32, per: Duration) -> Limit {
-    Limit { calls, per, burst: 1, kind: Counting::Sliding, starts_at: None, spread: false }
+    Limit { calls, per: Per::of(per), burst: 1, kind: Counting::Sliding, starts_at: None, spread: false }
 }
 
 #[cfg(test)]

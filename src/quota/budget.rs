@@ -4,14 +4,16 @@
 //! A window whose phase nobody tells, or a sliding one, may begin anywhere. Its length, and the jitter by which
 //! calls arrive later than they left, touches at most `span` buckets in a row: as long as no `span` buckets in
 //! a row hold more than is allowed, no window does. That costs about two buckets of a hundred, so 2 % of the
-//! budget. A window of known phase is one bucket; calls near its border count on both sides of it.
+//! budget. A window of known phase is one bucket; calls near its border count on both sides of it. Those that follow a
+//! calendar are numbered by that ([`super::civil`]).
 
 pub mod spent;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
     Limit, Pacing,
+    civil::Calendar,
     limit::{Counting, Micros, micros},
 };
 
@@ -32,6 +34,8 @@ pub struct Rule {
     pub after: Micros,
     /// Whether a process that knows nothing of the past takes everything for spent, and waits.
     pub learns: bool,
+    /// Which windows the buckets are, if they follow a calendar: then not those of width and shift.
+    pub calendar: Option<Arc<Calendar>>,
 }
 
 impl Rule {
@@ -50,28 +54,39 @@ impl Rule {
             return None;
         }
         let late = micros(pacing.jitter + Pacing::LATENESS_MAX);
-        let per = micros(limit.per).max(1);
-        let learns = limit.per <= Self::LEARNED_MAX;
+        let per = micros(*limit.per).max(1);
+        let learns = *limit.per <= Self::LEARNED_MAX;
         let calls = limit.calls.into();
-        if let (Counting::Fixed, Some(starts_at)) = (limit.kind, limit.starts_at) {
-            let starts = i128::from(starts_at.as_millis()) * 1_000;
-            let shift = u64::try_from((-starts).rem_euclid(i128::from(per))).unwrap_or_default();
+        if let (Counting::Fixed, Some(starts_at)) = (limit.kind, &limit.starts_at) {
             let apart = micros(Self::CLOCKS_APART);
-            return Some(Self { calls, width: per, shift, span: 1, before: apart, after: apart + late, learns });
+            let (before, after) = (apart, apart + late);
+            if let Some(calendar) = limit.calendar() {
+                let (width, calendar) = (calendar.width(), Some(Arc::new(calendar)));
+                return Some(Self { calls, width, shift: 0, span: 1, before, after, learns: false, calendar });
+            }
+            let starts = i128::from(starts_at.at().as_millis()) * 1_000;
+            let shift = u64::try_from((-starts).rem_euclid(i128::from(per))).unwrap_or_default();
+            return Some(Self { calls, width: per, shift, span: 1, before, after, learns, calendar: None });
         }
         let width = per.div_ceil(Self::BUCKETS);
         let span = (per + late).div_ceil(width) + 1;
-        Some(Self { calls, width, shift: 0, span, before: 0, after: 0, learns })
+        Some(Self { calls, width, shift: 0, span, before: 0, after: 0, learns, calendar: None })
     }
 
     /// The number of the bucket that a time is in.
     pub(super) fn index(&self, at: Micros) -> u64 {
-        (at + self.shift) / self.width
+        match &self.calendar {
+            Some(calendar) => calendar.number(at),
+            None => (at + self.shift) / self.width,
+        }
     }
 
     /// When a bucket begins.
     pub(super) fn begin(&self, index: u64) -> Micros {
-        (index * self.width).saturating_sub(self.shift)
+        match &self.calendar {
+            Some(calendar) => calendar.begin(index),
+            None => (index * self.width).saturating_sub(self.shift),
+        }
     }
 
     /// The buckets for which a call counts.
@@ -181,7 +196,7 @@ mod tests {
     fn budget(calls: u32, per_s: u64, starts_at: Option<i64>) -> Budget {
         let kind = if starts_at.is_some() { Counting::Fixed } else { Counting::Sliding };
         let limit = Limit::window(calls, Duration::from_secs(per_s), kind).unwrap();
-        let limit = Limit { starts_at: starts_at.map(Timestamp::from_millis), ..limit };
+        let limit = Limit { starts_at: starts_at.map(|at| Timestamp::from_millis(at).into()), ..limit };
         Budget::new(Rule::of(&limit, &Pacing::default()).unwrap())
     }
 
@@ -217,6 +232,33 @@ mod tests {
         let next = budget.free_at(midnight - 10 * SECOND);
         assert_eq!(next, midnight + 2 * SECOND, "clocks may be two seconds apart");
         assert_eq!(spend(&mut budget, next, midnight + 80_000 * SECOND, SECOND).len(), 100);
+    }
+
+    #[test]
+    fn a_day_and_a_month_of_a_zone_are_spent_to_the_last_call_across_a_change_of_the_clocks() {
+        let at = |text: &str| u64::try_from(text.parse::<jiff::Timestamp>().unwrap().as_microsecond()).unwrap();
+        let budget = |per: &str| {
+            let starts_at = "2026-01-01T00:00:00-08:00[America/Los_Angeles]";
+            let limit = serde_json::json!({"calls": 100, "per": per, "kind": "fixed", "starts_at": starts_at});
+            let limit: Limit = serde_json::from_value(limit).unwrap();
+            Budget::new(Rule::of(&limit, &Pacing::default()).unwrap())
+        };
+        // Summer time begins on March 8 and ends on November 1.
+        let table = [
+            ("1day", "2026-03-07T20:00:00Z", ["2026-03-08T08:00:02Z", "2026-03-09T07:00:02Z"]),
+            ("1day", "2026-10-31T20:00:00Z", ["2026-11-01T07:00:02Z", "2026-11-02T08:00:02Z"]),
+            ("1month", "2026-02-20T20:00:00Z", ["2026-03-01T08:00:02Z", "2026-04-01T07:00:02Z"]),
+            ("1week", "2026-03-04T20:00:00Z", ["2026-03-05T08:00:02Z", "2026-03-12T07:00:02Z"]),
+        ];
+        for (per, from, begins) in table {
+            let mut budget = budget(per);
+            let mut from = at(from);
+            for begin in begins {
+                let spent = spend(&mut budget, from, from + 600 * SECOND, SECOND);
+                assert_eq!((spent.len(), budget.free_at(from + 600 * SECOND)), (100, at(begin)), "{per}");
+                from = at(begin);
+            }
+        }
     }
 
     #[test]

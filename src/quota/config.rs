@@ -116,7 +116,7 @@ impl Default for Config {
             jitter,
             unknown: Limit {
                 calls: 1,
-                per: Duration::from_secs(1),
+                per: Duration::from_secs(1).into(),
                 burst: 1,
                 kind: Counting::Bucket,
                 starts_at: None,

@@ -228,7 +228,7 @@ impl Window {
         }
         // A paced one is kept to wherever it begins.
         let known = Rule::of(limit, &Pacing::default()).filter(|rule| rule.span == 1);
-        let span = known.map_or(Span::Any(limit.per), Span::Known);
+        let span = known.map_or(Span::Any(*limit.per), Span::Known);
         Some(Self { calls: limit.calls.into(), span, spent: VecDeque::new(), used: 0 })
     }
 
@@ -405,7 +405,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_sliding_window_counts_every_stretch_and_one_of_known_phase_from_its_beginning() {
         let (minute, start) = (Duration::from_secs(60), Timestamp::from_millis(1_700_000_040_000));
-        let known = Limit { starts_at: Some(start), ..window(2, minute, Counting::Fixed) };
+        let known = Limit { starts_at: Some(start.into()), ..window(2, minute, Counting::Fixed) };
         let limits = [Some(window(2, minute, Counting::Sliding)), Some(known)];
         let guard = Guard::new(&limits, None, &Clock::simulated(start.after(Duration::from_secs(50))));
         for account in [0, 1] {
@@ -426,7 +426,7 @@ mod tests {
             vec![limit(10, 5)],
             vec![window(10, second, Counting::Sliding)],
             vec![limit(10, 5), window(300, second * 60, Counting::Sliding)],
-            vec![window(10, second, Counting::Fixed), Limit { starts_at: Some(start), ..minute.clone() }],
+            vec![window(10, second, Counting::Fixed), Limit { starts_at: Some(start.into()), ..minute.clone() }],
             vec![limit(10, 5), minute, window(2_000, second * 3_600, Counting::Sliding)],
         ];
         for (number, limits) in (0..).zip(table) {
@@ -518,7 +518,7 @@ mod tests {
         let minute = Timestamp::from_millis(1_700_000_040_000);
         let clock = Clock::simulated(minute);
         let per = Duration::from_secs(60);
-        let fixed = Limit { starts_at: Some(minute), ..Limit::window(300, per, Counting::Fixed).unwrap() };
+        let fixed = Limit { starts_at: Some(minute.into()), ..Limit::window(300, per, Counting::Fixed).unwrap() };
         let account = AccountLimits { limits: vec![limit(100, 5), fixed], ..AccountLimits::default() };
         let trial = Trial {
             limits: Limits { accounts: vec![account], ..Limits::default() },
@@ -539,7 +539,7 @@ mod tests {
         let midnight = Timestamp::from_millis(1_700_006_400_000);
         let (hour, day) = (Duration::from_secs(3_600), Duration::from_secs(86_400));
         let clock = Clock::simulated(midnight.after(hour * 18));
-        let source = Limit { starts_at: Some(midnight), ..window(2_500, day, Counting::Fixed) };
+        let source = Limit { starts_at: Some(midnight.into()), ..window(2_500, day, Counting::Fixed) };
         let account = AccountLimits { limits: vec![limit(2, 5)], ..AccountLimits::default() };
         let trial = Trial {
             limits: Limits { accounts: vec![account], source: vec![source], ..Limits::default() },

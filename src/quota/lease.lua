@@ -35,7 +35,30 @@ end
 
 -- ---------------------------------------------------------------- budgets (budget.rs)
 
-local function index_of(budget, at) return floor((max(at, 0) + budget.shift) / budget.width) end
+-- What concerns the whole source, once it is loaded.
+local meta
+
+-- The windows of a calendar (civil.rs): number of the first, when it begins, and how long each is, stretch by stretch.
+local function stretch_of_windows(budget, place, value)
+  local steps = budget.calendar and meta.calendars and meta.calendars[budget.calendar]
+  if not steps then return nil end
+  local i = 1
+  while steps[i + 3 + place] and steps[i + 3 + place] <= value do i = i + 3 end
+  return steps[i], steps[i + 1], steps[i + 2]
+end
+
+local function index_of(budget, at)
+  at = max(at, 0)
+  local first, begin, length = stretch_of_windows(budget, 1, at)
+  if first then return first + floor((at - begin) / length) end
+  return floor((at + budget.shift) / budget.width)
+end
+
+local function begin_of(budget, index)
+  local first, begin, length = stretch_of_windows(budget, 0, index)
+  if first then return begin + (index - first) * length end
+  return index * budget.width - budget.shift
+end
 
 local function touched(budget, at)
   return index_of(budget, at - budget.before), index_of(budget, at + budget.after)
@@ -66,7 +89,7 @@ local function budget_free_at(budget, at)
       if til then break end
     end
     if not til then return at end
-    at = til * budget.width - budget.shift + budget.before
+    at = begin_of(budget, til) + budget.before
   end
 end
 
@@ -190,7 +213,7 @@ end
 
 -- ---------------------------------------------------------------- state
 
-local meta, accounts, changed = nil, {}, {}
+local accounts, changed = {}, {}
 
 local function unpacked(name, packed)
   accounts[name] = packed and cmsgpack.unpack(packed) or false
@@ -306,8 +329,10 @@ local function gate_of(rules, old)
   local gate = { spacing = rules.spacing, fastest = rules.fastest, next = old and old.next or 0, budgets = {} }
   for number, rule in ipairs(rules.budgets) do
     rule.spent = {}
+    if rule.calendar == cjson.null then rule.calendar = nil end
     for _, budget in ipairs(old and old.budgets or {}) do
-      if budget.width == rule.width and budget.span == rule.span and budget.shift == rule.shift then
+      if budget.width == rule.width and budget.span == rule.span and budget.shift == rule.shift
+        and budget.calendar == rule.calendar then
         rule.spent = budget.spent
       end
     end
@@ -413,7 +438,7 @@ local function configure()
     run = run, birth = old.birth, informed = old.informed or input.known or input.read, last = old.last, next_start = old.next_start, held = old.held, disabled = old.disabled,
     why = old.why, since = old.since, released = old.released,
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
-    alone = input.alone, seats = old.seats or {}, seats_from = old.seats_from or 0,
+    calendars = plan.calendars, alone = input.alone, seats = old.seats or {}, seats_from = old.seats_from or 0,
     pace = old.pace or pace_new('known'), source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
   }
   for number, rules in ipairs(plan.addresses) do

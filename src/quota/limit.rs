@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{config::duration_text, runtime::clock::Timestamp};
+use super::civil::{Calendar, Per, StartsAt, is_whole_days};
+use crate::runtime::clock::Timestamp;
 
 /// How the vendor counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,9 +28,9 @@ pub enum Counting {
 pub struct Limit {
     /// How many calls in `per`; at least 1.
     pub calls: u32,
-    /// The time in which they are granted, `"1s"`; above zero, at most [`Self::PER_MAX`].
-    #[serde(with = "humantime_serde")]
-    pub per: Duration,
+    /// The time in which they are granted, `"1s"`; above zero, at most [`Self::PER_MAX`]. Months are those of the calendar,
+    /// and only for fixed windows.
+    pub per: Per,
     /// How many calls may arrive at once in a bucket; at least 1. If the vendor does not say, 1 is safe and
     /// costs speed. Windows have none.
     #[serde(default = "one")]
@@ -37,9 +38,10 @@ pub struct Limit {
     /// How the vendor counts.
     #[serde(default)]
     pub kind: Counting,
-    /// Any time at which a fixed window begins, such as the vendor's midnight; without it the phase is unknown.
+    /// Any time at which a fixed window begins, such as the vendor's midnight; without it the phase is unknown. With a zone
+    /// in brackets the windows follow its clocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub starts_at: Option<Timestamp>,
+    pub starts_at: Option<StartsAt>,
     /// Spread a long window's calls evenly over it, instead of spending them as they are needed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub spread: bool,
@@ -72,6 +74,24 @@ pub enum InvalidLimit {
         /// What it belongs to.
         wanted: &'static str,
     },
+    /// Months without a calendar.
+    #[error(
+        "per = \"{found}\" is a time of the calendar, which is not always of one length: it is for kind = \"fixed\" with \
+         starts_at, such as starts_at = \"2026-01-01T00:00:00+08:00\". For any other window give days, such as \"30days\""
+    )]
+    Months {
+        /// What was given.
+        found: Per,
+    },
+    /// A zone whose clocks would not matter, or would break windows.
+    #[error(
+        "per = \"{found}\" with a zone in starts_at: windows that follow the clocks of a zone are whole days, weeks or months; \
+         give starts_at as \"2026-01-01T00:00:00Z\", without brackets, for windows of always the same length"
+    )]
+    Zone {
+        /// What was given.
+        found: Per,
+    },
 }
 
 impl Limit {
@@ -88,7 +108,7 @@ impl Limit {
     /// # Errors
     /// [`InvalidLimit`] says which number makes no sense.
     pub fn new(calls: u32, per: Duration, burst: u32) -> Result<Self, InvalidLimit> {
-        let limit = Self { calls, per, burst, kind: Counting::Bucket, starts_at: None, spread: false };
+        let limit = Self { calls, per: per.into(), burst, kind: Counting::Bucket, starts_at: None, spread: false };
         limit.validate()?;
         Ok(limit)
     }
@@ -98,7 +118,7 @@ impl Limit {
     /// # Errors
     /// [`InvalidLimit`] says which number makes no sense.
     pub fn window(calls: u32, per: Duration, kind: Counting) -> Result<Self, InvalidLimit> {
-        let limit = Self { calls, per, burst: 1, kind, starts_at: None, spread: false };
+        let limit = Self { calls, per: per.into(), burst: 1, kind, starts_at: None, spread: false };
         limit.validate()?;
         Ok(limit)
     }
@@ -108,7 +128,7 @@ impl Limit {
     pub fn is_paced(&self) -> bool {
         match self.kind {
             Counting::Bucket => true,
-            Counting::Fixed | Counting::Sliding => self.spread || self.per <= Self::PACED_MAX,
+            Counting::Fixed | Counting::Sliding => self.spread || *self.per <= Self::PACED_MAX,
         }
     }
 
@@ -123,14 +143,21 @@ impl Limit {
         if self.burst == 0 {
             return Err(InvalidLimit::NoBurst);
         }
-        if self.per.is_zero() || self.per > Self::PER_MAX {
-            return Err(InvalidLimit::Per { found: self.per });
+        if self.per.is_zero() || *self.per > Self::PER_MAX {
+            return Err(InvalidLimit::Per { found: *self.per });
+        }
+        if self.per.months() > 0 && (self.kind != Counting::Fixed || self.starts_at.is_none()) {
+            return Err(InvalidLimit::Months { found: self.per });
         }
         let misplaced = |key, wanted| Err(InvalidLimit::Misplaced { key, wanted });
+        let follows_a_zone = self.starts_at.as_ref().is_some_and(StartsAt::follows_a_zone);
         match self.kind {
             Counting::Bucket if self.spread => misplaced("spread", "\"fixed\" or \"sliding\""),
             Counting::Bucket | Counting::Sliding if self.starts_at.is_some() => misplaced("starts_at", "\"fixed\""),
             Counting::Fixed | Counting::Sliding if self.burst > 1 => misplaced("burst", "\"bucket\""),
+            Counting::Fixed if follows_a_zone && !is_whole_days(self.per) => {
+                Err(InvalidLimit::Zone { found: self.per })
+            }
             Counting::Bucket | Counting::Fixed | Counting::Sliding => Ok(()),
         }
     }
@@ -138,7 +165,7 @@ impl Limit {
     /// It in words: `10/1s burst 5`.
     #[must_use]
     pub fn words(&self) -> String {
-        let per = duration_text(self.per);
+        let per = self.per;
         let burst = match self.kind {
             Counting::Bucket if self.burst > 1 => format!(" burst {}", self.burst),
             Counting::Bucket | Counting::Fixed | Counting::Sliding => String::new(),
@@ -146,12 +173,42 @@ impl Limit {
         format!("{}/{per}{burst}", self.calls)
     }
 
+    /// It in a sentence: `300 calls per 1m, in windows of which one begins at 2026-01-01T00:00:00Z`.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let calls = if self.calls == 1 { "call" } else { "calls" };
+        let how = match (self.kind, &self.starts_at) {
+            (Counting::Bucket, _) if self.burst == 1 => ", one at a time".to_owned(),
+            (Counting::Bucket, _) => format!(", {} at once", self.burst),
+            (Counting::Sliding, _) => ", in any stretch of that time".to_owned(),
+            (Counting::Fixed, None) => ", in windows that begin at any time".to_owned(),
+            (Counting::Fixed, Some(starts_at)) => format!(", in windows of which one begins at {starts_at}"),
+        };
+        let spread = if self.spread { ", spread over it" } else { "" };
+        format!("{} {calls} per {}{how}{spread}", self.calls, self.per)
+    }
+
+    /// Its windows, if they follow a calendar.
+    #[must_use]
+    pub fn calendar(&self) -> Option<Calendar> {
+        let starts_at = self.starts_at.as_ref().filter(|_| self.kind == Counting::Fixed)?;
+        Calendar::new(self.per, starts_at)
+    }
+
+    /// The longest that one of its windows can be.
+    #[must_use]
+    pub fn longest(&self) -> Duration {
+        /// Clocks are set back by up to two hours, hardly ever by more.
+        const SET_BACK: Duration = Duration::from_secs(3 * 60 * 60);
+        if self.calendar().is_some() { *self.per + SET_BACK } else { *self.per }
+    }
+
     /// The time in which one token is gained, rounded up to nanoseconds, so that a pace made from it is never
     /// too fast.
     #[must_use]
     pub fn interval(&self) -> Duration {
         // An unchecked zero counts as one: the slowest pace, not a crash.
-        div_ceil(self.per, self.calls)
+        div_ceil(*self.per, self.calls)
     }
 }
 
@@ -215,6 +272,30 @@ mod tests {
         for (text, key) in table {
             let message = read(text).validate().unwrap_err().to_string();
             assert!(message.starts_with(key), "{message:?} should name {key}");
+        }
+    }
+
+    #[test]
+    fn windows_of_a_calendar_are_read_and_what_has_no_calendar_is_refused_in_a_sentence() {
+        let read = |text: &str| serde_json::from_str::<Limit>(text).unwrap();
+        let los_angeles = r#""starts_at": "2026-01-01T00:00:00-08:00[America/Los_Angeles]""#;
+        for per in ["1day", "1week", "1month"] {
+            let limit = read(&format!(r#"{{"calls": 9, "per": "{per}", "kind": "fixed", {los_angeles}}}"#));
+            assert_eq!(limit.validate(), Ok(()));
+            assert!(limit.calendar().is_some() && !limit.is_paced());
+            let written = serde_json::to_string(&limit).unwrap();
+            assert!(written.contains("[America/Los_Angeles]"), "{written}");
+            assert_eq!(read(&written), limit);
+        }
+        let table = [
+            (r#"{"calls": 9, "per": "1month"}"#.to_owned(), "per = \"1month\" is a time of the calendar"),
+            (r#"{"calls": 9, "per": "1month", "kind": "sliding"}"#.to_owned(), "\"30days\""),
+            (r#"{"calls": 9, "per": "1year", "kind": "fixed"}"#.to_owned(), "with starts_at"),
+            (format!(r#"{{"calls": 9, "per": "12h", "kind": "fixed", {los_angeles}}}"#), "whole days, weeks or months"),
+        ];
+        for (text, expected) in table {
+            let message = read(&text).validate().unwrap_err().to_string();
+            assert!(message.contains(expected), "{message:?} should say {expected:?}");
         }
     }
 

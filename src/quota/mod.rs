@@ -13,6 +13,7 @@
 pub mod adapt;
 pub mod budget;
 pub mod calendar;
+pub mod civil;
 mod config;
 pub mod division;
 #[cfg(test)]

@@ -5,7 +5,11 @@ use std::fmt;
 use rust_decimal::{Decimal, prelude::ToPrimitive};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Counting, Limit};
+use super::{
+    Counting, Limit,
+    civil::{Calendar, StartsAt},
+    limit::micros_since_1970,
+};
 use crate::runtime::clock::Timestamp;
 
 /// An amount in whatever currency the vendor bills; written in quotes (`"0.02"`), above zero.
@@ -69,9 +73,9 @@ pub struct BudgetConfig {
     /// For each batch, its retries included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_batch: Option<Money>,
-    /// Any time at which a day begins; without it, midnight UTC.
+    /// Any time at which a day begins, perhaps with a zone; without it, midnight UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub day_starts_at: Option<Timestamp>,
+    pub day_starts_at: Option<StartsAt>,
 }
 
 /// What happens when a budget is spent.
@@ -97,7 +101,7 @@ pub fn calls_allowed(budget: Money, cost: Money) -> u64 {
 }
 
 /// A source's costs and budgets, in calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budgets {
     /// What a call costs.
     pub cost: Money,
@@ -106,7 +110,7 @@ pub struct Budgets {
     /// Calls for each batch.
     pub per_batch: Option<u64>,
     /// Any time at which a day begins.
-    pub day_starts_at: Timestamp,
+    pub day_starts_at: StartsAt,
     /// What happens beyond them.
     pub on_budget: OnBudget,
 }
@@ -120,7 +124,7 @@ impl Budgets {
             cost,
             per_day: budget.per_day.map(calls),
             per_batch: budget.per_batch.map(calls),
-            day_starts_at: budget.day_starts_at.unwrap_or_default(),
+            day_starts_at: budget.day_starts_at.clone().unwrap_or_default(),
             on_budget,
         }
     }
@@ -131,10 +135,10 @@ impl Budgets {
         let per_day = self.per_day.filter(|_| self.on_budget == OnBudget::Stop)?;
         Some(Limit {
             calls: u32::try_from(per_day).unwrap_or(u32::MAX),
-            per: Self::DAY,
+            per: Self::DAY.into(),
             burst: 1,
             kind: Counting::Fixed,
-            starts_at: Some(self.day_starts_at),
+            starts_at: Some(self.day_starts_at.clone()),
             spread: false,
         })
     }
@@ -142,8 +146,11 @@ impl Budgets {
     /// The number of the day that it is `at`.
     #[must_use]
     pub fn day(&self, at: Timestamp) -> i64 {
+        if let Some(calendar) = Calendar::new(Self::DAY.into(), &self.day_starts_at) {
+            return i64::try_from(calendar.number(micros_since_1970(at))).unwrap_or(i64::MAX);
+        }
         let day = i64::try_from(Self::DAY.as_millis()).unwrap_or(i64::MAX);
-        at.as_millis().saturating_sub(self.day_starts_at.as_millis()).div_euclid(day)
+        at.as_millis().saturating_sub(self.day_starts_at.at().as_millis()).div_euclid(day)
     }
 
     const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
@@ -187,6 +194,12 @@ mod tests {
 
     #[test]
     fn days_begin_when_they_are_told_to() {
+        let zoned =
+            serde_json::json!({"per_day": "1", "day_starts_at": "2026-01-01T00:00:00-08:00[America/Los_Angeles]"});
+        let zoned = Budgets::new(money("0.5"), &serde_json::from_value(zoned).unwrap(), OnBudget::Warn);
+        let day = |text: &str| zoned.day(serde_json::from_value(text.into()).unwrap());
+        assert_eq!(day("2026-07-01T06:59:59Z") + 1, day("2026-07-01T07:00:00Z"), "in summer");
+        assert_eq!(day("2026-12-01T07:59:59Z") + 1, day("2026-12-01T08:00:00Z"), "in winter");
         let shanghai = "2026-01-01T00:00:00+08:00";
         let budget = serde_json::json!({"per_day": "1", "day_starts_at": shanghai});
         let budget: BudgetConfig = serde_json::from_value(budget).unwrap();

@@ -146,7 +146,7 @@ pub struct Pace {
 pub(super) fn covered(limit: &Limit) -> (u32, Duration) {
     match limit.kind {
         Counting::Bucket => (limit.burst, limit.interval()),
-        Counting::Fixed | Counting::Sliding => (limit.calls, limit.per),
+        Counting::Fixed | Counting::Sliding => (limit.calls, limit.longest()),
     }
 }
 

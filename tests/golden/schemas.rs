@@ -167,7 +167,8 @@ fn dead(reason: Reason, request: Option<Request>) -> DeadLetter {
 }
 
 fn report() -> QuotaReport {
-    let spent = Spent { width: 864_000_000, shift: 0, span: 102, first: 1_967_592, calls: vec![3, 0, 1] };
+    let calendar = Some("1month from 2026-01-01T00:00:00+08:00".to_owned());
+    let spent = Spent { width: 864_000_000, shift: 0, span: 102, calendar, first: 1_967_592, calls: vec![3, 0, 1] };
     let held = HoldReport { until_at: Some(now()), reason: "gw.QosAppFrequencyLimit".to_owned(), since_at: now() };
     let used_up = UsedUpReport { reason: "day budget spent, 50.00 of 50.00 CNY".to_owned(), until_at: now() };
     let account = AccountReport {

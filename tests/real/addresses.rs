@@ -88,7 +88,7 @@ impl Fleet {
         calls.sort_by_key(|call| call.1);
         for address in 0..ADDRESSES {
             for limit in self.limits.of_address(address) {
-                let quota = limiter::Quota::Sliding { calls: limit.calls, window: limit.per };
+                let quota = limiter::Quota::Sliding { calls: limit.calls, window: *limit.per };
                 let mut vendor = Limiter::new(quota, Duration::ZERO);
                 let of_address = calls.iter().filter(|(slot, _)| slot.address == address);
                 let refused = of_address.filter(|(_, at)| !vendor.admit(*at - self.started)).count();

@@ -146,7 +146,7 @@ async fn a_days_budget_of_all_accounts_lacks_after_a_kill_what_they_can_have_cal
     let now = Clock::System.now();
     let width = 864_000_000;
     let bucket = u64::try_from(now.as_millis()).unwrap() * 1_000 / width;
-    let spent = vec![Spent { width, shift: 0, span: 102, first: bucket, calls: vec![986] }];
+    let spent = vec![Spent { width, shift: 0, span: 102, calendar: None, first: bucket, calls: vec![986] }];
     let whole = PastOf { spent, counted_at: now, doubt_until: now.after(Duration::from_secs(3)), held: None };
     let past = Past { is_read: true, is_known: true, whole, ..Past::default() };
     // A Redis that knows nothing, as one that came back empty.
@@ -161,6 +161,47 @@ async fn a_days_budget_of_all_accounts_lacks_after_a_kill_what_they_can_have_cal
     // Ten accounts of 20/s for some seconds: the outage, and what is leased ahead.
     println!("986 calls are known, {spent} taken for made");
     assert!((986 + 600..986 + 3_000).contains(&spent), "{spent}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_counts_the_windows_of_a_calendar_as_we_do() {
+    let starts_at = "2026-01-31T06:30:00-08:00[America/Los_Angeles]";
+    let limit = |calls: u32, per: &str| -> Limit {
+        let limit = serde_json::json!({"calls": calls, "per": per, "kind": "fixed", "starts_at": starts_at});
+        serde_json::from_value(limit).unwrap()
+    };
+    let mut limits = Fleet::limits();
+    limits.accounts.truncate(1);
+    limits.accounts[0].limits.extend([limit(8, "1month"), limit(20, "1week")]);
+    limits.source = vec![limit(9, "1day")];
+    let quota = Fleet::start(&address("WEIR_TEST_REDIS"), limits.clone(), 0).quota();
+    let mut calls = 0;
+    eventually("the month's calls are made", async || {
+        if let Lease::Slots(slots) = quota.lease(10).await {
+            calls += slots.len();
+        }
+        (calls >= 8).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(matches!(quota.lease(10).await, Lease::NotBefore(_)), "{calls} of 8");
+    let now = u64::try_from(Clock::System.now().as_millis()).unwrap() * 1_000;
+    let spent = eventually("what is spent is told", async || {
+        let snapshot = quota.snapshot(0..1, Clock::System.now());
+        let spent: Vec<Spent> =
+            snapshot.whole.spent.into_iter().chain(snapshot.accounts.into_iter().flat_map(|of| of.spent)).collect();
+        spent.iter().all(|spent| spent.calls.iter().sum::<u64>() >= 8).then_some(spent)
+    })
+    .await;
+    let of = |limit: &Limit| {
+        let calendar = limit.calendar().unwrap();
+        (calendar.number(now), calendar.name().to_owned())
+    };
+    let limits = [&limits.source[0], &limits.accounts[0].limits[1], &limits.accounts[0].limits[2]];
+    for (limit, spent) in limits.into_iter().zip(spent) {
+        let (number, name) = of(limit);
+        assert_eq!((spent.first, &spent.calls[..], spent.calendar), (number, &[8][..], Some(name)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

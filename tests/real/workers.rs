@@ -238,8 +238,8 @@ fn vendor(limit: &Limit) -> Limiter {
         Counting::Bucket => {
             limiter::Quota::Bucket { rate: f64::from(limit.calls) / limit.per.as_secs_f64(), burst: limit.burst }
         }
-        Counting::Fixed => limiter::Quota::Fixed { calls: limit.calls, window: limit.per },
-        Counting::Sliding => limiter::Quota::Sliding { calls: limit.calls, window: limit.per },
+        Counting::Fixed => limiter::Quota::Fixed { calls: limit.calls, window: *limit.per },
+        Counting::Sliding => limiter::Quota::Sliding { calls: limit.calls, window: *limit.per },
     };
     Limiter::new(quota, Duration::ZERO)
 }

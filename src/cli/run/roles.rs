@@ -82,7 +82,7 @@ impl Process {
         let allowance = Arc::new(Allowance {
             limits: limits.or_unknown(&self.config.quota.unknown),
             pacing: self.config.quota.pacing(),
-            money: source.budgets.map(|budgets| {
+            money: source.budgets.clone().map(|budgets| {
                 let configured = self.config.source(source.name.as_str());
                 let per_day = configured.and_then(|configured| configured.budget.per_day);
                 (budgets, per_day, configured.and_then(|configured| configured.currency.clone()).unwrap_or_default())
@@ -111,7 +111,7 @@ impl Process {
             source.calls_in_flight.map_or(config.calls_in_flight, |own| own.min(config.calls_in_flight));
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), config)
             .with_address_health(source.address_health)
-            .with_budgets(source.budgets, purse.clone())
+            .with_budgets(source.budgets.clone(), purse.clone())
             .with_express_share(shares)
             .with_breaker(*breaker, fallback.clone())
             .with_cache(cache)

@@ -48,13 +48,19 @@ pub fn spent(rule: &Rule, buckets: impl Iterator<Item = (u64, u64)>) -> Spent {
         calls.resize(calls.len().max(place + 1), 0);
         calls[place] += count;
     }
-    Spent { width: rule.width, shift: rule.shift, span: rule.span, first, calls }
+    let (mut shift, mut calendar) = (rule.shift, None);
+    if let Some(known) = &rule.calendar {
+        let next = first + u64::try_from(calls.len()).unwrap_or_default();
+        shift = next.saturating_mul(rule.width).saturating_sub(known.begin(next));
+        calendar = Some(known.name().to_owned());
+    }
+    Spent { width: rule.width, shift, span: rule.span, calendar, first, calls }
 }
 
 /// The same in the buckets of a rule. If the limit has changed meanwhile, calls count where their old bucket ended:
 /// never earlier than they were made.
 pub fn fitted(past: &Spent, rule: &Rule) -> Vec<(u64, u64)> {
-    let same = past.width == rule.width && past.shift == rule.shift;
+    let same = has_buckets_of(past, rule);
     let index = |number: u64| {
         let end = number.saturating_add(1).saturating_mul(past.width).saturating_sub(past.shift).saturating_sub(1);
         if same { number } else { rule.index(end) }
@@ -67,7 +73,10 @@ pub fn fitted(past: &Spent, rule: &Rule) -> Vec<(u64, u64)> {
 #[must_use]
 pub fn merged(mut one: Vec<Spent>, other: &[Spent]) -> Vec<Spent> {
     for spent in other {
-        let same = |own: &&mut Spent| own.width == spent.width && own.shift == spent.shift && own.span == spent.span;
+        let same = |own: &&mut Spent| {
+            let has_shift = own.shift == spent.shift || own.calendar.is_some();
+            own.width == spent.width && own.calendar == spent.calendar && has_shift && own.span == spent.span
+        };
         match one.iter_mut().find(same) {
             None => one.push(spent.clone()),
             Some(own) => merge(own, spent),
@@ -85,15 +94,28 @@ fn merge(own: &mut Spent, other: &Spent) {
         }
     }
     buckets.retain(|_, calls| *calls > 0);
-    let rule =
-        Rule { calls: 0, width: own.width, shift: own.shift, span: own.span, before: 0, after: 0, learns: false };
-    *own = spent(&rule, buckets.into_iter());
+    // Of a calendar the one that ends last says how.
+    let end = |spent: &Spent| spent.first + u64::try_from(spent.calls.len()).unwrap_or_default();
+    let (width, span, calendar) = (own.width, own.span, own.calendar.take());
+    let shift = if end(other) > end(own) { other.shift } else { own.shift };
+    let (before, after, learns) = (0, 0, false);
+    let rule = Rule { calls: 0, width, shift, span, before, after, learns, calendar: None };
+    *own = Spent { calendar, ..spent(&rule, buckets.into_iter()) };
+}
+
+/// Whether a record's buckets are those of a rule.
+fn has_buckets_of(past: &Spent, rule: &Rule) -> bool {
+    match (&past.calendar, &rule.calendar) {
+        (Some(past), Some(calendar)) => past == calendar.name(),
+        (None, None) => past.width == rule.width && past.shift == rule.shift,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
 }
 
 /// Whether a record speaks of this rule's limit, as it is or as it was.
 #[must_use]
 pub fn concerns(past: &Spent, rule: &Rule) -> bool {
-    past.width == rule.width && past.shift == rule.shift && past.span == rule.span
+    has_buckets_of(past, rule) && past.span == rule.span
 }
 
 #[cfg(test)]
@@ -158,6 +180,37 @@ mod tests {
         hour.recall(&day.spent(), 0, now);
         let recent = 50 - left(&hour, now);
         assert!((3..=5).contains(&recent), "of the last hour 3 or 4 and perhaps one of the bucket before: {recent}");
+    }
+
+    #[test]
+    fn a_month_of_a_calendar_is_remembered_by_its_number_and_by_another_limit_for_what_it_was() {
+        let at = |text: &str| u64::try_from(text.parse::<jiff::Timestamp>().unwrap().as_microsecond()).unwrap();
+        let budget = |per: &str, starts_at: &str| {
+            let limit = serde_json::json!({"calls": 100, "per": per, "kind": "fixed", "starts_at": starts_at});
+            Budget::new(Rule::of(&serde_json::from_value(limit).unwrap(), &Pacing::default()).unwrap())
+        };
+        let zoned = "2026-01-01T00:00:00-08:00[America/Los_Angeles]";
+        let mut month = budget("1month", zoned);
+        let now = at("2026-03-20T12:00:00Z");
+        (0..60).for_each(|n| month.charge(now + n * SECOND));
+        let record = month.spent();
+        let read: Spent = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
+        let mut again = budget("1month", zoned);
+        again.recall(&read, 0, now);
+        assert_eq!(left(&again, now + 60 * SECOND), 40);
+        assert_eq!(left(&again, at("2026-04-01T07:00:02Z")), 100);
+        // The same month, told in another way; and a length of time.
+        let mut told = budget("1month", "2026-02-01T00:00:00-08:00[America/Los_Angeles]");
+        told.recall(&read, 0, now);
+        assert_eq!(left(&told, now + 60 * SECOND), 40);
+        let mut days = budget("30days", "2026-03-03T00:00:00Z");
+        days.recall(&read, 0, now);
+        assert_eq!(left(&days, now + 60 * SECOND), 40);
+        // Reports of two months come to the larger of each.
+        let mut later = budget("1month", zoned);
+        later.charge(at("2026-04-05T00:00:00Z"));
+        let both = merged(vec![later.spent()], &[read]);
+        assert_eq!((both.len(), &both[0].calls[..], both[0].shift), (1, &[60, 1][..], later.spent().shift));
     }
 
     #[test]

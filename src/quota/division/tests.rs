@@ -36,8 +36,8 @@ fn vendor(limit: &Limit, phase: Duration) -> Limiter {
         Counting::Bucket => {
             limiter::Quota::Bucket { rate: f64::from(limit.calls) / limit.per.as_secs_f64(), burst: limit.burst }
         }
-        Counting::Fixed => limiter::Quota::Fixed { calls: limit.calls, window: limit.per },
-        Counting::Sliding => limiter::Quota::Sliding { calls: limit.calls, window: limit.per },
+        Counting::Fixed => limiter::Quota::Fixed { calls: limit.calls, window: *limit.per },
+        Counting::Sliding => limiter::Quota::Sliding { calls: limit.calls, window: *limit.per },
     };
     Limiter::new(quota, phase)
 }
@@ -91,7 +91,7 @@ proptest! {
         let pacing = Pacing { margin: 0.0, jitter: Duration::from_millis(jitter_ms) };
         let (spacings, delay) = streams(&limit, division, &pacing);
         let (dice, phase) = (Dice::seeded(seed), Duration::from_millis(phase_ms));
-        let span = (limit.per * 4).max(spacings[0] * 200).min(spacings[0] * 2_000);
+        let span = (*limit.per * 4).max(spacings[0] * 200).min(spacings[0] * 2_000);
         // At random, then at the extremes, then all at once.
         for extreme in [false, true] {
             let mut arrivals = Vec::new();
@@ -261,7 +261,7 @@ fn judge(limits: &Limits, outcome: &Outcome) -> usize {
 #[test]
 fn a_fleet_of_which_some_have_redis_and_some_have_not_is_never_refused_by_any_kind_of_limiter() {
     let starts_at = Timestamp::from_millis(1_700_000_000_000);
-    let minute = Limit { starts_at: Some(starts_at), ..window(900, 60, Counting::Fixed) };
+    let minute = Limit { starts_at: Some(starts_at.into()), ..window(900, 60, Counting::Fixed) };
     let table = [
         ("burst 5", bucket(100, 5), 4),
         ("burst 5, two workers", bucket(100, 5), 2),
@@ -274,7 +274,7 @@ fn a_fleet_of_which_some_have_redis_and_some_have_not_is_never_refused_by_any_ki
     ];
     for (name, limit, workers) in table {
         let mut limits = Limits::of_accounts([Some(limit)]);
-        if limits.accounts[0].limits[0].per > Limit::PACED_MAX {
+        if limits.accounts[0].limits[0].per.as_secs() > Limit::PACED_MAX.as_secs() {
             limits.accounts[0].limits.push(bucket(100, 8));
         }
         for jitter_ms in [10, 50] {

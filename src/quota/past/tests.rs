@@ -15,7 +15,7 @@ fn alias(name: &str) -> AccountAlias {
 }
 
 fn spent(calls: u64) -> Spent {
-    Spent { width: 864_000_000, shift: 0, span: 102, first: 1_967_592, calls: vec![calls] }
+    Spent { width: 864_000_000, shift: 0, span: 102, calendar: None, first: 1_967_592, calls: vec![calls] }
 }
 
 fn report(instance: &str, reported_at: Timestamp, calls: u64, held: Option<HoldReport>) -> QuotaReport {
@@ -146,7 +146,8 @@ fn without_reports_nothing_is_known_though_somebody_looked() {
 #[test]
 fn a_budget_takes_the_past_of_its_own_limit_else_of_the_one_most_like_it() {
     let of = |width, span| Spent { width, span, ..spent(1) };
-    let rule = |width, span| Rule { calls: 9, width, shift: 0, span, before: 0, after: 0, learns: false };
+    let rule =
+        |width, span| Rule { calls: 9, width, shift: 0, span, before: 0, after: 0, learns: false, calendar: None };
     let past = PastOf { spent: vec![of(600, 102), of(864_000, 102)], ..PastOf::default() };
     assert_eq!(past.of(&rule(600, 102)).unwrap().width, 600);
     assert_eq!(past.of(&rule(36_000, 102)).unwrap().width, 864_000);

@@ -144,7 +144,7 @@ mod tests {
     fn what_reports_say_is_counted_as_long_ago_as_there_is_doubt() {
         let aliases = ["a", "b"].map(|name| AccountAlias::new(name).unwrap());
         let at = Timestamp::from_millis(1_700_000_000_000);
-        let spent = Spent { width: 864_000_000, shift: 0, span: 102, first: 1_967_592, calls: vec![7] };
+        let spent = Spent { width: 864_000_000, shift: 0, span: 102, calendar: None, first: 1_967_592, calls: vec![7] };
         let known =
             PastOf { spent: vec![spent], counted_at: at, doubt_until: at.after(Duration::from_secs(3)), held: None };
         let past = Past { is_known: true, accounts: [(aliases[0].clone(), known)].into(), ..Past::default() };

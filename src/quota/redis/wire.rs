@@ -1,5 +1,7 @@
 //! What is said to Redis: the script, its arguments and its replies.
 
+use std::time::Duration;
+
 use ::redis::{RedisError, RedisResult, Script, Value, aio::MultiplexedConnection, from_redis_value};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -10,11 +12,14 @@ use crate::{
         Cause, PaceBy, Share,
         adapt::Basis,
         budget::Rule,
-        limit::Micros,
+        limit::{Micros, micros, micros_since_1970},
         plan::{AccountPlan, Plan, Rules, interval},
         purse::register::{Input, Output},
     },
-    runtime::{clock::Timestamp, redis_server},
+    runtime::{
+        clock::{Clock, Timestamp},
+        redis_server,
+    },
 };
 
 /// The arithmetic, as Redis does it.
@@ -245,7 +250,7 @@ impl Server {
         lease: Micros,
         Knowledge { is_known, is_read, is_quiet, memory, alone }: Knowledge<'_>,
     ) -> RedisResult<Reply> {
-        let plan = plan_json(plan, names);
+        let plan = plan_json(plan, names, Clock::System.now());
         let mut input = serde_json::json!({
             "plan": plan, "lease": lease, "known": is_known, "read": is_read, "quiet": is_quiet,
             "alone": alone,
@@ -382,7 +387,8 @@ pub fn paced(payload: &[u8]) -> Option<Paced> {
     serde_json::from_slice(payload).ok()
 }
 
-fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
+/// `now` tells which windows of calendars Redis needs to know.
+fn plan_json(plan: &Plan, names: &[String], now: Timestamp) -> serde_json::Value {
     let fastest = plan.fastest();
     let account = |((account, name), fastest): ((&AccountPlan, &String), &Micros)| {
         serde_json::json!({
@@ -401,8 +407,27 @@ fn plan_json(plan: &Plan, names: &[String]) -> serde_json::Value {
         "accounts": plan.accounts.iter().zip(names).zip(&fastest.accounts).map(account).collect::<Vec<_>>(),
         "addresses": addresses.map(address).collect::<Vec<_>>(),
         "source": rules_json(&plan.source, fastest.source),
+        "calendars": calendars_json(plan, now),
         "interval": interval(plan.accounts.iter().map(|account| account.rules.spacing)),
     })
+}
+
+/// The windows that follow calendars, each calendar once: from the last weeks to years from now, when the last process that
+/// said so has long been started again.
+fn calendars_json(plan: &Plan, now: Timestamp) -> serde_json::Value {
+    const AROUND: [Duration; 2] = [Duration::from_secs(400 * 86_400), Duration::from_secs(3 * 366 * 86_400)];
+    let now = micros_since_1970(now);
+    let accounts = plan.accounts.iter().map(|account| &account.rules);
+    let rules = accounts.chain(&plan.addresses).chain([&plan.source]);
+    let calendars = rules.flat_map(|rules| &rules.budgets).filter_map(|rule| rule.calendar.as_ref());
+    let mut known = serde_json::Map::new();
+    for calendar in calendars {
+        if !known.contains_key(calendar.name()) {
+            let steps = calendar.steps(now.saturating_sub(micros(AROUND[0])), now + micros(AROUND[1]));
+            known.insert(calendar.name().to_owned(), steps.concat().into());
+        }
+    }
+    known.into()
 }
 
 const fn basis_name(basis: Basis) -> &'static str {
@@ -418,6 +443,7 @@ fn rules_json(rules: &Rules, fastest: Micros) -> serde_json::Value {
         serde_json::json!({
             "calls": rule.calls, "width": rule.width, "shift": rule.shift, "span": rule.span,
             "before": rule.before, "after": rule.after, "learns": rule.learns,
+            "calendar": rule.calendar.as_ref().map(|calendar| calendar.name()),
         })
     };
     let budgets: Vec<_> = rules.budgets.iter().map(budget).collect();

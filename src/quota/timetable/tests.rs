@@ -40,8 +40,8 @@ fn vendor(limit: &Limit, phase: Duration) -> Limiter {
         Counting::Bucket => {
             Quota::Bucket { rate: f64::from(limit.calls) / limit.per.as_secs_f64(), burst: limit.burst }
         }
-        Counting::Fixed => Quota::Fixed { calls: limit.calls, window: limit.per },
-        Counting::Sliding => Quota::Sliding { calls: limit.calls, window: limit.per },
+        Counting::Fixed => Quota::Fixed { calls: limit.calls, window: *limit.per },
+        Counting::Sliding => Quota::Sliding { calls: limit.calls, window: *limit.per },
     };
     Limiter::new(quota, phase)
 }
