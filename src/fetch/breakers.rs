@@ -165,7 +165,8 @@ impl Ended {
             // Of a batch some items may have been answered.
             None => Verdict::Good,
             Some(_) if self.has_answer => Verdict::Good,
-            Some(RefusalKind::Outage) => Verdict::Outage,
+            Some(RefusalKind::Unclear | RefusalKind::Malformed) if self.is_one_items => Verdict::Neither,
+            Some(RefusalKind::Outage | RefusalKind::Unclear) => Verdict::Outage,
             Some(
                 RefusalKind::Throttled { .. } | RefusalKind::Denied(_) | RefusalKind::Malformed | RefusalKind::Bug,
             ) => Verdict::Neither,
@@ -249,6 +250,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Nobody calls until then, unless somebody ends the hold.
     pub(super) async fn sit_out(&mut self, until: Instant) {
         self.return_slots().await;
+        // The source is to blame, and no item.
+        let items = self.splits.clear();
+        self.free(items);
         let now = Instant::now();
         let is_settled = self.opened_at.is_none_or(|at| now - at > Self::SETTLED);
         if is_settled && self.quota.snapshot(0..0, self.caller.now()).whole.held.is_none() {

@@ -25,7 +25,7 @@ use crate::{
     cache::{self, Answer, Claim, Kept, Key, Looked, Seen, SourceCache},
     kafka::{Outgoing, Partition, Reader, Writer, outbox::Position},
     message::{Lane, Request, Via},
-    platform::{Refusal, RefusalKind},
+    platform::Refusal,
 };
 
 /// A follower waits no longer: its leader's slot may be an hour away, or its partition's window in the way of this very
@@ -182,9 +182,8 @@ fn stand_in(
 ) -> Option<Kept> {
     let due = due.filter(|due| cache.counts_still(due));
     let given = due.or_else(|| {
-        let is_outage = refusal.kind == RefusalKind::Outage;
         let older = older.filter(|older| cache.stands_in(older, &job.request));
-        is_outage.then(|| cache.stale(&job.request).or(older)).flatten()
+        refusal.is_outage().then(|| cache.stale(&job.request).or(older)).flatten()
     });
     if given.is_some() {
         cache.counts().stale.inc();

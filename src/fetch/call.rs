@@ -14,6 +14,7 @@ use super::{
     cached,
     job::Job,
     outcome::{CallFacts, Outcomes},
+    splits::GroupId,
 };
 use crate::{
     cache::Answer,
@@ -74,14 +75,29 @@ pub(super) struct Ended {
     pub(super) is_dead: bool,
     /// What the breakers gave it.
     pub(super) tickets: Option<Tickets>,
+    /// What it was made for.
+    pub(super) travel: Travel,
+    /// Its requests, if it was refused for what may be one item's: nothing has become of them yet.
+    pub(super) refused: Option<Unrecorded>,
+    /// It was refused for what may be one item's, and there is no sign of more.
+    pub(super) is_one_items: bool,
+}
+
+/// What a call was made for, beside what waits.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Travel {
+    /// Its requests are of this group, that an earlier call has left.
+    pub(super) group: Option<GroupId>,
+    /// The fingerprint of the only request of a call that could have carried more.
+    pub(super) alone: Option<u64>,
 }
 
 /// What the outcomes of a call are made of.
 pub(super) struct Unrecorded {
     /// With the tokens that the call carried.
     account: Arc<Account>,
-    jobs: Vec<Job>,
-    reply: Reply,
+    pub(super) jobs: Vec<Job>,
+    pub(super) reply: Reply,
     facts: CallFacts,
 }
 
@@ -116,6 +132,7 @@ impl Ended {
         let (account, left_at, contact, replied_at) = (slot.account, slot.at, Contact::None, Instant::now());
         let (latency, advice, outcomes, missed, refusal) = (None, Advice::default(), vec![], vec![], None);
         let (to_look_up, has_answer, is_dead, tickets) = (None, false, false, None);
+        let (travel, refused, is_one_items) = (Travel::default(), None, false);
         Self {
             unused: Some(slot.clone()),
             account,
@@ -132,6 +149,9 @@ impl Ended {
             has_answer,
             is_dead,
             tickets,
+            travel,
+            refused,
+            is_one_items,
         }
     }
 }
@@ -308,7 +328,7 @@ impl Caller {
     }
 
     /// Makes one call for these requests in this slot. Always ends, at the latest with the client's time-out.
-    pub(super) async fn call(self: Arc<Self>, slot: Slot, jobs: Vec<Job>) -> Ended {
+    pub(super) async fn call(self: Arc<Self>, slot: Slot, jobs: Vec<Job>, travel: Travel) -> Ended {
         let (account, address) = (slot.account, slot.address);
         let first = &jobs[0];
         let attempt = first.request.calls.saturating_add(1);
@@ -332,11 +352,18 @@ impl Caller {
                     let is_dead = self.judge_token(account, generation, refusal.as_ref()).await;
                     let latency = facts.http_status.map(|_| facts.latency);
                     let contact = Contact::Called(facts.http_status);
-                    let is_to_look_up = has_outage(&reply) && cached::is_to_recall(&jobs);
+                    let is_shared = jobs.len() > 1 || travel.group.is_some();
+                    let is_open = matches!(&reply, Reply::Refused(refusal) if is_shared && refusal.may_be_one_items());
                     let unrecorded = Unrecorded { account: caller, jobs, reply, facts };
-                    let (outcomes, to_look_up) =
-                        if is_to_look_up { (vec![], Some(unrecorded)) } else { (self.record(unrecorded), None) };
                     let nothing = Ended { unused: None, replied_at: at, ..Ended::nothing(&slot, address) };
+                    if is_open {
+                        let refused = Some(unrecorded);
+                        return Ended { contact, latency, advice, refused, refusal, is_dead, ..nothing };
+                    }
+                    let (outcomes, to_look_up) = match self.record_at_once(unrecorded) {
+                        Ok(outcomes) => (outcomes, None),
+                        Err(unrecorded) => (vec![], Some(unrecorded)),
+                    };
                     Ended { contact, latency, advice, outcomes, to_look_up, refusal, has_answer, is_dead, ..nothing }
                 }
                 Err(why) => {
@@ -472,6 +499,17 @@ impl Caller {
     }
 
     /// The records of each request.
+    ///
+    /// # Errors
+    /// Older answers are to be looked up first.
+    pub(super) fn record_at_once(&self, unrecorded: Unrecorded) -> Result<Vec<(Position, Vec<Outgoing>)>, Unrecorded> {
+        if has_outage(&unrecorded.reply) && cached::is_to_recall(&unrecorded.jobs) {
+            return Err(unrecorded);
+        }
+        Ok(self.record(unrecorded))
+    }
+
+    /// The records of each request.
     fn record(&self, Unrecorded { account, jobs, reply, facts }: Unrecorded) -> Vec<(Position, Vec<Outgoing>)> {
         let record = |mut job: Job, answer: Result<Answer, Refusal>, via: Via| match answer {
             Ok(answer) => {
@@ -513,10 +551,9 @@ fn sum_up(caller: &Account, reply: &Reply) -> (Option<Refusal>, bool) {
 }
 
 fn has_outage(reply: &Reply) -> bool {
-    let is_outage = |refusal: &Refusal| refusal.kind == RefusalKind::Outage;
     match reply {
-        Reply::Each(answers) => answers.iter().filter_map(|answer| answer.as_ref().err()).any(is_outage),
-        Reply::Refused(refusal) => is_outage(refusal),
+        Reply::Each(answers) => answers.iter().filter_map(|answer| answer.as_ref().err()).any(Refusal::is_outage),
+        Reply::Refused(refusal) => refusal.is_outage(),
     }
 }
 

@@ -5,7 +5,14 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{Fetch, call::Ended, job::Job, lanes::Departure};
+use super::{
+    Fetch,
+    call::{Ended, Travel},
+    grouped::fingerprint,
+    job::Job,
+    lanes::Departure,
+    splits::GroupId,
+};
 use crate::{
     breaker::Shut,
     kafka::{Reader, Writer},
@@ -48,7 +55,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// Makes every call whose time has come; whether the next one wants a place already.
     async fn make_calls(&mut self) -> bool {
-        while self.has_room() && self.backlog.can_start(|job| self.intake.may_start(&job.position)) {
+        while self.has_room() && self.can_start() {
             match self.breakers.shut(Instant::now()) {
                 None => {}
                 Some(Shut::Until(until)) => {
@@ -77,7 +84,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 None => return false,
             }
         }
-        if self.backlog.is_empty() {
+        if self.backlog.is_empty() && self.splits.calls() == 0 {
             self.rest().await;
         }
         false
@@ -96,7 +103,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     fn waits_for_others(&self) -> Option<Instant> {
         let departure = self.departure();
         let is_free = self.slots.front().is_none_or(|slot| slot.at <= self.leased_at + Duration::from_millis(1));
-        if departure.most <= 1 || !is_free {
+        if departure.most <= 1 || !is_free || self.splits.can_start(|job| self.intake.may_start(&job.position)) {
             return None;
         }
         let at = self.backlog.departs_at(departure, |job| self.intake.may_start(&job.position));
@@ -143,7 +150,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     async fn make_call(&mut self, slot: Slot) {
-        let jobs = self.take_jobs(slot.account);
+        let (jobs, group) = self.take_jobs(slot.account);
         if jobs.is_empty() {
             // The money of all that could start is spent, or others have to say first what is left.
             self.slots.push_front(slot);
@@ -156,10 +163,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         for job in jobs.iter().flat_map(|job| job.twins.iter().chain([job])) {
             self.regulate(&job.position.partition.clone());
         }
-        let (place, call) = (self.place.take(), Arc::clone(&self.caller).call(slot, jobs));
+        let alone = (jobs.len() == 1 && self.caller.batch_max() > 1).then(|| fingerprint(&jobs[0]));
+        let travel = Travel { group, alone };
+        let (place, call) = (self.place.take(), Arc::clone(&self.caller).call(slot, jobs, travel));
         self.calls.spawn(async move {
             let _place = place;
-            Ended { tickets, ..call.await }
+            Ended { tickets, travel, ..call.await }
         });
     }
 
@@ -178,6 +187,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.quota.give_back(self.slots.drain(..).collect()).await;
     }
 
+    /// Whether anything that waits may be called for.
+    fn can_start(&self) -> bool {
+        let may_start = |job: &Job| self.intake.may_start(&job.position);
+        self.splits.can_start(may_start) || self.backlog.can_start(may_start)
+    }
+
     fn has_room(&self) -> bool {
         self.calls.len() + self.looking_up.len() < self.config.calls_in_flight && self.has_room_for_outcomes()
     }
@@ -187,7 +202,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let under_way = self.calls.len() + self.looking_up.len();
         let room = self.config.calls_in_flight.saturating_sub(under_way).min(self.place.free());
         let room = room.min(self.breakers.room(Instant::now()));
-        self.backlog.calls(self.caller.batch_max()).min(room).min(Self::LEASE)
+        (self.backlog.calls(self.caller.batch_max()) + self.splits.calls()).min(room).min(Self::LEASE)
     }
 
     /// The next slot that is neither missed nor overtaken by a hold, and whether its time has come. Leases more if none
@@ -235,10 +250,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
     }
 
-    /// The requests of one call: as many as the vendor takes and as go together. It is paid for once for each batch that
+    /// The requests of one call, and the group that they are of: as many as the vendor takes and as go together. It is paid for once for each batch that
     /// it serves. What finds out whether a breaker may close has failed the fewest times: else one sick item after the other
     /// would keep a source shut that answers all others.
-    fn take_jobs(&mut self, account: usize) -> Vec<Job> {
+    fn take_jobs(&mut self, account: usize) -> (Vec<Job>, Option<GroupId>) {
+        if let Some((group, jobs)) = self.take_split() {
+            return (jobs, Some(group));
+        }
         let (intake, departure) = (&self.intake, self.departure());
         let mut jobs: Vec<Job> = Vec::with_capacity(self.caller.batch_max());
         let mut paid = Vec::new();
@@ -266,7 +284,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             }
         }
         self.end_unpaid();
-        jobs
+        (jobs, None)
     }
 
     /// Ends requests for which nothing will be paid any more.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     Fetch, FetchError, batches,
-    call::{Contact, Ended},
+    call::{Contact, Ended, Unrecorded},
 };
 use crate::{
     kafka::{Outgoing, Reader, Writer, outbox::Position},
@@ -44,14 +44,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             // Neither late nor a call: the vendor knows nothing of it.
             Contact::NoWay(_) => {}
         }
+        self.note_split(&mut ended);
         self.react_address(&ended).await;
         self.judge(&ended).await;
+        self.regroup(&mut ended);
         // What was not called for costs nothing.
         self.spending.refund(&batches(&ended.missed));
         for job in ended.missed.into_iter().rev() {
-            if self.stopping || !self.intake.may_start(&job.position) {
-                self.intake.give_up(&job.position);
-            } else if let Some(job) = self.unless_cancelled(job) {
+            if let Some(job) = self.unless_over(job) {
                 self.backlog.push(job);
             }
         }
@@ -74,6 +74,16 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.complete(ended.outcomes);
         if let Some(unrecorded) = ended.to_look_up {
             self.looking_up.spawn(Arc::clone(&self.caller).look_up(unrecorded));
+        }
+    }
+
+    /// Ends the requests of a refused call.
+    pub(super) fn end_refused(&mut self, refused: Unrecorded) {
+        match self.caller.record_at_once(refused) {
+            Ok(outcomes) => self.complete(outcomes),
+            Err(unrecorded) => {
+                self.looking_up.spawn(Arc::clone(&self.caller).look_up(unrecorded));
+            }
         }
     }
 

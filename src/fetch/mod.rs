@@ -20,8 +20,10 @@ mod lanes;
 mod outcome;
 mod penalty;
 mod react;
+mod regroup;
 mod room;
 mod spending;
+mod splits;
 mod spread;
 mod suspects;
 mod unpaid;
@@ -53,6 +55,7 @@ use self::{
     penalty::Penalties,
     room::Place,
     spending::Spending,
+    splits::Splits,
     spread::Spread,
     unpaid::Unpaid,
 };
@@ -98,6 +101,8 @@ pub struct Fetch<R, W> {
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
     /// Requests that wait until it is known what is left of their batch's budget.
     unpaid: Unpaid,
+    /// Requests whose call was refused for what may be one item's.
+    splits: Splits<Job>,
     quota: Arc<dyn Quota>,
     tally: Arc<Tally>,
     metrics: Fetching,
@@ -147,6 +152,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             cached: Cached::default(),
             uncalled: Backlog::default(),
             unpaid: Unpaid::default(),
+            splits: Splits::default(),
             quota,
             leased_at: Instant::now(),
             slots: VecDeque::new(),
@@ -273,6 +279,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     for job in self.unpaid.remove(partition) {
                         self.intake.give_up(&job.position);
                     }
+                    for position in self.leave_splits(partition) {
+                        self.intake.give_up(&position);
+                    }
                     for (position, _) in self.uncalled.remove(partition) {
                         self.intake.give_up(&position);
                     }
@@ -307,6 +316,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let Some(job) = self.unless_cancelled(job) else { return };
         let partition = job.position.partition.clone();
         match self.spending.expect(job.request.batch.as_ref()) {
+            Pay::Go | Pay::Wait if self.travels_alone(&job) => self.splits.push_alone(job),
             Pay::Go | Pay::Wait => self.backlog.push(job),
             Pay::Spent => self.uncalled.push(&partition, self.caller.over_budget(job)),
         }
@@ -315,6 +325,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Ends what waits of a batch that has just been cancelled: at once, not at the pace of the quota.
     fn sweep(&mut self) {
         self.pay_again();
+        self.sweep_splits();
         for job in self.backlog.clear() {
             if let Some(job) = self.unless_cancelled(job) {
                 self.backlog.push(job);
@@ -352,6 +363,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let waiting = self.backlog.waiting_in(partition)
             + self.uncalled.waiting_in(partition)
             + self.unpaid.waiting_in(partition)
+            + self.splits.waiting_in(partition)
             + self.cached.waiting_in(partition);
         if waiting >= full {
             self.intake.set_flowing(partition, false);
@@ -367,7 +379,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn begin_to_stop(&mut self) {
         self.stopping = true;
         self.pay_again();
-        let waiting = self.backlog.clear();
+        let mut waiting = self.backlog.clear();
+        waiting.extend(Job::apart(self.splits.clear()));
         info!(source = %self.caller.source, in_flight = self.calls.len(), waiting = waiting.len(), "stopping: finishing the calls in flight");
         for job in waiting {
             self.intake.give_up(&job.position);
@@ -401,6 +414,8 @@ fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
 mod breaker_tests;
 #[cfg(test)]
 mod cached_tests;
+#[cfg(test)]
+mod refusal_tests;
 #[cfg(test)]
 mod room_tests;
 #[cfg(test)]

@@ -222,6 +222,7 @@ fn not_before(refusal: &Refusal, now: Timestamp) -> Option<Timestamp> {
         RefusalKind::Throttled { .. }
         | RefusalKind::Denied(_)
         | RefusalKind::Outage
+        | RefusalKind::Unclear
         | RefusalKind::Malformed
         | RefusalKind::Bug => None,
     }

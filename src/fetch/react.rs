@@ -80,7 +80,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.quota.hold(Scope::Account(account), Hold::Disabled, &cause).await;
             }
             // The keeper of the tokens has seen to the one.
-            RefusalKind::Denied(Denial::Token) | RefusalKind::Outage | RefusalKind::Malformed | RefusalKind::Bug => {}
+            RefusalKind::Denied(Denial::Token)
+            | RefusalKind::Outage
+            | RefusalKind::Unclear
+            | RefusalKind::Malformed
+            | RefusalKind::Bug => {}
         }
     }
 

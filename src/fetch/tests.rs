@@ -159,7 +159,7 @@ fn a_vendors_code_that_panics_or_answers_for_too_few_refuses_the_call() {
 async fn a_request_that_claims_the_most_calls_is_called_for_like_any_other() {
     let now = Instant::now();
     let slot = Slot { account: 0, address: 0, at: now, latest: now + Duration::from_secs(60) };
-    let ended = Arc::new(caller()).call(slot, vec![job(u32::MAX)]).await;
+    let ended = Arc::new(caller()).call(slot, vec![job(u32::MAX)], call::Travel::default()).await;
     assert_eq!(ended.outcomes.len(), 1);
 }
 
@@ -210,6 +210,9 @@ pub(super) fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>)
         has_answer: false,
         is_dead: false,
         tickets: None,
+        travel: call::Travel::default(),
+        refused: None,
+        is_one_items: false,
     }
 }
 

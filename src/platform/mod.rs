@@ -138,6 +138,8 @@ pub enum RefusalKind {
     Denied(Denial),
     /// The vendor or the way to it is broken.
     Outage,
+    /// An error of which it is not known whether what was asked for is to blame for it, or the vendor.
+    Unclear,
     /// A reply that makes no sense.
     Malformed,
     /// Our request is wrong; repeating it cannot help.
@@ -188,13 +190,28 @@ impl Refusal {
         matches!(self.kind, RefusalKind::Throttled { .. } | RefusalKind::Denied(_))
     }
 
+    /// Whether it can be for one of several items of a call, the others of which would be answered without it.
+    #[must_use]
+    pub const fn may_be_one_items(&self) -> bool {
+        match self.kind {
+            RefusalKind::Unclear | RefusalKind::Malformed | RefusalKind::Bug => true,
+            RefusalKind::Throttled { .. } | RefusalKind::Denied(_) | RefusalKind::Outage => false,
+        }
+    }
+
+    /// Whether an older answer is better than this.
+    #[must_use]
+    pub const fn is_outage(&self) -> bool {
+        matches!(self.kind, RefusalKind::Outage | RefusalKind::Unclear)
+    }
+
     /// The class for records.
     #[must_use]
     pub const fn class(&self) -> Class {
         match self.kind {
             RefusalKind::Throttled { .. } => Class::Throttled,
             RefusalKind::Denied(_) => Class::Denied,
-            RefusalKind::Outage => Class::Outage,
+            RefusalKind::Outage | RefusalKind::Unclear => Class::Outage,
             RefusalKind::Malformed => Class::Malformed,
             RefusalKind::Bug => Class::Bug,
         }

@@ -282,7 +282,7 @@ impl Keeper {
         let is_final = match refusal.kind {
             RefusalKind::Denied(_) | RefusalKind::Bug => true,
             RefusalKind::Malformed => failures >= NONSENSE,
-            RefusalKind::Outage | RefusalKind::Throttled { .. } => false,
+            RefusalKind::Outage | RefusalKind::Unclear | RefusalKind::Throttled { .. } => false,
         };
         if is_final {
             self.die(index, account, &refusal).await;

@@ -95,6 +95,7 @@ fn words(kind: &RefusalKind) -> (&'static str, Option<Duration>) {
         RefusalKind::Denied(Denial::Token) => ("denied token", None),
         RefusalKind::Denied(Denial::Account) => ("denied account", None),
         RefusalKind::Outage => ("outage", None),
+        RefusalKind::Unclear => ("unclear", None),
         RefusalKind::Malformed => ("malformed", None),
         RefusalKind::Bug => ("bug", None),
     }

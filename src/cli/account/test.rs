@@ -77,7 +77,7 @@ fn advice(refusal: &Refusal, source: &str, alias: &str) -> String {
         RefusalKind::Throttled { .. } => {
             format!("{alias} is over its quota at the moment: key and secret are known there")
         }
-        RefusalKind::Outage => {
+        RefusalKind::Outage | RefusalKind::Unclear => {
             format!("the vendor cannot be reached or is out of order: nothing is said about {alias}")
         }
         RefusalKind::Malformed | RefusalKind::Bug => {

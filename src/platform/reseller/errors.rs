@@ -35,8 +35,10 @@ pub fn meaning(code: &str, words: &str, reply: &HttpReply) -> Said {
         // The key, its plan or its money.
         "4004" | "4005" | "4006" | "4007" | "4012" | "4016" => RefusalKind::Denied(Denial::Account),
         "4003" | "4010" | "4014" | "4015" => RefusalKind::Bug,
-        // 4000, 4001, 4002, 4009 (maintenance), 4017 (time-out), 5000, and codes that nobody has seen yet.
-        _ => kind_of_status(reply).unwrap_or(RefusalKind::Outage),
+        // 4009: maintenance, 4017: time-out.
+        "4000" | "4001" | "4002" | "4009" | "4017" | "5000" => RefusalKind::Outage,
+        // Codes that nobody has seen yet.
+        _ => kind_of_status(reply).unwrap_or(RefusalKind::Unclear),
     };
     Said::Refused(kind)
 }

@@ -43,8 +43,15 @@ enum Meaning {
     Denied(Denial),
     Absent,
     Outage,
+    Unclear,
     Bug,
 }
+
+/// The numbers of the services behind the platform, beside 15 and 50.
+const NUMBERED: [(&str, Meaning); 1] = [
+    // "Invalid item id", for all of a batch.
+    ("-4003", Meaning::Bug),
+];
 
 /// Beginnings of sub-codes, the first that fits counts; variants end in `-tmall` and the like.
 const SUB_CODES: [(&str, Meaning); 13] = [
@@ -107,14 +114,25 @@ impl ErrorResponse {
         &self.code
     }
 
+    /// What the number means, whose sub-code is none of the platform's own. Those of the services behind it are theirs:
+    /// they may be about an item or about the service.
+    fn of_number(&self) -> Option<Meaning> {
+        let meaning = of_number(&self.code)?;
+        if !matches!(meaning, Meaning::Outage) || self.sub_code.is_empty() {
+            return Some(meaning);
+        }
+        let numbered = NUMBERED.iter().find(|(sub_code, _)| *sub_code == self.sub_code);
+        Some(numbered.map_or(Meaning::Unclear, |(_, meaning)| *meaning))
+    }
+
     /// What the error means.
     #[must_use]
     pub fn meaning(&self, reply: &HttpReply) -> Said {
         let of_sub_code = SUB_CODES.iter().find(|(start, _)| self.sub_code.starts_with(start));
-        let meaning = of_sub_code.map(|(_, meaning)| *meaning).or_else(|| of_number(&self.code));
+        let meaning = of_sub_code.map(|(_, meaning)| *meaning).or_else(|| self.of_number());
         let kind = match meaning {
             // A number that is an outage says less than a sub-code of our own mistakes.
-            Some(Meaning::Outage) | None if self.sub_code.starts_with("isv.") => RefusalKind::Bug,
+            Some(Meaning::Outage | Meaning::Unclear) | None if self.sub_code.starts_with("isv.") => RefusalKind::Bug,
             Some(Meaning::Absent) => return Said::Absent,
             Some(Meaning::Banned(scope)) => RefusalKind::Throttled { scope, wait: Some(self.ban(reply)) },
             Some(Meaning::Busy) => {
@@ -125,7 +143,7 @@ impl ErrorResponse {
             Some(Meaning::Bug) => RefusalKind::Bug,
             Some(Meaning::Outage) => RefusalKind::Outage,
             // The platform's codes grow: one that is not in the table is no answer.
-            None => kind_of_status(reply).unwrap_or(RefusalKind::Outage),
+            Some(Meaning::Unclear) | None => kind_of_status(reply).unwrap_or(RefusalKind::Unclear),
         };
         Said::Refused(kind)
     }
@@ -239,7 +257,11 @@ mod tests {
             (11, "isv.permission-api-package-limit", refused(RefusalKind::Denied(Denial::Account))),
             (31, "", refused(RefusalKind::Bug)),
             (41, "", refused(RefusalKind::Bug)),
-            (900, "", refused(RefusalKind::Outage)),
+            (15, "-4003", refused(RefusalKind::Bug)),
+            (15, "-1", refused(RefusalKind::Unclear)),
+            (50, "SYSTEM_ERROR", refused(RefusalKind::Unclear)),
+            (27, "-4003", refused(RefusalKind::Denied(Denial::Token))),
+            (900, "", refused(RefusalKind::Unclear)),
             (900, "isv.new", refused(RefusalKind::Bug)),
         ];
         for (code, sub_code, expected) in table {

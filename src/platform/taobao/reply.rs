@@ -77,7 +77,7 @@ fn refused(requests: &[&Request], reply: &HttpReply, json: &str, error: &RawValu
             let raw = RawValue::from_string(json.to_owned()).ok();
             Ok(Reply::Each(vec![Ok(Answer { status: Status::Absent, columns: Columns::default(), raw })]))
         }
-        // Of many ids nobody knows which one is meant. The batch methods do not say so by their manuals.
+        // Of many ids nobody knows which one is meant until it is called for alone.
         (Said::Absent, _) => Err(error.refusal(RefusalKind::Malformed)),
         (Said::Refused(kind), _) => Err(error.refusal(kind)),
     }
