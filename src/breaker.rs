@@ -74,9 +74,9 @@ impl BreakerConfig {
 pub enum Verdict {
     /// He answered.
     Good,
-    /// He did not, or with an error of his own.
+    /// He did not, or with an error of his own, or with nothing that anybody understands.
     Outage,
-    /// Neither: too fast, refused, nothing that anybody understands, or never left.
+    /// Neither: too fast, refused, or never left.
     Neither,
 }
 

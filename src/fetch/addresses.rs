@@ -12,6 +12,8 @@ use crate::{platform::address::HealthConfig, runtime::clock::Timestamp};
 pub(super) struct Addresses {
     config: HealthConfig,
     states: Vec<State>,
+    /// How many calls were answered.
+    answers: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -21,6 +23,11 @@ struct State {
     /// Accounts that the vendor has forbidden from here, and no answer since.
     forbidden: BTreeSet<usize>,
     forbidden_row: u32,
+    /// Replies in a row in which nothing was answered, and how many calls had been answered before the first of them.
+    unanswered: u32,
+    answers_before: u64,
+    /// It was taken out for these.
+    is_unanswered: bool,
     /// How often it was taken out in a row.
     rests: u32,
     /// Taken out until then, and no call since.
@@ -41,11 +48,13 @@ impl Addresses {
     const FORBIDDEN_ACCOUNTS: usize = 2;
     /// The same if only one account calls from it: so often in a row.
     const FORBIDDEN_ROW: u32 = 3;
+    /// Replies in a row in which nothing is answered, while calls from other addresses are: it means the address.
+    const UNANSWERED_ROW: u32 = 5;
     /// How long the others wait for the call that probes an address, at most.
     const PROBE: Duration = Duration::from_secs(5);
 
     pub(super) fn new(config: HealthConfig, count: usize) -> Self {
-        Self { config, states: vec![State::default(); count] }
+        Self { config, states: vec![State::default(); count], answers: 0 }
     }
 
     /// No connection through this address: for how long it is taken out now, if it is.
@@ -72,8 +81,38 @@ impl Addresses {
 
     /// The vendor answered a call from here: something if it had been taken out before.
     pub(super) fn answered(&mut self, address: usize) -> Option<Back> {
+        self.answers += 1;
         let State { rests, tried_at, .. } = std::mem::take(self.states.get_mut(address)?);
         (rests > 0).then_some(Back { tried_at })
+    }
+
+    /// A reply came to here that answers nothing, but is none of an outage either: something if the address had been
+    /// taken out before for want of a connection.
+    pub(super) fn replied(&mut self, address: usize) -> Option<Back> {
+        let state = self.states.get_mut(address)?;
+        if state.is_unanswered {
+            return None;
+        }
+        let kept = State { unanswered: state.unanswered, answers_before: state.answers_before, ..State::default() };
+        let State { rests, tried_at, .. } = std::mem::replace(state, kept);
+        (rests > 0).then_some(Back { tried_at })
+    }
+
+    /// A reply came to here in which nothing was answered, by an outage or by what nobody understands: for how long the
+    /// address is taken out now, if it is. Where no other address is answered either, it is not the address.
+    pub(super) fn unanswered(&mut self, address: usize, now: Instant) -> Option<Duration> {
+        let (answers, state) = (self.answers, self.states.get_mut(address)?);
+        if state.unanswered == 0 {
+            state.answers_before = answers;
+        }
+        state.unanswered = state.unanswered.saturating_add(1);
+        // An answer to here would have ended the row.
+        let others_are = answers > state.answers_before;
+        if state.is_unanswered || (state.unanswered >= Self::UNANSWERED_ROW && others_are) {
+            state.is_unanswered = true;
+            return self.rest(address, now);
+        }
+        None
     }
 
     /// A call leaves: for how long the others of its address wait for what comes of it, if they do.
@@ -149,6 +188,31 @@ mod tests {
         assert!(addresses.probe(0, AT).is_some());
         assert!(addresses.failed(0, now).is_some(), "it is still away: the new rest is not the call's to end");
         assert_eq!(addresses.answered(0), Some(Back { tried_at: None }));
+    }
+
+    #[test]
+    fn an_address_to_which_nothing_is_answered_is_taken_out_while_others_are_and_until_it_is() {
+        let (mut addresses, now) = addresses();
+        let row = |addresses: &mut Addresses| (0..5).filter_map(|_| addresses.unanswered(0, now)).collect::<Vec<_>>();
+        assert_eq!((row(&mut addresses), row(&mut addresses)), (vec![], vec![]), "nobody is answered");
+        addresses.answered(1);
+        assert_eq!(addresses.unanswered(0, now), Some(30 * SECOND));
+        assert_eq!(addresses.unanswered(0, now), None, "of a call that had left before");
+        let now = now + 30 * SECOND;
+        assert!(addresses.probe(0, AT).is_some());
+        assert_eq!(addresses.replied(0), None, "a refusal is no answer");
+        assert_eq!(addresses.unanswered(0, now), Some(60 * SECOND), "still");
+        assert!(addresses.probe(0, AT).is_some());
+        assert_eq!(addresses.answered(0), Some(Back { tried_at: Some(AT) }));
+        assert_eq!(row(&mut addresses), [], "a new row");
+    }
+
+    #[test]
+    fn an_address_whose_proxy_was_away_is_back_with_any_reply() {
+        let (mut addresses, now) = addresses();
+        (0..3).for_each(|_| _ = addresses.failed(0, now));
+        assert!(addresses.replied(0).is_some());
+        assert_eq!(addresses.replied(0), None);
     }
 
     #[test]

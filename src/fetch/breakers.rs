@@ -166,9 +166,13 @@ impl Ended {
             None => Verdict::Good,
             Some(_) if self.has_answer => Verdict::Good,
             Some(RefusalKind::Unclear | RefusalKind::Malformed) if self.is_one_items => Verdict::Neither,
-            Some(RefusalKind::Outage | RefusalKind::Unclear) => Verdict::Outage,
+            // Nobody can read a notice of maintenance either, or what a firewall says instead of the vendor.
+            Some(RefusalKind::Outage | RefusalKind::Unclear | RefusalKind::Malformed) => Verdict::Outage,
             Some(
-                RefusalKind::Throttled { .. } | RefusalKind::Denied(_) | RefusalKind::Malformed | RefusalKind::Bug,
+                RefusalKind::Throttled { .. }
+                | RefusalKind::Denied(_)
+                | RefusalKind::Misconfigured(_)
+                | RefusalKind::Bug,
             ) => Verdict::Neither,
         }
     }
@@ -202,6 +206,17 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     pub(super) async fn open_for(&mut self, wait: Duration, why: &str) {
         if let Some(Change::Opened { until, why }) = self.breakers.source.open_until(Instant::now() + wait, why) {
             self.told_open(Scope::Source, until, &why).await;
+        }
+    }
+
+    /// All calls are refused alike, and nobody calls for so long: of this process if it is about this process.
+    pub(super) async fn hold_source(&mut self, wait: Duration, why: &str, is_local: bool) {
+        let change = self.breakers.source.open_until(Instant::now() + wait, why);
+        let Some(Change::Opened { until, why }) = change else { return };
+        self.opened_at = Some(Instant::now());
+        if !is_local {
+            let cause = Cause::new(&format!("{REASON}{why}"), self.caller.now());
+            self.quota.hold(Scope::Source, Hold::Until(until), &cause).await;
         }
     }
 
@@ -254,13 +269,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let items = self.splits.clear();
         self.free(items);
         let now = Instant::now();
-        let is_settled = self.opened_at.is_none_or(|at| now - at > Self::SETTLED);
+        let is_settled = !self.misfits.is_local && self.opened_at.is_none_or(|at| now - at > Self::SETTLED);
         if is_settled && self.quota.snapshot(0..0, self.caller.now()).whole.held.is_none() {
             info!(source = %self.caller.source, "the hold has been ended: the breaker tries at once");
             self.breakers.source.try_now(now);
+            self.misfits.try_now(now);
             self.wake_at = Some(now);
             return;
         }
+        self.free_from_aside(self.fallback.is_some());
         self.end_without_calls(until).await;
         self.end_uncalled();
         self.wake_at = Some(until.min(now + Self::LOOK_AGAIN));

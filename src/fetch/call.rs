@@ -25,7 +25,7 @@ use crate::{
         trace,
     },
     platform::{
-        Account, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor,
+        Account, Common, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor,
         http::{self, NoReply},
         redact,
     },
@@ -77,7 +77,7 @@ pub(super) struct Ended {
     pub(super) tickets: Option<Tickets>,
     /// What it was made for.
     pub(super) travel: Travel,
-    /// Its requests, if it was refused for what may be one item's: nothing has become of them yet.
+    /// Its requests, if it was refused for what may be one item's or is every call's: nothing has become of them yet.
     pub(super) refused: Option<Unrecorded>,
     /// It was refused for what may be one item's, and there is no sign of more.
     pub(super) is_one_items: bool,
@@ -353,17 +353,15 @@ impl Caller {
                     let latency = facts.http_status.map(|_| facts.latency);
                     let contact = Contact::Called(facts.http_status);
                     let is_shared = jobs.len() > 1 || travel.group.is_some();
-                    let is_open = matches!(&reply, Reply::Refused(refusal) if is_shared && refusal.may_be_one_items());
+                    let is_open = matches!(&reply, Reply::Refused(refusal)
+                        if refusal.common().is_some() || is_shared && refusal.may_be_one_items());
                     let unrecorded = Unrecorded { account: caller, jobs, reply, facts };
                     let nothing = Ended { unused: None, replied_at: at, ..Ended::nothing(&slot, address) };
                     if is_open {
                         let refused = Some(unrecorded);
-                        return Ended { contact, latency, advice, refused, refusal, is_dead, ..nothing };
+                        return Ended { contact, latency, advice, refusal, is_dead, refused, ..nothing };
                     }
-                    let (outcomes, to_look_up) = match self.record_at_once(unrecorded) {
-                        Ok(outcomes) => (outcomes, None),
-                        Err(unrecorded) => (vec![], Some(unrecorded)),
-                    };
+                    let (outcomes, to_look_up) = self.record_at_once(unrecorded);
                     Ended { contact, latency, advice, outcomes, to_look_up, refusal, has_answer, is_dead, ..nothing }
                 }
                 Err(why) => {
@@ -466,7 +464,7 @@ impl Caller {
             Ok(reply) => {
                 facts.http_status = Some(reply.status);
                 advice = Advice::of(&reply);
-                self.understand(&requests, &reply)
+                with_clock(self.understand(&requests, &reply), facts.ended_at, reply.date)
             }
             Err(NoReply::Refused(refusal)) => Reply::Refused(refusal),
             Err(NoReply::Address(why)) => return Err(redact(account, &why).into_owned()),
@@ -487,7 +485,10 @@ impl Caller {
             Ok(Reply::Each(answers)) if answers.len() != requests.len() => {
                 refused(RefusalKind::Malformed, "reply.count", "the reply does not answer for each item of the call")
             }
-            Ok(reply) => reply,
+            Ok(mut understood) => {
+                understood.quote(&reply.body);
+                understood
+            }
             Err(_) => refused(RefusalKind::Bug, "reply.panic", "weir's code for this vendor failed at the reply"),
         }
     }
@@ -498,15 +499,15 @@ impl Caller {
         self.record(unrecorded)
     }
 
-    /// The records of each request.
-    ///
-    /// # Errors
-    /// Older answers are to be looked up first.
-    pub(super) fn record_at_once(&self, unrecorded: Unrecorded) -> Result<Vec<(Position, Vec<Outgoing>)>, Unrecorded> {
+    /// The records of each request; or what they are made of, if older answers are to be looked up first.
+    pub(super) fn record_at_once(
+        &self,
+        unrecorded: Unrecorded,
+    ) -> (Vec<(Position, Vec<Outgoing>)>, Option<Unrecorded>) {
         if has_outage(&unrecorded.reply) && cached::is_to_recall(&unrecorded.jobs) {
-            return Err(unrecorded);
+            return (Vec::new(), Some(unrecorded));
         }
-        Ok(self.record(unrecorded))
+        (self.record(unrecorded), None)
     }
 
     /// The records of each request.
@@ -554,6 +555,34 @@ fn has_outage(reply: &Reply) -> bool {
     match reply {
         Reply::Each(answers) => answers.iter().filter_map(|answer| answer.as_ref().err()).any(Refusal::is_outage),
         Reply::Refused(refusal) => refusal.is_outage(),
+    }
+}
+
+/// A refusal of this machine's time says how its clock goes.
+fn with_clock(mut reply: Reply, now: Timestamp, date: Option<Timestamp>) -> Reply {
+    if let Reply::Refused(refusal) = &mut reply
+        && refusal.common() == Some(Common::Clock)
+    {
+        refusal.message = format!("{}; {}", refusal.message, clock_words(now, date));
+    }
+    reply
+}
+
+/// How this machine's clock goes by the `Date` of a reply.
+fn clock_words(now: Timestamp, date: Option<Timestamp>) -> String {
+    let Some(date) = date else {
+        return "the reply has no Date to compare this machine's clock with".to_owned();
+    };
+    let (ahead, behind) = (now.since(date), date.since(now));
+    let whole = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
+    if ahead.max(behind) < Duration::from_secs(2) {
+        // It counts in whole seconds.
+        "this machine's clock agrees with the reply's Date to within 2s: does the vendor expect another time zone?"
+            .to_owned()
+    } else if ahead > behind {
+        format!("this machine's clock is {} ahead of the reply's Date", whole(ahead))
+    } else {
+        format!("this machine's clock is {} behind the reply's Date", whole(behind))
     }
 }
 

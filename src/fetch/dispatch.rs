@@ -47,6 +47,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.metrics.now(|lane| self.backlog.len_of(lane), self.calls.len(), is_shut);
         self.backlog.set_share(*self.express_share.borrow());
         self.end_uncalled();
+        self.mind_aside().await;
         if !self.make_calls().await {
             self.place.leave();
         }
@@ -188,13 +189,16 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// Whether anything that waits may be called for.
-    fn can_start(&self) -> bool {
+    pub(super) fn can_start(&self) -> bool {
         let may_start = |job: &Job| self.intake.may_start(&job.position);
         self.splits.can_start(may_start) || self.backlog.can_start(may_start)
     }
 
     fn has_room(&self) -> bool {
-        self.calls.len() + self.looking_up.len() < self.config.calls_in_flight && self.has_room_for_outcomes()
+        let is_free = !self.misfits.is_trying() || self.calls.is_empty();
+        is_free
+            && self.calls.len() + self.looking_up.len() < self.config.calls_in_flight
+            && self.has_room_for_outcomes()
     }
 
     /// How many calls slots are leased for at once, at most.
@@ -202,6 +206,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let under_way = self.calls.len() + self.looking_up.len();
         let room = self.config.calls_in_flight.saturating_sub(under_way).min(self.place.free());
         let room = room.min(self.breakers.room(Instant::now()));
+        let room = if self.misfits.is_trying() { room.min(1) } else { room };
         (self.backlog.calls(self.caller.batch_max()) + self.splits.calls()).min(room).min(Self::LEASE)
     }
 

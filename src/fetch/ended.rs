@@ -47,7 +47,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.note_split(&mut ended);
         self.react_address(&ended).await;
         self.judge(&ended).await;
-        self.regroup(&mut ended);
+        self.regroup(&mut ended).await;
         // What was not called for costs nothing.
         self.spending.refund(&batches(&ended.missed));
         for job in ended.missed.into_iter().rev() {
@@ -72,18 +72,19 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             self.quota.hold(Scope::Account(ended.account), Hold::Disabled, &cause).await;
         }
         self.complete(ended.outcomes);
-        if let Some(unrecorded) = ended.to_look_up {
-            self.looking_up.spawn(Arc::clone(&self.caller).look_up(unrecorded));
-        }
+        self.look_up(ended.to_look_up);
     }
 
     /// Ends the requests of a refused call.
     pub(super) fn end_refused(&mut self, refused: Unrecorded) {
-        match self.caller.record_at_once(refused) {
-            Ok(outcomes) => self.complete(outcomes),
-            Err(unrecorded) => {
-                self.looking_up.spawn(Arc::clone(&self.caller).look_up(unrecorded));
-            }
+        let (outcomes, to_look_up) = self.caller.record_at_once(refused);
+        self.complete(outcomes);
+        self.look_up(to_look_up);
+    }
+
+    fn look_up(&mut self, unrecorded: Option<Unrecorded>) {
+        if let Some(unrecorded) = unrecorded {
+            self.looking_up.spawn(Arc::clone(&self.caller).look_up(unrecorded));
         }
     }
 

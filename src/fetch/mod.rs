@@ -17,11 +17,13 @@ mod grouped;
 mod hasten;
 mod job;
 mod lanes;
+mod misfits;
 mod outcome;
 mod penalty;
 mod react;
 mod regroup;
 mod room;
+mod set_aside;
 mod spending;
 mod splits;
 mod spread;
@@ -52,8 +54,10 @@ use self::{
     hasten::Haste,
     job::Job,
     lanes::Lanes,
+    misfits::Misfits,
     penalty::Penalties,
     room::Place,
+    set_aside::Aside,
     spending::Spending,
     splits::Splits,
     spread::Spread,
@@ -103,6 +107,8 @@ pub struct Fetch<R, W> {
     unpaid: Unpaid,
     /// Requests whose call was refused for what may be one item's.
     splits: Splits<Job>,
+    /// Calls that were refused for what all have in common, and that are called for again.
+    misfits: Misfits<Aside>,
     quota: Arc<dyn Quota>,
     tally: Arc<Tally>,
     metrics: Fetching,
@@ -153,6 +159,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             uncalled: Backlog::default(),
             unpaid: Unpaid::default(),
             splits: Splits::default(),
+            misfits: Misfits::default(),
             quota,
             leased_at: Instant::now(),
             slots: VecDeque::new(),
@@ -279,7 +286,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     for job in self.unpaid.remove(partition) {
                         self.intake.give_up(&job.position);
                     }
-                    for position in self.leave_splits(partition) {
+                    for position in self.leave_refused(partition) {
                         self.intake.give_up(&position);
                     }
                     for (position, _) in self.uncalled.remove(partition) {
@@ -325,7 +332,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Ends what waits of a batch that has just been cancelled: at once, not at the pace of the quota.
     fn sweep(&mut self) {
         self.pay_again();
-        self.sweep_splits();
+        self.sweep_refused();
         for job in self.backlog.clear() {
             if let Some(job) = self.unless_cancelled(job) {
                 self.backlog.push(job);
@@ -364,6 +371,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             + self.uncalled.waiting_in(partition)
             + self.unpaid.waiting_in(partition)
             + self.splits.waiting_in(partition)
+            + self.aside_in(partition)
             + self.cached.waiting_in(partition);
         if waiting >= full {
             self.intake.set_flowing(partition, false);
@@ -381,6 +389,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.pay_again();
         let mut waiting = self.backlog.clear();
         waiting.extend(Job::apart(self.splits.clear()));
+        waiting.extend(self.misfits.clear().into_iter().flat_map(|aside| Job::apart(aside.call.jobs)));
         info!(source = %self.caller.source, in_flight = self.calls.len(), waiting = waiting.len(), "stopping: finishing the calls in flight");
         for job in waiting {
             self.intake.give_up(&job.position);

@@ -224,6 +224,7 @@ fn not_before(refusal: &Refusal, now: Timestamp) -> Option<Timestamp> {
         | RefusalKind::Outage
         | RefusalKind::Unclear
         | RefusalKind::Malformed
+        | RefusalKind::Misconfigured(_)
         | RefusalKind::Bug => None,
     }
 }

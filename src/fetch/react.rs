@@ -84,6 +84,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             | RefusalKind::Outage
             | RefusalKind::Unclear
             | RefusalKind::Malformed
+            | RefusalKind::Misconfigured(_)
             | RefusalKind::Bug => {}
         }
     }
@@ -100,7 +101,19 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 (self.addresses.forbidden(address, ended.account, now), "the vendor forbids its accounts (HTTP 403)")
             }
             Contact::Called(Some(_)) => {
-                if let Some(back) = self.addresses.answered(address) {
+                let is_unanswered = matches!(
+                    kind,
+                    Some(RefusalKind::Outage | RefusalKind::Unclear | RefusalKind::Malformed) if !ended.has_answer
+                ) && !ended.is_one_items;
+                let rest = if is_unanswered { self.addresses.unanswered(address, now) } else { None };
+                if let Some(rest) = rest {
+                    let last = ended.refusal.as_ref().map_or("", |refusal| refusal.message.as_str());
+                    let why = format!("nothing is answered from here while other addresses are: {last}");
+                    return self.take_out(address, rest, &why).await;
+                }
+                let back =
+                    if ended.has_answer { self.addresses.answered(address) } else { self.addresses.replied(address) };
+                if let Some(back) = back {
                     let (source, name) = (&self.caller.source, self.caller.address_name(address));
                     info!(%source, address = name, "the address is used again");
                     if let Some(tried_at) = back.tried_at {
@@ -115,8 +128,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             debug!(%source, address = name, why, "no way to the vendor; the requests wait for another slot");
             return;
         };
+        let why = why.to_owned();
+        self.take_out(address, rest, &why).await;
+    }
+
+    async fn take_out(&mut self, address: usize, rest: Duration, why: &str) {
+        let (source, name) = (&self.caller.source, self.caller.address_name(address));
         warn!(%source, address = name, ?rest, why, "the address is taken out; its requests wait and spend no attempt");
         let cause = Cause::new(why, self.caller.now());
-        self.quota.hold(Scope::Address(address), Hold::Until(now + rest), &cause).await;
+        self.quota.hold(Scope::Address(address), Hold::Until(Instant::now() + rest), &cause).await;
     }
 }

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,8 +21,11 @@ use crate::{
     message::{DeadLetter, Failure, Observation},
     platform::SourceConfig,
     quota::{memory::Memory, pace::Pacing},
+    runtime::clock::Timestamp,
     topics::{self, Topics},
 };
+
+const NOW: Timestamp = Timestamp::from_millis(0);
 
 /// How long anything may take.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -117,8 +123,8 @@ impl Rig {
     }
 }
 
-fn json(body: impl ToString) -> Response {
-    Response::new(body.to_string().into())
+fn json(body: impl Into<axum::body::Body>) -> Response {
+    Response::new(body.into())
 }
 
 /// TOP's good reply: a row for each id.
@@ -161,7 +167,7 @@ async fn of_two_thousand_ids_exactly_the_forty_poisoned_ones_end_and_no_other_sp
         rig.request(2_000, FIRST..FIRST + 2_000);
         rig.until("all end", |rig| rig.ended() == 4_000).await;
         let again = rig.calls() - first;
-        assert_eq!(rig.quota.snapshot(0..2, crate::runtime::clock::Timestamp::from_millis(0)).whole.held, None);
+        assert_eq!(held(&rig), None);
         let (results, failures) = rig.end().await;
         let poisoned: BTreeSet<String> =
             (FIRST..FIRST + 2_000).filter(|id| is_poisoned(*id)).map(|id| id.to_string()).collect();
@@ -177,5 +183,142 @@ async fn of_two_thousand_ids_exactly_the_forty_poisoned_ones_end_and_no_other_sp
         println!("{sub_code}: {first} calls, then {again}");
         assert!(first <= 340, "{first} calls; 279 is the least that any way needs");
         assert!(again <= 150, "{again} calls");
+    }
+}
+
+fn held(rig: &Rig) -> Option<String> {
+    let held = rig.quota.snapshot(0..2, NOW).whole.held;
+    held.map(|held| held.cause.reason.to_string())
+}
+
+/// The flag that is set once the vendor answers.
+fn mended() -> (Arc<AtomicBool>, Arc<AtomicBool>) {
+    let flag = Arc::new(AtomicBool::new(false));
+    (Arc::clone(&flag), flag)
+}
+
+impl Rig {
+    /// Waits for what was under way when the source was held; a hold that is missing sooner has not arrived yet.
+    async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+    }
+
+    /// The vendor answers again, and an operator who has mended what was wrong ends the hold.
+    async fn mend(&self, flag: &AtomicBool) {
+        flag.store(true, Ordering::Relaxed);
+        self.quota.release(crate::quota::Scope::Source, Timestamp::from_millis(i64::MAX / 2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_clock_ends_no_request_and_the_hold_says_by_how_much_it_is_wrong() {
+    let (is_right, flag) = mended();
+    let rig = Rig::start("kind = \"taobao\"", move |_, form| {
+        if is_right.load(Ordering::Relaxed) {
+            return rows(form);
+        }
+        let mut reply = json(r#"{"error_response":{"code":31,"msg":"Invalid Timestamp","request_id":"r"}}"#);
+        // The rig's clock began with 1970.
+        reply.headers_mut().insert("date", "Thu, 01 Jan 1970 00:25:00 GMT".parse().unwrap());
+        reply
+    })
+    .await;
+    rig.request(0, FIRST..FIRST + 1_000);
+    rig.until("the source is held", |rig| held(rig).is_some()).await;
+    let why = held(&rig).unwrap();
+    assert!(why.contains("set its clock") && why.contains("clock is 24m 5") && why.contains("behind"), "{why}");
+    rig.settle().await;
+    // Those that were under way together.
+    let refused = rig.calls();
+    assert!((1..=4).contains(&refused), "{refused} calls");
+    assert_eq!(rig.ended(), 0, "no request ends by it");
+    rig.mend(&flag).await;
+    rig.until("all are answered", |rig| rig.ended() == 1_000).await;
+    assert!(rig.calls() <= 50 + refused, "{} calls", rig.calls());
+    let (results, failures) = rig.end().await;
+    assert!(failures.is_empty() && results.iter().all(|result| result.calls == 1), "no attempt is spent");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_for_every_request_alike_holds_the_source_with_words() {
+    let top =
+        |code: u32, msg: &str| format!(r#"{{"error_response":{{"code":{code},"msg":"{msg}","request_id":"r"}}}}"#);
+    let aop = |code: &str| format!(r#"{{"error_code":"{code}","error_message":"words"}}"#);
+    // Where an item may be to blame a few calls more find out that none is.
+    let table = [
+        ("kind = \"taobao\"", top(22, "Invalid Method"), 4, "url, api and version"),
+        ("kind = \"taobao\"", top(41, "Invalid Arguments"), 7, "api and params"),
+        ("kind = \"ali1688\"", aop("gw.APIUnsupported"), 4, "url, api and version"),
+        ("kind = \"ali1688\"", aop("gw.ParamMissing"), 7, "api and params"),
+        ("kind = \"taobao_reseller\"", r#"{"error_code":"4010","reason":"words"}"#.to_owned(), 7, "api and params"),
+    ];
+    for (source, body, most, words) in table {
+        let rig = Rig::start(source, move |_, _| json(body.clone())).await;
+        rig.request(0, FIRST..FIRST + 1_000);
+        rig.until("the source is held", |rig| held(rig).is_some()).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let why = held(&rig).unwrap();
+        assert!(why.contains(words) && why.contains('('), "{why}");
+        assert!(rig.calls() <= most, "{source}: {} calls", rig.calls());
+        let (results, failures) = rig.end().await;
+        assert!(results.is_empty() && failures.is_empty(), "no request ends by it: {failures:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_of_one_request_alone_ends_that_and_holds_nobody() {
+    let rig = Rig::start("kind = \"taobao\"", |_, form| {
+        let refused = r#"{"error_response":{"code":41,"msg":"Invalid Arguments","request_id":"r"}}"#;
+        if ids(form).any(|id| id == FIRST + 777) { json(refused) } else { rows(form) }
+    })
+    .await;
+    rig.request(0, FIRST..FIRST + 2_000);
+    rig.until("most are answered", |rig| rig.ended() >= 1_980).await;
+    // What is found out by others' answers needs others.
+    let mut asked = 2_000;
+    while rig.ended() < asked {
+        rig.request(asked, FIRST + 10_000..FIRST + 10_001);
+        asked += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(asked < 2_200, "{} have ended", rig.ended());
+    }
+    assert_eq!(held(&rig), None);
+    let (results, failures) = rig.end().await;
+    assert!(results.iter().all(|result| result.calls == 1));
+    let [failure] = &failures[..] else { panic!("{failures:?}") };
+    assert_eq!((failure.attempt.class, failure.attempt.code.as_str()), (crate::message::Class::Bug, "41"));
+    assert_eq!(failure.request.item.as_str(), (FIRST + 777).to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_notice_instead_of_answers_holds_the_source_like_an_outage() {
+    // One item a call: five in a row. Twenty a call: it takes longer to see that it is not one item.
+    for (source, most_calls, most_failed) in [("kind = \"ali1688\"", 9, 9), ("kind = \"taobao\"", 34, 12)] {
+        let (is_over, flag) = mended();
+        let rig = Rig::start(source, move |_, form| {
+            if !is_over.load(Ordering::Relaxed) {
+                json("{\"msg\":\"系统维护中\\u0007\"}")
+            } else if form.contains_key("num_iids") {
+                rows(form)
+            } else {
+                json(format!(r#"{{"productInfo":{{"productID":{}}}}}"#, form["productID"]))
+            }
+        })
+        .await;
+        rig.request(0, FIRST..FIRST + 500);
+        rig.until("the source is held", |rig| held(rig).is_some()).await;
+        let why = held(&rig).unwrap();
+        assert!(why.contains("系统维护中"), "{why}");
+        rig.settle().await;
+        assert!(rig.calls() <= most_calls, "{source}: {} calls", rig.calls());
+        rig.mend(&flag).await;
+        rig.until("all have an end", |rig| rig.ended() == 500).await;
+        let (results, failures) = rig.end().await;
+        assert!(failures.len() <= most_failed, "{source}: {} attempts are spent", failures.len());
+        assert!(results.iter().all(|result| result.calls == 1));
+        for failure in failures {
+            let message = &failure.attempt.message;
+            assert!(message.ends_with(r#"the reply begins: {"msg":"系统维护中\u0007"}"#), "{message}");
+        }
     }
 }

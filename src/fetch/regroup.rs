@@ -6,10 +6,11 @@ use super::{
     call::{Contact, Ended, Travel, Unrecorded},
     grouped::fingerprint,
     job::Job,
+    set_aside::Aside,
     splits::GroupId,
 };
 use crate::{
-    kafka::{Partition, Reader, Writer, outbox::Position},
+    kafka::{Reader, Writer},
     message::{Class, Lane},
     platform::{Refusal, RefusalKind, Reply},
     quota::Pay,
@@ -92,10 +93,18 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// What becomes of the requests of a refused call, and of those that have waited for the end of this one.
-    pub(super) fn regroup(&mut self, ended: &mut Ended) {
+    pub(super) async fn regroup(&mut self, ended: &mut Ended) {
         let group = ended.travel.group;
+        if ended.has_answer {
+            self.judge_aside(ended.left_at);
+        }
         if let Some(refused) = ended.refused.take() {
             let Some(refusal) = ended.refusal.clone() else { return };
+            if let Some(common) = refusal.common() {
+                // Rare, and not to be in the way of all other ends.
+                let aside = Aside { call: refused, refusal, group };
+                return Box::pin(self.set_aside(common, ended.left_at, aside)).await;
+            }
             let free = self.split(group, refused, refusal);
             return self.free(free);
         }
@@ -116,7 +125,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// Ends the only request of a refused call; several are called for again. Those that are free by that.
-    fn split(&mut self, group: Option<GroupId>, mut refused: Unrecorded, mut refusal: Refusal) -> Vec<Job> {
+    pub(super) fn split(&mut self, group: Option<GroupId>, mut refused: Unrecorded, mut refusal: Refusal) -> Vec<Job> {
         if refused.jobs.len() > 1 {
             let jobs: Vec<Job> = refused.jobs.into_iter().filter_map(|job| self.unless_over(job)).collect();
             return match jobs.len() {
@@ -151,42 +160,5 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 self.backlog.push(job);
             }
         }
-    }
-
-    /// Takes what waits of a partition out of the groups.
-    pub(super) fn leave_splits(&mut self, partition: &Partition) -> Vec<Position> {
-        let (mut left, mut twins) = (Vec::new(), Vec::new());
-        let mut splits = std::mem::take(&mut self.splits);
-        let free = splits.sift(|mut job| {
-            let is_left = |job: &mut Job| job.position.partition == *partition;
-            left.extend(job.twins.extract_if(.., is_left).map(|twin| twin.position));
-            if job.position.partition != *partition {
-                return Some(job);
-            }
-            twins.append(&mut job.twins);
-            left.push(job.position);
-            None
-        });
-        self.splits = splits;
-        self.free(free);
-        self.free(twins);
-        left
-    }
-
-    /// Ends what waits in the groups of a batch that has just been cancelled.
-    pub(super) fn sweep_splits(&mut self) {
-        let mut splits = std::mem::take(&mut self.splits);
-        let mut twins = Vec::new();
-        let free = splits.sift(|mut job| {
-            let all = std::mem::take(&mut job.twins);
-            job.twins = all.into_iter().filter_map(|twin| self.unless_cancelled(twin)).collect();
-            if self.cancelled.has(&job.request) {
-                twins.append(&mut job.twins);
-            }
-            self.unless_cancelled(job)
-        });
-        self.splits = splits;
-        self.free(free);
-        self.free(twins);
     }
 }

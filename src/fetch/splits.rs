@@ -348,7 +348,9 @@ mod tests {
             let free = match (is_refused, group) {
                 (false, group) => {
                     collected.answered.extend(items.iter().map(|item| item.number));
-                    group.into_iter().for_each(|group| splits.answered(group));
+                    if let Some(group) = group {
+                        splits.answered(group);
+                    }
                     vec![]
                 }
                 (true, group) if items.len() == 1 => {
@@ -361,7 +363,9 @@ mod tests {
                     splits.refused(group, items, ("15/-4003", &words))
                 }
             };
-            free.into_iter().rev().for_each(|item| waiting.push_front(item));
+            for item in free.into_iter().rev() {
+                waiting.push_front(item);
+            }
         }
     }
 
@@ -383,12 +387,12 @@ mod tests {
     #[test]
     fn forty_bad_items_of_two_thousand_are_found_with_few_more_calls_than_any_way_needs() {
         // Which 40 of 2,000 is log2 of their combinations: no way needs fewer calls on average, each says one bit.
-        let bound = 279.0;
+        let bound = 279;
         for most in [20, 40] {
             let (mut unnamed, mut named, mut again) = (0, 0, 0);
             for seed in 0..20 {
                 let (bad, mut splits) = (bad_of(seed), Splits::default());
-                let mut check = |says: &dyn Fn(&[Item]) -> String, splits: &mut Splits<Item>| {
+                let check = |says: &dyn Fn(&[Item]) -> String, splits: &mut Splits<Item>| {
                     let mut found = collect(splits, (2_000, most), |number| bad.contains(&number), says);
                     found.answered.sort_unstable();
                     assert!(found.answered.iter().copied().eq((0..2_000).filter(|number| !bad.contains(number))));
@@ -403,9 +407,9 @@ mod tests {
                 };
                 named += check(&says, &mut Splits::default());
             }
-            let (mean, named, again) = (f64::from(unnamed as u32) / 20.0, named / 20, again / 20);
+            let (mean, named, again) = (unnamed / 20, named / 20, again / 20);
             println!("{most} a call: {mean} calls, {named} if the words name one, {again} the next time");
-            assert!(mean < 1.15 * bound, "{most}: {mean}");
+            assert!(mean * 100 < 115 * bound, "{most}: {mean}");
             assert!(named <= 2_000 / most + 2 * 40 + 4, "{most}: {named}");
             assert!(again <= 2_000 / most + 40, "{most}: {again}");
         }

@@ -122,7 +122,7 @@ async fn a_stop_ends_though_kafka_is_away() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         stop.cancel();
     };
-    let end = tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(fetch, stopped) });
+    let end = tokio::time::timeout(Duration::from_secs(30), Box::pin(async { tokio::join!(fetch, stopped) }));
     end.await.expect("it waits for the transaction for ever").0.unwrap();
 }
 
@@ -143,7 +143,7 @@ pub(super) fn job(calls: u32) -> Job {
 }
 
 fn replied() -> HttpReply {
-    HttpReply { status: 200, retry_after: None, used_up: None, body: Bytes::new() }
+    HttpReply { status: 200, retry_after: None, used_up: None, date: None, body: Bytes::new() }
 }
 
 #[test]
@@ -243,7 +243,13 @@ async fn a_request_that_waited_for_anothers_answer_when_its_batch_was_cancelled_
 
 fn replied_with(status: u16, retry_after: u64, used_up: u64) -> Advice {
     let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
-    Advice::of(&HttpReply { status, retry_after: seconds(retry_after), used_up: seconds(used_up), body: Bytes::new() })
+    Advice::of(&HttpReply {
+        status,
+        retry_after: seconds(retry_after),
+        used_up: seconds(used_up),
+        date: None,
+        body: Bytes::new(),
+    })
 }
 
 #[tokio::test(start_paused = true)]
@@ -377,4 +383,29 @@ async fn a_slot_in_which_no_call_left_gives_back_its_budget_and_one_in_which_one
     tokio::time::sleep(Duration::from_secs(2)).await;
     let Lease::Slots(_) = quota.lease(1).await else { panic!("somebody may call") };
     assert_eq!(spent(&quota), (2, 2), "the call has left");
+}
+
+#[test]
+fn a_reply_that_makes_no_sense_is_quoted_in_one_line_without_control_characters() {
+    let request = job(0).request;
+    let body = Bytes::from(format!("\u{7}{{\"msg\":\r\n\t\"系统维护中\u{1b}[2J\"}}{}", "x".repeat(9_000)));
+    let reply = HttpReply { body, ..replied() };
+    let quoted = |answer: fn() -> Reply| match caller_of(answer).understand(&[&request, &request], &reply) {
+        Reply::Refused(refusal) => refusal.message,
+        Reply::Each(each) => each.into_iter().filter_map(Result::err).map(|refusal| refusal.message).collect(),
+    };
+    let message = quoted(|| Reply::Refused(refused(RefusalKind::Malformed)));
+    assert!(
+        message.starts_with("m; the reply begins: {\"msg\": \"系统维护中 [2J\"}xx") && message.len() < 250,
+        "{message}"
+    );
+    assert_eq!(
+        quoted(|| Reply::Each(vec![Err(refused(RefusalKind::Malformed)), Err(refused(RefusalKind::Bug))])),
+        format!("{message}m")
+    );
+    assert_eq!(quoted(|| Reply::Refused(refused(RefusalKind::Outage))), "m");
+}
+
+fn refused(kind: RefusalKind) -> Refusal {
+    Refusal { kind, code: "c".to_owned(), message: "m".to_owned() }
 }

@@ -283,6 +283,32 @@ async fn an_address_from_which_the_vendor_forbids_several_accounts_is_taken_out(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_banned_by_a_notice_with_http_200_is_taken_out() {
+    let proxy = Proxy::http([127, 0, 0, 61], None).await;
+    proxy.set(Mood::Notice);
+    let more = format!(
+        r#"address_health = {{ rest = "10m", rest_max = "10m" }}
+           address = [{{ name = "proxy", url = "{}" }}, {{ name = "local", local = "127.0.0.62" }}, {{ name = "direct" }}]"#,
+        proxy.url
+    );
+    let mut rig = Rig::start(12, simulate::Quota::None, &more).await;
+    rig.request(300);
+    until("all requests end", || rig.ended() >= rig.requested).await;
+    let failures = Topics::new(topics::Config::default()).failures();
+    let failed: Vec<Outgoing> = {
+        let world = rig.log.world();
+        world.records.iter().filter(|record| *record.topic == *failures).cloned().collect()
+    };
+    // A third of the accounts call from there, at 10/s each; some are under way when the fifth reply comes.
+    assert!((5..=20).contains(&failed.len()), "{} calls were answered with the notice", failed.len());
+    for record in failed {
+        let failure: crate::message::Failure = serde_json::from_slice(&record.value).unwrap();
+        assert!(failure.attempt.message.contains("rgv587_flag"), "{failure:?}");
+    }
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_stops_at_its_budget_and_the_rest_of_it_ends_as_dead_letters() {
     let more = r#"cost_per_call = "0.02"
                   budget = { per_batch = "0.50" }"#;

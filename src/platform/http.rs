@@ -11,7 +11,7 @@ use secrecy::ExposeSecret;
 use tokio::sync::Semaphore;
 
 use super::{
-    Exchange, HttpReply, Method, Refusal, RefusalKind,
+    Common, Exchange, HttpReply, Method, Refusal, RefusalKind,
     address::{Address, Credentials},
     hints::{self, Hint},
     names::Names,
@@ -310,7 +310,8 @@ impl Way {
         let response = request.send().await.map_err(Broken::Transport)?;
         let status = response.status().as_u16();
         let hint = hint_of(&response);
-        Ok(HttpReply { status, retry_after: hint.wait(), used_up: hint.used_up, body: body(response).await? })
+        let date = response.headers().get("date").and_then(|value| hints::date(value.to_str().ok()?));
+        Ok(HttpReply { status, retry_after: hint.wait(), used_up: hint.used_up, date, body: body(response).await? })
     }
 }
 
@@ -344,7 +345,9 @@ impl Broken {
         let to = url.split(['?', '#']).next().unwrap_or_default();
         let (kind, code, why) = match self {
             Self::TooLong => (RefusalKind::Outage, "body", format!("the reply has more than {BODY_LIMIT} bytes")),
-            Self::Transport(error) if error.is_builder() => (RefusalKind::Bug, "url", chain(&error.without_url())),
+            Self::Transport(error) if error.is_builder() => {
+                (RefusalKind::Misconfigured(Common::Form), "url", chain(&error.without_url()))
+            }
             Self::Transport(error) => {
                 let error = error.without_url();
                 let why = chain(&error);

@@ -98,6 +98,8 @@ pub struct HttpReply {
     pub retry_after: Option<Duration>,
     /// When there is more of a quota of which nothing is left, if the headers say so; on good replies too.
     pub used_up: Option<Duration>,
+    /// What the sender's clock showed (`Date`), if it says so.
+    pub date: Option<Timestamp>,
     /// The body, at most [`http::BODY_LIMIT`] bytes.
     pub body: bytes::Bytes,
 }
@@ -142,6 +144,8 @@ pub enum RefusalKind {
     Unclear,
     /// A reply that makes no sense.
     Malformed,
+    /// What all calls of the source have in common is refused, whatever they ask for: repeating helps once that is mended.
+    Misconfigured(Common),
     /// Our request is wrong; repeating it cannot help.
     Bug,
 }
@@ -162,6 +166,18 @@ pub enum Affected {
     Address,
     /// Every account: switching does not help.
     Everyone,
+}
+
+/// What all calls of a source have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Common {
+    /// This machine's clock, by which calls are signed.
+    Clock,
+    /// The form: protocol, method, version.
+    Form,
+    /// The parameters. One of them is the item's, and requests may have some of their own: it takes other calls to tell
+    /// whether all are refused.
+    Params,
 }
 
 /// Why an account was refused.
@@ -195,8 +211,17 @@ impl Refusal {
     pub const fn may_be_one_items(&self) -> bool {
         match self.kind {
             RefusalKind::Unclear | RefusalKind::Malformed | RefusalKind::Bug => true,
-            RefusalKind::Throttled { .. } | RefusalKind::Denied(_) | RefusalKind::Outage => false,
+            RefusalKind::Throttled { .. }
+            | RefusalKind::Denied(_)
+            | RefusalKind::Outage
+            | RefusalKind::Misconfigured(_) => false,
         }
+    }
+
+    /// What of all calls is refused, if that is said.
+    #[must_use]
+    pub const fn common(&self) -> Option<Common> {
+        if let RefusalKind::Misconfigured(common) = self.kind { Some(common) } else { None }
     }
 
     /// Whether an older answer is better than this.
@@ -213,7 +238,7 @@ impl Refusal {
             RefusalKind::Denied(_) => Class::Denied,
             RefusalKind::Outage | RefusalKind::Unclear => Class::Outage,
             RefusalKind::Malformed => Class::Malformed,
-            RefusalKind::Bug => Class::Bug,
+            RefusalKind::Misconfigured(_) | RefusalKind::Bug => Class::Bug,
         }
     }
 }
@@ -225,6 +250,19 @@ pub enum Reply {
     Each(Vec<Result<Answer, Refusal>>),
     /// The whole call was refused: all of its requests alike.
     Refused(Refusal),
+}
+
+impl Reply {
+    /// Lets each refusal of what makes no sense say how the reply begins: who reads it may know what it is.
+    pub(crate) fn quote(&mut self, body: &[u8]) {
+        let refusals = match self {
+            Self::Refused(refusal) => vec![refusal],
+            Self::Each(answers) => answers.iter_mut().filter_map(|answer| answer.as_mut().err()).collect(),
+        };
+        for refusal in refusals.into_iter().filter(|refusal| refusal.kind == RefusalKind::Malformed) {
+            refusal.message = format!("{}; the reply begins: {}", refusal.message, reading::beginning(body));
+        }
+    }
 }
 
 /// What a vendor gave for a refresh token, or for the code of a user who authorised the app.

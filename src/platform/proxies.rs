@@ -25,6 +25,8 @@ pub(crate) enum Mood {
     Denies,
     /// The vendor's firewall behind it: 403 for everybody (HTTP only).
     Forbids,
+    /// The same, as it says so with HTTP 200 (HTTP only).
+    Notice,
 }
 
 /// A running proxy, gone when it is dropped.
@@ -111,6 +113,11 @@ impl Session {
             let reply = "HTTP/1.1 407 Proxy Authentication Required\r\nproxy-authenticate: Basic\r\n\
                          connection: close\r\ncontent-length: 0\r\n\r\n";
             return client.write_all(reply.as_bytes()).await;
+        }
+        if self.mood == Mood::Notice {
+            let body = r#"{"rgv587_flag":"sm","url":"https://h5api.m.taobao.com/_____tmd_____/punish"}"#;
+            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            return client.write_all(format!("{head}{body}").as_bytes()).await;
         }
         if self.mood == Mood::Forbids {
             let reply = "HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: 6\r\n\r\nbanned";

@@ -39,6 +39,16 @@ pub(super) fn not_json(reply: &HttpReply) -> Refusal {
     by_status(reply, RefusalKind::Outage, &format!("not JSON ({} bytes): {start}", reply.body.len()))
 }
 
+/// How a reply begins, in one line.
+pub(super) fn beginning(body: &[u8]) -> String {
+    /// Leaves room for what is said with it.
+    const LIMIT: usize = 160;
+    let text = String::from_utf8_lossy(body.get(..4 * LIMIT).unwrap_or(body));
+    let printed: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line = printed.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.is_empty() { "(nothing)".to_owned() } else { shorten(&line, LIMIT).into_owned() }
+}
+
 /// A reply in which nothing but the status says anything.
 pub(super) fn by_status(reply: &HttpReply, otherwise: RefusalKind, what: &str) -> Refusal {
     refusal(kind_of_status(reply).unwrap_or(otherwise), &format!("http {}", reply.status), what)

@@ -134,6 +134,11 @@ pub trait Quota: Send + Sync {
         let _ = purse;
     }
 
+    /// Whether other processes spend the same.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Returns slots that will not be used; the arithmetic takes them back where it still can.
     async fn give_back(&self, slots: Vec<Slot>);
 

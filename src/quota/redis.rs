@@ -211,6 +211,10 @@ fn block(plan: &Plan) -> (usize, usize, Duration) {
 
 #[async_trait]
 impl Quota for Redis {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     async fn lease(&self, wanted: usize) -> Lease {
         let (lease, is_alone) = {
             let (mut local, now) = (self.shared.local(), Instant::now());

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     message::{ItemId, Request, Status},
     platform::{
-        Account, Affected, Answer, Denial, Refusal, RefusalKind, Reply, SourceConfig, Vendor,
+        Account, Affected, Answer, Common, Denial, Refusal, RefusalKind, Reply, SourceConfig, Vendor,
         http::{Client, Timeouts},
     },
     runtime::clock::Timestamp,
@@ -224,12 +224,14 @@ async fn wrong_credentials_clocks_and_batches_are_refused_and_understood() {
             // What somebody sends who takes his own zone for China's.
             let off = Clock::System.now().after(Duration::from_secs(8 * 3_600));
             let refusal = caller.call_at(off, &[1]).await.remove(0).unwrap_err();
-            assert_eq!(refusal.kind, RefusalKind::Bug, "{source:?}: {refusal:?}");
+            let kind = RefusalKind::Misconfigured(Common::Clock);
+            assert_eq!(refusal.kind, kind, "{source:?}: {refusal:?}");
         }
     }
     let caller = Caller::new(&simulator, SOURCES[3]);
     let many: Vec<u64> = (1..=21).collect();
-    assert_eq!(caller.call(&many).await[20].as_ref().unwrap_err().kind, RefusalKind::Bug);
+    let kind = RefusalKind::Misconfigured(Common::Params);
+    assert_eq!(caller.call(&many).await[20].as_ref().unwrap_err().kind, kind);
     assert_eq!(simulator.stats().gateways["taobao"].too_many_ids, 1);
 }
 

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     message::{AccountAlias, SourceName},
-    platform::{Account, Refusal, RefusalKind, Tokens},
+    platform::{Account, Common, Refusal, RefusalKind, Tokens},
     quota::{Cause, Hold, Quota, Scope},
     runtime::clock::{Clock, Dice, Timestamp},
 };
@@ -280,9 +280,13 @@ impl Keeper {
     async fn not_renewed(&self, index: usize, account: &Account, refusal: Refusal) -> Verdict {
         let failures = self.entries()[index].fail(Instant::now());
         let is_final = match refusal.kind {
-            RefusalKind::Denied(_) | RefusalKind::Bug => true,
+            RefusalKind::Denied(_) | RefusalKind::Misconfigured(Common::Params) | RefusalKind::Bug => true,
             RefusalKind::Malformed => failures >= NONSENSE,
-            RefusalKind::Outage | RefusalKind::Unclear | RefusalKind::Throttled { .. } => false,
+            RefusalKind::Outage
+            | RefusalKind::Unclear
+            // Of no account's making: it is mended without another authorisation.
+            | RefusalKind::Misconfigured(Common::Clock | Common::Form)
+            | RefusalKind::Throttled { .. } => false,
         };
         if is_final {
             self.die(index, account, &refusal).await;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use weir::{
     message::{Columns, ItemId, Request, Status},
     platform::{
-        Affected, Answer, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor as _,
+        Affected, Answer, Common, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor as _,
         ali1688::{Ali1688, Dialect, Pointers, Settings},
     },
 };
@@ -62,7 +62,7 @@ fn vendor() -> Ali1688 {
 
 fn interpret(item: &str, status: u16, retry_after: Option<Duration>, body: &[u8]) -> Result<Answer, Refusal> {
     let request = Request::new(ItemId::new(item).unwrap());
-    let reply = HttpReply { status, retry_after, used_up: None, body: Bytes::copy_from_slice(body) };
+    let reply = HttpReply { status, retry_after, used_up: None, date: None, body: Bytes::copy_from_slice(body) };
     match vendor().interpret(&[&request], &reply) {
         Reply::Each(mut each) => {
             assert_eq!(each.len(), 1, "one entry per request");
@@ -80,6 +80,8 @@ fn kind(words: &str, wait: Option<Duration>) -> RefusalKind {
         "denied account" => RefusalKind::Denied(Denial::Account),
         "outage" => RefusalKind::Outage,
         "malformed" => RefusalKind::Malformed,
+        "misconfigured form" => RefusalKind::Misconfigured(Common::Form),
+        "misconfigured params" => RefusalKind::Misconfigured(Common::Params),
         "bug" => RefusalKind::Bug,
         other => panic!("refusals.json has the unknown kind {other:?}"),
     }
@@ -116,7 +118,8 @@ fn bytes_that_are_no_text_are_an_outage() {
 #[test]
 fn a_call_for_several_items_is_our_own_mistake() {
     let request = Request::new(ItemId::new(ITEM).unwrap());
-    let reply = HttpReply { status: 200, retry_after: None, used_up: None, body: Bytes::from_static(b"{}") };
+    let reply =
+        HttpReply { status: 200, retry_after: None, used_up: None, date: None, body: Bytes::from_static(b"{}") };
     let outcome = vendor().interpret(&[&request, &request], &reply);
     assert!(matches!(outcome, Reply::Refused(Refusal { kind: RefusalKind::Bug, .. })), "{outcome:?}");
 }

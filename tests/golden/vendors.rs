@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use weir::{
     message::{Columns, ItemId, Request, Status},
-    platform::{Affected, Answer, Denial, HttpReply, Refusal, RefusalKind, Reply, SourceConfig, Vendor},
+    platform::{Affected, Answer, Common, Denial, HttpReply, Refusal, RefusalKind, Reply, SourceConfig, Vendor},
 };
 
 /// Replies to calls of one source.
@@ -76,7 +76,7 @@ fn vendor(source: &str) -> Arc<dyn Vendor> {
 fn interpret(vendor: &dyn Vendor, items: &[String], status: u16, body: &[u8]) -> Vec<Result<Answer, Refusal>> {
     let requests: Vec<Request> = items.iter().map(|item| Request::new(ItemId::new(item).unwrap())).collect();
     let requests: Vec<&Request> = requests.iter().collect();
-    let reply = HttpReply { status, retry_after: None, used_up: None, body: Bytes::copy_from_slice(body) };
+    let reply = HttpReply { status, retry_after: None, used_up: None, date: None, body: Bytes::copy_from_slice(body) };
     match vendor.interpret(&requests, &reply) {
         Reply::Each(each) => {
             assert_eq!(each.len(), items.len(), "one entry per request");
@@ -97,6 +97,9 @@ fn words(kind: &RefusalKind) -> (&'static str, Option<Duration>) {
         RefusalKind::Outage => ("outage", None),
         RefusalKind::Unclear => ("unclear", None),
         RefusalKind::Malformed => ("malformed", None),
+        RefusalKind::Misconfigured(Common::Clock) => ("misconfigured clock", None),
+        RefusalKind::Misconfigured(Common::Form) => ("misconfigured form", None),
+        RefusalKind::Misconfigured(Common::Params) => ("misconfigured params", None),
         RefusalKind::Bug => ("bug", None),
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     cli::terminal::say,
     config::Config,
     message::{AccountAlias, ItemId, Request, Status},
-    platform::{Denial, Refusal, RefusalKind, Reply},
+    platform::{Common, Denial, Refusal, RefusalKind, Reply},
     runtime::clock::Clock,
 };
 
@@ -80,7 +80,10 @@ fn advice(refusal: &Refusal, source: &str, alias: &str) -> String {
         RefusalKind::Outage | RefusalKind::Unclear => {
             format!("the vendor cannot be reached or is out of order: nothing is said about {alias}")
         }
-        RefusalKind::Malformed | RefusalKind::Bug => {
+        RefusalKind::Misconfigured(Common::Clock) => {
+            "the vendor refuses this machine's time: set its clock; nothing is said about the account".to_owned()
+        }
+        RefusalKind::Misconfigured(Common::Form | Common::Params) | RefusalKind::Malformed | RefusalKind::Bug => {
             "the vendor does not understand the call, or weir not its answer: see api, params and columns of the source"
                 .to_owned()
         }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use crate::platform::{Affected, Denial, RefusalKind};
+use crate::platform::{Affected, Common, Denial, RefusalKind};
 
 #[derive(Clone, Copy)]
 enum Meaning {
     Throttled(Affected),
     Denied(Denial),
     Outage,
-    Bug,
+    Misconfigured(Common),
 }
 
 /// Codes without their `gw.`: some replies leave it out, and the letters' case varies (`QosApi`, `QosAPI`).
@@ -23,8 +23,8 @@ const TABLE: [(&str, Meaning); 13] = [
     ("AppKeyMissing", Meaning::Denied(Denial::Account)),
     // The app may not use this API: nothing is said about the item.
     ("APIACLDecline", Meaning::Denied(Denial::Account)),
-    ("APIUnsupported", Meaning::Bug),
-    ("ParamMissing", Meaning::Bug),
+    ("APIUnsupported", Meaning::Misconfigured(Common::Form)),
+    ("ParamMissing", Meaning::Misconfigured(Common::Params)),
     // The service behind the gateway.
     ("ISPInvokeError", Meaning::Outage),
     ("ISPInvokeTimeout", Meaning::Outage),
@@ -40,7 +40,7 @@ pub fn known(code: &str, wait: Option<Duration>) -> Option<RefusalKind> {
         Meaning::Throttled(scope) => RefusalKind::Throttled { scope, wait },
         Meaning::Denied(denial) => RefusalKind::Denied(denial),
         Meaning::Outage => RefusalKind::Outage,
-        Meaning::Bug => RefusalKind::Bug,
+        Meaning::Misconfigured(common) => RefusalKind::Misconfigured(common),
     })
 }
 

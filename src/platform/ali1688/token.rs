@@ -147,7 +147,13 @@ mod tests {
     }
 
     fn reply(status: u16, body: &str) -> HttpReply {
-        HttpReply { status, retry_after: None, used_up: None, body: Bytes::copy_from_slice(body.as_bytes()) }
+        HttpReply {
+            status,
+            retry_after: None,
+            used_up: None,
+            date: None,
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        }
     }
 
     fn pairs(exchange: &Exchange) -> Vec<(&str, &str)> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::platform::{
-    Affected, Denial, HttpReply, RefusalKind,
+    Affected, Common, Denial, HttpReply, RefusalKind,
     reading::kind_of_status,
     taobao::errors::{ban_seconds, jitter},
 };
@@ -34,7 +34,7 @@ pub fn meaning(code: &str, words: &str, reply: &HttpReply) -> Said {
         "4013" => throttled(Some(NEXT_LOOK)),
         // The key, its plan or its money.
         "4004" | "4005" | "4006" | "4007" | "4012" | "4016" => RefusalKind::Denied(Denial::Account),
-        "4003" | "4010" | "4014" | "4015" => RefusalKind::Bug,
+        "4003" | "4010" | "4014" | "4015" => RefusalKind::Misconfigured(Common::Params),
         // 4009: maintenance, 4017: time-out.
         "4000" | "4001" | "4002" | "4009" | "4017" | "5000" => RefusalKind::Outage,
         // Codes that nobody has seen yet.

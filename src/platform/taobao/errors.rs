@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::platform::{
-    Affected, Denial, HttpReply, Refusal, RefusalKind,
+    Affected, Common, Denial, HttpReply, Refusal, RefusalKind,
     reading::{kind_of_status, present, refusal, text},
 };
 
@@ -44,6 +44,7 @@ enum Meaning {
     Absent,
     Outage,
     Unclear,
+    Misconfigured(Common),
     Bug,
 }
 
@@ -80,8 +81,10 @@ fn of_number(code: &str) -> Option<Meaning> {
         26 | 27 | 53 => Meaning::Denied(Denial::Token),
         // The permission for this API is missing, or signature or app key are wrong.
         11..=13 | 24 | 25 | 28 | 29 => Meaning::Denied(Denial::Account),
-        // The form of the request; 30 and 31: its time, hence this machine's clock.
-        9 | 21..=23 | 30..=34 | 40 | 41 | 43 => Meaning::Bug,
+        30 | 31 => Meaning::Misconfigured(Common::Clock),
+        // HTTP method, method, format, version: no request can change them.
+        9 | 21..=23 | 32..=34 => Meaning::Misconfigured(Common::Form),
+        40 | 41 | 43 => Meaning::Misconfigured(Common::Params),
         10 | 15 | 50 => Meaning::Outage,
         _ => return None,
     })
@@ -140,6 +143,7 @@ impl ErrorResponse {
                 RefusalKind::Throttled { scope: Affected::Everyone, wait: Some(reply.retry_after.unwrap_or(wait)) }
             }
             Some(Meaning::Denied(denial)) => RefusalKind::Denied(denial),
+            Some(Meaning::Misconfigured(common)) => RefusalKind::Misconfigured(common),
             Some(Meaning::Bug) => RefusalKind::Bug,
             Some(Meaning::Outage) => RefusalKind::Outage,
             // The platform's codes grow: one that is not in the table is no answer.
@@ -192,7 +196,7 @@ mod tests {
 
     fn said(code: u32, sub_code: &str, sub_msg: &str) -> Said {
         let json = serde_json::json!({"code": code, "msg": "?", "sub_code": sub_code, "sub_msg": sub_msg}).to_string();
-        let reply = HttpReply { status: 200, retry_after: None, used_up: None, body: json.clone().into() };
+        let reply = HttpReply { status: 200, retry_after: None, used_up: None, date: None, body: json.clone().into() };
         ErrorResponse::of(&RawValue::from_string(json).unwrap()).unwrap().meaning(&reply)
     }
 
@@ -255,8 +259,10 @@ mod tests {
             (25, "", refused(RefusalKind::Denied(Denial::Account))),
             (29, "isv.appkey-not-exists", refused(RefusalKind::Denied(Denial::Account))),
             (11, "isv.permission-api-package-limit", refused(RefusalKind::Denied(Denial::Account))),
-            (31, "", refused(RefusalKind::Bug)),
-            (41, "", refused(RefusalKind::Bug)),
+            (31, "", refused(RefusalKind::Misconfigured(Common::Clock))),
+            (22, "", refused(RefusalKind::Misconfigured(Common::Form))),
+            (41, "", refused(RefusalKind::Misconfigured(Common::Params))),
+            (40, "isv.missing-parameter", refused(RefusalKind::Misconfigured(Common::Params))),
             (15, "-4003", refused(RefusalKind::Bug)),
             (15, "-1", refused(RefusalKind::Unclear)),
             (50, "SYSTEM_ERROR", refused(RefusalKind::Unclear)),

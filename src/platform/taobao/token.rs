@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     platform::{
-        Account, Denial, Exchange, HttpReply, Refusal, RefusalKind, Tokens,
+        Account, Common, Denial, Exchange, HttpReply, Refusal, RefusalKind, Tokens,
         reading::{by_status, malformed, text},
     },
     runtime::clock::Timestamp,
@@ -90,7 +90,9 @@ fn refused(error: &RawValue, reply: &HttpReply) -> Refusal {
     let Some(error) = ErrorResponse::of(error) else { return malformed("shape", "error_response is no object") };
     let kind = match error.meaning(reply) {
         // Whatever is wrong with what was sent is wrong with the refresh token: there is nothing else in it.
-        Said::Absent | Said::Refused(RefusalKind::Bug) => RefusalKind::Denied(Denial::Token),
+        Said::Absent | Said::Refused(RefusalKind::Bug | RefusalKind::Misconfigured(Common::Params)) => {
+            RefusalKind::Denied(Denial::Token)
+        }
         Said::Refused(kind) => kind,
     };
     error.refusal(kind)
@@ -106,7 +108,7 @@ mod tests {
     use super::*;
 
     fn reply(body: &str) -> HttpReply {
-        HttpReply { status: 200, retry_after: None, used_up: None, body: body.to_owned().into() }
+        HttpReply { status: 200, retry_after: None, used_up: None, date: None, body: body.to_owned().into() }
     }
 
     #[test]

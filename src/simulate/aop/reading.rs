@@ -37,7 +37,7 @@ fn call(vendor: &Ali1688, gateway: &Gateway, account: &Account, item: u64) -> (O
     let reading = match verdict.reply {
         Reply::Cut => None,
         Reply::Http { status, body, .. } => {
-            let reply = HttpReply { status, retry_after: None, used_up: None, body: body.into() };
+            let reply = HttpReply { status, retry_after: None, used_up: None, date: None, body: body.into() };
             Some(vendor.interpret(&[&request], &reply))
         }
     };
