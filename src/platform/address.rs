@@ -126,7 +126,7 @@ impl AddressConfig {
             return wrong("credentials", "set without url".to_owned(), "left out: only a proxy asks for them");
         }
         if let Some(Err(problem)) = self.limit.as_ref().map(Limit::validate) {
-            return wrong("limit", problem.to_string(), "at least 1 call, burst 1, in more than no time");
+            return wrong("limit", problem.to_string(), "as that says");
         }
         Ok(())
     }

@@ -414,7 +414,7 @@ fn check_time(key: &str, time: Duration) -> Result<(), Problem> {
 fn check_limit(key: &str, limit: &Limit) -> Result<(), Problem> {
     let Err(problem) = limit.validate() else { return Ok(()) };
     let found = format!("{} calls per {}, burst {} ({problem})", limit.calls, limit.per, limit.burst);
-    Err(Problem::Key { key: key.to_owned(), found, allowed: "at least 1 call, burst 1, in more than no time" })
+    Err(Problem::Key { key: key.to_owned(), found, allowed: "as the brackets say" })
 }
 
 pub(super) fn is_word(text: &str) -> bool {

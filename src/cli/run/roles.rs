@@ -133,7 +133,7 @@ impl Process {
         tokio::select! {
             ended = self.fetch_and_report(fetch, journal, reporter, has_budgets) => ended,
             never = calendar => match never {},
-            never = self.tell_whether_calls_can_leave(&source.name, &allowance, quota.as_ref(), health) => match never {},
+            never = self.tell_whether_calls_can_leave(&source.name, &allowance, &quota, health) => match never {},
         }
     }
 
@@ -141,14 +141,16 @@ impl Process {
     async fn tell_whether_calls_can_leave(
         &self,
         source: &SourceName,
-        allowance: &Allowance,
-        quota: &dyn Quota,
+        allowance: &Arc<Allowance>,
+        quota: &Arc<dyn Quota>,
         health: &RoleHealth,
     ) -> Infallible {
         let mut told = None;
         loop {
             let now = self.clock.now();
-            let used_up = allowance.stops(quota, now);
+            let (of, whose) = (Arc::clone(allowance), Arc::clone(quota));
+            // With thousands of accounts that have spent their budgets it takes milliseconds.
+            let used_up = tokio::task::spawn_blocking(move || of.stops(whose.as_ref(), now)).await.unwrap_or_default();
             METRICS.budget_spent(source.as_str(), health.name(), used_up.is_some());
             match quota.snapshot(0..0, now).cut_off.and_then(|cut_off| cut_off.reason()) {
                 Some(reason) => health.not_ready(reason),
