@@ -27,17 +27,15 @@ impl Hint {
     /// `, `; `now` is the time on the sender's clock.
     #[must_use]
     pub fn read(header: &dyn Fn(&str) -> Option<String>, now: Timestamp) -> Self {
-        let retry_after = header("retry-after").and_then(|value| wait(&value, now, false));
+        let retry_after = header("retry-after").and_then(|value| longest(&value, now, false));
         let listed = header("ratelimit").and_then(|value| of_list(&value, header("ratelimit-policy").as_deref()));
         let plain = [
             ("ratelimit-remaining", "ratelimit-reset"),
             ("x-ratelimit-remaining", "x-ratelimit-reset"),
             ("x-rate-limit-remaining", "x-rate-limit-reset"),
         ];
-        let plain = plain.into_iter().filter_map(|(remaining, reset)| {
-            let is_used_up = number(&header(remaining)?)? == 0;
-            if is_used_up { wait(&header(reset)?, now, true) } else { None }
-        });
+        let plain =
+            plain.into_iter().filter_map(|(remaining, reset)| used_up(&header(remaining)?, &header(reset)?, now));
         Self { retry_after, used_up: listed.into_iter().chain(plain).max() }
     }
 
@@ -46,6 +44,31 @@ impl Hint {
     pub fn wait(&self) -> Option<Duration> {
         self.retry_after.or(self.used_up)
     }
+}
+
+/// The longest wait of a field that may have several lines, or a list: all that can be read in it. Dates have a comma of
+/// their own.
+fn longest(field: &str, now: Timestamp, may_be_epoch: bool) -> Option<Duration> {
+    let mut parts = field.split(',').peekable();
+    let mut waits = Vec::new();
+    while let Some(part) = parts.next() {
+        let is_weekday = part.trim().len() >= 3 && part.trim().bytes().all(|byte| byte.is_ascii_alphabetic());
+        let dated = if is_weekday { parts.next_if(|next| !next.trim().is_empty()) } else { None };
+        let text = dated.map_or_else(|| part.to_owned(), |rest| format!("{part},{rest}"));
+        waits.extend(wait(&text, now, may_be_epoch));
+    }
+    waits.into_iter().max()
+}
+
+/// When there is more of quotas of which these are left: lists say in the same order when each begins anew.
+fn used_up(remaining: &str, reset: &str, now: Timestamp) -> Option<Duration> {
+    let remaining: Vec<_> = remaining.split(',').map(number).collect();
+    let resets: Vec<_> = reset.split(',').collect();
+    if resets.len() != remaining.len() {
+        return remaining.contains(&Some(0)).then(|| longest(reset, now, true)).flatten();
+    }
+    let both = remaining.iter().zip(resets).filter(|(remaining, _)| **remaining == Some(0));
+    both.filter_map(|(_, reset)| wait(reset, now, true)).max()
 }
 
 /// The longest wait among the quotas of a `RateLimit` field that are used up. A field that is malformed anywhere is
@@ -79,7 +102,7 @@ const EPOCH_FROM: u64 = 1_000_000_000;
 fn wait(value: &str, now: Timestamp, may_be_epoch: bool) -> Option<Duration> {
     let value = value.trim();
     let Some(number) = number(value) else {
-        let wait = date(value)?.since(now);
+        let wait = with_units(value).or_else(|| Some(date(value)?.since(now)))?;
         return (!wait.is_zero()).then(|| wait.min(Hint::MAX));
     };
     if !may_be_epoch || number < EPOCH_FROM {
@@ -108,6 +131,32 @@ fn number(value: &str) -> Option<u64> {
     }
     let up = u64::from(fraction.bytes().any(|digit| digit != b'0'));
     Some(whole.parse::<u64>().map_or(u64::MAX, |whole| whole.saturating_add(up)))
+}
+
+/// A time with its units, as `20s`, `20000ms`, `1.5 min` or `6m0s`.
+fn with_units(value: &str) -> Option<Duration> {
+    let mut rest = value.trim();
+    let mut millis = 0.0;
+    while !rest.is_empty() {
+        let (figure, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
+        let after = after.trim_start();
+        let (unit, after) = after.split_at(after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len()));
+        number(figure)?;
+        let unit = match unit.to_ascii_lowercase().as_str() {
+            "ms" | "msec" | "msecs" | "millis" | "millisecond" | "milliseconds" => 1.0,
+            "s" | "sec" | "secs" | "second" | "seconds" => 1_000.0,
+            "m" | "min" | "mins" | "minute" | "minutes" => 60_000.0,
+            "h" | "hr" | "hrs" | "hour" | "hours" => 3_600_000.0,
+            "d" | "day" | "days" => 86_400_000.0,
+            _ => return None,
+        };
+        millis += figure.parse::<f64>().ok()? * unit;
+        rest = after.trim_start();
+    }
+    // The cast saturates, and rounds up what is less than a millisecond.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "digits alone: never negative")]
+    let millis = millis.ceil() as u64;
+    (millis > 0).then(|| Duration::from_millis(millis))
 }
 
 /// A date in the form of today, in one of the two older ones that RFC 9110 has recipients accept, or in RFC 3339's.
@@ -163,6 +212,22 @@ mod tests {
             ("Sun Nov  6 08:50:37 1994", Some(60)),
             ("1994-11-06T08:50:37Z", Some(60)),
             ("Sun, 06 Nov 1994 08:49:37 GMT", None),
+            ("20, 23", Some(23)),
+            ("23, 20", Some(23)),
+            ("20, soon", Some(20)),
+            ("20s", Some(20)),
+            ("20 seconds", Some(20)),
+            ("20000ms", Some(20)),
+            ("1.5 min", Some(90)),
+            ("1h30m", Some(5_400)),
+            ("6m0s, 20", Some(360)),
+            ("999999999999h", Some(86_400)),
+            ("20 fortnights", None),
+            ("0s", None),
+            ("s", None),
+            ("1..5s", None),
+            ("30, Sun, 06 Nov 1994 08:50:37 GMT, 40", Some(60)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT, Sun, 06 Nov 1994 08:51:37 GMT", Some(120)),
             ("Sat, 06 Nov 1993 08:49:37 GMT", None),
             ("Mon, 06 Nov 1994 08:50:37 GMT", None),
             ("Thu, 06 Nov 2994 08:49:37 GMT", Some(86_400)),
@@ -207,6 +272,25 @@ mod tests {
         let policy = ("RateLimit-Policy", r#""lanes";q=5;qu="concurrent-requests", "burst";q=10;w=5"#);
         assert_eq!(seconds(read_at(&[field, policy], NOW).used_up), Some(2));
         assert_eq!(seconds(read_at(&[field, ("RateLimit-Policy", "\"")], NOW).used_up), Some(30), "a broken policy");
+    }
+
+    #[test]
+    fn the_older_headers_may_be_lists_and_have_units() {
+        let table = [
+            ("0, 5", "30, 3600", Some(30)),
+            ("5, 0", "30, 3600", Some(3_600)),
+            ("0, 0", "30, 3600", Some(3_600)),
+            ("7, 5", "30, 3600", None),
+            ("0, 5", "30", Some(30)),
+            ("0", "30, 40", Some(40)),
+            ("0", "6m0s", Some(360)),
+            ("0", "250ms", Some(1)),
+            ("0", "Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+        ];
+        for (remaining, reset, expected) in table {
+            let headers = [("x-ratelimit-remaining", remaining), ("x-ratelimit-reset", reset)];
+            assert_eq!(seconds(read_at(&headers, NOW).used_up), expected, "{remaining:?} {reset:?}");
+        }
     }
 
     #[test]
