@@ -28,12 +28,16 @@ pub struct BreakerConfig {
     pub open: Duration,
     /// How many calls at once find out afterwards whether it may close.
     pub probes: u32,
+    /// A vendor that says for how long it is away (503 with `Retry-After`) is believed for so long at most: then it is
+    /// asked again.
+    #[serde(with = "humantime_serde")]
+    pub open_max: Duration,
 }
 
 impl Default for BreakerConfig {
     fn default() -> Self {
         let (window, open) = (Duration::from_secs(30), Duration::from_secs(30));
-        Self { failures: 5, share: 0.5, window, sample: 20, open, probes: 3 }
+        Self { failures: 5, share: 0.5, window, sample: 20, open, probes: 3, open_max: Duration::from_secs(300) }
     }
 }
 
@@ -63,6 +67,8 @@ impl BreakerConfig {
             Some(("open", seconds(self.open), allowed))
         } else if !(1..=100).contains(&self.probes) {
             Some(("probes", self.probes.to_string(), "from 1 to 100"))
+        } else if !(Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&self.open_max) {
+            Some(("open_max", seconds(self.open_max), "from 1s to 1day"))
         } else {
             None
         }
@@ -672,5 +678,7 @@ mod tests {
         assert_eq!(BreakerConfig::default().problem(), None);
         let never = BreakerConfig { probes: 0, ..BreakerConfig::default() };
         assert_eq!(never.problem().map(|(key, ..)| key), Some("probes"));
+        let for_ever = BreakerConfig { open_max: 90_000 * SECOND, ..BreakerConfig::default() };
+        assert_eq!(for_ever.problem(), Some(("open_max", "1day 1h".to_owned(), "from 1s to 1day")));
     }
 }

@@ -23,7 +23,10 @@ use crate::{
         money::OnBudget,
         plan::{AccountLimits, Limits},
     },
-    runtime::clock::{Clock, Timestamp},
+    runtime::{
+        clock::{Clock, Timestamp},
+        descriptors,
+    },
     sink::{
         Store,
         schema::{self, Difference, MIGRATIONS, Standing},
@@ -44,7 +47,7 @@ Examples:
   weir check --offline        # the configuration, the accounts, and tokens that are in a file
   weir check --quiet          # without printing the configuration
 
-Exit codes: 0 all is well, 1 topics or tables are missing, 64 the configuration is invalid, 69 a server cannot be \
+Exit codes: 0 all is well, 1 topics or tables are missing, or too few files may be open, 64 the configuration is invalid, 69 a server cannot be \
 reached";
 
 /// How many addresses of a source are named.
@@ -91,7 +94,9 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
         findings.push(finding);
         Ok::<_, std::io::Error>(())
     };
-    for finding in sources(config).into_iter().chain(calendar(config, Clock::System.now())) {
+    for finding in
+        sources(config).into_iter().chain([descriptors_finding(config)]).chain(calendar(config, Clock::System.now()))
+    {
         add(finding)?;
     }
     if !args.offline || config.tokens.store == crate::tokens::Store::File {
@@ -145,6 +150,31 @@ fn sources(config: &Config) -> Vec<Finding> {
         )),
     };
     config.sources.iter().map(finding).chain([together]).collect()
+}
+
+/// How many files and connections a process that runs all roles may want at once.
+pub(super) fn descriptors_wanted(config: &Config) -> u64 {
+    let fetch = &config.fetch;
+    let calls_of = |source: &SourceConfig| {
+        let [in_all, per_host] = source.in_flight();
+        let of_all_addresses = per_host.map(|calls| calls.saturating_mul(source.address.len().max(1)));
+        in_all.into_iter().chain(of_all_addresses).chain([fetch.calls_in_flight]).min().unwrap_or_default()
+    };
+    let calls = config.sources.iter().map(calls_of).fold(0, usize::saturating_add).min(fetch.calls_in_flight_in_all);
+    // A reader and a writer for each source and each of the other roles.
+    let clients = 2 * (config.sources.len() + 4);
+    descriptors::wanted(calls as u64, clients as u64)
+}
+
+fn descriptors_finding(config: &Config) -> Finding {
+    let (allowed, wanted) = (descriptors::raised(), descriptors_wanted(config));
+    let verdict = if let Some(problem) = descriptors::problem(allowed, wanted) {
+        Verdict::Wrong(Exit::Failed, problem)
+    } else {
+        let allowed = allowed.map_or_else(|| "any number".to_owned(), |allowed| allowed.to_string());
+        Verdict::Fine(format!("{allowed} may be open at once (ulimit -n), up to {wanted} are wanted"))
+    };
+    Finding { what: "descriptors".to_owned(), verdict }
 }
 
 /// What is planned: each window, and when it is open.

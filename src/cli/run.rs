@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
+    check::descriptors_wanted,
     exit::{Ended, Exit},
     get::{self, open_cache},
 };
@@ -25,6 +26,7 @@ use crate::{
     quota::journal::JournalError,
     runtime::{
         clock::{Clock, Dice},
+        descriptors,
         health::{self, Health, RoleHealth},
     },
     serve::{self, Desk},
@@ -172,6 +174,9 @@ struct Process {
 /// A source that cannot be opened, or an address for `/health` that cannot be listened on.
 pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
     let mut tasks = tasks(&args.role, &config)?;
+    if let Some(problem) = descriptors::problem(descriptors::raised(), descriptors_wanted(&config)) {
+        warn!("{problem}");
+    }
     let cache = open_cache(&config)?;
     let health = Health::default();
     let listener = match config.http.listen {

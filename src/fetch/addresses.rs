@@ -34,6 +34,17 @@ struct State {
     rests_until: Option<Instant>,
     /// Since when the others wait for the call that tries it.
     tried_at: Option<Timestamp>,
+    /// A reply through it said that the service is away until then.
+    away_until: Option<Instant>,
+}
+
+/// Of whom a reply that says that the service is away says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Away {
+    /// Of all: another address has heard the same, or there is no other.
+    Source,
+    /// Of this address, as far as is known: for how long it is taken out, unless it is already.
+    Address(Option<Duration>),
 }
 
 /// An address is used again.
@@ -123,6 +134,25 @@ impl Addresses {
         Some(Self::PROBE.min(self.config.rest))
     }
 
+    /// A reply through this address says that the service is away for so long. A proxy or a gateway says so of itself as
+    /// well as of the vendor.
+    pub(super) fn away(&mut self, address: usize, wait: Duration, now: Instant) -> Away {
+        let count = self.states.len();
+        let Some(state) = self.states.get_mut(address) else { return Away::Source };
+        state.away_until = Some(now + wait);
+        let is_known = state.rests_until.is_some_and(|until| until > now);
+        let agree = self.states.iter().filter(|state| state.away_until.is_some_and(|until| until > now)).count();
+        if count < 2 || agree > 1 {
+            return Away::Source;
+        }
+        if is_known {
+            return Away::Address(None);
+        }
+        let state = &mut self.states[address];
+        (state.rests, state.rests_until, state.tried_at) = (state.rests.max(1), Some(now + wait), None);
+        Away::Address(Some(wait))
+    }
+
     fn rest(&mut self, address: usize, now: Instant) -> Option<Duration> {
         let HealthConfig { rest, rest_max, .. } = self.config;
         let state = self.states.get_mut(address)?;
@@ -188,6 +218,19 @@ mod tests {
         assert!(addresses.probe(0, AT).is_some());
         assert!(addresses.failed(0, now).is_some(), "it is still away: the new rest is not the call's to end");
         assert_eq!(addresses.answered(0), Some(Back { tried_at: None }));
+    }
+
+    #[test]
+    fn a_service_is_away_for_all_once_two_addresses_say_so_at_the_same_time() {
+        let (mut addresses, now) = addresses();
+        assert_eq!(addresses.away(0, 60 * SECOND, now), Away::Address(Some(60 * SECOND)));
+        assert_eq!(addresses.away(0, 60 * SECOND, now + SECOND), Away::Address(None), "it had left before");
+        assert_eq!(addresses.away(1, 60 * SECOND, now + 61 * SECOND), Away::Address(Some(60 * SECOND)), "later");
+        assert_eq!(addresses.away(0, 60 * SECOND, now + 62 * SECOND), Away::Source);
+        assert!(addresses.answered(0).is_some() && addresses.answered(1).is_some());
+        assert_eq!(addresses.away(0, 60 * SECOND, now), Away::Address(Some(60 * SECOND)), "both had answered");
+        let mut alone = Addresses::new(HealthConfig::default(), 1);
+        assert_eq!(alone.away(0, SECOND, now), Away::Source);
     }
 
     #[test]

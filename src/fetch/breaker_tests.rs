@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     breakers::Breakers,
     call::{Advice, Contact},
-    tests::{caller, ended, held, job, stage},
+    tests::{caller, ended, held, held_at, job, stage, stage_from},
     *,
 };
 use crate::{
@@ -177,7 +177,7 @@ async fn only_outages_count() {
     for _ in 0..50 {
         let tickets = fetch.breakers.admit(1, &[], Instant::now());
         let end = ended(Instant::now(), Advice::default(), None);
-        fetch.judge(&Ended { account: 1, tickets, contact: Contact::NoWay("proxy".to_owned()), ..end }).await;
+        fetch.judge(&Ended { account: 1, tickets, contact: Contact::NoWay("proxy".to_owned()), ..end }, false).await;
     }
     let is_open = |quota: &Memory| {
         let held = quota.snapshot(0..2, NOW).whole.held;
@@ -209,6 +209,37 @@ async fn a_worker_that_meets_the_hold_of_another_opens_its_own_and_an_operator_e
     fetch.sit_out(until).await;
     assert_eq!(fetch.breakers.shut(Instant::now()), None);
     assert_eq!(fetch.breakers.room(Instant::now()), 3, "it tries");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_proxys_retry_after_rests_that_proxy_until_a_second_one_says_the_same() {
+    let away = Advice { unavailable: Some(Duration::from_secs(60)), used_up: None };
+    let (mut fetch, quota) = stage_from(2);
+    for _ in 0..50 {
+        let tickets = fetch.breakers.admit(0, &[], Instant::now());
+        let end = ended(Instant::now(), away, Some(RefusalKind::Outage));
+        fetch.end_calls(Ended { tickets, ..end }).await.unwrap();
+    }
+    assert_eq!((held_at(&quota, 0).as_secs(), held_at(&quota, 1).as_secs()), (60, 0), "the vendor is healthy");
+    let end = ended(Instant::now(), away, Some(RefusalKind::Outage));
+    fetch.end_calls(Ended { address: 1, ..end }).await.unwrap();
+    assert_eq!((held_at(&quota, 0).as_secs(), held_at(&quota, 1).as_secs()), (60, 60));
+    let held = quota.snapshot(0..2, NOW).whole.held.unwrap();
+    assert_eq!(&*held.cause.reason, "breaker open: the reply said that the service is away for 1m (HTTP 503)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vendor_that_says_that_it_is_away_for_a_day_is_asked_again_after_five_minutes() {
+    let (mut fetch, quota) = stage(Config::default());
+    let away = Advice { unavailable: Some(Duration::from_secs(86_400)), used_up: None };
+    fetch.end_calls(ended(Instant::now(), away, Some(RefusalKind::Outage))).await.unwrap();
+    assert_eq!(held(&quota, 0).as_secs(), 300);
+    let reason = quota.snapshot(0..2, NOW).whole.held.unwrap().cause.reason;
+    let said = "breaker open: the reply said that the service is away for 1day (HTTP 503); it is asked again after 5m \
+                (breaker.open_max)";
+    assert_eq!(&*reason, said);
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    assert_eq!(fetch.breakers.room(Instant::now()), 3, "a few calls find out");
 }
 
 fn names() -> Topics {

@@ -60,13 +60,19 @@ pub(super) struct Breakers {
     source: Breaker,
     accounts: Vec<Breaker>,
     suspects: Suspects,
+    open_max: Duration,
 }
 
 impl Breakers {
     pub(super) fn new(config: BreakerConfig, accounts: usize) -> Self {
         let accounts = if accounts > 1 { accounts } else { 0 };
         let accounts = (0..accounts).map(|_| Breaker::new(config)).collect();
-        Self { source: Breaker::new(config), accounts, suspects: Suspects::default() }
+        Self { source: Breaker::new(config), accounts, suspects: Suspects::default(), open_max: config.open_max }
+    }
+
+    /// For how long a vendor is believed that says that it is away.
+    pub(super) const fn open_max(&self) -> Duration {
+        self.open_max
     }
 
     /// Why nobody may call now, if so.
@@ -185,10 +191,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// How soon after opening a hold that is missing means that somebody has ended it.
     const SETTLED: Duration = Duration::from_secs(1);
 
-    /// Counts how a call has ended.
-    pub(super) async fn judge(&mut self, ended: &Ended) {
+    /// Counts how a call has ended. `is_of_address`: its failure says something of its address alone, which is seen to.
+    pub(super) async fn judge(&mut self, ended: &Ended, is_of_address: bool) {
         let Some(tickets) = &ended.tickets else { return };
-        match self.breakers.ended(tickets, ended.verdict(), ended.replied_at) {
+        let verdict = if is_of_address { Verdict::Neither } else { ended.verdict() };
+        match self.breakers.ended(tickets, verdict, ended.replied_at) {
             None => {}
             Some((scope, Change::Opened { until, why })) => {
                 let last = ended.refusal.as_ref().map(|Refusal { code, message, .. }| format!("{code}: {message}"));

@@ -26,7 +26,7 @@ use crate::{
     },
     platform::{
         Account, Common, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor,
-        http::{self, NoReply},
+        http::{self, CallPermit, NoReply, Unprocessed},
         redact,
     },
     quota::{Slot, Tally, guard::Guard},
@@ -122,6 +122,10 @@ pub(super) enum Contact {
     None,
     /// The address that it should have left from did not let it, for this reason. The vendor knows nothing of it.
     NoWay(String),
+    /// This machine lacks something that a call needs.
+    Machine(String),
+    /// It left, and the peer has not acted on it.
+    Unprocessed(String),
     /// It left; the HTTP status of the reply, if there was one.
     Called(Option<u16>),
 }
@@ -276,7 +280,17 @@ impl Caller {
             Ok(Received { id, request }) => {
                 let lane = self.lane(&position.partition);
                 let (since, twins) = (Instant::now(), Vec::new());
-                return Ok(Job { position, id, request, lane, traceparent, since, twins, flight: None });
+                return Ok(Job {
+                    position,
+                    id,
+                    request,
+                    lane,
+                    traceparent,
+                    since,
+                    twins,
+                    flight: None,
+                    unprocessed: 0,
+                });
             }
             Err(why) => codec::dead_letter(&raw, &self.source, &why, now),
         };
@@ -328,7 +342,13 @@ impl Caller {
     }
 
     /// Makes one call for these requests in this slot. Always ends, at the latest with the client's time-out.
-    pub(super) async fn call(self: Arc<Self>, slot: Slot, jobs: Vec<Job>, travel: Travel) -> Ended {
+    pub(super) async fn call(
+        self: Arc<Self>,
+        slot: Slot,
+        permit: CallPermit,
+        mut jobs: Vec<Job>,
+        travel: Travel,
+    ) -> Ended {
         let (account, address) = (slot.account, slot.address);
         let first = &jobs[0];
         let attempt = first.request.calls.saturating_add(1);
@@ -345,7 +365,7 @@ impl Caller {
             };
             // The token of this moment: another one may be there when the reply comes.
             let (caller, generation) = self.tokens.account(account);
-            match self.exchange(&caller, address, &jobs).await {
+            match self.exchange(&caller, (address, &permit), &mut jobs).await {
                 Ok(Replied { reply, facts, advice, at }) => {
                     METRICS.call_items(self.source.as_str(), jobs.len());
                     let (refusal, has_answer) = sum_up(&caller, &reply);
@@ -364,10 +384,16 @@ impl Caller {
                     let (outcomes, to_look_up) = self.record_at_once(unrecorded);
                     Ended { contact, latency, advice, outcomes, to_look_up, refusal, has_answer, is_dead, ..nothing }
                 }
-                Err(why) => {
-                    self.parts.guard.give_back(&slot, pass);
-                    let contact = Contact::NoWay(why);
-                    Ended { contact, missed: Job::apart(jobs), ..Ended::nothing(&slot, address) }
+                Err(contact) => {
+                    let nothing = Ended::nothing(&slot, address);
+                    // What the peer has not acted on it may have counted all the same.
+                    let unused = if matches!(contact, Contact::Unprocessed(_)) {
+                        None
+                    } else {
+                        self.parts.guard.give_back(&slot, pass);
+                        nothing.unused
+                    };
+                    Ended { unused, contact, missed: Job::apart(jobs), ..Ended::nothing(&slot, address) }
                 }
             }
         }
@@ -388,11 +414,11 @@ impl Caller {
     }
 
     /// Spends the slot on a renewal of its account's token.
-    pub(super) async fn renew(self: Arc<Self>, slot: Slot) -> Ended {
+    pub(super) async fn renew(self: Arc<Self>, slot: Slot, room: CallPermit) -> Ended {
         let (account, nothing) = (slot.account, Ended::nothing(&slot, slot.address));
         let Some(permit) = self.tokens.begin(account).await else { return nothing };
         let caller = Arc::clone(&self);
-        let renewal = async move { caller.renew_under(permit, &slot).await };
+        let renewal = async move { caller.renew_under(permit, &slot, &room).await };
         // Once the vendor has renewed a token the old one may be dead: the new one is stored even if the stage ends.
         #[allow(clippy::disallowed_methods, reason = "awaited right here; it ends with the client's time-out")]
         let renewal = tokio::spawn(renewal);
@@ -404,7 +430,7 @@ impl Caller {
         })
     }
 
-    async fn renew_under(&self, permit: Permit, slot: &Slot) -> Ended {
+    async fn renew_under(&self, permit: Permit, slot: &Slot, room: &CallPermit) -> Ended {
         let nothing = Ended::nothing(slot, slot.address);
         // Last, as for a call: the claim and the way into this task have taken their time.
         let Some(pass) = self.parts.guard.pass(slot).await else {
@@ -419,14 +445,27 @@ impl Caller {
             let is_dead = self.tokens.finish(permit, Err(refusal)).await == Verdict::Dead;
             return Ended { is_dead, ..nothing };
         };
-        let (renewed, contact, advice) = match self.parts.client.exchange_from(slot.address, &exchange).await {
+        let (renewed, contact, advice) = match self.parts.client.exchange_within(room, slot.address, &exchange).await {
             Ok(reply) => (vendor.interpret_renewal(&reply), Contact::Called(Some(reply.status)), Advice::of(&reply)),
             Err(NoReply::Refused(refusal)) => (Err(refusal), Contact::Called(None), Advice::default()),
+            Err(NoReply::Unprocessed(Unprocessed { refusal, is_certain: false })) => {
+                (Err(refusal), Contact::Called(None), Advice::default())
+            }
             Err(NoReply::Address(why)) => {
                 let why = redact(&permit.account, &why).into_owned();
                 self.parts.guard.give_back(slot, pass);
                 self.tokens.put_back(permit).await;
                 return Ended { contact: Contact::NoWay(why), ..nothing };
+            }
+            Err(NoReply::Machine(why)) => {
+                self.parts.guard.give_back(slot, pass);
+                self.tokens.put_back(permit).await;
+                return Ended { contact: Contact::Machine(why), ..nothing };
+            }
+            Err(NoReply::Unprocessed(Unprocessed { refusal, is_certain: true })) => {
+                let why = redact(&permit.account, &refusal.message).into_owned();
+                self.tokens.put_back(permit).await;
+                return Ended { unused: None, contact: Contact::Unprocessed(why), ..nothing };
             }
         };
         let refusal = renewed.as_ref().err().map(|refusal| refusal.clone().redacted(&permit.account));
@@ -441,17 +480,34 @@ impl Caller {
         self.parts.client.address_name(address)
     }
 
+    /// Room for one more call from this address, if there is any.
+    pub(super) fn permit(&self, address: usize) -> Option<CallPermit> {
+        self.parts.client.permit(address)
+    }
+
     pub(super) fn addresses(&self) -> usize {
         self.parts.client.addresses()
     }
 
-    /// The vendor's reply; or why the address let no call leave.
-    async fn exchange(&self, account: &Account, address: usize, jobs: &[Job]) -> Result<Replied, String> {
+    /// A call that the peer says it has not acted on is made again so often, at other slots; then it counts as one that
+    /// the source does not answer.
+    const UNPROCESSED: u8 = 3;
+
+    /// The same where only a connection was closed that had been idle.
+    const IDLE_CLOSES: u8 = 1;
+
+    /// The vendor's reply; or why the call counts as none.
+    async fn exchange(
+        &self,
+        account: &Account,
+        (address, permit): (usize, &CallPermit),
+        jobs: &mut [Job],
+    ) -> Result<Replied, Contact> {
         let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
         // Signed here and not earlier: signatures and timestamps go stale.
         let exchange = self.parts.vendor.prepare(account, &requests, self.parts.clock.now());
         let started = Instant::now();
-        let result = self.parts.client.exchange_from(address, &exchange).await;
+        let result = self.parts.client.exchange_within(permit, address, &exchange).await;
         let at = Instant::now();
         let mut facts = CallFacts {
             account: account.alias.clone(),
@@ -467,7 +523,19 @@ impl Caller {
                 with_clock(self.understand(&requests, &reply), facts.ended_at, reply.date)
             }
             Err(NoReply::Refused(refusal)) => Reply::Refused(refusal),
-            Err(NoReply::Address(why)) => return Err(redact(account, &why).into_owned()),
+            Err(NoReply::Address(why)) => return Err(Contact::NoWay(redact(account, &why).into_owned())),
+            Err(NoReply::Machine(why)) => return Err(Contact::Machine(why)),
+            Err(NoReply::Unprocessed(Unprocessed { refusal, is_certain })) => {
+                let most = if is_certain { Self::UNPROCESSED } else { Self::IDLE_CLOSES };
+                if jobs.iter().all(|job| job.unprocessed < most) {
+                    let all = jobs.iter_mut().flat_map(|job| {
+                        job.twins.iter_mut().map(|twin| &mut twin.unprocessed).chain([&mut job.unprocessed])
+                    });
+                    all.for_each(|unprocessed| *unprocessed += 1);
+                    return Err(Contact::Unprocessed(redact(account, &refusal.message).into_owned()));
+                }
+                Reply::Refused(refusal)
+            }
         };
         tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
         Ok(Replied { reply, facts, advice, at })

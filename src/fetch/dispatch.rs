@@ -16,6 +16,7 @@ use super::{
 use crate::{
     breaker::Shut,
     kafka::{Reader, Writer},
+    platform::http::CallPermit,
     quota::{Cause, Hold, Lease, Pay, Scope, Slot},
     tokens::keeper::Purpose,
 };
@@ -56,6 +57,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// Makes every call whose time has come; whether the next one wants a place already.
     async fn make_calls(&mut self) -> bool {
+        let mut full = 0;
         while self.has_room() && self.can_start() {
             match self.breakers.shut(Instant::now()) {
                 None => {}
@@ -69,6 +71,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     return false;
                 }
             }
+            if let Some(at) = self.exhaustion.pauses_until(Instant::now()) {
+                self.return_slots().await;
+                self.wake_at = Some(at);
+                return false;
+            }
             if let Some(at) = self.waits_for_others() {
                 self.return_slots().await;
                 self.wake_at = Some(at);
@@ -80,7 +87,19 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             }
             self.hasten().await;
             match self.next_slot().await {
-                Some((slot, true)) => self.use_slot(slot).await,
+                Some((slot, true)) => match self.caller.permit(slot.address) {
+                    Some(permit) => self.use_slot(slot, permit).await,
+                    None if full < Self::LEASE => {
+                        full += 1;
+                        self.pass_over(&slot);
+                    }
+                    // Where nothing limits its accounts there would be one after the other; a call that ends wakes.
+                    None => {
+                        self.pass_over(&slot);
+                        self.return_slots().await;
+                        return false;
+                    }
+                },
                 Some((slot, false)) => return self.wait_for(slot),
                 None => return false,
             }
@@ -89,6 +108,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             self.rest().await;
         }
         false
+    }
+
+    /// The calls under way from the slot's address are as many as may be: it is dropped. A call that waited for its turn
+    /// would leave beyond its slot, together with others.
+    fn pass_over(&mut self, slot: &Slot) {
+        self.quota.ended(slot.account);
+        self.tally.missed(slot.account);
     }
 
     /// Comes back for this slot; whether its place is to be kept until then.
@@ -116,14 +142,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// Makes a call in this slot, or renews its account's token.
-    async fn use_slot(&mut self, slot: Slot) {
+    async fn use_slot(&mut self, slot: Slot, permit: CallPermit) {
         let (account, now) = (slot.account, Instant::now());
         let (until, why) = match self.caller.tokens.purpose(account) {
             Purpose::Call if self.waits_for_breaker(account).await => return self.leave_unused(slot).await,
-            Purpose::Call => return self.make_call(slot).await,
+            Purpose::Call => return self.make_call(slot, permit).await,
             Purpose::Renewal => {
                 self.probe(&slot).await;
-                let (place, renewal) = (self.place.take(), Arc::clone(&self.caller).renew(slot));
+                let (place, renewal) = (self.place.take(), Arc::clone(&self.caller).renew(slot, permit));
                 self.calls.spawn(async move {
                     let _place = place;
                     renewal.await
@@ -150,7 +176,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.quota.give_back(vec![slot]).await;
     }
 
-    async fn make_call(&mut self, slot: Slot) {
+    async fn make_call(&mut self, slot: Slot, permit: CallPermit) {
         let (jobs, group) = self.take_jobs(slot.account);
         if jobs.is_empty() {
             // The money of all that could start is spent, or others have to say first what is left.
@@ -166,7 +192,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         let alone = (jobs.len() == 1 && self.caller.batch_max() > 1).then(|| fingerprint(&jobs[0]));
         let travel = Travel { group, alone };
-        let (place, call) = (self.place.take(), Arc::clone(&self.caller).call(slot, jobs, travel));
+        let (place, call) = (self.place.take(), Arc::clone(&self.caller).call(slot, permit, jobs, travel));
         self.calls.spawn(async move {
             let _place = place;
             Ended { tickets, travel, ..call.await }

@@ -42,11 +42,19 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             }
             Contact::None => self.tally.missed(ended.account),
             // Neither late nor a call: the vendor knows nothing of it.
-            Contact::NoWay(_) => {}
+            Contact::NoWay(_) | Contact::Machine(_) | Contact::Unprocessed(_) => {}
         }
+        self.react_machine(&ended.contact);
         self.note_split(&mut ended);
         self.react_address(&ended).await;
-        self.judge(&ended).await;
+        // A throttle's own wait overrides the other headers.
+        let is_throttled = matches!(&ended.refusal, Some(Refusal { kind: RefusalKind::Throttled { .. }, .. }));
+        let absence = ended.advice.unavailable.filter(|_| !is_throttled);
+        let is_of_address = match absence {
+            Some(wait) => !self.heed_absence(ended.address, wait).await,
+            None => false,
+        };
+        self.judge(&ended, is_of_address).await;
         self.regroup(&mut ended).await;
         // What was not called for costs nothing.
         self.spending.refund(&batches(&ended.missed));
@@ -63,8 +71,6 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             None if ended.outcomes.is_empty() => {}
             None => self.penalties.forgive(ended.account, ended.left_at),
         }
-        let is_throttled = matches!(&ended.refusal, Some(Refusal { kind: RefusalKind::Throttled { .. }, .. }));
-        // A throttle's own wait overrides the other headers.
         if !is_throttled {
             self.heed((ended.account, ended.address), ended.advice).await;
         }
@@ -99,6 +105,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let outcome = match (&ended.contact, &ended.refusal) {
             (Contact::None, _) => return,
             (Contact::NoWay(_), _) => "no_way",
+            (Contact::Machine(_), _) => "machine",
+            (Contact::Unprocessed(_), _) => "unprocessed",
             (Contact::Called(_), Some(refusal)) if !ended.has_answer => refusal.class().as_str(),
             (Contact::Called(_), _) => "answered",
         };

@@ -24,6 +24,8 @@ pub(super) struct Job {
     pub(super) twins: Vec<Job>,
     /// What it owes the cache once it is called for.
     pub(super) flight: Option<Flight>,
+    /// How many calls for it the peer has not acted on.
+    pub(super) unprocessed: u8,
 }
 
 impl Job {

@@ -13,6 +13,7 @@ mod config;
 mod dispatch;
 mod ended;
 mod episode;
+mod exhaustion;
 mod grouped;
 mod hasten;
 mod job;
@@ -51,6 +52,7 @@ use self::{
     cached::Cached,
     call::Ended,
     episode::Episodes,
+    exhaustion::Exhaustion,
     hasten::Haste,
     job::Job,
     lanes::Lanes,
@@ -131,6 +133,7 @@ pub struct Fetch<R, W> {
     addresses: Addresses,
     spending: Spending,
     episodes: Episodes,
+    exhaustion: Exhaustion,
     spread: Spread,
     cancelled: Cancelled,
     /// When to try to call again; `None`: as soon as something changes.
@@ -173,6 +176,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             fallback: None,
             spending: Spending::default(),
             episodes: Episodes::default(),
+            exhaustion: Exhaustion::default(),
             spread: Spread::new(Instant::now()),
             cancelled: Cancelled::none(),
             wake_at: None,

@@ -7,6 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     Fetch,
+    addresses::Away,
     call::{Advice, Contact, Ended},
 };
 use crate::{
@@ -20,10 +21,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     const BUDGET_SPENT: Duration = Duration::from_secs(600);
 
     /// What a reply's headers mean for the calls to come.
-    pub(super) async fn heed(&mut self, (account, address): (usize, usize), Advice { unavailable, used_up }: Advice) {
-        if let Some(wait) = unavailable {
-            self.open_for(wait, "the vendor says that its service is away (HTTP 503)").await;
-        }
+    pub(super) async fn heed(&mut self, (account, address): (usize, usize), Advice { used_up, .. }: Advice) {
         let (source, now) = (&self.caller.source, Instant::now());
         if let Some(wait) = used_up.filter(|_| self.config.heed_hints) {
             // Those under way say the same.
@@ -33,6 +31,31 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             }
             let cause = Cause::new("the vendor says that the quota is used up", self.caller.now());
             self.quota.hold(Scope::Account(account), Hold::Until(now + wait), &cause).await;
+        }
+    }
+
+    /// A reply says that the service is away for so long; whether it is the source that is away, by all that is known. The
+    /// wait is believed up to `breaker.open_max`: who says a day is asked again before.
+    pub(super) async fn heed_absence(&mut self, address: usize, said: Duration) -> bool {
+        let now = Instant::now();
+        let wait = said.min(self.breakers.open_max());
+        let mut why = format!("the reply said that the service is away for {} (HTTP 503)", whole(said));
+        if wait < said {
+            why = format!("{why}; it is asked again after {} (breaker.open_max)", whole(wait));
+        }
+        match self.addresses.away(address, wait, now) {
+            Away::Source => {
+                self.open_for(wait, &why).await;
+                true
+            }
+            Away::Address(None) => false,
+            Away::Address(Some(wait)) => {
+                let (source, name) = (&self.caller.source, self.caller.address_name(address));
+                warn!(%source, address = name, ?wait, why, "the address is taken out; if another one hears the same, the source is away");
+                let cause = Cause::new(&why, self.caller.now());
+                self.quota.hold(Scope::Address(address), Hold::Until(now + wait), &cause).await;
+                false
+            }
         }
     }
 
@@ -89,12 +112,38 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
     }
 
+    /// What the end of a call says of this machine: while it lacks what a call needs, calls of this process wait, and those
+    /// of others go on.
+    pub(super) fn react_machine(&mut self, contact: &Contact) {
+        let (source, now) = (&self.caller.source, Instant::now());
+        match contact {
+            Contact::Machine(why) => {
+                if let Some(pause) = self.exhaustion.noted(now) {
+                    warn!(%source, why, ?pause, "calls pause: their requests wait and spend no attempt");
+                }
+            }
+            Contact::Unprocessed(why) => {
+                debug!(%source, why, "the peer has not acted on a call; its requests wait for another slot");
+            }
+            Contact::Called(_) => {
+                if self.exhaustion.over(now) {
+                    info!(%source, "calls leave this machine again");
+                }
+            }
+            Contact::None | Contact::NoWay(_) => {}
+        }
+    }
+
     /// What the end of a call means for the others from the same address.
     pub(super) async fn react_address(&mut self, ended: &Ended) {
+        // That was no answer through this address.
+        if ended.advice.unavailable.is_some() {
+            return;
+        }
         let (address, now) = (ended.address, Instant::now());
         let kind = ended.refusal.as_ref().map(|refusal| &refusal.kind);
         let (rest, why) = match &ended.contact {
-            Contact::None | Contact::Called(None) => return,
+            Contact::None | Contact::Machine(_) | Contact::Unprocessed(_) | Contact::Called(None) => return,
             Contact::NoWay(why) => (self.addresses.failed(address, now), why.as_str()),
             // Said without a code of the vendor's that would explain it.
             Contact::Called(Some(403)) if matches!(kind, Some(RefusalKind::Outage | RefusalKind::Malformed)) => {
@@ -138,4 +187,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let cause = Cause::new(why, self.caller.now());
         self.quota.hold(Scope::Address(address), Hold::Until(Instant::now() + rest), &cause).await;
     }
+}
+
+/// A time as people read it, in whole seconds.
+fn whole(time: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(time.as_secs().max(1)))
 }

@@ -148,3 +148,65 @@ async fn a_source_without_anything_to_call_for_keeps_no_place() {
     other.ends(3, &stops[1]).await;
     done.ends(2, &stops[0]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_fill_their_address_keep_no_other_address_waiting_and_none_waits_beyond_its_slot() {
+    use std::net::SocketAddr;
+
+    use axum::extract::ConnectInfo;
+
+    use crate::{
+        platform::http::{Manners, Route},
+        quota::{Limit, plan::Limits},
+        runtime::clock::Clock,
+    };
+
+    // Calls from the second address are answered once they are let.
+    let (gate, arrived) = (Arc::new(Semaphore::new(0)), [Arc::<AtomicUsize>::default(), Arc::default()]);
+    let handler = {
+        let (gate, arrived) = (Arc::clone(&gate), arrived.clone());
+        move |ConnectInfo(peer): ConnectInfo<SocketAddr>| {
+            let (gate, arrived) = (Arc::clone(&gate), arrived.clone());
+            async move {
+                let is_slow = peer.ip() != SocketAddr::from(([127, 0, 0, 1], 0)).ip();
+                arrived[usize::from(is_slow)].fetch_add(1, Relaxed);
+                if is_slow {
+                    gate.acquire().await.unwrap().forget();
+                }
+            }
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let router = Router::new().route("/", post(handler)).into_make_service_with_connect_info::<SocketAddr>();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
+
+    let ways = [1, 2].map(|last| Route::Local([127, 0, 0, last].into()));
+    let manners = Manners { calls_per_host: 2, ..Manners::default() };
+    let caller = super::tests::caller_by(&ways, &manners, "ali1688", Arc::new(Empty(url)));
+    let mut limits = Limits::of_accounts(vec![Some(Limit::new(100, Duration::from_secs(1), 5).unwrap()); 2]);
+    limits.accounts[1].address = 1;
+    let quota = Arc::new(Memory::with_limits(&limits, &Pacing::default(), &Clock::System));
+    let (log, stop) = (Log::default(), CancellationToken::new());
+    let (events, reader) = log.reader();
+    let config = Config { calls_in_flight: 8, ..Config::default() };
+    let stage = Fetch::new(reader, log.clone(), caller, quota, config);
+    let mut stages = JoinSet::new();
+    stages.spawn(stage.run(stop.clone()));
+    events.send(assigned()).unwrap();
+    events.send(records(0, (0..300).map(|item| Bytes::from(format!("{item}"))))).unwrap();
+    let since = Instant::now();
+    while arrived[0].load(Relaxed) < 150 {
+        assert!(since.elapsed() < PATIENCE, "{arrived:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(arrived[1].load(Relaxed), 2, "no more fit into it");
+    gate.add_permits(Semaphore::MAX_PERMITS / 2);
+    while log.world().records.len() < 300 {
+        assert!(since.elapsed() < PATIENCE, "{} ended", log.world().records.len());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stop.cancel();
+    stages.join_next().await.unwrap().unwrap().unwrap();
+}

@@ -15,7 +15,9 @@ use crate::{
         scripted::{Log, assigned, partition, records},
     },
     message::{AccountAlias, Columns, DeadLetter, ItemId, Lane, Request, RequestId, SourceName, Status},
-    platform::{Account, Affected, Answer, Exchange, HttpReply, Refusal, RefusalKind, Reply, Vendor, http},
+    platform::{
+        Account, Affected, Answer, Exchange, HttpReply, Refusal, RefusalKind, Reply, Vendor, address::Address, http,
+    },
     quota::{
         Counting, Lease, Limit, Scope,
         guard::Guard,
@@ -52,11 +54,26 @@ pub(super) fn caller_of(answer: fn() -> Reply) -> Caller {
 }
 
 pub(super) fn caller_for(source: &str, vendor: Arc<dyn Vendor>) -> Caller {
+    caller_from(1, source, vendor)
+}
+
+fn caller_from(addresses: usize, source: &str, vendor: Arc<dyn Vendor>) -> Caller {
+    caller_by(&vec![http::Route::Direct; addresses], &http::Manners::default(), source, vendor)
+}
+
+pub(super) fn caller_by(
+    routes: &[http::Route],
+    manners: &http::Manners,
+    source: &str,
+    vendor: Arc<dyn Vendor>,
+) -> Caller {
+    let address = |route: &http::Route| Address { name: "a".to_owned(), route: route.clone(), limit: None };
+    let addresses: Vec<_> = routes.iter().map(address).collect();
     let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
     Caller::new(CallerParts {
         source: SourceName::new(source).unwrap(),
         vendor,
-        client: http::Client::new(timeouts).unwrap(),
+        client: http::Client::from_addresses(timeouts, manners, &addresses).unwrap(),
         accounts: Arc::new(["a", "b"].map(|alias| Account {
             alias: AccountAlias::new(alias).unwrap(),
             app_key: "key".to_owned(),
@@ -139,6 +156,7 @@ pub(super) fn job(calls: u32) -> Job {
         since: Instant::now(),
         twins: vec![],
         flight: None,
+        unprocessed: 0,
     }
 }
 
@@ -159,7 +177,9 @@ fn a_vendors_code_that_panics_or_answers_for_too_few_refuses_the_call() {
 async fn a_request_that_claims_the_most_calls_is_called_for_like_any_other() {
     let now = Instant::now();
     let slot = Slot { account: 0, address: 0, at: now, latest: now + Duration::from_secs(60) };
-    let ended = Arc::new(caller()).call(slot, vec![job(u32::MAX)], call::Travel::default()).await;
+    let caller = Arc::new(caller());
+    let permit = caller.permit(0).unwrap();
+    let ended = caller.call(slot, permit, vec![job(u32::MAX)], call::Travel::default()).await;
     assert_eq!(ended.outcomes.len(), 1);
 }
 
@@ -191,6 +211,18 @@ pub(super) fn stage(config: Config) -> (Fetch<impl Reader, Log>, Arc<Memory>) {
     (Fetch::new(reader, log, caller(), Arc::clone(&quota) as Arc<dyn Quota>, config), quota)
 }
 
+/// The same whose calls leave from so many addresses.
+pub(super) fn stage_from(addresses: usize) -> (Fetch<impl Reader, Log>, Arc<Memory>) {
+    let log = Log::default();
+    let (_, reader) = log.reader();
+    let limit = crate::quota::Limit::new(10, Duration::from_secs(1), 5).unwrap();
+    let mut limits = crate::quota::plan::Limits::of_accounts(vec![Some(limit); 2]);
+    limits.accounts[1].address = addresses - 1;
+    let quota = Arc::new(Memory::with_limits(&limits, &Pacing::default(), &Clock::System));
+    let caller = caller_from(addresses, "ali1688", Arc::new(Odd(|| unreachable!("nobody calls"))));
+    (Fetch::new(reader, log, caller, Arc::clone(&quota) as Arc<dyn Quota>, Config::default()), quota)
+}
+
 pub(super) fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>) -> Ended {
     let refusal = kind.map(|kind| Refusal { kind, code: "c".to_owned(), message: "m".to_owned() });
     let contact = call::Contact::Called(Some(200));
@@ -218,10 +250,19 @@ pub(super) fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>)
 
 /// For how long an account is held.
 pub(super) fn held(quota: &Memory, account: usize) -> Duration {
+    held_of(quota, (account, 0))
+}
+
+/// For how long an address is held.
+pub(super) fn held_at(quota: &Memory, address: usize) -> Duration {
+    held_of(quota, (0, address))
+}
+
+fn held_of(quota: &Memory, (account, address): (usize, usize)) -> Duration {
     let now = Instant::now();
     let is_held = |secs: &u64| {
         let at = now + Duration::from_secs(*secs);
-        quota.is_held(&Slot { account, address: 0, at, latest: at })
+        quota.is_held(&Slot { account, address, at, latest: at })
     };
     Duration::from_secs((0..200_000).take_while(is_held).count() as u64)
 }
@@ -309,6 +350,75 @@ async fn a_ban_for_the_rest_of_the_day_is_obeyed_and_says_nothing_of_the_pace() 
     fetch.end_calls(ended(Instant::now(), Advice::default(), Some(day))).await.unwrap();
     assert_eq!(held(&quota, 0).as_secs(), 31_062);
     assert_eq!(quota.pace(Scope::Account(0)), crate::quota::PaceState::default());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_this_machine_or_a_peer_has_not_let_pass_spends_nothing_and_is_called_for_again() {
+    for (contact, pauses) in [
+        (call::Contact::Machine("no file descriptor left".to_owned()), true),
+        (call::Contact::Unprocessed("GOAWAY".to_owned()), false),
+    ] {
+        let (mut fetch, quota) = stage(Config::default());
+        for _ in 0..50 {
+            let tickets = fetch.breakers.admit(0, &[], Instant::now());
+            let end = ended(Instant::now(), Advice::default(), None);
+            let end = Ended { contact: contact.clone(), tickets, ..end };
+            fetch.end_calls(end).await.unwrap();
+        }
+        assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (0, 0), "nobody is to blame");
+        assert_eq!((fetch.tally().of(0).calls, fetch.tally().of(0).refused), (0, 0));
+        let now = Instant::now();
+        let until = fetch.exhaustion.pauses_until(now);
+        assert_eq!(until, pauses.then(|| now + Duration::from_millis(250)), "{contact:?}");
+    }
+}
+
+/// A vendor at this address whose replies nobody understands.
+struct At(String);
+impl Vendor for At {
+    fn batch_max(&self) -> usize {
+        2
+    }
+    fn prepare(&self, _: &Account, _: &[&Request], _: Timestamp) -> Exchange {
+        Exchange::post(self.0.clone(), vec![])
+    }
+    fn interpret(&self, _: &[&Request], _: &HttpReply) -> Reply {
+        let (kind, code, message) = (RefusalKind::Malformed, "m".to_owned(), String::new());
+        Reply::Refused(Refusal { kind, code, message })
+    }
+}
+
+/// A peer that closes each connection at the call's first byte, after it has answered one on it.
+#[tokio::test]
+async fn a_call_whose_idle_connection_was_closed_is_made_again_once_and_then_counts() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut buffer = [0; 4096];
+        for _ in 0..2 {
+            let _ = socket.read(&mut buffer).await;
+            let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+        }
+        let _ = socket.read(&mut buffer).await;
+    });
+    let caller = Arc::new(caller_for("ali1688", Arc::new(At(url))));
+    let slot = || {
+        let now = Instant::now();
+        Slot { account: 0, address: 0, at: now, latest: now + Duration::from_secs(60) }
+    };
+    for _ in 0..2 {
+        let answered =
+            Arc::clone(&caller).call(slot(), caller.permit(0).unwrap(), vec![job(0)], call::Travel::default()).await;
+        assert!(matches!(answered.contact, call::Contact::Called(Some(200))), "{answered:?}");
+    }
+    let closed =
+        Arc::clone(&caller).call(slot(), caller.permit(0).unwrap(), vec![job(0)], call::Travel::default()).await;
+    assert!(matches!(closed.contact, call::Contact::Unprocessed(_)), "{closed:?}");
+    let [again] = &closed.missed[..] else { panic!("{closed:?}") };
+    assert_eq!((again.unprocessed, closed.outcomes.len()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

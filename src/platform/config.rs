@@ -329,7 +329,7 @@ impl Source {
 
 impl SourceConfig {
     /// How many calls may be under way: in all, and to the host from each address. The preset's unless said otherwise.
-    fn in_flight(&self) -> [Option<usize>; 2] {
+    pub(crate) fn in_flight(&self) -> [Option<usize>; 2] {
         let [in_all, per_host] = self.preset.and_then(Preset::calls_in_flight).map_or([None; 2], |both| both.map(Some));
         [self.calls_in_flight.or(in_all), self.calls_in_flight_per_host.or(per_host)]
     }

@@ -1,6 +1,13 @@
 //! The vendors' HTTP client: pooled connections, one call per exchange, nothing without a limit.
 
-use std::{error::Error, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    error::Error,
+    net::IpAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{
@@ -8,13 +15,18 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
 };
 use secrecy::ExposeSecret;
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+use tower::Service;
 
 use super::{
     Common, Exchange, HttpReply, Method, Refusal, RefusalKind,
     address::{Address, Credentials},
     hints::{self, Hint},
     names::Names,
+    shortage::{self, Shortage},
 };
 use crate::{message::codec::shorten, runtime::clock::Clock};
 
@@ -107,14 +119,32 @@ struct Way {
     room: Arc<Semaphore>,
 }
 
+/// One of the calls that may be under way from an address; given back when it is dropped.
+#[derive(Debug)]
+pub struct CallPermit(#[allow(dead_code, reason = "held")] OwnedSemaphorePermit);
+
 /// Why there is no reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoReply {
     /// The vendor was not reached, and the address that the call should have left from is to blame: the proxy
     /// does not answer, wants other credentials or cannot connect, or the machine does not have that address.
     Address(String),
+    /// This machine has run out of something that a call needs: file descriptors, ports or memory. Nothing has left.
+    Machine(String),
+    /// The peer has not acted on the call, which may be made again.
+    Unprocessed(Unprocessed),
     /// Anything else, as the vendor's.
     Refused(Refusal),
+}
+
+/// A call that the peer has not acted on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unprocessed {
+    /// What it is if it happens again and again.
+    pub refusal: Refusal,
+    /// Whether the peer says so itself (`GOAWAY`, `REFUSED_STREAM`) or the call was never written; else a connection that
+    /// had been idle was closed before a byte of the reply, which all but proves it.
+    pub is_certain: bool,
 }
 
 /// The client cannot be made: TLS does not start.
@@ -123,8 +153,24 @@ pub enum NoReply {
 pub struct ClientError(String);
 
 enum Broken {
+    /// Before the reply began.
+    Unanswered {
+        error: reqwest::Error,
+        on_idle_connection: bool,
+        after: Duration,
+    },
+    /// Within the reply.
     Transport(reqwest::Error),
     TooLong,
+}
+
+impl Broken {
+    const fn error(&self) -> Option<&reqwest::Error> {
+        match self {
+            Self::Unanswered { error, .. } | Self::Transport(error) => Some(error),
+            Self::TooLong => None,
+        }
+    }
 }
 
 impl Client {
@@ -173,8 +219,7 @@ impl Client {
 
     /// Lets the names be looked up anew that stand between us and a vendor who cannot be reached.
     fn doubt(&self, broken: &Broken, way: &Way, exchange: &Exchange) {
-        let Broken::Transport(error) = broken else { return };
-        if !error.is_connect() {
+        if !broken.error().is_some_and(reqwest::Error::is_connect) {
             return;
         }
         let proxy = match &way.route {
@@ -192,14 +237,16 @@ impl Client {
     ///
     /// # Errors
     /// A [`Refusal`] of kind [`RefusalKind::Outage`] if there is no whole reply, with one of the codes
-    /// `address`, `timeout`, `connect`, `dns`, `tls`, `closed` and `body`.
+    /// `address`, `machine`, `timeout`, `connect`, `dns`, `tls`, `closed` and `body`.
     ///
     /// # Cancellation
     /// As [`Self::exchange_from`].
     pub async fn exchange(&self, exchange: &Exchange) -> Result<HttpReply, Refusal> {
+        let outage = |code: &str, message| Refusal { kind: RefusalKind::Outage, code: code.to_owned(), message };
         self.exchange_from(0, exchange).await.map_err(|no_reply| match no_reply {
-            NoReply::Address(message) => Refusal { kind: RefusalKind::Outage, code: "address".to_owned(), message },
-            NoReply::Refused(refusal) => refusal,
+            NoReply::Address(message) => outage("address", message),
+            NoReply::Machine(message) => outage("machine", message),
+            NoReply::Unprocessed(Unprocessed { refusal, .. }) | NoReply::Refused(refusal) => refusal,
         })
     }
 
@@ -212,14 +259,41 @@ impl Client {
     /// Dropping the future closes the connection (HTTP/1.1) or resets the stream (HTTP/2); the vendor may
     /// have counted the call.
     pub async fn exchange_from(&self, address: usize, exchange: &Exchange) -> Result<HttpReply, NoReply> {
-        let Some(way) = self.ways.get(address).or_else(|| self.ways.first()) else {
+        let Some(way) = self.way(address) else {
             return Err(NoReply::Address("the source has no address to call from".to_owned()));
         };
-        // Whoever takes slots keeps to this too, so that nobody waits here; only calls that differ in how long they take
-        // can fill the one address while another has room.
-        let Ok(Ok(_permit)) = tokio::time::timeout(self.timeout, way.room.acquire()).await else {
+        let Ok(Ok(permit)) = tokio::time::timeout(self.timeout, Arc::clone(&way.room).acquire_owned()).await else {
             let message = "the calls that are under way to the vendor do not end".to_owned();
             return Err(NoReply::Refused(Refusal { kind: RefusalKind::Outage, code: "timeout".to_owned(), message }));
+        };
+        self.exchange_within(&CallPermit(permit), address, exchange).await
+    }
+
+    fn way(&self, address: usize) -> Option<&Way> {
+        self.ways.get(address).or_else(|| self.ways.first())
+    }
+
+    /// Permission for one more call from this address, if there is room for it.
+    #[must_use]
+    pub fn permit(&self, address: usize) -> Option<CallPermit> {
+        Arc::clone(&self.way(address)?.room).try_acquire_owned().ok().map(CallPermit)
+    }
+
+    /// As [`Self::exchange_from`], with a permit of the same address: it waits for nobody.
+    ///
+    /// # Errors
+    /// As [`Self::exchange_from`].
+    ///
+    /// # Cancellation
+    /// As [`Self::exchange_from`].
+    pub async fn exchange_within(
+        &self,
+        _permit: &CallPermit,
+        address: usize,
+        exchange: &Exchange,
+    ) -> Result<HttpReply, NoReply> {
+        let Some(way) = self.way(address) else {
+            return Err(NoReply::Address("the source has no address to call from".to_owned()));
         };
         let reply = way.attempt(exchange).await.map_err(|broken| {
             self.doubt(&broken, way, exchange);
@@ -266,6 +340,7 @@ fn connections(
         // behind our back would have no slot.
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
+        .connector_layer(tower::layer::layer_fn(NotesConnections))
         .referer(false)
         .no_proxy();
     match route {
@@ -290,15 +365,22 @@ impl Way {
     /// What goes wrong before a connection to the vendor is there is the proxy's, also if the proxy says that it
     /// cannot reach it: the vendor has seen nothing of the call. TLS is between us and the vendor.
     fn blame(&self, broken: Broken, exchange: &Exchange) -> NoReply {
-        let is_address = match (&self.route, &broken) {
-            (Route::Proxy { .. }, Broken::Transport(error)) => {
-                error.is_connect() && code_of(error, &chain(error)) != "tls"
-            }
-            (Route::Local(_), Broken::Transport(error)) => is_not_ours(error),
-            (Route::Direct | Route::Local(_) | Route::Proxy { .. }, _) => false,
-        };
+        let error = broken.error();
+        let is_address = error.is_some_and(|error| match &self.route {
+            Route::Proxy { .. } => error.is_connect() && code_of(error, &chain(error)) != "tls",
+            Route::Local(_) => shortage::of_error(error) == Some(Shortage::Address),
+            Route::Direct => false,
+        });
+        let machine =
+            error.and_then(shortage::of_call).filter(|_| !(is_address && matches!(self.route, Route::Local(_))));
+        let is_certain = broken.was_not_processed();
         let refusal = broken.refusal(exchange);
-        if is_address { NoReply::Address(refusal.message) } else { NoReply::Refused(refusal) }
+        match (machine, is_certain) {
+            (Some(shortage), _) => NoReply::Machine(format!("{shortage}; {}", refusal.message)),
+            (None, _) if is_address => NoReply::Address(refusal.message),
+            (None, Some(is_certain)) => NoReply::Unprocessed(Unprocessed { refusal, is_certain }),
+            (None, None) => NoReply::Refused(refusal),
+        }
     }
 
     async fn attempt(&self, exchange: &Exchange) -> Result<HttpReply, Broken> {
@@ -307,7 +389,13 @@ impl Way {
             // What is no URL stays as it is: the client says so.
             Method::Get => self.http.get(with_query(&exchange.url, &exchange.form).as_ref().unwrap_or(&exchange.url)),
         };
-        let response = request.send().await.map_err(Broken::Transport)?;
+        let began_at = Instant::now();
+        let (response, has_connected) = noting_connections(request.send()).await;
+        let response = response.map_err(|error| Broken::Unanswered {
+            error,
+            on_idle_connection: !has_connected,
+            after: began_at.elapsed(),
+        })?;
         let status = response.status().as_u16();
         let hint = hint_of(&response);
         let date = response.headers().get("date").and_then(|value| hints::date(value.to_str().ok()?));
@@ -341,14 +429,42 @@ async fn body(mut response: Response) -> Result<Bytes, Broken> {
 }
 
 impl Broken {
+    /// A connection that was closed while it was idle says so about a round trip after the call was written. Later the
+    /// peer may have been at work.
+    const IDLE_CLOSE: Duration = Duration::from_secs(1);
+
+    /// Whether the peer has not acted on the call, and whether that is certain.
+    fn was_not_processed(&self) -> Option<bool> {
+        let Self::Unanswered { error, on_idle_connection, after } = self else { return None };
+        let says_so = |error: &(dyn Error + 'static)| {
+            let of_stream = error.downcast_ref::<h2::Error>().is_some_and(|error| {
+                // A GOAWAY is the error of those streams alone that come after the last one that was processed.
+                let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+                error.is_remote() && (error.is_go_away() || is_refused)
+            });
+            of_stream || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+        };
+        if causes(error).any(says_so) {
+            return Some(true);
+        }
+        let is_closed = |error: &(dyn Error + 'static)| {
+            use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+            let io = error.downcast_ref::<std::io::Error>();
+            io.is_some_and(|io| matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
+                || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
+        };
+        let is_idle_close = *on_idle_connection && *after <= Self::IDLE_CLOSE && causes(error).any(is_closed);
+        is_idle_close.then_some(false)
+    }
+
     fn refusal(self, Exchange { method, url, .. }: &Exchange) -> Refusal {
         let to = url.split(['?', '#']).next().unwrap_or_default();
         let (kind, code, why) = match self {
             Self::TooLong => (RefusalKind::Outage, "body", format!("the reply has more than {BODY_LIMIT} bytes")),
-            Self::Transport(error) if error.is_builder() => {
+            Self::Unanswered { error, .. } | Self::Transport(error) if error.is_builder() => {
                 (RefusalKind::Misconfigured(Common::Form), "url", chain(&error.without_url()))
             }
-            Self::Transport(error) => {
+            Self::Unanswered { error, .. } | Self::Transport(error) => {
                 let error = error.without_url();
                 let why = chain(&error);
                 match code_of(&error, &why) {
@@ -364,17 +480,44 @@ impl Broken {
     }
 }
 
-/// Whether the machine does not have the address that a connection was to leave from.
-fn is_not_ours(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&dyn Error> = Some(error);
-    while let Some(error) = cause {
-        let io = error.downcast_ref::<std::io::Error>();
-        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::AddrNotAvailable) {
-            return true;
-        }
-        cause = error.source();
+/// An error and what caused it, the outermost first.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
+        (*error).source()
+    })
+}
+
+tokio::task_local! {
+    /// Whether the call that this task makes has begun to connect.
+    static CONNECTS: Cell<bool>;
+}
+
+/// Makes a call; whether a connection was opened for it.
+async fn noting_connections<T>(call: impl Future<Output = T>) -> (T, bool) {
+    let call = async {
+        let outcome = call.await;
+        (outcome, CONNECTS.with(Cell::get))
+    };
+    CONNECTS.scope(Cell::new(false), call).await
+}
+
+/// Notes that a connection is opened. Whoever calls is given an idle one if there is any, else opens one in its own task.
+#[derive(Clone, Debug)]
+struct NotesConnections<S>(S);
+
+impl<S: Service<R>, R> Service<R> for NotesConnections<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
     }
-    false
+
+    fn call(&mut self, request: R) -> S::Future {
+        let _ = CONNECTS.try_with(|connects| connects.set(true));
+        self.0.call(request)
+    }
 }
 
 fn code_of(error: &reqwest::Error, why: &str) -> &'static str {

@@ -243,6 +243,94 @@ async fn call_from(route: Route, url: &str) -> Result<HttpReply, NoReply> {
     client.exchange_from(0, &Exchange::post(url.to_owned(), vec![])).await
 }
 
+/// A server that answers the first `answers` calls of each connection, and closes it so long after the next one has come.
+async fn closing(answers: usize, after: Duration) -> (String, JoinSet<()>) {
+    use tokio::io::AsyncReadExt as _;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut buffer = [0; 4096];
+            for _ in 0..answers {
+                let _ = socket.read(&mut buffer).await;
+                let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+            }
+            let _ = socket.read(&mut buffer).await;
+            tokio::time::sleep(after).await;
+        }
+    });
+    (url, tasks)
+}
+
+#[tokio::test]
+async fn a_connection_that_is_closed_while_idle_is_no_outage_and_one_that_is_closed_in_a_call_is() {
+    let timeouts = Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
+    let outcome = async |answers: usize, after: Duration| {
+        let (url, _tasks) = closing(answers, after).await;
+        let client = Client::new(timeouts).unwrap();
+        let exchange = Exchange::post(url, vec![]);
+        for _ in 0..answers {
+            assert_eq!(client.exchange_from(0, &exchange).await.unwrap().status, 200);
+        }
+        client.exchange_from(0, &exchange).await.unwrap_err()
+    };
+    let idle = outcome(1, Duration::ZERO).await;
+    assert!(matches!(&idle, NoReply::Unprocessed(Unprocessed { is_certain: false, .. })), "{idle:?}");
+    let fresh = outcome(0, Duration::ZERO).await;
+    assert!(matches!(&fresh, NoReply::Refused(refusal) if refusal.code == "closed"), "{fresh:?}");
+    let at_work = outcome(1, Duration::from_millis(1_200)).await;
+    assert!(matches!(&at_work, NoReply::Refused(refusal) if refusal.code == "closed"), "{at_work:?}");
+}
+
+/// Runs a test in a process of its own that may have only so few files open.
+fn with_few_descriptors(test: &str) {
+    let itself = std::env::current_exe().unwrap();
+    let script = format!("ulimit -n 64 && exec {} --exact {test} --nocapture", itself.display());
+    let output = std::process::Command::new("sh").args(["-c", &script]).env("WEIR_TEST_FEW", "yes").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn a_machine_without_a_descriptor_left_is_told_from_a_vendor_that_is_away() {
+    if std::env::var_os("WEIR_TEST_FEW").is_none() {
+        let this = "a_machine_without_a_descriptor_left_is_told_from_a_vendor_that_is_away";
+        return with_few_descriptors(&format!("platform::http::tests::{this}"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let server = Server::start().await;
+        let addresses = [
+            Route::Direct,
+            Route::Local([127, 0, 0, 1].into()),
+            through(&server.url, None),
+            through("http://localhost:9", None),
+        ];
+        let client = |route| {
+            let address = Address { name: "a".to_owned(), route, limit: None };
+            let timeouts = Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
+            Client::from_addresses(timeouts, &Manners::default(), &[address]).unwrap()
+        };
+        let clients = addresses.map(client);
+        let urls = [format!("{}/echo", server.url), "http://no.such.name.invalid/".to_owned()];
+        let mut open = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            open.push(file);
+        }
+        for client in &clients {
+            for url in &urls {
+                let outcome = client.exchange_from(0, &Exchange::post(url.clone(), vec![])).await;
+                let Err(NoReply::Machine(why)) = outcome else { panic!("{url}: {outcome:?}") };
+                assert!(why.contains("ulimit -n") && why.contains("POST http"), "{why}");
+            }
+        }
+        drop(open);
+        let outcome = clients[0].exchange_from(0, &Exchange::post(urls[0].clone(), vec![])).await;
+        assert_eq!(outcome.unwrap().status, 200);
+    });
+}
+
 fn through(proxy: &str, password: Option<&str>) -> Route {
     let credentials =
         password.map(|password| Credentials { user: "user".into(), password: password.to_owned().into() });

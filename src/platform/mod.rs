@@ -23,6 +23,7 @@ mod reading;
 mod redact;
 pub mod reseller;
 pub mod secrets;
+mod shortage;
 mod structured;
 pub mod taobao;
 

@@ -61,6 +61,15 @@ fn certificate(name: &str, key: &Key, by: Option<(&X509, &Key)>) -> X509 {
 /// A vendor that says which HTTP it was spoken to, and the PEM of who vouches for it. `offers`: as TLS has it, each with
 /// its length before it.
 async fn vendor(offers: &'static [u8], tasks: &mut JoinSet<()>) -> (String, Vec<u8>) {
+    vendor_that(serve, offers, tasks).await
+}
+
+/// The same that does something else with each connection.
+async fn vendor_that<F: Future<Output = ()> + Send + 'static>(
+    serve: impl Fn(SslStream<tokio::net::TcpStream>) -> F + Send + 'static,
+    offers: &'static [u8],
+    tasks: &mut JoinSet<()>,
+) -> (String, Vec<u8>) {
     let (authority_key, own_key) = (key(), key());
     let authority = certificate("weir test authority", &authority_key, None);
     let own = certificate("vendor", &own_key, Some((&authority, &authority_key)));
@@ -111,6 +120,73 @@ fn source(url: &str, folder: &Path, more: &str) -> Result<Client, String> {
 
 async fn call(client: &Client, url: &str) -> Result<HttpReply, Refusal> {
     client.exchange(&Exchange::post(format!("{url}/item"), vec![("token".to_owned(), "hunter22".to_owned())])).await
+}
+
+/// What an HTTP/2 peer says to the first call of a connection; then it closes it, if it does.
+#[derive(Clone, Copy)]
+struct Last {
+    frame: &'static [u8],
+    closes: bool,
+}
+
+impl Last {
+    /// Reads up to the headers of a call and says it.
+    async fn say(self, mut tls: SslStream<tokio::net::TcpStream>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        const HEADERS: u8 = 1;
+        let mut preface = [0; 24];
+        if Pin::new(&mut tls).accept().await.is_err() || tls.read_exact(&mut preface).await.is_err() {
+            return;
+        }
+        // Settings, none of them.
+        tls.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let mut head = [0; 9];
+        while tls.read_exact(&mut head).await.is_ok() {
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            tls.read_exact(&mut payload).await.unwrap();
+            if head[3] == HEADERS {
+                tls.write_all(self.frame).await.unwrap();
+                if self.closes {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_peer_says_it_has_not_acted_on_is_no_outage() {
+    // A reset of stream 1, and GOAWAY with the last stream that was processed and why.
+    let refused: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 7];
+    let failed: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 2];
+    let before_all: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let too_much: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
+    let after_it: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    let table = [
+        ("REFUSED_STREAM", Last { frame: refused, closes: false }, true),
+        ("GOAWAY before the call", Last { frame: before_all, closes: false }, true),
+        ("and closed", Last { frame: before_all, closes: true }, true),
+        ("ENHANCE_YOUR_CALM", Last { frame: too_much, closes: true }, true),
+        ("INTERNAL_ERROR", Last { frame: failed, closes: false }, false),
+        ("GOAWAY after the call, and closed", Last { frame: after_it, closes: true }, false),
+        ("closed", Last { frame: &[], closes: true }, false),
+    ];
+    let (mut tasks, folder) = (JoinSet::new(), tempfile::tempdir().unwrap());
+    for (what, last, is_unprocessed) in table {
+        let (url, pem) = vendor_that(move |tls| last.say(tls), b"\x02h2", &mut tasks).await;
+        std::fs::write(folder.path().join("ca.pem"), pem).unwrap();
+        let client = source(&url, folder.path(), "ca_file = \"ca.pem\"").unwrap();
+        let outcome = client.exchange_from(0, &Exchange::post(format!("{url}/item"), vec![])).await;
+        match outcome {
+            Err(NoReply::Unprocessed(Unprocessed { refusal, is_certain })) => {
+                assert!(is_unprocessed && is_certain && refusal.code == "closed", "{what}: {refusal:?}");
+            }
+            Err(NoReply::Refused(refusal)) => {
+                assert!(!is_unprocessed && refusal.kind == RefusalKind::Outage, "{what}: {refusal:?}");
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ impl Metrics {
         let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
         Self {
             role_ready: of.family("role_ready", "1 while the role is at work; /ready says what it waits for else"),
-            calls: of.family("fetch_calls", "Calls that have ended, by what came of them: answered, throttled, outage, denied, malformed, bug, or no_way (did not leave). Any throttled one is a call too many"),
+            calls: of.family("fetch_calls", "Calls that have ended, by what came of them: answered, throttled, outage, denied, malformed, bug, no_way (did not leave), machine (nor for want of descriptors, ports or memory), or unprocessed (the peer has not acted on it). Any throttled one is a call too many"),
             call_items: of.family("fetch_call_items", "Items that calls asked for; divided by calls: how full they leave"),
             call_time: of.seconds("fetch_call", "From sending a call to the end of its reply", Family::new_with_constructor(histogram)),
             outcomes: of.family("fetch_outcomes", "Ends of requests, by what came of them (found, absent, off_shelf, failed, dead, or handed_on to another source) and by what (call, cache, stale, none)"),

@@ -1,6 +1,7 @@
 //! What every role needs from the process: time, randomness, logs, health, metrics and an orderly stop.
 
 pub mod clock;
+pub mod descriptors;
 pub mod health;
 pub mod logging;
 pub mod metrics;
