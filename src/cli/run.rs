@@ -17,7 +17,7 @@ use crate::{
     batches::Webhook,
     cache::Cache,
     config::{self, Config},
-    fetch::{FetchError, Room},
+    fetch::{Carry, FetchError, Room},
     kafka::{
         self, GroupConfig, KafkaReader, KafkaWriter, Reach, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
         intake::IntakeError,
@@ -133,7 +133,7 @@ impl From<anyhow::Error> for RoleError {
 
 /// What one role of this process is about.
 enum Task {
-    Fetch(Box<Source>),
+    Fetch(Box<Source>, Carry),
     Retry,
     Changes,
     Sink,
@@ -145,7 +145,7 @@ impl Task {
     /// What logs and `/ready` call it.
     fn name(&self) -> String {
         match self {
-            Self::Fetch(source) => format!("fetch/{}", source.name),
+            Self::Fetch(source, _) => format!("fetch/{}", source.name),
             Self::Retry => "retry".to_owned(),
             Self::Changes => "changes".to_owned(),
             Self::Sink => "sink".to_owned(),
@@ -235,7 +235,7 @@ fn tasks(roles: &[Role], config: &Config) -> anyhow::Result<Vec<Task>> {
         let folder = config.file.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
         let open = |source: &SourceConfig| Source::open(source, folder, &config::variable);
         for source in &config.sources {
-            tasks.push(Task::Fetch(Box::new(open(source)?)));
+            tasks.push(Task::Fetch(Box::new(open(source)?), Carry::new(config.fetch.outcomes_limit)));
         }
     }
     if roles.contains(&Role::Retry) {
@@ -287,7 +287,7 @@ async fn supervise(process: Arc<Process>, task: Task, health: RoleHealth) -> any
 impl Process {
     async fn run(&self, task: &Task, health: &RoleHealth) -> Result<(), RoleError> {
         match task {
-            Task::Fetch(source) => self.fetch(source, health).await,
+            Task::Fetch(source, carry) => self.fetch(source, carry, health).await,
             Task::Retry => self.retry(health).await,
             Task::Changes => self.changes(health).await,
             Task::Sink => self.sink(health).await,
@@ -318,7 +318,7 @@ impl Process {
     /// whose answer was lost; so the last word has the group, when a session without us is over.
     async fn is_taken(&self, task: &Task) -> bool {
         let group = match task {
-            Task::Fetch(source) => self.groups.fetch(&source.name),
+            Task::Fetch(source, _) => self.groups.fetch(&source.name),
             Task::Retry => self.groups.retry(),
             Task::Changes => self.groups.changes(),
             Task::Sink => self.groups.sink(),

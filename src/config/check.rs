@@ -9,6 +9,7 @@ use super::{Config, Problem, print::duration};
 use crate::{
     batches::Webhook,
     cache,
+    fetch::AtRisk,
     kafka::client::{LEAST_LIMIT, MESSAGE_LIMIT, TRANSACTION_TIMEOUT},
     message::Class,
     quota::{self, OnRedisLoss, Pacing, division::Division},
@@ -200,6 +201,10 @@ fn fetch(check: &mut Check, config: &Config) {
     check.range("fetch.calls_in_flight_in_all", fetch.calls_in_flight_in_all, [1, 1_000_000]);
     // One reply may be this long.
     check.range("fetch.outcomes_limit", fetch.outcomes_limit, [ByteSize::mib(8), ByteSize::gib(4)]);
+    match fetch.at_risk {
+        AtRisk::Calls(calls) => check.range("fetch.at_risk", calls, [1, 10_000_000]),
+        AtRisk::Within(time) => check.duration("fetch.at_risk", time, Duration::from_millis(100)..=60 * MINUTE),
+    }
     check.duration("fetch.drain", fetch.drain, Duration::ZERO..=MINUTE);
 }
 

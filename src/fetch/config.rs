@@ -5,6 +5,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+pub use super::at_risk::AtRisk;
+
 /// `[fetch]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -20,6 +22,8 @@ pub struct Config {
     pub calls_in_flight_in_all: usize,
     /// How many bytes of finished outcomes may wait for their transaction before calls pause.
     pub outcomes_limit: ByteSize,
+    /// How many calls may have outcomes that cannot be committed, before the next ones wait for a commit.
+    pub at_risk: AtRisk,
     /// Whether headers of a reply that say that a quota is used up hold the account before a refusal does.
     pub heed_hints: bool,
     /// How long a partition that goes to another member may take to finish its calls in flight.
@@ -35,6 +39,7 @@ impl Default for Config {
             calls_in_flight: 1_024,
             calls_in_flight_in_all: 4_096,
             outcomes_limit: ByteSize::mib(64),
+            at_risk: AtRisk::default(),
             heed_hints: true,
             drain: Duration::from_secs(5),
         }

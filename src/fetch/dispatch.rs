@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Fetch,
+    at_risk::Turn,
     call::{Ended, Travel},
     grouped::fingerprint,
     job::Job,
@@ -48,6 +49,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.metrics.now(|lane| self.backlog.len_of(lane), self.calls.len(), is_shut);
         self.backlog.set_share(*self.express_share.borrow());
         self.end_uncalled();
+        self.look_at_risk();
+        self.tell_lost();
         self.mind_aside().await;
         if !self.make_calls().await {
             self.place.leave();
@@ -59,6 +62,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn make_calls(&mut self) -> bool {
         let mut full = 0;
         while self.has_room() && self.can_start() {
+            self.look_at_risk();
+            if self.gate.is_shut() {
+                // The end of a transaction wakes.
+                self.return_slots().await;
+                return false;
+            }
             match self.breakers.shut(Instant::now()) {
                 None => {}
                 Some(Shut::Until(until)) => {
@@ -115,6 +124,21 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     fn pass_over(&mut self, slot: &Slot) {
         self.quota.ended(slot.account);
         self.tally.missed(slot.account);
+    }
+
+    /// Looks whether too much is called for and not committed.
+    fn look_at_risk(&mut self) {
+        let (most, risk) = (self.config.at_risk, self.intake.risk());
+        let turn = self.gate.look(most, risk, self.intake.commits(), Instant::now());
+        let source = &self.caller.source;
+        match turn {
+            Some(Turn::Shut) => {
+                warn!(%source, uncommitted = risk.calls, at_risk = %most, "calls wait: Kafka does not commit what they bring (fetch.at_risk)");
+            }
+            Some(Turn::Opened) => info!(%source, "Kafka commits again: calls go on"),
+            None => {}
+        }
+        self.metrics.risk(risk.calls, self.gate.is_shut());
     }
 
     /// Comes back for this slot; whether its place is to be kept until then.
@@ -187,6 +211,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.probe(&slot).await;
         let tickets = self.breakers.admit(slot.account, &jobs, Instant::now());
         self.count_call();
+        self.gate.call();
         for job in jobs.iter().flat_map(|job| job.twins.iter().chain([job])) {
             self.regulate(&job.position.partition.clone());
         }

@@ -9,7 +9,7 @@ use super::{
     call::{Contact, Ended, Unrecorded},
 };
 use crate::{
-    kafka::{Outgoing, Reader, Writer, outbox::Position},
+    kafka::{Outgoing, Reader, Writer, kept::Answer, outbox::Position},
     platform::{Refusal, RefusalKind},
     quota::{Hold, Scope},
     runtime::metrics::METRICS,
@@ -94,10 +94,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
     }
 
-    /// Requests have come to their ends.
+    /// The requests of a call have come to their ends.
     pub(super) fn complete(&mut self, outcomes: Vec<(Position, Vec<Outgoing>)>) {
+        let (since, mut left) = (Instant::now(), outcomes.len());
         for (position, records) in outcomes {
-            self.intake.complete(position, records);
+            left -= 1;
+            let calls = u32::from(left == 0);
+            self.intake.complete_with(position, Answer { records, calls, since });
         }
     }
 

@@ -5,10 +5,12 @@
 //! commits them. Nothing here waits for one request to finish before it begins another.
 
 mod addresses;
+mod at_risk;
 mod backlog;
 mod breakers;
 mod cached;
 mod call;
+mod carry;
 mod config;
 mod dispatch;
 mod ended;
@@ -36,17 +38,19 @@ use std::{collections::VecDeque, pin::pin, sync::Arc};
 use tokio::{
     sync::watch,
     task::{JoinError, JoinSet},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 pub use call::{Caller, CallerParts};
-pub use config::Config;
+pub use carry::Carry;
+pub use config::{AtRisk, Config};
 pub use room::Room;
 
 use self::{
     addresses::Addresses,
+    at_risk::Gate,
     backlog::Backlog,
     breakers::{Breakers, Fallback},
     cached::Cached,
@@ -72,6 +76,7 @@ use crate::{
     kafka::{
         Outgoing, Partition, Reader, Record, Writer,
         intake::{Input, Intake, IntakeError},
+        kept::{Answer, Kept},
         outbox::Position,
     },
     message::{BatchId, Lane, SourceName},
@@ -105,6 +110,11 @@ pub struct Fetch<R, W> {
     express_share: watch::Receiver<f64>,
     /// Records that ended without a call, and wait for the window or for room among the outcomes.
     uncalled: Backlog<(Position, Vec<Outgoing>)>,
+    /// Requests that were called for before the stage began anew, and wait for the same.
+    answered: Backlog<(Position, Answer)>,
+    kept: Kept,
+    /// Whether calls wait for a commit.
+    gate: Gate,
     /// Requests that wait until it is known what is left of their batch's budget.
     unpaid: Unpaid,
     /// Requests whose call was refused for what may be one item's.
@@ -160,6 +170,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             backlog: Lanes::new(Lane::express_share()),
             cached: Cached::default(),
             uncalled: Backlog::default(),
+            answered: Backlog::default(),
+            kept: Kept::default(),
+            gate: Gate::default(),
             unpaid: Unpaid::default(),
             splits: Splits::default(),
             misfits: Misfits::default(),
@@ -186,6 +199,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             caller: Arc::new(caller),
             config,
         }
+    }
+
+    /// The same, going on with what an earlier life of the role has left.
+    #[must_use]
+    pub fn carrying(mut self, carry: &Carry) -> Self {
+        self.kept = carry.kept.clone();
+        self.tally = carry.tally(&self.tally);
+        self.intake = self.intake.keeping(self.kept.clone());
+        self
     }
 
     /// What becomes of the slots, for reports.
@@ -246,6 +268,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// # Errors
     /// [`FetchError`]; nothing is lost, the next start continues from the last commit.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), FetchError> {
+        let outcome = Box::pin(self.work(stop)).await;
+        // A role without its journal stops in good order, and begins anew.
+        if outcome.is_err() || self.intake.risk().calls > 0 {
+            self.salvage().await;
+        }
+        outcome
+    }
+
+    async fn work(&mut self, stop: CancellationToken) -> Result<(), FetchError> {
         let tokens = Arc::clone(&self.caller.tokens);
         tokens.load(&*self.quota).await?;
         let mut watch = JoinSet::new();
@@ -273,6 +304,44 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         Ok(())
     }
 
+    /// Counts the calls that have to be made again.
+    fn tell_lost(&self) {
+        let lost = self.kept.newly_lost();
+        if lost > 0 {
+            self.metrics.lost.inc_by(lost);
+            self.tally.lost(lost);
+        }
+    }
+
+    /// Keeps what is paid for, for the next life of the role: also what calls bring that are under way, for as long as
+    /// a partition may take to leave.
+    async fn salvage(&mut self) {
+        self.stopping = true;
+        let deadline = Instant::now() + self.config.drain;
+        while let Ok(Some(ended)) = timeout_at(deadline, self.calls.join_next()).await {
+            if let Ok(ended) = ended
+                && let Err(error) = self.end_calls(ended).await
+            {
+                warn!(source = %self.caller.source, %error, "a call's answer is lost");
+                self.kept.lose(1);
+            }
+        }
+        while let Ok(Some(outcomes)) = timeout_at(deadline, self.looking_up.join_next()).await {
+            self.complete(outcomes.unwrap_or_default());
+        }
+        let lost = self.calls.len() + self.looking_up.len();
+        self.kept.lose(u32::try_from(lost).unwrap_or(u32::MAX));
+        for (position, answer) in self.answered.clear() {
+            self.intake.give_up_with(position, answer);
+        }
+        self.intake.keep_all();
+        self.tell_lost();
+        let kept = self.kept.len();
+        if kept + lost > 0 {
+            warn!(source = %self.caller.source, kept, lost, "answers that are not committed are kept; calls under way that do not end are made again");
+        }
+    }
+
     fn take(&mut self, input: Input) {
         match input {
             Input::Records(records) => {
@@ -296,6 +365,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     for (position, _) in self.uncalled.remove(partition) {
                         self.intake.give_up(&position);
                     }
+                    for (position, answer) in self.answered.remove(partition) {
+                        self.intake.give_up_with(position, answer);
+                    }
                     for position in self.cached.remove(partition) {
                         self.intake.give_up(&position);
                     }
@@ -310,6 +382,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             return self.intake.give_up(&position);
         }
         let partition = position.partition.clone();
+        if let Some(answer) = self.intake.kept(&position) {
+            self.metrics.kept.inc();
+            self.answered.push(&partition, (position, answer));
+            return self.regulate(&partition);
+        }
         match self.caller.receive(position, record) {
             Ok(job) => {
                 if let Some(job) = self.unless_cancelled(job) {
@@ -353,8 +430,15 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         None
     }
 
-    /// Completes what ended without a call. Not beyond the window: the commit could not say that it is done.
+    /// Completes what ended without a call, or was called for before. Not beyond the window: the commit could not say that it is done.
     fn end_uncalled(&mut self) {
+        while self.has_room_for_outcomes() {
+            let intake = &self.intake;
+            let Some((position, answer)) = self.answered.pop(|(position, _)| intake.may_start(position)) else { break };
+            let partition = position.partition.clone();
+            self.intake.complete_with(position, answer);
+            self.regulate(&partition);
+        }
         while self.has_room_for_outcomes() {
             let intake = &self.intake;
             let Some((position, records)) = self.uncalled.pop(|(position, _)| intake.may_start(position)) else {
@@ -373,6 +457,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let full = (self.config.backlog / of_lane.max(1)).max(64);
         let waiting = self.backlog.waiting_in(partition)
             + self.uncalled.waiting_in(partition)
+            + self.answered.waiting_in(partition)
             + self.unpaid.waiting_in(partition)
             + self.splits.waiting_in(partition)
             + self.aside_in(partition)
@@ -401,6 +486,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         for (position, _) in self.uncalled.clear() {
             self.intake.give_up(&position);
         }
+        for (position, answer) in self.answered.clear() {
+            self.intake.give_up_with(position, answer);
+        }
         for position in self.cached.clear() {
             self.intake.give_up(&position);
         }
@@ -409,6 +497,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 }
 
 impl backlog::Placed for (Position, Vec<Outgoing>) {
+    fn offset(&self) -> i64 {
+        self.0.offset
+    }
+}
+
+impl backlog::Placed for (Position, Answer) {
     fn offset(&self) -> i64 {
         self.0.offset
     }
@@ -423,6 +517,8 @@ fn batches(jobs: &[Job]) -> Vec<Option<&BatchId>> {
     batches
 }
 
+#[cfg(test)]
+mod again_tests;
 #[cfg(test)]
 mod breaker_tests;
 #[cfg(test)]

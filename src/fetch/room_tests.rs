@@ -24,7 +24,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A vendor that has none of its items.
-struct Empty(String);
+pub(super) struct Empty(pub(super) String);
 
 impl Vendor for Empty {
     fn batch_max(&self) -> usize {
@@ -40,17 +40,17 @@ impl Vendor for Empty {
 
 /// Answers when it is let, and keeps count of who waits.
 #[derive(Clone)]
-struct Server {
-    url: String,
-    gate: Arc<Semaphore>,
+pub(super) struct Server {
+    pub(super) url: String,
+    pub(super) gate: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     /// Whose calls came, in their order.
-    order: Arc<std::sync::Mutex<Vec<String>>>,
+    pub(super) order: Arc<std::sync::Mutex<Vec<String>>>,
 }
 
 impl Server {
-    async fn start(tasks: &mut JoinSet<()>) -> Self {
+    pub(super) async fn start(tasks: &mut JoinSet<()>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Self {
             url: format!("http://{}", listener.local_addr().unwrap()),
@@ -81,7 +81,7 @@ impl Server {
     }
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let since = Instant::now();
     while !condition() {
         assert!(since.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");

@@ -12,8 +12,9 @@ use tracing::{debug, error, warn};
 use super::{
     Event, Handover, Instead, Outgoing, Partition, ReadError, Reader, Record, TransactError, Writer,
     client::SESSION_TIMEOUT,
+    kept::{Answer, Kept, Print},
     ledger::{Admit, LedgerError},
-    outbox::{Outbox, Position},
+    outbox::{Outbox, Position, Risk},
 };
 use crate::runtime::clock::Clock;
 
@@ -76,6 +77,10 @@ pub struct Intake<R, W> {
     handovers: Vec<(Vec<Partition>, Handover)>,
     paused: HashSet<Partition>,
     owned: HashSet<Partition>,
+    /// How many transactions have been committed.
+    commits: u64,
+    /// The brokers take no more of this producer; until when the group is listened to for the reason.
+    fenced: Option<(TransactError, Instant)>,
 }
 
 impl<R: Reader, W: Writer> Intake<R, W> {
@@ -95,6 +100,8 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             handovers: Vec::new(),
             paused: HashSet::new(),
             owned: HashSet::new(),
+            commits: 0,
+            fenced: None,
         }
     }
 
@@ -107,6 +114,9 @@ impl<R: Reader, W: Writer> Intake<R, W> {
     /// [`IntakeError`]; then the stage has to start again from what is committed.
     pub async fn next(&mut self) -> Result<Input, IntakeError> {
         loop {
+            if self.fenced.is_some() {
+                return Err(self.why_fenced().await);
+            }
             if let Some(left) = self.settle_handover() {
                 return Ok(Input::Left(left));
             }
@@ -115,7 +125,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             tokio::select! {
                 biased;
                 result = under_way(&mut self.transaction) => {
-                    self.end_transaction(result).await?;
+                    self.end_transaction(result)?;
                     return Ok(Input::Settled);
                 }
                 () = sleep_until(self.next_commit_at), if commit_is_due => {}
@@ -126,9 +136,48 @@ impl<R: Reader, W: Writer> Intake<R, W> {
         }
     }
 
-    /// A record has its outcome: `records` become visible together with its offset.
+    /// The same with what was kept of an earlier life of the stage, and keeping what this one does not commit.
+    #[must_use]
+    pub fn keeping(self, kept: Kept) -> Self {
+        Self { outbox: Outbox::keeping(kept), ..self }
+    }
+
+    /// A record has its outcome without a call: `records` become visible together with its offset.
     pub fn complete(&mut self, position: Position, records: Vec<Outgoing>) {
-        self.outbox.complete(position, records);
+        self.outbox.complete(position, Answer { records, calls: 0, since: Instant::now() });
+    }
+
+    /// The same for one that was called for.
+    pub fn complete_with(&mut self, position: Position, answer: Answer) {
+        self.outbox.complete(position, answer);
+    }
+
+    /// What a record came to in an earlier life of the stage, see [`Kept`]: it is to be completed with that.
+    #[must_use]
+    pub fn kept(&self, position: &Position) -> Option<Answer> {
+        self.outbox.kept(position, Instant::now())
+    }
+
+    /// Gives up a record that has come to something already: that is kept in case the record comes back.
+    pub fn give_up_with(&mut self, position: Position, answer: Answer) {
+        self.outbox.give_up_with(position, answer);
+    }
+
+    /// The stage ends by an error: whatever is not committed is kept for its next life.
+    pub fn keep_all(&mut self) {
+        self.outbox.keep_all();
+    }
+
+    /// Calls whose outcomes are not committed yet.
+    #[must_use]
+    pub fn risk(&self) -> Risk {
+        self.outbox.risk()
+    }
+
+    /// How many transactions have been committed.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.commits
     }
 
     /// A record will not be worked on here; whoever owns its partition next reads it again.
@@ -170,7 +219,8 @@ impl<R: Reader, W: Writer> Intake<R, W> {
     /// [`IntakeError`]; what was not committed is done again after the next start.
     pub async fn flush(&mut self) -> Result<(), IntakeError> {
         timeout(FLUSH_WITHIN, self.commit_all()).await.unwrap_or_else(|_| {
-            warn!("stopped before everything that was done is committed: Kafka does not answer; it will be done again");
+            let calls = self.outbox.risk().calls;
+            warn!(calls, "stopped before everything that was done is committed: Kafka does not answer; it will be done again, with so many calls");
             Ok(())
         })
     }
@@ -178,12 +228,15 @@ impl<R: Reader, W: Writer> Intake<R, W> {
     async fn commit_all(&mut self) -> Result<(), IntakeError> {
         self.next_commit_at = Instant::now();
         while self.transaction.is_some() || self.outbox.has_waiting() {
+            if self.fenced.is_some() {
+                return Err(self.why_fenced().await);
+            }
             self.begin_when_due();
             tokio::select! {
                 biased;
                 result = under_way(&mut self.transaction) => {
                     self.next_commit_at = Instant::now();
-                    self.end_transaction(result).await?;
+                    self.end_transaction(result)?;
                 }
                 () = sleep_until(self.next_commit_at), if self.transaction.is_none() => {}
                 event = self.reader.next() => if let Some(Input::Records(records)) = self.handle(event?)? {
@@ -210,11 +263,12 @@ impl<R: Reader, W: Writer> Intake<R, W> {
         }
     }
 
-    async fn end_transaction(&mut self, result: Result<(), TransactError>) -> Result<(), IntakeError> {
+    fn end_transaction(&mut self, result: Result<(), TransactError>) -> Result<(), IntakeError> {
         self.transaction = None;
         match result {
             Ok(()) => {
                 self.rolled_back = 0;
+                self.commits += 1;
                 self.outbox.committed();
             }
             Err(TransactError::Aborted(reason)) => {
@@ -232,7 +286,10 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                 self.outbox.rolled_back();
                 self.next_commit_at = Instant::now();
             }
-            Err(error @ TransactError::Fenced { .. }) => return Err(self.why_fenced(error).await),
+            // Whoever waits for the next input may stop waiting at any time: the reason is looked for by the next call.
+            Err(error @ TransactError::Fenced { .. }) => {
+                self.fenced = Some((error, Instant::now() + SESSION_TIMEOUT));
+            }
             Err(error @ TransactError::Rebuild(_)) => return Err(error.into()),
         }
         Ok(())
@@ -241,14 +298,15 @@ impl<R: Reader, W: Writer> Intake<R, W> {
     /// Whether another process has our name, or only a transaction was open for longer than the brokers allow:
     /// after an outage or a stall they fence its producer just the same. Another process would have taken our
     /// place in the group as well, and the group tells within a session.
-    async fn why_fenced(&mut self, error: TransactError) -> IntakeError {
-        let deadline = Instant::now() + SESSION_TIMEOUT;
+    async fn why_fenced(&mut self) -> IntakeError {
+        let deadline = self.fenced.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
         while let Ok(event) = timeout_at(deadline, self.reader.next()).await {
             if let Err(error) = event {
                 return error.into();
             }
         }
-        TransactError::Rebuild(format!("a transaction was open for too long ({error})")).into()
+        let reason = self.fenced.as_ref().map(|(error, _)| error.to_string()).unwrap_or_default();
+        TransactError::Rebuild(format!("a transaction was open for too long ({reason})")).into()
     }
 
     fn handle(&mut self, event: Event) -> Result<Option<Input>, IntakeError> {
@@ -264,8 +322,11 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             }
             Event::Records { partition, epoch, records } => {
                 let position = |offset| Position { partition: partition.clone(), epoch, offset };
-                let admitted = records.into_iter().map(|record| (position(record.offset), record));
-                let new: Vec<_> = admitted.filter(|(position, _)| self.outbox.admit(position) == Admit::New).collect();
+                let read = records.into_iter().map(|record| (position(record.offset), record));
+                let is_new = |(position, record): &(Position, Record)| {
+                    self.outbox.admit(position, Print::of(record)) == Admit::New
+                };
+                let new: Vec<_> = read.filter(is_new).collect();
                 Ok((!new.is_empty()).then_some(Input::Records(new)))
             }
             Event::Gone { partition, epoch, range: Range { start, end } } => {

@@ -11,6 +11,7 @@ mod commit_mark;
 pub mod follow;
 pub mod intake;
 pub mod job;
+pub mod kept;
 pub mod ledger;
 pub mod logs;
 mod membership;

@@ -1,7 +1,7 @@
 //! For tests of the stages: a reader that says what it is told to, and a writer that keeps what it is given.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -25,8 +25,10 @@ pub(crate) struct World {
     pub paused: Vec<Partition>,
     /// The most bytes of a record that is taken.
     pub record_limit: Option<usize>,
-    /// Transactions do not end.
+    /// Transactions do not end until this is over.
     pub is_away: bool,
+    /// How the next transactions fail, the first first.
+    pub failing: VecDeque<TransactError>,
     /// Commits without a transaction are refused.
     pub refuses_commits: bool,
     /// Whose commits are taken; those of a partition that is not here are taken from anybody.
@@ -95,10 +97,13 @@ impl Reader for Scripted {
 
 impl Writer for Log {
     async fn transact(&self, records: Vec<Outgoing>, _: Membership, offsets: Offsets) -> Result<(), TransactError> {
-        if self.world().is_away {
-            return std::future::pending().await;
+        while self.world().is_away {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         let mut world = self.world();
+        if let Some(error) = world.failing.pop_front() {
+            return Err(error);
+        }
         if let Some((partition, ..)) = offsets.iter().find(|(partition, epoch, _)| !world.takes(partition, *epoch)) {
             return Err(TransactError::Aborted(format!("{partition} has gone to another member")));
         }

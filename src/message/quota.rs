@@ -55,6 +55,18 @@ pub struct WholeReport {
     /// This worker is cut off from Redis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut_off: Option<CutOffReport>,
+    /// Calls of today whose answers this worker lost before they were committed: they were made again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub calls_again: u64,
+    /// How often today this worker's process ended without a last report, by kill -9 for example: calls that it had not
+    /// committed were made again, and are in no count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub silent_ends: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Of a worker that is cut off from Redis.

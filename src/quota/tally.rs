@@ -17,8 +17,21 @@ use crate::runtime::{
 pub struct Tally {
     clock: Clock,
     accounts: Mutex<Vec<Counts>>,
+    again: Mutex<Again>,
     /// The same for Prometheus, if it is told.
     metrics: Vec<Slots>,
+}
+
+/// Calls of a day that were made again, of a source as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    /// Midnight UTC of the day that is counted.
+    pub day_at: Timestamp,
+    /// Calls whose answer was lost before it was committed.
+    pub calls: u64,
+    /// How often this worker's process ended without a word: what it had called for and not committed is in no count.
+    pub silent_ends: u64,
+    is_resumed: bool,
 }
 
 /// What became of one account's slots.
@@ -43,6 +56,20 @@ pub struct Counts {
 pub fn midnight(at: Timestamp) -> Timestamp {
     const DAY: i64 = 24 * 60 * 60 * 1_000;
     Timestamp::from_millis(at.as_millis().div_euclid(DAY) * DAY)
+}
+
+impl Again {
+    fn begin_day(&mut self, today: Timestamp) {
+        if today > self.day_at {
+            *self = Self { day_at: today, is_resumed: self.is_resumed, ..Self::default() };
+        }
+    }
+
+    /// As a report has it.
+    #[must_use]
+    pub fn of_day(day_at: Timestamp, calls: u64, silent_ends: u64) -> Self {
+        Self { day_at, calls, silent_ends, is_resumed: false }
+    }
 }
 
 impl Counts {
@@ -94,6 +121,7 @@ impl Tally {
         Self {
             clock,
             accounts: Mutex::new(vec![Counts { day_at, ..Counts::default() }; accounts]),
+            again: Mutex::new(Again { day_at, ..Again::default() }),
             metrics: Vec::new(),
         }
     }
@@ -104,11 +132,49 @@ impl Tally {
         Self { metrics, ..self }
     }
 
-    /// Goes on where a process of this name ended today.
-    pub fn resume(&self, account: usize, counts: Counts) {
+    /// Goes on where a process of this name ended today. What this one has counted itself since, while no report was
+    /// taken, stands.
+    pub fn resume(&self, account: usize, counts: &Counts) {
         if let Some(own) = self.accounts().get_mut(account).filter(|own| own.day_at == counts.day_at) {
-            *own = counts;
+            own.calls = own.calls.max(counts.calls);
+            own.refused = own.refused.max(counts.refused);
+            own.late = own.late.max(counts.late);
+            own.returned = own.returned.max(counts.returned);
         }
+    }
+
+    /// The same for what was made again. `in_order`: the last report said that there would be no other. A process that
+    /// resumes for the second time, after its role has failed, knows that itself.
+    pub fn resume_again(&self, before: Again, in_order: bool) {
+        let mut own = self.lock_again();
+        own.begin_day(midnight(self.clock.now()));
+        if std::mem::replace(&mut own.is_resumed, true) {
+            return;
+        }
+        if before.day_at == own.day_at {
+            own.calls += before.calls;
+            own.silent_ends += before.silent_ends;
+        }
+        own.silent_ends += u64::from(!in_order);
+    }
+
+    /// So many calls have to be made again.
+    pub fn lost(&self, calls: u64) {
+        let mut again = self.lock_again();
+        again.begin_day(midnight(self.clock.now()));
+        again.calls += calls;
+    }
+
+    /// What was made again today.
+    #[must_use]
+    pub fn again(&self) -> Again {
+        let mut again = self.lock_again();
+        again.begin_day(midnight(self.clock.now()));
+        *again
+    }
+
+    fn lock_again(&self) -> MutexGuard<'_, Again> {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A call was made, and perhaps refused.
@@ -193,11 +259,33 @@ mod tests {
         let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
         let tally = Tally::new(2, clock.clone());
         let today = midnight(clock.now());
-        tally.resume(0, Counts { day_at: today, calls: 7, ..Counts::default() });
-        tally
-            .resume(1, Counts { day_at: Timestamp::from_millis(today.as_millis() - 1), calls: 7, ..Counts::default() });
+        tally.resume(0, &Counts { day_at: today, calls: 7, ..Counts::default() });
+        tally.resume(
+            1,
+            &Counts { day_at: Timestamp::from_millis(today.as_millis() - 1), calls: 7, ..Counts::default() },
+        );
         tally.called(0, false);
         tally.called(1, false);
         assert_eq!((tally.of(0).calls, tally.of(1).calls), (8, 1));
+        // The role begins anew in the same process: its last report was not taken.
+        tally.resume(0, &Counts { day_at: today, calls: 7, refused: 2, ..Counts::default() });
+        assert_eq!((tally.of(0).calls, tally.of(0).refused), (8, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_made_again_is_counted_by_day_and_a_silent_end_by_the_process_that_follows() {
+        let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+        let tally = Tally::new(1, clock.clone());
+        let today = midnight(clock.now());
+        tally.resume_again(Again::of_day(today, 5, 1), false);
+        tally.lost(3);
+        // A role that begins anew in the same process: its reports were not taken, and it has not ended.
+        tally.resume_again(Again::of_day(today, 5, 1), false);
+        assert_eq!((tally.again().calls, tally.again().silent_ends), (8, 2));
+        tokio::time::advance(DAY).await;
+        assert_eq!((tally.again().calls, tally.again().silent_ends), (0, 0));
+        let tally = Tally::new(1, clock.clone());
+        tally.resume_again(Again::of_day(today, 5, 1), true);
+        assert_eq!((tally.again().calls, tally.again().silent_ends), (0, 0), "yesterday's");
     }
 }

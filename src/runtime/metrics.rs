@@ -38,6 +38,10 @@ pub struct Metrics {
     waiting: Family<Labels, Gauge>,
     in_flight: Family<Labels, Gauge>,
     breaker_open: Family<Labels, Gauge>,
+    uncommitted: Family<Labels, Gauge>,
+    waits_for_commit: Family<Labels, Gauge>,
+    kept: Family<Labels, Counter>,
+    lost: Family<Labels, Counter>,
     slots: Family<Labels, Counter>,
     budget_spent: Family<Labels, Gauge>,
     cache: Family<Labels, Counter>,
@@ -60,6 +64,14 @@ pub struct Fetching {
     in_flight: Gauge,
     /// 1 while the source's breaker is open.
     breaker_open: Gauge,
+    /// Calls that have ended and are not committed.
+    uncommitted: Gauge,
+    /// 1 while calls wait for a commit.
+    waits_for_commit: Gauge,
+    /// Answers that a role kept when it had to begin anew, and that its request came back for.
+    pub kept: Counter,
+    /// Calls whose answer was lost before it was committed.
+    pub lost: Counter,
 }
 
 /// What becomes of one account's slots.
@@ -102,6 +114,10 @@ impl Metrics {
             waiting: of.family("fetch_waiting_requests", "Requests read from Kafka that wait for a slot, by lane"),
             in_flight: of.family("fetch_calls_in_flight", "Calls under way"),
             breaker_open: of.family("fetch_breaker_open", "1 while the source's breaker lets no call leave"),
+            uncommitted: of.family("fetch_uncommitted_calls", "Calls that have ended and whose outcomes are not committed yet: a killed process makes them again"),
+            waits_for_commit: of.family("fetch_waits_for_commit", "1 while calls wait, since Kafka does not commit what they bring (fetch.at_risk)"),
+            kept: of.family("fetch_answers_kept", "Answers that were not called for again after the role began anew with its group"),
+            lost: of.family("fetch_calls_lost", "Calls whose answer was lost before it was committed, as far as this process knows: they are made again"),
             slots: of.family("quota_slots", "Slots by what became of them: used, missed (their time had passed), returned (nobody waited)"),
             budget_spent: of.family("quota_budget_spent", "1 while a source does not call since a budget, such as the day's money, is spent; /ready and `weir quota` say which and until when"),
             cache: of.family("cache_requests", "Requests by what answered them: memory, redis, shared (a call for another), stale, call"),
@@ -158,6 +174,10 @@ impl Metrics {
             waiting: Lane::ALL.map(waiting),
             in_flight: self.in_flight.get_or_create_owned(&labels),
             breaker_open: self.breaker_open.get_or_create_owned(&labels),
+            uncommitted: self.uncommitted.get_or_create_owned(&labels),
+            waits_for_commit: self.waits_for_commit.get_or_create_owned(&labels),
+            kept: self.kept.get_or_create_owned(&labels),
+            lost: self.lost.get_or_create_owned(&labels),
         }
     }
 
@@ -234,6 +254,12 @@ impl Fetching {
         }
         self.in_flight.set(whole(in_flight));
         self.breaker_open.set(breaker_open.into());
+    }
+
+    /// So many calls are not committed, and whether others wait for that.
+    pub fn risk(&self, uncommitted: usize, waits_for_commit: bool) {
+        self.uncommitted.set(whole(uncommitted));
+        self.waits_for_commit.set(waits_for_commit.into());
     }
 }
 

@@ -209,6 +209,8 @@ fn report() -> QuotaReport {
             addresses: vec![address],
             batches: vec![batch],
             cut_off: Some(CutOffReport { since_at: now(), calls: 7, stopped: false }),
+            calls_again: 3,
+            silent_ends: 1,
         }),
         accounts: vec![account],
     }

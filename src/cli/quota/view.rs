@@ -38,6 +38,10 @@ pub struct View {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<Address>,
     pub accounts: Vec<Account>,
+    /// Calls of today whose answers were lost before they were committed: they were made again.
+    pub calls_again_today: u64,
+    /// How often today a worker ended without a word: what it had not committed was called for again, and counted by nobody.
+    pub silent_ends_today: u64,
     /// Those that were called for last, if batches have a budget.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub batches: Vec<Batch>,
@@ -121,6 +125,7 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
     let mut accounts: BTreeMap<AccountAlias, Account> =
         configured.iter().map(|(alias, allowed)| (alias.clone(), Account::new(alias, allowed))).collect();
     let (mut held, mut used_up) = (None, Told::default());
+    let (mut calls_again_today, mut silent_ends_today) = (0, 0);
     let mut held_accounts: HashMap<&AccountAlias, &HoldReport> = HashMap::new();
     let mut used_up_accounts: HashMap<&AccountAlias, Told<'_>> = HashMap::new();
     for report in known.reports_of(source) {
@@ -135,6 +140,10 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
         worker.reported_at = worker.reported_at.max(report.reported_at);
         if let Some(whole) = report.whole.as_ref().filter(|_| runs) {
             worker.cut_off.clone_from(&whole.cut_off);
+        }
+        if let Some(whole) = report.whole.as_ref().filter(|_| report.day_at == midnight(now)) {
+            calls_again_today += whole.calls_again;
+            silent_ends_today += whole.silent_ends;
         }
         held = longer(held, report.whole.as_ref().and_then(|whole| whole.held.as_ref()));
         if let Some(whole) = &report.whole {
@@ -171,6 +180,8 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
         whole,
         addresses,
         accounts: accounts.into_values().collect(),
+        calls_again_today,
+        silent_ends_today,
         batches: batches::batches(known.reports_of(source)),
     }
 }
@@ -464,12 +475,31 @@ pub fn text(views: &[View], now: Timestamp) -> String {
             format!("{}: {} {reports}", view.source, counted(running as u64, "worker"))
         });
         notes.extend(view.workers.iter().filter_map(|worker| cut_off(worker, now)));
+        notes.extend(made_again(view));
     }
     let mut tables = table(&HEAD, &rows);
     if let Some(batches) = batches::text(views) {
         let _ = write!(tables, "\n\n{batches}");
     }
     format!("{tables}\n\n{}", notes.join("\n"))
+}
+
+/// What was paid for twice today, as far as anybody knows.
+pub fn made_again(view: &View) -> Vec<String> {
+    let (source, calls, ends) = (&view.source, view.calls_again_today, view.silent_ends_today);
+    let mut words = Vec::new();
+    if calls > 0 {
+        let (calls, were) = (counted(calls, "call"), agree(calls, "was", "were"));
+        words.push(format!("{source}: {calls} of today {were} made again: the answer was lost before Kafka had it"));
+    }
+    if ends > 0 {
+        let times = if ends == 1 { "once".to_owned() } else { format!("{} times", grouped(ends)) };
+        words.push(format!(
+            "{source}: {times} today a worker ended without a last report (kill -9, power): what it had called for and \
+             not committed was called for again and is in no count: each time at most fetch.at_risk, and what was under way"
+        ));
+    }
+    words
 }
 
 /// What a worker does without Redis.

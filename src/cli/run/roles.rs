@@ -12,7 +12,7 @@ use crate::{
     batches::{Batches, Followed, Herald, Webhook},
     cancelled::Cancelled,
     changes::{self, Changes, ChangesParts},
-    fetch::{Caller, CallerParts, Fetch},
+    fetch::{Caller, CallerParts, Carry, Fetch},
     kafka::{Instead, KafkaReader, Producer, Reach, ReadError, Reader, WriteError, Writer, intake::IntakeError},
     message::SourceName,
     platform::config::Source,
@@ -40,7 +40,7 @@ const CACHE_WITHIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Process {
-    pub(super) async fn fetch(&self, source: &Source, health: &RoleHealth) -> Result<(), RoleError> {
+    pub(super) async fn fetch(&self, source: &Source, carry: &Carry, health: &RoleHealth) -> Result<(), RoleError> {
         let group = self.groups.fetch(&source.name);
         let (breaker, fallback) = &source.breaker;
         let written: Vec<_> = [&source.name].into_iter().chain(fallback).cloned().collect();
@@ -116,6 +116,7 @@ impl Process {
             .with_breaker(*breaker, fallback.clone())
             .with_cache(cache)
             .with_room(self.room.clone())
+            .carrying(carry)
             .heeding(cancelled);
         let has_budgets = limits.has_budgets() || purse.is_some();
         let reporter = Reporter {

@@ -279,6 +279,9 @@ struct Writing {
     alive_at: Instant,
     /// When a report was taken last.
     taken_at: Instant,
+    /// Calls of today as the report on its way has them, and as the last one that was taken had them.
+    sent: u64,
+    taken: u64,
     under_way: JoinSet<Result<Vec<(u32, u64)>, WriteError>>,
 }
 
@@ -286,7 +289,20 @@ impl Writing {
     fn new(reporter: Arc<Reporter>, producer: Producer, has_budgets: bool) -> Self {
         let (now, prints) = (Instant::now(), vec![None; usize::try_from(reporter.chunks()).unwrap_or_default()]);
         let under_way = JoinSet::new();
-        Self { reporter, producer, has_budgets, prints, turn: 0, next_at: now, alive_at: now, taken_at: now, under_way }
+        let sent = reporter.calls();
+        Self {
+            reporter,
+            producer,
+            has_budgets,
+            prints,
+            turn: 0,
+            next_at: now,
+            alive_at: now,
+            taken_at: now,
+            sent,
+            taken: sent,
+            under_way,
+        }
     }
 
     /// Waits for what comes next, and does it.
@@ -309,6 +325,7 @@ impl Writing {
     fn begin(&mut self) {
         let now = Instant::now();
         self.next_at = now + EVERY;
+        self.sent = self.reporter.calls();
         if now >= self.alive_at {
             self.alive_at = now + HEARTBEAT;
             self.prints[0] = None;
@@ -341,6 +358,7 @@ impl Writing {
         match done {
             Ok(prints) => {
                 self.taken_at = Instant::now();
+                self.taken = self.sent;
                 for (chunk, print) in prints {
                     self.prints[usize::try_from(chunk).unwrap_or_default()] = Some(print);
                 }
@@ -363,6 +381,7 @@ impl Writing {
     /// The last reports: from now on this worker does not call.
     async fn close(mut self) {
         self.under_way.shutdown().await;
+        let calls = self.reporter.calls().saturating_sub(self.taken);
         let last = async {
             let all = (0..self.reporter.chunks()).collect();
             let written = write(&self.reporter, all, true).await;
@@ -370,8 +389,15 @@ impl Writing {
         };
         match timeout(CLOSE_WITHIN, last).await {
             Ok(Ok(())) => debug!("the quota's last report is written"),
-            Ok(Err(error)) => warn!(%error, "the quota's last report was not taken: the next start assumes more calls"),
-            Err(_) => warn!("the quota's last report was not taken in time: the next start assumes more calls"),
+            Ok(Err(error)) => {
+                warn!(%error, calls, "the quota's last report was not taken: so many calls of today are not counted by a process that follows, which assumes more");
+            }
+            Err(_) => {
+                warn!(
+                    calls,
+                    "the quota's last report was not taken in time: so many calls of today are not counted by a process that follows, which assumes more"
+                );
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         AddressState, Aliases, CutOff, Held, Limit, Quota, Snapshot, Tally,
         plan::Limits,
         purse::Purse,
-        tally::{Counts, midnight},
+        tally::{Again, Counts, midnight},
         used_up::Allowance,
     },
     runtime::clock::{Clock, Timestamp},
@@ -67,6 +67,12 @@ impl Reporter {
     #[must_use]
     pub fn chunks(&self) -> u32 {
         u32::try_from(self.aliases.len().div_ceil(CHUNK).max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Calls of today, of all accounts.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        (0..self.aliases.len()).map(|account| self.tally.of(account).calls).sum()
     }
 
     /// One part as a record.
@@ -122,8 +128,17 @@ impl Reporter {
             cut_off.map(|CutOff { since, slots, stopped }| CutOffReport { since_at: since, calls: slots, stopped });
         let batches = self.purse.as_ref().map(|purse| purse.reports()).unwrap_or_default();
         let used_up = allowance.used_up(&allowance.limits.source, &whole.spent, now);
-        let held = whole.held.as_ref().map(hold_report);
-        let whole = WholeReport { held, used_up, spent: whole.spent, addresses, batches, cut_off };
+        let again = self.tally.again();
+        let whole = WholeReport {
+            held: whole.held.as_ref().map(hold_report),
+            used_up,
+            spent: whole.spent,
+            addresses,
+            batches,
+            cut_off,
+            calls_again: again.calls,
+            silent_ends: again.silent_ends,
+        };
         QuotaReport {
             source: self.source.clone(),
             instance: self.instance.clone(),
@@ -142,10 +157,14 @@ impl Reporter {
     pub fn resume<'a>(&self, reports: impl Iterator<Item = &'a QuotaReport>) {
         let indices: HashMap<_, _> = self.aliases.iter().zip(0..).collect();
         for report in reports.filter(|report| report.instance == self.instance) {
+            if let Some(whole) = &report.whole {
+                let again = Again::of_day(report.day_at, whole.calls_again, whole.silent_ends);
+                self.tally.resume_again(again, report.closed);
+            }
             for account in &report.accounts {
                 let Some(&index) = indices.get(&account.alias) else { continue };
                 let AccountReport { calls, refused, late, returned, .. } = *account;
-                self.tally.resume(index, Counts::of_day(report.day_at, [calls, refused, late, returned]));
+                self.tally.resume(index, &Counts::of_day(report.day_at, [calls, refused, late, returned]));
             }
         }
     }

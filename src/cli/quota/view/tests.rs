@@ -231,3 +231,23 @@ fn a_budget_that_is_spent_is_shown_with_its_money_and_when_calls_go_on_until_the
     assert_eq!((later.accounts[0].standing.state, later.whole.state), (READY, "spent"));
     assert_eq!(views(&known, &configured(), at(4_000))[0].whole.state, READY);
 }
+
+#[test]
+fn what_was_called_for_twice_today_is_said_and_that_of_yesterday_is_not() {
+    let report = |instance: &str, reported_at: Timestamp, calls_again: u64, silent_ends: u64| {
+        let report = serde_json::json!({
+            "source": "ali1688", "instance": instance, "chunk": 0, "chunks": 1, "reported_at": reported_at,
+            "counted_at": reported_at, "day_at": midnight(reported_at), "accounts": [], "closed": true,
+            "whole": {"calls_again": calls_again, "silent_ends": silent_ends},
+        });
+        record(report_key(&source(), instance, 0), &report)
+    };
+    let yesterday = Timestamp::from_millis(midnight(at(0)).as_millis() - 1);
+    let records = [report("a", at(0), 1_200, 2), report("b", at(-1), 5, 0), report("c", yesterday, 100, 7)];
+    let view = &views(&known(&records), &configured(), at(1))[0];
+    assert_eq!((view.calls_again_today, view.silent_ends_today), (1_205, 2));
+    let words = made_again(view);
+    assert!(words[0].contains("1,205 calls of today were made again"), "{words:?}");
+    assert!(words[1].contains("2 times today a worker ended without a last report"), "{words:?}");
+    assert_eq!(made_again(&views(&known(&[report("a", at(0), 0, 0)]), &configured(), at(1))[0]), [""; 0]);
+}
