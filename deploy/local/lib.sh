@@ -182,7 +182,7 @@ gone() {
 
 # ---- a stack for the time of one script ------------------------------------------------------------------------
 
-# own_stack NAME: a new and empty stack, which ends with this script; also ends stacks called NAME-…, which its
+# own_stack NAME [SERVER...]: a new and empty stack, which ends with this script; also ends stacks called NAME-…, which its
 # children may have started. Only one such script at a time.
 own_stack() {
     use_stack "$1"
@@ -194,7 +194,7 @@ own_stack() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     trap 'exit 129' HUP
-    "$HERE/up" "$STACK"
+    "$HERE/up" "$STACK" "${@:2}"
     # shellcheck source=/dev/null
     . "$STATE/env"
 }

@@ -59,6 +59,15 @@ breaker = {{ failures = 1000, sample = 100000 }}
         Self { folder, config, variables: Vec::new() }
     }
 
+    /// The same with a configuration of one's own.
+    #[allow(dead_code, reason = "for deploy/local/torture")]
+    pub fn of(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("weir.toml");
+        std::fs::write(&config, text).unwrap();
+        Self { folder, config, variables: Vec::new() }
+    }
+
     /// Adds keys of the source, and a variable for every command to come.
     pub fn with(mut self, source_keys: &str, variable: (&str, &str)) -> Self {
         let text = std::fs::read_to_string(&self.config).unwrap() + source_keys;
