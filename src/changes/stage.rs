@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -119,7 +119,13 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
                     // What it does not reach is read again after the next start.
                     return timeout(STOP_WITHIN, self.round()).await.unwrap_or(Ok(()));
                 }
-                () = wake => self.round().await?,
+                () = wake => {
+                    // A round that hangs does not hold up a stop; what it does not reach is read again.
+                    tokio::select! {
+                        ended = self.round() => ended?,
+                        () = overdue(&stop) => return Ok(()),
+                    }
+                }
                 event = self.parts.reader.next() => self.take(event?)?,
             }
             self.balance();
@@ -309,6 +315,12 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
             }
         }
     }
+}
+
+/// Ends when a stop has been asked for, and nothing may wait for it any longer.
+async fn overdue(stop: &CancellationToken) {
+    stop.cancelled().await;
+    sleep(STOP_WITHIN).await;
 }
 
 /// How far changes were published, by the metadata of a commit.

@@ -24,12 +24,25 @@ struct Inner {
     known: HashMap<Key, Watched>,
     recalls_failing: u32,
     remembers_failing: u32,
+    /// It takes a minute to say anything, as a ClickHouse that hangs until its time-out.
+    hangs: bool,
+}
+
+impl Forgetful {
+    async fn answer(&self) -> Result<(), &'static str> {
+        if self.0.lock().unwrap().hangs {
+            tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+            return Err("timed out");
+        }
+        Ok(())
+    }
 }
 
 impl Memory for Forgetful {
     type Error = &'static str;
 
     async fn recall(&self, items: &[Key]) -> Result<HashMap<Key, Watched>, Self::Error> {
+        self.answer().await?;
         let mut inner = self.0.lock().unwrap();
         if inner.recalls_failing > 0 {
             inner.recalls_failing -= 1;
@@ -39,6 +52,7 @@ impl Memory for Forgetful {
     }
 
     async fn remember(&self, items: &HashMap<Key, Watched>) -> Result<(), Self::Error> {
+        self.answer().await?;
         let mut inner = self.0.lock().unwrap();
         if inner.remembers_failing > 0 {
             inner.remembers_failing -= 1;
@@ -165,6 +179,39 @@ async fn a_change_that_its_topic_does_not_take_ends_alone_as_a_dead_letter() {
     let dead: DeadLetter = serde_json::from_slice(&dead[0].value).unwrap();
     assert!(dead.message.contains("at most 20000") && dead.message.contains("of item 1"), "{}", dead.message);
     assert_eq!(log.world().committed[&partition()].offset, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_a_memory_that_hangs_and_nothing_is_published_twice() {
+    let (log, memory) = (Log::default(), Forgetful::default());
+    let (events, reader) = log.reader();
+    memory.0.lock().unwrap().hangs = true;
+    let parts = ChangesParts {
+        reader,
+        writer: log.clone(),
+        memory: memory.clone(),
+        topic: "weir.changes".into(),
+        instead: Instead::new("weir.dead", WRITER),
+        config: Config::default(),
+        clock: Clock::System,
+        dice: Dice::seeded(1),
+    };
+    let stop = CancellationToken::new();
+    events.send(assigned()).unwrap();
+    let row = || records(0, [result(1, "1", "10"), result(2, "1", "9")]);
+    events.send(row()).unwrap();
+    let (ended, stopped_at) = tokio::join!(Changes::new(parts).run(stop.clone()), async {
+        // In the middle of the first round.
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        stop.cancel();
+        tokio::time::Instant::now()
+    });
+    ended.unwrap();
+    assert!(stopped_at.elapsed().as_secs() <= 20, "{:?}", stopped_at.elapsed());
+
+    memory.0.lock().unwrap().hangs = false;
+    run(&log, &memory, vec![assigned(), row()]).await;
+    assert_eq!(visible(&log), [change("10", "9")]);
 }
 
 #[tokio::test(start_paused = true)]

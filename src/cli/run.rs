@@ -2,9 +2,12 @@
 
 mod roles;
 
-use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::Path, pin::pin, process::ExitCode, sync::Arc, time::Duration};
 
-use tokio::task::JoinSet;
+use tokio::{
+    task::{self, JoinSet},
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -40,6 +43,13 @@ const RESTART_FIRST: Duration = Duration::from_secs(1);
 /// How long a new start waits at most.
 const RESTART_MAX: Duration = Duration::from_secs(30);
 
+/// How long a stop in good order may take in all; supervisors kill after 30 s by default. What hangs then is left where
+/// it stands, as if the process had been killed: nothing is lost by that, and nothing doubled.
+const STOP_WITHIN: Duration = Duration::from_secs(25);
+
+/// How long connections of `[http] listen` may take to end after all roles have.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
 /// How long to wait before Kafka is asked for its topics again.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -50,8 +60,9 @@ pub(super) const LONG_ABOUT: &str = "\
 Run the roles: fetch, retry, changes and sink, together or some of them.
 
 Any number of processes may run the same role: they share the partitions among them. Each needs an [instance] name of \
-its own that stays the same over restarts. Ctrl-C or SIGTERM stops in good order: what is under way is finished and \
-committed; a second signal ends the process at once, and the next one begins at the last commit.
+its own that stays the same over restarts. Ctrl-C, SIGTERM or SIGHUP stops in good order: what is under way is finished and \
+committed, within 30 s whatever does not answer; a second signal ends the process at once. The next one begins at the \
+last commit.
 
 /health, /ready and /metrics (for Prometheus) answer on [http] listen.";
 
@@ -202,27 +213,54 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
         stop: stop.clone(),
         config,
     });
-    let mut roles = JoinSet::new();
+    let (mut roles, mut names) = (JoinSet::new(), HashMap::new());
     for task in tasks {
-        let role = health.role(task.name());
-        roles.spawn(supervise(Arc::clone(&process), task, role));
+        let (name, role) = (task.name(), health.role(task.name()));
+        names.insert(roles.spawn(supervise(Arc::clone(&process), task, role)).id(), name);
     }
     let mut server = JoinSet::new();
     if let Some(listener) = listener {
         server.spawn(health::serve(listener, router, stop.clone()));
     }
-    let mut outcome = Ok(Exit::Done.into());
-    while let Some(ended) = roles.join_next().await {
-        if let Err(error) = ended? {
-            outcome = Err(error);
-            stop.cancel();
-        }
-    }
+    let outcome = all_end(roles, names, &stop).await;
     stop.cancel();
-    while let Some(ended) = server.join_next().await {
+    while let Ok(Some(ended)) = timeout(CLOSE_WITHIN, server.join_next()).await {
         ended??;
     }
-    outcome
+    outcome.map(|()| Exit::Done.into())
+}
+
+/// Waits until all roles have ended, or for [`STOP_WITHIN`] after `stop`. One that ends by an error stops the others.
+async fn all_end(
+    mut roles: JoinSet<anyhow::Result<()>>,
+    mut names: HashMap<task::Id, String>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut outcome = Ok(());
+    let mut overdue = pin!(async {
+        stop.cancelled().await;
+        sleep(STOP_WITHIN).await;
+    });
+    loop {
+        tokio::select! {
+            ended = roles.join_next_with_id() => {
+                let Some(ended) = ended else { return outcome };
+                let (id, ended) = ended?;
+                names.remove(&id);
+                if let Err(error) = ended {
+                    outcome = Err(error);
+                    stop.cancel();
+                }
+            }
+            () = &mut overdue => {
+                let mut hanging: Vec<String> = names.into_values().collect();
+                hanging.sort();
+                let roles = hanging.join(", ");
+                warn!(roles, "stopped before these have finished: what they wait for does not answer; what was under way is done again from the last commit");
+                return outcome;
+            }
+        }
+    }
 }
 
 /// One task per source for fetch, one each for the others.
@@ -404,5 +442,52 @@ impl Process {
     /// The stable name of this process in a group: `group.instance.id` and `transactional.id`.
     fn member(&self, group: &str) -> String {
         format!("{group}.{}", self.config.instance.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Roles that end so long after the stop, or never.
+    fn roles(
+        after: &[Option<u64>],
+        stop: &CancellationToken,
+    ) -> (JoinSet<anyhow::Result<()>>, HashMap<task::Id, String>) {
+        let (mut roles, mut names) = (JoinSet::new(), HashMap::new());
+        for (number, after) in after.iter().copied().enumerate() {
+            let stop = stop.clone();
+            let role = async move {
+                stop.cancelled().await;
+                match after {
+                    Some(seconds) => sleep(Duration::from_secs(seconds)).await,
+                    None => std::future::pending().await,
+                }
+                Ok(())
+            };
+            names.insert(roles.spawn(role).id(), format!("role {number}"));
+        }
+        (roles, names)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_within_30_seconds_though_a_role_hangs() {
+        for (after, expected) in [(vec![Some(1), Some(12)], 12), (vec![Some(1), None], 25), (vec![], 0)] {
+            let stop = CancellationToken::new();
+            let (roles, names) = roles(&after, &stop);
+            stop.cancel();
+            let since = tokio::time::Instant::now();
+            all_end(roles, names, &stop).await.unwrap();
+            assert_eq!(since.elapsed().as_secs(), expected, "{after:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_role_that_must_not_go_on_stops_the_others_and_is_what_is_reported() {
+        let stop = CancellationToken::new();
+        let (mut roles, mut names) = roles(&[Some(3), None], &stop);
+        names.insert(roles.spawn(async { Err(anyhow::anyhow!("fenced")) }).id(), "fetch/a".to_owned());
+        let error = all_end(roles, names, &stop).await.unwrap_err();
+        assert_eq!(error.to_string(), "fenced");
     }
 }
