@@ -61,7 +61,7 @@ CREATE TABLE IF NOT EXISTS {database}.observations
     latency_ms     UInt32,
     title          String CODEC(ZSTD),
     price          Nullable(Decimal(18, 4)),
-    price_text     String CODEC(ZSTD) COMMENT 'the price as the vendor wrote it, only where it is no Decimal(18, 4)',
+    price_text     String CODEC(ZSTD) COMMENT 'the price as the vendor wrote it, where that is more than the number: a range (its low end is price), words',
     currency       LowCardinality(String),
     stock          Nullable(Decimal(18, 4)) COMMENT 'NULL where the vendor gave none or no number: see raw',
     sku_info       String CODEC(ZSTD(3)),

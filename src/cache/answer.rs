@@ -53,8 +53,9 @@ impl Answer {
     /// About how many bytes of memory it takes.
     #[must_use]
     pub fn size(&self) -> usize {
-        let Columns { title, price, currency, stock, sku_info, category_id, seller_nick, .. } = &self.columns;
-        let columns = [title, price, currency, stock, sku_info, category_id, seller_nick];
+        let Columns { title, price, price_text, currency, stock, sku_info, category_id, seller_nick, .. } =
+            &self.columns;
+        let columns = [title, price, price_text, currency, stock, sku_info, category_id, seller_nick];
         let columns: usize = columns.into_iter().flatten().map(String::len).sum();
         size_of::<Self>() + columns + self.fingerprint.len() + self.raw.as_ref().map_or(0, |raw| raw.get().len())
     }

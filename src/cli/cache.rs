@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cache::{Cache, Kept, Key, SourceCache},
     config::Config,
-    message::{ItemId, Request, SourceName},
+    message::{ItemId, Request, SourceName, price},
     runtime::clock::{Clock, Dice, Timestamp},
     serve::Question,
 };
@@ -164,7 +164,9 @@ fn row(item: &ItemId, kept: Option<&Kept>, now: Timestamp) -> Vec<String> {
     vec![
         item.to_string(),
         answer.status.as_str().to_owned(),
-        answer.columns.price.clone().unwrap_or_default(),
+        price::shown(answer.columns.price.as_deref(), answer.columns.price_text.as_deref())
+            .unwrap_or_default()
+            .to_owned(),
         spoken(now.since(ends.fetched_at)),
         left(ends.soft_at),
         left(ends.hard_at),

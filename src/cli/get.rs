@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cache::Cache,
     config::Config,
-    message::{ItemId, SourceName, Status, Via},
+    message::{ItemId, SourceName, Status, Via, price},
     runtime::clock::{Clock, Dice},
     serve::{Answered, Desk, Given, Question, SourceParts, reply::Body},
     topics::Topics,
@@ -155,7 +155,7 @@ fn sheet(question: &Question, given: &Given, desk: &Desk) -> String {
         Status::Absent => "there is no such item",
         Status::OffShelf => "not for sale",
     };
-    let price = columns.price.as_ref().map(|price| {
+    let price = price::shown(columns.price.as_deref(), columns.price_text.as_deref()).map(|price| {
         let currency = columns.currency.as_deref().unwrap_or_default();
         format!("{price} {currency}").trim().to_owned()
     });

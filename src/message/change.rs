@@ -4,7 +4,7 @@ use rust_decimal::Decimal;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BatchId, ItemId, Observation, RequestId, SourceName, Status};
+use super::{BatchId, ItemId, Observation, RequestId, SourceName, Status, price};
 use crate::runtime::clock::Timestamp;
 
 /// Which column has changed.
@@ -81,7 +81,7 @@ pub struct Watched {
     pub fingerprint: String,
     /// When it was last found; `None`: never.
     pub found_at: Option<Timestamp>,
-    /// The price then.
+    /// The price then, in words if it was more than a number.
     pub price: Option<String>,
     /// The title then.
     pub title: Option<String>,
@@ -138,7 +138,7 @@ impl Watched {
         let columns = &seen.columns;
         Self {
             found_at: Some(seen.fetched_at),
-            price: columns.price.clone(),
+            price: price::shown(columns.price.as_deref(), columns.price_text.as_deref()).map(str::to_owned),
             title: columns.title.clone(),
             stock: columns.stock.clone(),
             rating: columns.rating.clone(),
@@ -186,7 +186,8 @@ pub(super) fn value(field: Field, text: Option<&str>) -> String {
     match field {
         Field::Status => text.to_owned(),
         Field::Title => text.trim().to_owned(),
-        Field::Price | Field::Stock | Field::Rating => {
+        Field::Price => price::meaning(Some(text), None),
+        Field::Stock | Field::Rating => {
             text.parse::<Decimal>().map_or_else(|_| text.to_owned(), |number| number.normalize().to_string())
         }
     }
@@ -246,6 +247,20 @@ mod tests {
     fn the_first_observation_is_no_change_and_formatting_is_none_either() {
         let row = [(1, "10.0", "cup"), (2, "10.00", " cup "), (3, "10", "cup")];
         assert_eq!(changes(&row.map(|(at, price, title)| seen(at, Status::Found, price, title))), []);
+    }
+
+    #[test]
+    fn a_price_in_another_form_is_no_change_and_a_range_is_shown_as_it_is() {
+        let forms = [(1, "12", None), (2, "12.00", Some("￥12.00")), (3, "12.00", Some("12.00-15.00"))];
+        let forms = forms.into_iter().chain([(4, "12", Some("12 ~ 15元")), (5, "9", Some("特价9元"))]);
+        let row = forms.map(|(at, price, words)| {
+            let mut seen = seen(at, Status::Found, price, "cup");
+            seen.columns.price_text = words.map(str::to_owned);
+            seen.fingerprint = seen.columns.fingerprint(Status::Found);
+            seen
+        });
+        let expected = [change("price", "12.00", "12.00-15.00", 2), change("price", "12 ~ 15元", "9", 4)];
+        assert_eq!(changes(&row.collect::<Vec<_>>()), expected);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{
     AccountAlias, BatchId, ItemId, RequestId, SourceName,
     change::{Field, value},
     id::from_text,
+    price,
 };
 use crate::runtime::clock::Timestamp;
 
@@ -94,9 +95,12 @@ pub struct Columns {
     /// The title.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    /// The price in units of `currency`, as a decimal text.
+    /// The price in units of `currency`, as a decimal text; of a range its low end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub price: Option<String>,
+    /// The price as the vendor wrote it, if that is not the number itself: a range, a currency's sign, words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price_text: Option<String>,
     /// ISO 4217.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub currency: Option<String>,
@@ -128,13 +132,13 @@ pub struct Columns {
 
 impl Columns {
     /// A fingerprint of what people watch: price, title, stock, rating and the status. It is decided here, once:
-    /// `10.0` and `10.00` are one price, so that formatting alone makes no change.
+    /// `10.0` and `￥10.00` are one price, so that formatting alone makes no change.
     #[must_use]
     pub fn fingerprint(&self, status: Status) -> String {
         let watched = [
             status.as_str().to_owned(),
             value(Field::Title, self.title.as_deref()),
-            value(Field::Price, self.price.as_deref()),
+            price::meaning(self.price.as_deref(), self.price_text.as_deref()),
             value(Field::Stock, self.stock.as_deref()),
             value(Field::Rating, self.rating.as_deref()),
         ];
@@ -206,6 +210,10 @@ mod tests {
         let one = columns("10.00", "5").fingerprint(Status::Found);
         assert_eq!(one, columns("10.0", "5").fingerprint(Status::Found));
         assert_eq!(one.len(), 16);
+        let written = Columns { price_text: Some("￥10.00".into()), ..columns("10.00", "5") };
+        assert_eq!(one, written.fingerprint(Status::Found));
+        let range = Columns { price_text: Some("10.00-12.00".into()), ..columns("10.00", "5") };
+        assert_ne!(one, range.fingerprint(Status::Found));
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use reqwest::{
     Certificate, Proxy, Response, Url,
     dns::{Addrs, Name, Resolve, Resolving},
+    header::{ACCEPT_ENCODING, HeaderMap, HeaderValue},
 };
 use secrecy::ExposeSecret;
 use tokio::{
@@ -24,15 +25,25 @@ use tower::Service;
 use super::{
     Common, Exchange, HttpReply, Method, Refusal, RefusalKind,
     address::{Address, Credentials},
+    content::{self, Unpackable},
     hints::{self, Hint},
     names::Names,
     shortage::{self, Shortage},
 };
-use crate::{message::codec::shorten, runtime::clock::Clock};
+use crate::{
+    message::codec::{printable, shorten},
+    runtime::clock::Clock,
+};
 
 /// The longest body that is read, in bytes: far more than any product has, and little enough that its record
 /// fits into a topic.
 pub const BODY_LIMIT: usize = 4 * 1024 * 1024;
+
+/// How replies may be packed, of what can be unpacked: what every server can do, and most do well.
+const PACKINGS: &str = "gzip, br";
+
+/// A packed reply longer than this is unpacked where it keeps no other call waiting, in bytes.
+const ASIDE: usize = 16 * 1024;
 
 /// A proxy's "who are you?".
 const PROXY_AUTHENTICATION: u16 = 407;
@@ -162,13 +173,15 @@ enum Broken {
     /// Within the reply.
     Transport(reqwest::Error),
     TooLong,
+    /// It is packed in this way, and cannot be unpacked.
+    Packed(&'static str),
 }
 
 impl Broken {
     const fn error(&self) -> Option<&reqwest::Error> {
         match self {
             Self::Unanswered { error, .. } | Self::Transport(error) => Some(error),
-            Self::TooLong => None,
+            Self::TooLong | Self::Packed(_) => None,
         }
     }
 }
@@ -336,6 +349,7 @@ fn connections(
         .tcp_keepalive(Duration::from_secs(30))
         .http2_adaptive_window(true)
         .dns_resolver(Arc::new(resolver))
+        .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(PACKINGS))]))
         // A redirect would send the secrets in the form to somebody else, and a call that is repeated
         // behind our back would have no slot.
         .redirect(reqwest::redirect::Policy::none())
@@ -399,8 +413,32 @@ impl Way {
         let status = response.status().as_u16();
         let hint = hint_of(&response);
         let date = response.headers().get("date").and_then(|value| hints::date(value.to_str().ok()?));
-        Ok(HttpReply { status, retry_after: hint.wait(), used_up: hint.used_up, date, body: body(response).await? })
+        let (encodings, content_type) = (header(&response, "content-encoding"), header(&response, "content-type"));
+        let (encodings, content_type) = (encodings.unwrap_or_default(), content_type.unwrap_or_default());
+        let body = content(encodings, body(response).await?).await?;
+        let body = content::text(&content_type, &body);
+        Ok(HttpReply { status, retry_after: hint.wait(), used_up: hint.used_up, date, body })
     }
+}
+
+/// What is in a body that may be packed.
+async fn content(encodings: String, body: Bytes) -> Result<Bytes, Broken> {
+    if !content::is_packed(&encodings, &body) {
+        return Ok(body);
+    }
+    let is_small = body.len() <= ASIDE;
+    let unpack = move || content::unpacked(&encodings, body, BODY_LIMIT);
+    let unpacked = if is_small {
+        unpack()
+    } else {
+        tokio::task::spawn_blocking(unpack)
+            .await
+            .unwrap_or(Err(Unpackable::Broken("that the unpacker did not survive")))
+    };
+    unpacked.map_err(|error| match error {
+        Unpackable::TooLong => Broken::TooLong,
+        Unpackable::Broken(packing) => Broken::Packed(packing),
+    })
 }
 
 async fn body(mut response: Response) -> Result<Bytes, Broken> {
@@ -461,6 +499,9 @@ impl Broken {
         let to = url.split(['?', '#']).next().unwrap_or_default();
         let (kind, code, why) = match self {
             Self::TooLong => (RefusalKind::Outage, "body", format!("the reply has more than {BODY_LIMIT} bytes")),
+            Self::Packed(packing) => {
+                (RefusalKind::Outage, "body", format!("the reply is {packing} and breaks off or is damaged"))
+            }
             Self::Unanswered { error, .. } | Self::Transport(error) if error.is_builder() => {
                 (RefusalKind::Misconfigured(Common::Form), "url", chain(&error.without_url()))
             }
@@ -476,7 +517,8 @@ impl Broken {
             }
         };
         let message = format!("{} {to}: {why}", method.name());
-        Refusal { kind, code: code.to_owned(), message: shorten(&message, MESSAGE_LIMIT).into_owned() }
+        let message = shorten(&printable(&message), MESSAGE_LIMIT).into_owned();
+        Refusal { kind, code: code.to_owned(), message }
     }
 }
 
@@ -584,11 +626,14 @@ pub(super) fn is_proxy_url(text: &str) -> bool {
         && url.password().is_none()
 }
 
+/// All lines of a header.
+fn header(response: &Response, name: &str) -> Option<String> {
+    let lines: Vec<&str> = response.headers().get_all(name).iter().filter_map(|line| line.to_str().ok()).collect();
+    (!lines.is_empty()).then(|| lines.join(", "))
+}
+
 fn hint_of(response: &Response) -> Hint {
-    let header = |name: &str| {
-        let lines: Vec<&str> = response.headers().get_all(name).iter().filter_map(|line| line.to_str().ok()).collect();
-        (!lines.is_empty()).then(|| lines.join(", "))
-    };
+    let header = |name: &str| header(response, name);
     // Times are meant on the sender's clock, which it sends along.
     let now = header("date").and_then(|value| hints::date(&value)).unwrap_or_else(|| Clock::System.now());
     Hint::read(&header, now)

@@ -63,6 +63,19 @@ fn router() -> Router {
         .route("/busy", post((StatusCode::TOO_MANY_REQUESTS, busy, "slow down")))
         .route("/dated", post((StatusCode::SERVICE_UNAVAILABLE, dated, "")))
         .route("/gzip", post((gzip, hex::decode(GZIPPED).unwrap())))
+        .route("/packed", post(async |request: Request| packed(&request.uri().query().unwrap().replace('+', " "))))
+        .route(
+            "/bomb",
+            post(async |request: Request| {
+                let mut headers = HeaderMap::new();
+                if request.uri().query().is_some() {
+                    headers.insert("content-encoding", HeaderValue::from_static("gzip"));
+                }
+                let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                std::io::Write::write_all(&mut packer, &vec![b' '; BODY_LIMIT + 1]).unwrap();
+                (headers, packer.finish().unwrap())
+            }),
+        )
         .route("/moved", post((StatusCode::TEMPORARY_REDIRECT, moved, "elsewhere")))
         .route("/limit", post(megabytes(BODY_LIMIT >> 20)))
         .route("/beyond", post(megabytes((BODY_LIMIT >> 20) + 1)))
@@ -195,6 +208,83 @@ async fn a_good_reply_says_that_a_quota_is_used_up() {
 #[tokio::test]
 async fn a_compressed_reply_is_unpacked() {
     assert_eq!(Server::start().await.call("/gzip").await.unwrap().body, r#"{"ok":true}"#);
+}
+
+/// `{"ok":"玻璃杯"}` as bytes that a reply can be, with what its headers say of them.
+fn packed(how: &str) -> (HeaderMap, Vec<u8>) {
+    const TEXT: &str = r#"{"ok":"玻璃杯"}"#;
+    let gbk = b"{\"ok\":\"\xb2\xa3\xc1\xa7\xb1\xad\"}".to_vec();
+    let gzip = "1f8b0800000000000203ab56cacf56b2527adeb7fbf9a4e66773d72bd50200da57758112000000";
+    let zlib = "789cab56cacf56b2527adeb7fbf9a4e66773d72bd502004ca908f3";
+    let zstd = "28b52ffd2012910000";
+    let (of_type, encoding, body) = match how {
+        "a mark" => ("application/json", "", [b"\xef\xbb\xbf", TEXT.as_bytes()].concat()),
+        "UTF-16 with a mark" => (
+            "application/json",
+            "",
+            std::iter::once(0xfeff).chain(TEXT.encode_utf16()).flat_map(u16::to_be_bytes).collect(),
+        ),
+        "UTF-16 without" => ("", "", TEXT.encode_utf16().flat_map(u16::to_le_bytes).collect()),
+        "GBK" => ("text/html; Charset=\"GBK\"", "", gbk),
+        "GBK in gzip" => {
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            std::io::Write::write_all(&mut packer, &gbk).unwrap();
+            ("application/json;charset=gb2312", "gzip", packer.finish().unwrap())
+        }
+        "Latin-1 that is none" => ("application/json;charset=ISO-8859-1", "", TEXT.into()),
+        "gzip unsaid" => ("", "", hex::decode(gzip).unwrap()),
+        "gzip said twice" => ("", "gzip, x-gzip", hex::decode(gzip).unwrap()),
+        "gzip that is none" => ("", "gzip", TEXT.into()),
+        "zlib unsaid" => ("", "", hex::decode(zlib).unwrap()),
+        "deflate" => ("", "deflate", hex::decode(zlib).unwrap()),
+        "raw deflate" => ("", "deflate", hex::decode(&zlib[4..zlib.len() - 8]).unwrap()),
+        "zstd unsaid" => ("", "", [hex::decode(zstd).unwrap(), TEXT.into()].concat()),
+        "brotli" => ("", "br", [b"\x8b\x08\x80", TEXT.as_bytes(), b"\x03"].concat()),
+        other => panic!("{other}"),
+    };
+    let mut headers = HeaderMap::new();
+    headers.extend(
+        [("content-type", of_type), ("content-encoding", encoding)]
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(name, value)| {
+                (name.parse::<axum::http::HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap())
+            }),
+    );
+    (headers, body)
+}
+
+#[tokio::test]
+async fn whatever_bytes_a_reply_is_sent_as_it_arrives_as_its_text() {
+    let server = Server::start().await;
+    let all = [
+        "a mark",
+        "UTF-16 with a mark",
+        "UTF-16 without",
+        "GBK",
+        "GBK in gzip",
+        "Latin-1 that is none",
+        "gzip unsaid",
+        "gzip said twice",
+        "gzip that is none",
+        "zlib unsaid",
+        "deflate",
+        "raw deflate",
+        "zstd unsaid",
+        "brotli",
+    ];
+    for how in all {
+        let reply = server.call(&format!("/packed?{}", how.replace(' ', "+"))).await;
+        let body = reply.map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
+        assert_eq!(body.as_deref(), Ok(r#"{"ok":"玻璃杯"}"#), "{how}");
+    }
+}
+
+#[tokio::test]
+async fn what_unpacks_to_more_than_the_limit_is_an_outage_whether_its_packing_is_said_or_not() {
+    let server = Server::start().await;
+    assert_outage(server.call("/bomb").await, "body");
+    assert_outage(server.call("/bomb?said").await, "body");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod address;
 pub mod ali1688;
 pub mod config;
+mod content;
 pub mod hints;
 pub mod http;
 mod kind;
@@ -101,7 +102,8 @@ pub struct HttpReply {
     pub used_up: Option<Duration>,
     /// What the sender's clock showed (`Date`), if it says so.
     pub date: Option<Timestamp>,
-    /// The body, at most [`http::BODY_LIMIT`] bytes.
+    /// The body, unpacked and in UTF-8 whatever it was sent as, at most [`http::BODY_LIMIT`] bytes; as it came if it is
+    /// no text.
     pub body: bytes::Bytes,
 }
 

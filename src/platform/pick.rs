@@ -47,7 +47,8 @@ impl Picker {
         Ok(picker)
     }
 
-    /// Looks the pointers up in a JSON text. A name that occurs twice in an object counts the last time.
+    /// Looks the pointers up in a JSON text. Of a name that occurs twice in an object the
+    /// last counts, with all that is in it and nothing of the first.
     ///
     /// # Errors
     /// If the text is not JSON.
@@ -75,6 +76,12 @@ impl Node {
             self.children.len() - 1
         });
         &mut self.children[at].1
+    }
+
+    /// Forgets what was found at this node and below it.
+    fn forget(&self, found: &mut Picked<'_>) {
+        self.ends.iter().for_each(|&end| found[end] = None);
+        self.children.iter().for_each(|(_, child)| child.forget(found));
     }
 
     fn find(&self, name: &str) -> Option<&Self> {
@@ -117,7 +124,11 @@ impl<'a> de::Visitor<'a> for Visit<'_, '_, 'a> {
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(child) = map.next_key_seed(Name(self.node))? {
             match child {
-                Some(node) => map.next_value_seed(Visit { node, found: self.found })?,
+                Some(node) => {
+                    // The name may have come before, with something else inside.
+                    node.forget(self.found);
+                    map.next_value_seed(Visit { node, found: self.found })?;
+                }
                 None => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -213,6 +224,14 @@ mod tests {
         for json in ["null", "true", "-1", "1e400", "\"a\"", "[]", r#"{"a":1}"#, r#"{"a":[[["b"]]]}"#] {
             assert_eq!(pick(&["/a/b", "/a/b/0/c"], json), [None, None], "{json}");
         }
+    }
+
+    #[test]
+    fn of_a_doubled_name_the_last_counts_with_all_that_is_in_it() {
+        let json = r#"{"a":{"b":1,"c":2},"a":{"c":3,"c":4},"z":[{"y":1}],"z":null}"#;
+        assert_eq!(pick(&["/a/b", "/a/c", "/z/0/y", "/z"], json), [None, Some("4"), None, Some("null")]);
+        assert_eq!(pick(&["/a", "/a/b"], json), [Some(r#"{"c":3,"c":4}"#), None]);
+        assert_eq!(pick(&["/0/a"], r#"[{"a":1,"a":2}]"#), [Some("2")]);
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 
-use rust_decimal::Decimal;
 use serde_json::value::RawValue;
 
-use super::{Affected, HttpReply, Refusal, RefusalKind};
-use crate::message::codec::shorten;
+use super::{Affected, HttpReply, Refusal, RefusalKind, content};
+use crate::message::{
+    codec::{printable, shorten},
+    price::{self, Stated},
+};
 
 /// How much of the vendor's words is kept, in bytes.
 const MESSAGE_LIMIT: usize = 300;
@@ -17,8 +19,8 @@ const CODE_LIMIT: usize = 80;
 pub(super) fn refusal(kind: RefusalKind, code: &str, message: &str) -> Refusal {
     Refusal {
         kind,
-        code: shorten(code.trim(), CODE_LIMIT).into_owned(),
-        message: shorten(message.trim(), MESSAGE_LIMIT).into_owned(),
+        code: shorten(printable(code).trim(), CODE_LIMIT).into_owned(),
+        message: shorten(printable(message).trim(), MESSAGE_LIMIT).into_owned(),
     }
 }
 
@@ -32,11 +34,15 @@ pub(super) fn bug(code: &str, message: &str) -> Refusal {
     refusal(RefusalKind::Bug, code, message)
 }
 
-/// A reply that is no JSON: a proxy's page, or half of a body.
+/// A reply that is no JSON: a proxy's page, or half of a body. It says what it is, and how it begins if that can be read.
 pub(super) fn not_json(reply: &HttpReply) -> Refusal {
-    let text = String::from_utf8_lossy(reply.body.get(..2 * MESSAGE_LIMIT).unwrap_or(&reply.body));
-    let start = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    by_status(reply, RefusalKind::Outage, &format!("not JSON ({} bytes): {start}", reply.body.len()))
+    let (what, bytes) = (content::name(&reply.body), reply.body.len());
+    let start = std::str::from_utf8(&reply.body).map(|text| shorten(text, 2 * MESSAGE_LIMIT)).unwrap_or_default();
+    let words = start.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let start =
+        words.fold(String::new(), |all, word| if all.is_empty() { format!(": {word}") } else { all + " " + word });
+    let but = if what.starts_with("JSON") { "" } else { "not JSON but " };
+    by_status(reply, RefusalKind::Outage, &format!("{but}{what} ({bytes} bytes){start}"))
 }
 
 /// How a reply begins, in one line.
@@ -69,26 +75,26 @@ pub(super) const fn is_success(reply: &HttpReply) -> bool {
     matches!(reply.status, 200..300)
 }
 
-/// A decimal and the text it came as.
-pub(super) struct Price {
-    /// To compare by.
-    pub(super) value: Decimal,
-    /// To store.
-    pub(super) text: String,
+/// What a number or a text says of a price. Anything else in JSON says nothing.
+pub(super) fn price(raw: Option<&RawValue>) -> Stated {
+    match present(raw) {
+        Some(raw) if !raw.get().starts_with(['{', '[', 't', 'f']) => price::stated(&text(raw)),
+        Some(_) | None => Stated::default(),
+    }
 }
 
-/// Reads a decimal, from a number or a string. Its text stays as it is (`10.00`), unless it has an exponent,
-/// which columns of decimals do not take: Java writes 10,000,000 as `1.0E7`.
-pub(super) fn price(raw: Option<&RawValue>) -> Option<Price> {
-    let text = text(present(raw)?);
-    let text = text.trim();
-    if text.contains(['e', 'E']) {
-        let value = Decimal::from_scientific(text).ok()?.normalize();
-        return Some(Price { value, text: value.to_string() });
+/// The first of these that is a number; else the first that says anything.
+pub(super) fn first_price<'a>(all: impl IntoIterator<Item = Option<&'a RawValue>>) -> Stated {
+    let mut words = Stated::default();
+    for stated in all.into_iter().map(price) {
+        if stated.number.is_some() {
+            return stated;
+        }
+        if words == Stated::default() {
+            words = stated;
+        }
     }
-    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || b".-".contains(&byte));
-    let value = text.parse().ok().filter(|_| plain)?;
-    Some(Price { value, text: text.to_owned() })
+    words
 }
 
 /// A value that is not null.
@@ -96,7 +102,7 @@ pub(super) fn present(raw: Option<&RawValue>) -> Option<&RawValue> {
     raw.filter(|raw| raw.get() != "null")
 }
 
-/// A string's content, or the JSON itself.
+/// A string's content without control characters, or the JSON itself.
 pub(super) fn text(raw: &RawValue) -> Cow<'_, str> {
     let json = raw.get();
     let Some(inside) = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
@@ -104,7 +110,11 @@ pub(super) fn text(raw: &RawValue) -> Cow<'_, str> {
     };
     if inside.contains('\\') {
         // A lone surrogate is JSON but no text: then what stands there is all that there is.
-        return serde_json::from_str(json).map_or(Cow::Borrowed(inside), Cow::Owned);
+        let Ok(text) = serde_json::from_str::<String>(json) else { return Cow::Borrowed(inside) };
+        return Cow::Owned(match printable(&text) {
+            Cow::Borrowed(_) => text,
+            Cow::Owned(printable) => printable,
+        });
     }
-    Cow::Borrowed(inside)
+    printable(inside)
 }

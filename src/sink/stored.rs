@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{connection::Trouble, insert::Store, present::identifier};
 use crate::{
     kafka::{Partition, Record},
-    message::{BatchId, Columns, ItemId, Observation, SourceName},
+    message::{BatchId, Columns, ItemId, Observation, SourceName, price},
     runtime::clock::Timestamp,
 };
 
@@ -228,9 +228,12 @@ fn record(row: Stored) -> Result<(Record, Observation), String> {
 fn columns(row: &Stored) -> Columns {
     let decimal = |value: Option<i64>| value.map(|value| Decimal::new(value, 4).normalize().to_string());
     let text = |text: &String| some(text.clone());
+    // Rows of earlier versions have words alone where there was a number in them.
+    let price::Stated { number, words } = price::stated(&row.price_text);
     Columns {
         title: text(&row.title),
-        price: decimal(row.price).or_else(|| text(&row.price_text)),
+        price: decimal(row.price).or(number),
+        price_text: words,
         currency: text(&row.currency),
         stock: decimal(row.stock),
         sku_info: text(&row.sku_info),

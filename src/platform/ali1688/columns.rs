@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
-    message::Columns,
+    message::{
+        Columns, json,
+        price::{self, Stated},
+    },
     platform::{
         pick::{InvalidPointer, Picked, Picker},
-        reading::{present, price, text},
+        reading::{first_price, present, price, text},
     },
 };
 
@@ -27,7 +30,7 @@ pub struct Pointers {
     /// The title.
     pub title: String,
     /// Where to look for the price, first hit first. If empty, the price of the tier with the lowest
-    /// `startQuantity` in `tiers`, else the lowest price in `sku_info`.
+    /// `startQuantity` in `tiers`, else the lowest price in `sku_info`; of a range its low end.
     pub price: Vec<String>,
     /// A list of `{startQuantity, price}`.
     pub tiers: String,
@@ -252,9 +255,11 @@ impl<'a> Found<'a> {
     #[must_use]
     pub fn columns(&self) -> Columns {
         let owned = |field| self.text(field).map(Cow::into_owned);
+        let Stated { number, words } = self.price();
         Columns {
             title: owned(Field::Title),
-            price: self.price(),
+            price: number,
+            price_text: words,
             currency: Some("CNY".to_owned()),
             stock: owned(Field::Stock),
             sku_info: self.raw(Field::SkuInfo).map(|raw| raw.get().to_owned()),
@@ -267,13 +272,17 @@ impl<'a> Found<'a> {
         }
     }
 
-    fn price(&self) -> Option<String> {
+    fn price(&self) -> Stated {
         let prices = &self.0[Field::Prices as usize..];
         if !prices.is_empty() {
-            return prices.iter().find_map(|raw| Some(price(*raw)?.text));
+            return first_price(prices.iter().copied());
         }
-        let of_tier = self.raw(Field::Tiers).and_then(price_of_lowest_tier);
-        of_tier.or_else(|| self.raw(Field::SkuInfo).and_then(lowest_price))
+        let of_tier = self.raw(Field::Tiers).map(price_of_lowest_tier).unwrap_or_default();
+        if of_tier.number.is_some() {
+            return of_tier;
+        }
+        let of_sku = self.raw(Field::SkuInfo).map(lowest_price).unwrap_or_default();
+        if of_sku == Stated::default() { of_tier } else { of_sku }
     }
 }
 
@@ -286,18 +295,27 @@ struct Priced<'a> {
     price: Option<&'a RawValue>,
 }
 
-fn price_of_lowest_tier(tiers: &RawValue) -> Option<String> {
-    let tiers: Vec<Priced<'_>> = serde_json::from_str(tiers.get()).ok()?;
-    let priced = tiers.iter().filter_map(|tier| {
-        let start = price(tier.start_quantity).map_or(Decimal::MAX, |start| start.value);
-        Some((start, price(tier.price)?))
-    });
-    priced.min_by_key(|(start, _)| *start).map(|(_, price)| price.text)
+fn price_of_lowest_tier(tiers: &RawValue) -> Stated {
+    let tiers: Vec<Priced<'_>> = json::from_str(tiers.get()).unwrap_or_default();
+    let start = |tier: &Priced<'_>| value(&price(tier.start_quantity)).unwrap_or(Decimal::MAX);
+    lowest(tiers.iter().map(|tier| (Some(start(tier)), price(tier.price))))
 }
 
-fn lowest_price(skus: &RawValue) -> Option<String> {
-    let skus: Vec<Priced<'_>> = serde_json::from_str(skus.get()).ok()?;
-    skus.iter().filter_map(|sku| price(sku.price)).min_by_key(|price| price.value).map(|price| price.text)
+fn lowest_price(skus: &RawValue) -> Stated {
+    let skus: Vec<Priced<'_>> = json::from_str(skus.get()).unwrap_or_default();
+    lowest(skus.iter().map(|sku| price(sku.price)).map(|price| (value(&price), price)))
+}
+
+fn value(stated: &Stated) -> Option<Decimal> {
+    price::read(stated.number.as_deref()?).map(|price| price.low)
+}
+
+/// Of those that are numbers the one of the lowest rank; else the first that says anything.
+fn lowest(ranked: impl Iterator<Item = (Option<Decimal>, Stated)>) -> Stated {
+    let (numbers, words): (Vec<_>, Vec<_>) = ranked.partition(|(_, price)| price.number.is_some());
+    let lowest = numbers.into_iter().min_by_key(|(rank, _)| *rank);
+    let words = || words.into_iter().find(|(_, price)| price.words.is_some());
+    lowest.or_else(words).map(|(_, price)| price).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -333,12 +351,38 @@ mod tests {
             (r#"{"saleInfo":{"priceRanges":[{"startQuantity":1,"price":1.0E7}]}}"#, Some("10000000")),
             (r#"{"saleInfo":{"priceRanges":[{"startQuantity":1,"price":0}]}}"#, Some("0")),
             (r#"{"saleInfo":{"priceRanges":"?"},"skuInfos":{"price":1}}"#, None),
-            (r#"{"skuInfos":[{"price":"1.00-2.00"},{"price":"¥5"},{"price":""}]}"#, None),
+            (r#"{"skuInfos":[{"price":"1.00-2.00"},{"price":"¥0.50"},{"price":""},{"price":-1}]}"#, Some("0.50")),
+            (r#"{"skuInfos":[{"price":{"cents":5}},{"price":true},{"price":"ask us"}]}"#, None),
             (r#"{"skuInfos":[]}"#, None),
         ];
         for (product, expected) in table {
             assert_eq!(price_of(product).as_deref(), expected, "{product}");
         }
+    }
+
+    #[test]
+    fn prices_as_people_write_them_are_numbers_and_equal_meanings_are_no_change() {
+        let columns = |price: &str| {
+            columns(&Pointers::default(), &format!(r#"{{"productInfo":{{"skuInfos":[{{"price":{price}}}]}}}}"#))
+        };
+        let price = |price: &str| columns(price).price;
+        assert_eq!(price(r#""12.00-15.00""#).as_deref(), Some("12.00"));
+        assert_eq!(price(r#""￥1,299.00""#).as_deref(), Some("1299.00"));
+        assert_eq!(price("-1"), None);
+        let words = |price: &str| columns(price).price_text;
+        assert_eq!(words(r#""12.00-15.00""#).as_deref(), Some("12.00-15.00"));
+        assert_eq!((price(r#""面议""#), words(r#""面议""#).as_deref()), (None, Some("面议")));
+        assert_eq!(words("12.00"), None);
+        let print = |price: &str| columns(price).fingerprint(crate::message::Status::Found);
+        assert_eq!(print(r#""￥1,299.00""#), print("1299"));
+        assert_eq!(print(r#""12.00-15.00""#), print(r#""12 ~ 15元""#));
+        assert_ne!(print(r#""12.00-15.00""#), print(r#""12.00-16.00""#));
+    }
+
+    #[test]
+    fn of_doubled_members_the_last_counts() {
+        let product = r#"{"saleInfo":{"priceRanges":[{"startQuantity":1,"price":1,"price":2}]}}"#;
+        assert_eq!(price_of(product).as_deref(), Some("2"));
     }
 
     #[test]

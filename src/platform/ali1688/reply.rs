@@ -14,7 +14,7 @@ use super::{
     errors,
 };
 use crate::{
-    message::{Columns, Request, Status},
+    message::{Columns, Request, Status, json},
     platform::{
         Answer, Denial, HttpReply, Refusal, RefusalKind,
         pick::Picker,
@@ -116,7 +116,7 @@ fn code_in(exception: &str) -> Option<String> {
     struct Inner {
         error_code: serde_json::Value,
     }
-    if let Ok(Inner { error_code }) = serde_json::from_str(exception) {
+    if let Ok(Inner { error_code }) = json::from_str(exception) {
         return Some(error_code.as_str().map_or_else(|| error_code.to_string(), str::to_owned));
     }
     let first = exception.split([' ', ':', ',']).next().unwrap_or_default();

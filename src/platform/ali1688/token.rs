@@ -14,6 +14,7 @@ use super::{
     sign::{SIGNATURE, signature},
 };
 use crate::{
+    message::json,
     platform::{
         Account, Denial, Exchange, HttpReply, Refusal, RefusalKind, Tokens,
         reading::{kind_of_status, refusal},
@@ -77,7 +78,7 @@ struct Body {
 /// # Errors
 /// The refusal: [`RefusalKind::Denied`] if only a new authorisation can help.
 pub fn read(reply: &HttpReply) -> Result<Tokens, Refusal> {
-    let Ok(body) = serde_json::from_slice::<Body>(&reply.body) else {
+    let Ok(body) = json::from_slice::<Body>(&reply.body) else {
         let kind = kind_of_status(reply).unwrap_or(RefusalKind::Outage);
         let bytes = reply.body.len();
         return Err(refusal(kind, &format!("http {}", reply.status), &format!("no token in a reply of {bytes} bytes")));

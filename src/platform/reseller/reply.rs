@@ -53,7 +53,7 @@ pub fn read(dialect: Dialect, requests: &[&Request], reply: &HttpReply) -> Reply
 
 fn rows(dialect: Dialect, requests: &[&Request], reply: &HttpReply) -> Result<Reply, Refusal> {
     let json = std::str::from_utf8(&reply.body).map_err(|_| not_json(reply))?;
-    let body: Body<'_> = match serde_json::from_str(json) {
+    let body: Body<'_> = match crate::message::json::from_str(json) {
         Ok(body) => body,
         Err(error) if error.is_data() => return Err(by_status(reply, RefusalKind::Malformed, "JSON of another shape")),
         Err(_) => return Err(not_json(reply)),

@@ -6,9 +6,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::platform::{
-    Affected, Common, Denial, HttpReply, Refusal, RefusalKind,
-    reading::{kind_of_status, present, refusal, text},
+use crate::{
+    message::json,
+    platform::{
+        Affected, Common, Denial, HttpReply, Refusal, RefusalKind,
+        reading::{kind_of_status, present, refusal, text},
+    },
 };
 
 /// How long a ban lasts of which nothing is said.
@@ -105,7 +108,7 @@ impl ErrorResponse {
             #[serde(borrow, default)]
             sub_msg: Option<&'a RawValue>,
         }
-        let body: Body<'_> = serde_json::from_str(raw.get()).ok()?;
+        let body: Body<'_> = json::from_str(raw.get()).ok()?;
         let text = |raw: Option<&RawValue>| present(raw).map_or_else(String::new, |raw| text(raw).trim().to_owned());
         let (code, msg, sub_code, sub_msg) = (text(body.code), text(body.msg), text(body.sub_code), text(body.sub_msg));
         Some(Self { code, msg, sub_code, sub_msg })
@@ -227,6 +230,13 @@ mod tests {
         let (scope, wait) = wait(&said(15, "isp.call-limited", ""));
         assert_eq!(scope, Affected::Everyone);
         assert!((1_000..5_000).contains(&wait.as_millis()), "{wait:?}");
+    }
+
+    #[test]
+    fn of_doubled_members_the_last_counts() {
+        let json = r#"{"code":15,"code":7,"sub_code":null,"sub_code":"accesscontrol.limited-by-app-access-count"}"#;
+        let error = ErrorResponse::of(&RawValue::from_string(json.to_owned()).unwrap()).unwrap();
+        assert_eq!((error.code(), error.sub_code.as_str()), ("7", "accesscontrol.limited-by-app-access-count"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::is_item_id;
 use crate::{
-    message::{Columns, Request, Status},
+    message::{Columns, Request, Status, json, price::Stated},
     platform::{
         Answer, Refusal,
         reading::{bug, malformed, price, text},
@@ -63,7 +63,7 @@ impl<'a> Row<'a> {
     /// Reads a row; nothing if it is no object.
     #[must_use]
     pub fn of(raw: &'a RawValue) -> Option<Self> {
-        serde_json::from_str(raw.get()).ok()
+        json::from_str(raw.get()).ok()
     }
 
     /// Its id as text: it may come as a number or as a string.
@@ -79,9 +79,11 @@ impl<'a> Row<'a> {
             PriceOf::ZkFinal => self.zk_final_price,
             PriceOf::Final => self.final_price,
         };
+        let Stated { number, words } = price(found);
         Columns {
             title: owned(self.title),
-            price: price(found).map(|price| price.text),
+            price: number,
+            price_text: words,
             currency: Some("CNY".to_owned()),
             stock: owned(self.num),
             sku_info: self.skus.map(skus).map(|skus| skus.get().to_owned()),
@@ -98,7 +100,7 @@ impl<'a> Row<'a> {
 
 /// The list inside its wrapper.
 fn skus(raw: &RawValue) -> &RawValue {
-    serde_json::from_str::<Skus<'_>>(raw.get()).map_or(raw, |inside| inside.sku)
+    json::from_str::<Skus<'_>>(raw.get()).map_or(raw, |inside| inside.sku)
 }
 
 /// The columns of a row that was kept; nothing if it has no id.
@@ -199,6 +201,18 @@ mod tests {
         assert_eq!(price(PriceOf::Price).as_deref(), Some("12.00"));
         assert_eq!(price(PriceOf::ZkFinal).as_deref(), Some("9.90"));
         assert_eq!(price(PriceOf::Final), None);
+    }
+
+    #[test]
+    fn of_doubled_members_the_last_counts() {
+        let row = r#"{"num_iid":9,"num_iid":1,"title":"a","title":"b","final_price":1,"final_price":"2.00","skus":1,
+            "skus":{"sku":[],"sku":[ {"price":1,"price":2} ]}}"#;
+        let answers = assigned(&["1"], &[row]);
+        let answer = answers[0].as_ref().unwrap();
+        assert_eq!(answer.columns.title.as_deref(), Some("b"));
+        assert_eq!(answer.columns.price.as_deref(), Some("2.00"));
+        assert_eq!(answer.columns.sku_info.as_deref(), Some(r#"[ {"price":1,"price":2} ]"#));
+        assert_eq!(answer.raw.as_ref().unwrap().get(), row, "the vendor's JSON stays as it came");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{
     request::Template,
 };
 use crate::{
+    message::json,
     platform::{
         Account, Common, Denial, Exchange, HttpReply, Refusal, RefusalKind, Tokens,
         reading::{by_status, malformed, text},
@@ -64,12 +65,12 @@ struct Session {
 /// The refusal: [`RefusalKind::Denied`] if only a new authorisation can help.
 pub fn read(reply: &HttpReply) -> Result<Tokens, Refusal> {
     let nothing = |what| by_status(reply, RefusalKind::Outage, what);
-    let body: Body<'_> = serde_json::from_slice(&reply.body).map_err(|_| nothing("no session in the reply"))?;
+    let body: Body<'_> = json::from_slice(&reply.body).map_err(|_| nothing("no session in the reply"))?;
     if let Some(error) = body.error_response {
         return Err(refused(error, reply));
     }
     let response = body.top_auth_token_refresh_response.ok_or_else(|| nothing("no session in the reply"))?;
-    let result: Session = serde_json::from_str(&text(response.token_result))
+    let result: Session = json::from_str(&text(response.token_result))
         .map_err(|_| malformed("token_result", "the session in the reply is no JSON"))?;
     let is_there = |token: &SecretString| !token.expose_secret().trim().is_empty();
     let access_token = result.access_token.filter(is_there);

@@ -9,6 +9,7 @@ use crate::{
         BatchId, Change, DeadLetter, Failure, Field, Observation, Reason, Request, SourceName,
         codec::{Raw, Received, Unreadable},
         envelope::header,
+        price,
     },
     runtime::clock::Timestamp,
     sink::columns::{Blob, Exact, Time, table_row},
@@ -116,13 +117,16 @@ table_row! {
 }
 
 impl<'a> ObservationRow<'a> {
-    /// The row of a result. A price that is no `Decimal(18, 4)` is kept as text; any other number that does not
+    /// The row of a result. A price that is no `Decimal(18, 4)` is kept as text, as are the words that say more
+    /// than the number; any other number that does not
     /// fit its column is NULL there and still stands in `raw`.
     #[must_use]
     pub fn new(raw: &Raw<'a>, seen: &'a Observation) -> Self {
         let columns = &seen.columns;
-        let price = text(columns.price.as_ref()).trim();
-        let exact = decimal(price);
+        let (price, words) = (text(columns.price.as_ref()).trim(), text(columns.price_text.as_ref()));
+        // Other writers may have put words where the number belongs.
+        let exact = price::read(price).and_then(|price| decimal(&price.text));
+        let is_all = exact.is_some() && decimal(price).is_some();
         let Place { topic, partition, offset, recorded_at, traceparent } = Place::of(raw);
         Self {
             topic,
@@ -143,7 +147,7 @@ impl<'a> ObservationRow<'a> {
             latency_ms: seen.latency_ms,
             title: text(columns.title.as_ref()),
             price: exact,
-            price_text: if exact.is_some() { "" } else { price },
+            price_text: if words.is_empty() && !is_all { price } else { words },
             currency: text(columns.currency.as_ref()),
             stock: decimal(text(columns.stock.as_ref()).trim()),
             sku_info: text(columns.sku_info.as_ref()),

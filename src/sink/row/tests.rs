@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    message::{Request, envelope::Headers},
+    message::{Columns, Request, envelope::Headers},
     sink::columns::{Blob, Time},
 };
 
@@ -92,14 +92,28 @@ fn a_result_of_a_newer_weir_keeps_its_word_for_the_way() {
 }
 
 #[test]
-fn a_price_that_is_no_decimal_is_kept_as_text() {
+fn a_price_that_is_more_than_a_decimal_is_kept_as_text_too() {
     let value = br#"{"request_id":"r1","source":"s","item":"1","status":"found","via":"call","calls":1,
         "requested_at":1,"fetched_at":2,"latency_ms":3,"columns":{"price":"10.00-12.00","stock":"many"}}"#;
     let headers = Headers::new();
     let raw = raw(&headers, value);
     let Parsed::Result(seen) = parse(&raw, &route(Kind::Result)) else { panic!("a result") };
     let row = columns(&ObservationRow::new(&raw, &seen), &["price", "price_text", "stock"]);
-    assert_eq!(row, json!({"price": null, "price_text": "10.00-12.00", "stock": null}));
+    assert_eq!(row, json!({"price": 100_000, "price_text": "10.00-12.00", "stock": null}));
+    let of = |stated: Columns| {
+        let seen = Observation { columns: stated, ..*seen.clone() };
+        columns(&ObservationRow::new(&raw, &seen), &["price", "price_text"])
+    };
+    let some = |text: &str| Some(text.to_owned());
+    let table = [
+        (some("12.00"), some("￥12.00"), json!({"price": 120_000, "price_text": "￥12.00"})),
+        (None, some("面议"), json!({"price": null, "price_text": "面议"})),
+        (some("-1"), None, json!({"price": null, "price_text": "-1"})),
+        (some("0.00001"), None, json!({"price": null, "price_text": "0.00001"})),
+    ];
+    for (price, price_text, expected) in table {
+        assert_eq!(of(Columns { price, price_text, ..Columns::default() }), expected);
+    }
 }
 
 #[test]
