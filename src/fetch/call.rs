@@ -25,7 +25,7 @@ use crate::{
         trace,
     },
     platform::{
-        Account, Common, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor,
+        Account, Common, Denial, HttpReply, Refusal, RefusalKind, Reply, Secrets, Vendor,
         http::{self, CallPermit, NoReply, Unprocessed},
         redact,
     },
@@ -94,8 +94,6 @@ pub(super) struct Travel {
 
 /// What the outcomes of a call are made of.
 pub(super) struct Unrecorded {
-    /// With the tokens that the call carried.
-    account: Arc<Account>,
     pub(super) jobs: Vec<Job>,
     pub(super) reply: Reply,
     facts: CallFacts,
@@ -368,14 +366,14 @@ impl Caller {
             match self.exchange(&caller, (address, &permit), &mut jobs).await {
                 Ok(Replied { reply, facts, advice, at }) => {
                     METRICS.call_items(self.source.as_str(), jobs.len());
-                    let (refusal, has_answer) = sum_up(&caller, &reply);
+                    let (refusal, has_answer) = sum_up(&reply);
                     let is_dead = self.judge_token(account, generation, refusal.as_ref()).await;
                     let latency = facts.http_status.map(|_| facts.latency);
                     let contact = Contact::Called(facts.http_status);
                     let is_shared = jobs.len() > 1 || travel.group.is_some();
                     let is_open = matches!(&reply, Reply::Refused(refusal)
                         if refusal.common().is_some() || is_shared && refusal.may_be_one_items());
-                    let unrecorded = Unrecorded { account: caller, jobs, reply, facts };
+                    let unrecorded = Unrecorded { jobs, reply, facts };
                     let nothing = Ended { unused: None, replied_at: at, ..Ended::nothing(&slot, address) };
                     if is_open {
                         let refused = Some(unrecorded);
@@ -538,6 +536,7 @@ impl Caller {
             }
         };
         tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
+        let reply = reply.without(&Secrets::of(account).with_sent(&exchange));
         Ok(Replied { reply, facts, advice, at })
     }
 
@@ -579,7 +578,7 @@ impl Caller {
     }
 
     /// The records of each request.
-    fn record(&self, Unrecorded { account, jobs, reply, facts }: Unrecorded) -> Vec<(Position, Vec<Outgoing>)> {
+    fn record(&self, Unrecorded { jobs, reply, facts }: Unrecorded) -> Vec<(Position, Vec<Outgoing>)> {
         let record = |mut job: Job, answer: Result<Answer, Refusal>, via: Via| match answer {
             Ok(answer) => {
                 if let Some(flight) = job.flight.take() {
@@ -588,7 +587,7 @@ impl Caller {
                 let records = self.outcomes.result(&job, answer, &facts, via);
                 (job.position, records)
             }
-            Err(refusal) => cached::failed(&self.outcomes, job, &refusal.redacted(&account), &facts),
+            Err(refusal) => cached::failed(&self.outcomes, job, &refusal, &facts),
         };
         let answers = match reply {
             Reply::Each(answers) => answers,
@@ -606,15 +605,13 @@ impl Caller {
     }
 }
 
-/// A refusal that may concern more than one request, and whether there is any answer. `caller` is the account with the
-/// tokens that the call carried.
-fn sum_up(caller: &Account, reply: &Reply) -> (Option<Refusal>, bool) {
-    let redacted = |refusal: &Refusal| refusal.clone().redacted(caller);
+/// A refusal that may concern more than one request, and whether there is any answer.
+fn sum_up(reply: &Reply) -> (Option<Refusal>, bool) {
     match reply {
-        Reply::Refused(refusal) => (Some(redacted(refusal)), false),
+        Reply::Refused(refusal) => (Some(refusal.clone()), false),
         Reply::Each(answers) => {
             let last = answers.iter().rev().find_map(|answer| answer.as_ref().err());
-            (last.map(redacted), answers.iter().any(Result::is_ok))
+            (last.cloned(), answers.iter().any(Result::is_ok))
         }
     }
 }

@@ -183,6 +183,48 @@ async fn a_request_that_claims_the_most_calls_is_called_for_like_any_other() {
     assert_eq!(ended.outcomes.len(), 1);
 }
 
+/// A vendor that echoes what it is sent, whatever becomes of the item.
+struct Echo(String, Status);
+
+impl Vendor for Echo {
+    fn batch_max(&self) -> usize {
+        1
+    }
+    fn prepare(&self, account: &Account, _: &[&Request], _: Timestamp) -> Exchange {
+        use secrecy::ExposeSecret as _;
+        let secret = account.app_secret.expose_secret().to_owned();
+        let signature = "6666 by nobody else".to_owned();
+        Exchange::post(self.0.clone(), vec![("token".to_owned(), secret), ("sign".to_owned(), signature)])
+    }
+    fn interpret(&self, _: &[&Request], reply: &HttpReply) -> Reply {
+        let raw = serde_json::from_slice(&reply.body).unwrap();
+        Reply::Each(vec![Ok(Answer { status: self.1, columns: Columns::default(), raw: Some(raw) })])
+    }
+}
+
+#[tokio::test]
+async fn what_a_vendor_echoes_is_in_no_record_whatever_it_says_of_the_item() {
+    let echo = axum::routing::post(async |form: axum::Form<std::collections::BTreeMap<String, String>>| {
+        let axum::Form(form) = form;
+        axum::Json(serde_json::json!({"sub_msg": "the secret of nobody", "args": form, "n": 1.5}))
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move { axum::serve(listener, axum::Router::new().route("/", echo)).await.unwrap() });
+    for status in [Status::Found, Status::Absent, Status::OffShelf] {
+        let now = Instant::now();
+        let slot = Slot { account: 0, address: 0, at: now, latest: now + Duration::from_secs(60) };
+        let caller = Arc::new(caller_for("ali1688", Arc::new(Echo(url.clone(), status))));
+        let permit = caller.permit(0).unwrap();
+        let ended = caller.call(slot, permit, vec![job(0)], call::Travel::default()).await;
+        let result: crate::message::Observation = serde_json::from_slice(&ended.outcomes[0].1[0].value).unwrap();
+        // The secret is the word that the message has in it, too: there it is no secret.
+        let raw = r#"{"args":{"sign":"[secret]","token":"[secret]"},"n":1.5,"sub_msg":"the secret of nobody"}"#;
+        assert_eq!((result.status, result.raw.unwrap().get()), (status, raw));
+    }
+}
+
 #[test]
 fn a_result_too_large_for_a_record_is_a_failure_that_says_so() {
     let raw = serde_json::value::RawValue::from_string(format!("\"{}\"", "x".repeat(RECORD_LIMIT + 1))).unwrap();

@@ -36,7 +36,7 @@ use serde_json::value::RawValue;
 pub use accounts::Account;
 pub use config::{OpenError, Source, SourceConfig};
 pub use kind::{Dialect, Kind};
-pub use redact::redact;
+pub use redact::{Secrets, redact};
 
 use crate::{
     message::{Class, Columns, Request, Status},
@@ -114,7 +114,7 @@ pub struct Answer {
     pub status: Status,
     /// What could be read into columns.
     pub columns: Columns,
-    /// The vendor's JSON for the item, byte for byte.
+    /// The vendor's JSON for the item, byte for byte; once [`Answer::without`] has been there, but for secrets.
     pub raw: Option<Box<RawValue>>,
 }
 
@@ -199,8 +199,14 @@ impl Refusal {
     /// anywhere.
     #[must_use]
     pub fn redacted(self, account: &Account) -> Self {
-        let clean = |text: String| redact(account, &text).into_owned();
-        Self { kind: self.kind, code: clean(self.code), message: clean(self.message) }
+        self.without(&Secrets::of(account))
+    }
+
+    /// The refusal without any of these.
+    #[must_use]
+    pub fn without(self, secrets: &Secrets) -> Self {
+        let code = secrets.hide_in_code(&self.code).into_owned();
+        Self { kind: self.kind, code, message: secrets.hide(&self.message).into_owned() }
     }
 
     /// Whether the vendor would not serve the account, rather than could not.
@@ -242,6 +248,29 @@ impl Refusal {
             RefusalKind::Outage | RefusalKind::Unclear => Class::Outage,
             RefusalKind::Malformed => Class::Malformed,
             RefusalKind::Misconfigured(_) | RefusalKind::Bug => Class::Bug,
+        }
+    }
+}
+
+impl Answer {
+    /// The answer without any of these: vendors echo what they were sent, with good answers too.
+    #[must_use]
+    pub fn without(self, secrets: &Secrets) -> Self {
+        let clean = self.raw.as_deref().and_then(|raw| secrets.hide_in_json(raw));
+        Self { raw: clean.or(self.raw), ..self }
+    }
+}
+
+impl Reply {
+    /// The reply without any of these.
+    #[must_use]
+    pub fn without(self, secrets: &Secrets) -> Self {
+        let each = |answer: Result<Answer, Refusal>| {
+            answer.map(|answer| answer.without(secrets)).map_err(|refusal| refusal.without(secrets))
+        };
+        match self {
+            Self::Each(answers) => Self::Each(answers.into_iter().map(each).collect()),
+            Self::Refused(refusal) => Self::Refused(refusal.without(secrets)),
         }
     }
 }

@@ -76,7 +76,7 @@ async fn memory_a_user_who_may_only_read_and_too_many_parts_are_waited_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_view_that_throws_keeps_nobody_waiting_and_what_each_lacks_is_named_with_what_fills_it() {
-    let mut scene = Scene::new("views", Shares::NONE, Duration::ZERO, "").await;
+    let scene = Scene::new("views", Shares::NONE, Duration::ZERO, "").await;
     let url = address("WEIR_TEST_CLICKHOUSE");
     let database = Database(ClickHouseConfig { url, database: scene.database.clone(), ..ClickHouseConfig::default() });
     let (results, sink) = (scene.topics.results(), scene.installation.start("only", &["sink", "-v"]));

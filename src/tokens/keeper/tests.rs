@@ -92,13 +92,13 @@ fn tokens(access: &str, refresh: Option<&str>) -> Tokens {
 }
 
 fn no(kind: RefusalKind) -> Refusal {
-    Refusal { kind, code: "401".to_owned(), message: "no to rt-1".to_owned() }
+    Refusal { kind, code: "401".to_owned(), message: "no to rt-token-1".to_owned() }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_token_is_renewed_when_it_is_due_and_calls_go_on_meanwhile() {
     let rig = Rig::new();
-    let one = rig.process(None, Some("rt-1")).await;
+    let one = rig.process(None, Some("rt-token-1")).await;
     assert_eq!(one.renew(Ok(tokens("at-2", Some("rt-2")))).await, Verdict::Alive);
     assert_eq!((one.keeper.purpose(0), one.token().as_str()), (Purpose::Call, "at-2"));
     tokio::time::advance(Duration::from_secs(51 * 60)).await;
@@ -115,7 +115,8 @@ async fn a_token_is_renewed_when_it_is_due_and_calls_go_on_meanwhile() {
 #[tokio::test(start_paused = true)]
 async fn a_process_with_an_older_token_takes_the_stored_one_and_renews_nothing() {
     let rig = Rig::new();
-    let (one, two) = (rig.process(Some("at-1"), Some("rt-1")).await, rig.process(Some("at-1"), Some("rt-1")).await);
+    let (one, two) =
+        (rig.process(Some("at-1"), Some("rt-token-1")).await, rig.process(Some("at-1"), Some("rt-token-1")).await);
     assert_eq!(one.refused().await, Verdict::Alive);
     assert_eq!(one.renew(Ok(tokens("at-2", Some("rt-2")))).await, Verdict::Alive);
     assert_eq!(two.token(), "at-1");
@@ -149,7 +150,8 @@ async fn a_store_that_was_emptied_gets_the_tokens_that_a_process_holds_and_a_new
 #[tokio::test(start_paused = true)]
 async fn while_one_process_renews_the_other_waits_and_finds_the_token() {
     let rig = Rig::new();
-    let (one, two) = (rig.process(Some("at-1"), Some("rt-1")).await, rig.process(Some("at-1"), Some("rt-1")).await);
+    let (one, two) =
+        (rig.process(Some("at-1"), Some("rt-token-1")).await, rig.process(Some("at-1"), Some("rt-token-1")).await);
     assert_eq!((one.refused().await, two.refused().await), (Verdict::Alive, Verdict::Alive));
     assert_eq!((one.keeper.purpose(0), two.keeper.purpose(0)), (Purpose::Renewal, Purpose::Renewal));
     let permit = one.keeper.begin(0).await.unwrap();
@@ -166,7 +168,8 @@ async fn while_one_process_renews_the_other_waits_and_finds_the_token() {
 #[tokio::test(start_paused = true)]
 async fn a_token_that_came_between_the_slot_and_the_claim_is_not_renewed_at_once() {
     let rig = Rig::new();
-    let (one, two) = (rig.process(Some("at-1"), Some("rt-1")).await, rig.process(Some("at-1"), Some("rt-1")).await);
+    let (one, two) =
+        (rig.process(Some("at-1"), Some("rt-token-1")).await, rig.process(Some("at-1"), Some("rt-token-1")).await);
     assert_eq!((one.refused().await, two.refused().await), (Verdict::Alive, Verdict::Alive));
     assert_eq!(two.keeper.purpose(0), Purpose::Renewal);
     one.renew(Ok(tokens("at-2", None))).await;
@@ -178,15 +181,15 @@ async fn a_token_that_came_between_the_slot_and_the_claim_is_not_renewed_at_once
 #[tokio::test(start_paused = true)]
 async fn a_second_refusal_is_final_until_somebody_authorises_the_app() {
     let rig = Rig::new();
-    let one = rig.process(Some("at-1"), Some("rt-1")).await;
+    let one = rig.process(Some("at-1"), Some("rt-token-1")).await;
     assert_eq!(one.refused().await, Verdict::Alive);
     one.renew(Ok(tokens("at-2", None))).await;
     assert_eq!(one.refused().await, Verdict::Dead);
     assert_eq!(one.keeper.purpose(0), Purpose::Nothing);
-    assert!(!rig.record().await.refused.unwrap().message.contains("rt-1"));
+    assert!(!rig.record().await.refused.unwrap().message.contains("rt-token-1"));
 
     // The next start knows.
-    let two = rig.process(Some("at-1"), Some("rt-1")).await;
+    let two = rig.process(Some("at-1"), Some("rt-token-1")).await;
     assert!(two.is_disabled().await);
     let quota: Arc<dyn Quota> = two.quota.clone();
     let mut watch = tokio::task::JoinSet::new();
@@ -209,7 +212,7 @@ async fn a_second_refusal_is_final_until_somebody_authorises_the_app() {
     assert!(!two.is_disabled().await);
 
     // What was remembered of the death is put into effect before a start looks for tokens.
-    let three = rig.process(Some("at-1"), Some("rt-1")).await;
+    let three = rig.process(Some("at-1"), Some("rt-token-1")).await;
     let quota = Memory::new(vec![Limit::new(10, Duration::from_secs(1), 1).ok()], Pacing::default());
     quota.hold(Scope::Account(0), Hold::Disabled, &death).await;
     three.keeper.load(&quota).await.unwrap();
@@ -219,7 +222,8 @@ async fn a_second_refusal_is_final_until_somebody_authorises_the_app() {
 #[tokio::test(start_paused = true)]
 async fn a_claim_whose_next_slot_never_comes_is_put_back() {
     let rig = Rig::new();
-    let (one, two) = (rig.process(Some("at-1"), Some("rt-1")).await, rig.process(Some("at-1"), Some("rt-1")).await);
+    let (one, two) =
+        (rig.process(Some("at-1"), Some("rt-token-1")).await, rig.process(Some("at-1"), Some("rt-token-1")).await);
     assert_eq!((one.refused().await, two.refused().await), (Verdict::Alive, Verdict::Alive));
     assert_eq!(one.keeper.purpose(0), Purpose::Renewal);
     let permit = one.keeper.begin(0).await.unwrap();
@@ -236,7 +240,7 @@ async fn a_claim_whose_next_slot_never_comes_is_put_back() {
 #[tokio::test(start_paused = true)]
 async fn a_token_that_has_worked_is_renewed_again_when_it_is_refused() {
     let rig = Rig::new();
-    let one = rig.process(Some("at-1"), Some("rt-1")).await;
+    let one = rig.process(Some("at-1"), Some("rt-token-1")).await;
     one.refused().await;
     one.renew(Ok(tokens("at-2", None))).await;
     one.keeper.accepted(0, one.keeper.account(0).1);
@@ -247,7 +251,7 @@ async fn a_token_that_has_worked_is_renewed_again_when_it_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_renewal_is_final_and_an_outage_is_not() {
     let rig = Rig::new();
-    let one = rig.process(None, Some("rt-1")).await;
+    let one = rig.process(None, Some("rt-token-1")).await;
     assert_eq!(one.renew(Err(no(RefusalKind::Outage))).await, Verdict::Alive);
     assert!(matches!(one.keeper.purpose(0), Purpose::Wait(_)));
     tokio::time::advance(Duration::from_secs(2)).await;
@@ -269,13 +273,13 @@ async fn an_account_without_a_refresh_token_is_out_of_use_at_its_first_refusal()
 #[tokio::test(start_paused = true)]
 async fn a_changed_configuration_wins_over_the_store_and_over_processes_with_the_old_one() {
     let rig = Rig::new();
-    let old = rig.process(Some("at-1"), Some("rt-1")).await;
+    let old = rig.process(Some("at-1"), Some("rt-token-1")).await;
     old.refused().await;
     old.renew(Ok(tokens("at-2", Some("rt-2")))).await;
-    assert_eq!(rig.process(Some("at-1"), Some("rt-1")).await.token(), "at-2", "the next start finds it");
+    assert_eq!(rig.process(Some("at-1"), Some("rt-token-1")).await.token(), "at-2", "the next start finds it");
     let new = rig.process(Some("at-5"), Some("rt-5")).await;
     assert_eq!(new.token(), "at-5");
     assert_eq!(old.refused().await, Verdict::Alive);
     assert_eq!(old.token(), "at-5");
-    assert_eq!(rig.process(Some("at-1"), Some("rt-1")).await.token(), "at-5");
+    assert_eq!(rig.process(Some("at-1"), Some("rt-token-1")).await.token(), "at-5");
 }
