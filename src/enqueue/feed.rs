@@ -159,6 +159,7 @@ impl Order {
         // A line may be an old record: what earlier calls came to does not count against this request.
         request.history.clear();
         request.earlier.clear();
+        request.called_at = None;
         request.redriven = 0;
         Ok(request)
     }

@@ -14,7 +14,7 @@ pub enum Reason {
     Exhausted,
     /// The vendor says that the request itself is wrong.
     Permanent,
-    /// Older than the age limit, or past its `expires_at`.
+    /// Longer ago first called for than the age limit, or past its `expires_at`.
     Expired,
     /// The money for its batch is spent.
     Budget,

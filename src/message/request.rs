@@ -26,7 +26,7 @@ pub struct Request {
     /// Parameters of the vendor's API that change the reply (ZIP code, fields, …).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub params: BTreeMap<String, String>,
-    /// When it was first asked for; without it the time of the Kafka message.
+    /// When it was first asked for; without it the time of the Kafka message, which is when the broker took it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_at: Option<Timestamp>,
     /// Not called any more after this time: the request ends as a dead letter with reason `expired`.
@@ -42,6 +42,9 @@ pub struct Request {
     /// The source that it was asked of first, and that did not answer: this one stands in for it. Written by weir.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instead_of: Option<SourceName>,
+    /// When it was first called for since it was last asked for: from then on its age counts. Written by weir.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called_at: Option<Timestamp>,
     /// How many calls there have been for it. Written by weir.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub calls: u32,
@@ -72,6 +75,7 @@ impl Request {
             max_age: None,
             no_cache: false,
             instead_of: None,
+            called_at: None,
             calls: 0,
             history: Vec::new(),
             redriven: 0,

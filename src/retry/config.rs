@@ -38,7 +38,8 @@ pub struct Policy {
     pub cap: Duration,
     /// How much of it is left to chance.
     pub jitter: Jitter,
-    /// A request older than this ends, whatever is wrong.
+    /// A request whose first call was longer ago than this ends when it fails once more. Throttles and refused accounts
+    /// end nothing by age, unless a rule that names their class says so.
     #[serde(with = "humantime_serde")]
     pub age_limit: Duration,
 }
@@ -161,14 +162,16 @@ impl Config {
     /// What is done about a request of this source that has failed like this.
     #[must_use]
     pub fn policy(&self, source: &SourceName, attempt: &Attempt) -> Policy {
-        let held_back = Policy { age_limit: self.policy.age_limit, ..HELD_BACK };
         // Where no call was made the class says why, but there is no failure to have a policy for.
         if attempt.is_held_back() {
-            return held_back;
+            return HELD_BACK;
         }
-        let general = if attempt.class.spends_an_attempt() { self.policy } else { held_back };
-        let rule = self.rules.iter().find(|rule| rule.is_about(source, attempt.class));
-        rule.map_or(general, |rule| rule.over(general))
+        let spends = attempt.class.spends_an_attempt();
+        let general = if spends { self.policy } else { HELD_BACK };
+        let Some(rule) = self.rules.iter().find(|rule| rule.is_about(source, attempt.class)) else { return general };
+        let policy = rule.over(general);
+        // A preset's age limit is not meant for those who only wait for their turn.
+        if spends { policy } else { Policy { age_limit: rule.age_limit.unwrap_or(Duration::MAX), ..policy } }
     }
 
     /// Each rule's policy, as far as its numbers can be judged without a failure.
@@ -176,7 +179,7 @@ impl Config {
         self.rules.iter().map(|rule| {
             let held_back = !rule.classes.is_empty() && rule.classes.iter().all(|class| !class.spends_an_attempt());
             let general = if held_back {
-                // How many attempts there are does not matter: none is spent.
+                // How many attempts there are does not matter: none is spent. Nor does the age, where the rule has none.
                 Policy { age_limit: self.policy.age_limit, attempts: self.policy.attempts, ..HELD_BACK }
             } else {
                 self.policy

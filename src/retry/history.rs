@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 
-use crate::message::{
-    Attempt, Request,
-    codec::{self, REQUEST_LIMIT},
+use crate::{
+    message::{
+        Attempt, Request,
+        codec::{self, REQUEST_LIMIT},
+    },
+    runtime::clock::Timestamp,
 };
 
 /// How many attempts a request carries. Those that spent one are all kept, however many are allowed, since they are
@@ -34,12 +37,21 @@ const BARE: usize = 250;
 pub fn extended(request: &Request, attempt: &Attempt) -> Request {
     let mut request = request.clone();
     request.calls = request.calls.saturating_add(1);
+    request.called_at = first_call(&request, attempt);
     request.history.push(attempt.clone());
     let total = request.history.len();
     let spent = request.history.iter().filter(|attempt| attempt.is_spent()).count();
     leave_out(&mut request, (total - spent).saturating_sub(LIMIT.saturating_sub(spent).max(SPARE_MIN)), HEAD);
     fit(&mut request);
     request
+}
+
+/// When the request was first called for, `attempt` being its last failure; nothing if weir has always held it back.
+#[must_use]
+pub fn first_call(request: &Request, attempt: &Attempt) -> Option<Timestamp> {
+    let calls = request.history.iter().chain([attempt]).filter(|attempt| !attempt.is_held_back());
+    // Earlier versions of weir do not write the time down: of theirs the first call is what the history has.
+    request.called_at.or_else(|| calls.map(|attempt| attempt.at).min())
 }
 
 /// How many bytes the request has, if that is more than a topic of requests takes.

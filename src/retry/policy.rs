@@ -4,7 +4,11 @@
 //! writes a failure as for a call, whose attempt has a code that begins with [`Attempt::HELD_BACK`], such as
 //! `weir.held.breaker`; its class says why. Such an attempt is never spent, whatever its class; the request comes again
 //! at the attempt's `not_before`, else after a second, doubling to a minute with each time in a row. Rules do not
-//! change that, since nothing has failed. Only the age limit of `[retry]` and `expires_at` end it.
+//! change that, since nothing has failed. Only `expires_at` ends it.
+//!
+//! The age limit counts from the first call, and ends a request only at a failure that spends an attempt: a throttle or
+//! a refused account says nothing of the request, which waits as long as it takes. Unless a rule that names the class
+//! sets an age limit for it.
 
 use std::time::Duration;
 
@@ -73,23 +77,21 @@ fn verdict(
         return Err((Reason::Invalid, message));
     }
     let at = due(request, attempt, policy, now, chance);
-    match end_of_life(request, attempt, policy) {
-        (end, why) if at > end => {
+    match end_of_life(request, policy) {
+        Some((end, why)) if at > end => {
             Err((Reason::Expired, format!("due again at {at}, but {why} is over at {end}; the last: {last}")))
         }
-        _ => Ok(at),
+        Some(_) | None => Ok(at),
     }
 }
 
-/// After which time the request is of no use, and why.
-fn end_of_life(request: &Request, attempt: &Attempt, policy: &Policy) -> (Timestamp, &'static str) {
-    // fetch always fills requested_at in; a failure from elsewhere may lack it.
-    let asked = request.requested_at.or(request.history.first().map(|first| first.at)).unwrap_or(attempt.at);
-    let too_old = asked.after(policy.age_limit);
-    match request.expires_at {
-        Some(expires) if expires <= too_old => (expires, "its time (expires_at)"),
-        _ => (too_old, "the age limit"),
-    }
+/// After which time the request is of no use, and why; `None`: it is of use for ever.
+///
+/// Its age counts from its first call: how long it had waited for that says nothing of the vendor.
+fn end_of_life(request: &Request, policy: &Policy) -> Option<(Timestamp, &'static str)> {
+    let expires = request.expires_at.map(|at| (at, "its time (expires_at)"));
+    let too_old = request.called_at.map(|at| (at.after(policy.age_limit), "the age limit since its first call"));
+    expires.into_iter().chain(too_old).min_by_key(|(at, _)| *at)
 }
 
 /// When the request is due: never before the vendor's own time, if it gave one.
@@ -256,7 +258,9 @@ mod tests {
         let mut five = vec![Throttled; 30];
         five.extend([Outage; 5]);
         assert_eq!(reason(&failure(&five), &config, NOW), Reason::Exhausted);
-        assert_eq!(reason(&failure(&[Throttled]), &config, after(24 * 3_600 + 1)), Reason::Expired);
+        let mut old = failure(&[Outage, Outage]);
+        old.attempt.at = after(24 * 3_600);
+        assert_eq!(reason(&old, &config, old.attempt.at), Reason::Expired);
         let mut short = failure(&[Outage]);
         short.request.expires_at = Some(after(4));
         assert_eq!(reason(&short, &config, NOW), Reason::Expired);
@@ -265,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_weir_itself_holds_back_spends_nothing_and_ends_only_by_its_age() {
+    fn what_weir_itself_holds_back_spends_nothing_and_ends_only_when_the_user_says_so() {
         let mut config = with(|policy| policy.attempts = 1);
         config.rules = vec![Rule { attempts: Some(1), base: Some(Duration::from_secs(77)), ..Rule::default() }];
         let mut failure = failure(&[Outage]);
@@ -287,7 +291,11 @@ mod tests {
         let Decision::Again { at, .. } = decide(&failure, &config, now, 1.0) else { panic!("ended") };
         assert_eq!(at.since(now).as_secs(), 300, "who holds it back may know until when");
         failure.attempt.at = after(24 * 3_600 + 1);
+        let decision = decide(&failure, &config, failure.attempt.at, 1.0);
+        assert!(matches!(decision, Decision::Again { .. }), "nobody has called for it yet: {decision:?}");
+        failure.request.expires_at = Some(after(24 * 3_600));
         assert_eq!(reason(&failure, &config, failure.attempt.at), Reason::Expired);
+        failure.request.expires_at = None;
         // The next call that is made and fails is the only one that is allowed.
         failure.attempt.at = now;
         failure.attempt.code = "http.503".to_owned();
@@ -305,11 +313,54 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_time_is_as_old_as_its_first_failure() {
-        let mut failure = failure(&[Throttled, Throttled]);
-        failure.request.requested_at = None;
-        failure.request.history[0].at = NOW;
-        assert_eq!(reason(&failure, &Config::default(), after(24 * 3_600 + 1)), Reason::Expired);
+    fn when_it_was_first_called_is_kept_and_of_an_earlier_version_it_is_what_the_history_has() {
+        let mut failure = failure(&[Outage, Outage, Outage]);
+        failure.request.history[0].code = format!("{}breaker", Attempt::HELD_BACK);
+        failure.request.history[1].at = after(60);
+        failure.attempt.at = after(120);
+        let Decision::Again { request, .. } = decide(&failure, &Config::default(), after(120), 1.0) else { panic!() };
+        assert_eq!(request.called_at, Some(after(60)), "held back is not called");
+        failure.request = Request { history: Vec::new(), ..request };
+        let Decision::Again { request, .. } = decide(&failure, &Config::default(), after(120), 1.0) else { panic!() };
+        assert_eq!(request.called_at, Some(after(60)), "whatever of the history is left out");
+    }
+
+    #[test]
+    fn age_counts_from_the_first_call_and_a_throttle_ends_nothing_by_age() {
+        let config = Config::default();
+        let day = Duration::from_secs(24 * 3_600);
+        let later = NOW.after(day + Duration::from_secs(1));
+        for class in [Throttled, Denied, Outage] {
+            let mut waited = failure(&[class]);
+            waited.attempt.at = later;
+            let decision = decide(&waited, &config, later, 1.0);
+            assert!(
+                matches!(decision, Decision::Again { .. }),
+                "{class:?}: it waited for its first call: {decision:?}"
+            );
+        }
+        for class in [Throttled, Denied] {
+            let mut old = failure(&[Outage, class]);
+            old.attempt.at = later.after(9 * day);
+            let decision = decide(&old, &config, old.attempt.at, 1.0);
+            assert!(matches!(decision, Decision::Again { .. }), "{class:?}: {decision:?}");
+        }
+        let mut old = failure(&[Throttled, Outage]);
+        old.attempt.at = later;
+        assert_eq!(
+            reason(&old, &config, later),
+            Reason::Expired,
+            "its first call was a day ago, and the vendor is broken"
+        );
+        // Unless the user says so.
+        let mut rules = config.clone();
+        let hour = Some(Duration::from_secs(3_600));
+        rules.rules = vec![Rule { classes: vec![Throttled], age_limit: hour, ..Rule::default() }];
+        let mut throttled = failure(&[Throttled, Throttled]);
+        throttled.attempt.at = after(3_601);
+        assert_eq!(reason(&throttled, &rules, after(3_601)), Reason::Expired);
+        throttled.request.expires_at = Some(after(3_600));
+        assert_eq!(reason(&throttled, &config, after(3_601)), Reason::Expired);
     }
 
     #[test]
@@ -366,18 +417,24 @@ mod tests {
         }
 
         #[test]
-        fn every_request_ends(classes in prop::collection::vec(class(), 1..20), jitter in 0.0f64..1.0) {
+        fn a_request_that_fails_ends_within_its_age_and_one_that_only_waits_does_not(
+            classes in prop::collection::vec(class(), 1..20), jitter in 0.0f64..1.0,
+        ) {
             let config = Config::default();
             let (mut failure, mut now) = (failure(&[Throttled]), NOW);
-            // The same weather over and over; a day of throttles takes the longest: 24 h at 30 s and more.
-            for round in 0.. {
-                prop_assert!(round <= 3_000, "still alive at {now}");
+            let fails = classes.iter().any(|class| class.spends_an_attempt());
+            // The same weather over and over.
+            for round in 0..500 {
                 failure.attempt = attempt(classes[round % classes.len()], now);
-                let Decision::Again { at, request } = decide(&failure, &config, now, jitter) else { break };
-                prop_assert!(at <= NOW.after(config.policy.age_limit));
+                let Decision::Again { at, request } = decide(&failure, &config, now, jitter) else {
+                    prop_assert!(fails, "nothing has failed");
+                    return Ok(());
+                };
+                prop_assert!(!failure.attempt.is_spent() || at <= NOW.after(config.policy.age_limit));
                 prop_assert!(request.history.len() <= history::LIMIT);
                 (failure.request, now) = (request, at);
             }
+            prop_assert!(!fails, "still alive at {now}");
         }
     }
 }
