@@ -82,7 +82,7 @@ pub struct Topic {
     /// How long records are kept; of a compacted topic, records that a newer one of the same key replaces.
     pub keep: Duration,
     /// On a delay topic, how long records wait there: from the time at which the broker took them, which it writes
-    /// into them (`message.timestamp.type=LogAppendTime`). On others `None`.
+    /// into them (`message.timestamp.type=LogAppendTime`, as on topics of requests). On others `None`.
     pub delay: Option<Duration>,
 }
 

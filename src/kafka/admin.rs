@@ -14,7 +14,10 @@ use rdkafka::{
 use tokio::time::{Instant, sleep};
 
 use super::{Committed, Partition, client::Config, commit_mark, topic_ids};
-use crate::topics::{KEPT_DELAYS, Topic};
+use crate::{
+    message::envelope::Kind,
+    topics::{KEPT_DELAYS, Topic},
+};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// For so long a broker may not know of a topic that is there, and how often it is asked.
@@ -130,7 +133,8 @@ fn properties(topic: &Topic, record_limit: usize) -> Vec<(&'static str, String)>
         // A record that the broker refuses could never be committed, and would hold up all others.
         (RECORDS, record_limit.to_string()),
     ];
-    if topic.delay.is_some() {
+    // Whoever asks may give a record any time: one of long ago would be deleted at once, though nobody has read it.
+    if topic.delay.is_some() || topic.kind == Kind::Request {
         properties.push((TIME, BROKERS_TIME.to_owned()));
     }
     if topic.is_compacted() {

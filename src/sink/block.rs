@@ -1,6 +1,10 @@
 //! Cuts the records of a partition into blocks: contiguous offset ranges, each of which becomes one insert.
 
-use std::{collections::VecDeque, mem, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -15,6 +19,14 @@ const OVERHEAD: usize = 256;
 
 /// How far a block may grow beyond `rows` when more is waiting: fewer, larger inserts are cheaper for ClickHouse.
 pub(super) const GROWTH: usize = 8;
+
+/// In so many months the records of a block may be. The tables are split by months, and an insert makes a part in each:
+/// ClickHouse refuses one that makes more than 100. It recognises the repetition of a block in each of its months by
+/// the one token, also if only some of them were stored.
+///
+/// Producers choose their records' times. If each change of month began a block, one that hands old times on, or mixes
+/// seconds and milliseconds, would make an insert of each record.
+const MONTHS_MAX: usize = 50;
 
 /// When a block is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +91,7 @@ struct Waiting {
     record: Record,
     came_at: Instant,
     bytes: usize,
+    month: u32,
 }
 
 /// The records of one partition on their way into blocks.
@@ -89,10 +102,9 @@ pub struct Blocks {
     /// Blocks that were announced before; they have to be cut exactly so again.
     rebuild: VecDeque<Intent>,
     waiting: VecDeque<Waiting>,
-    /// Where the month of the records changes: ClickHouse recognises a repetition within one partition of the table,
-    /// and these are months.
-    borders: VecDeque<i64>,
-    last: Option<(i64, u32)>,
+    /// How many of them are in each month.
+    months: BTreeMap<u32, usize>,
+    last: Option<i64>,
     gone_at: Option<Instant>,
     bytes: usize,
     is_sealed: bool,
@@ -107,7 +119,7 @@ impl Blocks {
             limits,
             rebuild: rebuild.into(),
             waiting: VecDeque::new(),
-            borders: VecDeque::new(),
+            months: BTreeMap::new(),
             last: None,
             gone_at: None,
             bytes: 0,
@@ -128,25 +140,26 @@ impl Blocks {
 
     /// Adds the next record. One that is not beyond the last one is dropped: it is here already.
     pub fn push(&mut self, record: Record, now: Instant) {
-        if self.last.is_some_and(|(last, _)| record.offset <= last) {
+        if self.last.is_some_and(|last| record.offset <= last) {
             return;
         }
-        let month = month(record.time);
-        if self.last.is_some_and(|(_, before)| before != month) {
-            self.borders.push_back(record.offset);
-        }
-        self.last = Some((record.offset, month));
-        let bytes = weight(&record);
-        self.bytes += bytes;
+        self.last = Some(record.offset);
         self.is_sealed = false;
-        self.waiting.push_back(Waiting { record, came_at: now, bytes });
+        let waiting = self.counted(record, now);
+        self.waiting.push_back(waiting);
+    }
+
+    fn counted(&mut self, record: Record, came_at: Instant) -> Waiting {
+        let (month, bytes) = (month(record.time), weight(&record));
+        *self.months.entry(month).or_default() += 1;
+        self.bytes += bytes;
+        Waiting { record, came_at, bytes, month }
     }
 
     /// The records before `until` are gone from Kafka: they will not come.
     pub fn gone(&mut self, until: i64, now: Instant) {
         self.gone_at = Some(now);
-        let month = self.last.map_or(0, |(_, month)| month);
-        self.last = Some((self.last.map_or(until - 1, |(last, _)| last.max(until - 1)), month));
+        self.last = self.last.max(Some(until - 1));
     }
 
     /// The next block that is full or old enough at `now`, in order of the offsets.
@@ -169,12 +182,11 @@ impl Blocks {
 
     /// How many records the next new block takes.
     fn length(&self) -> usize {
-        let (mut rows, mut bytes) = (0, 0_usize);
-        let border = self.border();
+        let (mut rows, mut bytes, mut months) = (0, 0_usize, BTreeSet::new());
         for waiting in &self.waiting {
             bytes = bytes.saturating_add(waiting.bytes);
-            let other_month = border.is_some_and(|border| waiting.record.offset >= border);
-            if other_month || rows >= self.limits.rows.saturating_mul(GROWTH).min(ROWS_MAX) {
+            months.insert(waiting.month);
+            if months.len() > MONTHS_MAX || rows >= self.limits.rows.saturating_mul(GROWTH).min(ROWS_MAX) {
                 break;
             }
             if rows > 0 && bytes > self.limits.bytes {
@@ -185,34 +197,30 @@ impl Blocks {
         rows
     }
 
-    /// The first offset of another month than the first that waits.
-    fn border(&self) -> Option<i64> {
-        let first = self.waiting.front()?.record.offset;
-        self.borders.iter().copied().find(|border| *border > first)
-    }
-
     fn cut(&mut self, rows: usize) -> Option<Block> {
         let came_at = self.waiting.front()?.came_at;
         let mut bytes = 0;
-        let mut record = |waiting: Waiting| {
+        let mut records = Vec::with_capacity(rows);
+        for waiting in self.waiting.drain(..rows) {
             bytes += waiting.bytes;
-            waiting.record
-        };
-        let records: Vec<Record> = self.waiting.drain(..rows).map(&mut record).collect();
+            if let Some(count) = self.months.get_mut(&waiting.month) {
+                *count -= 1;
+            }
+            records.push(waiting.record);
+        }
+        self.months.retain(|_, count| *count > 0);
         self.bytes -= bytes;
-        let last = records.last()?.offset;
-        while self.borders.front().is_some_and(|border| *border <= last) {
-            self.borders.pop_front();
+        if records.is_empty() {
+            return None;
         }
         Some(Block { partition: self.partition.clone(), records, bytes, came_at })
     }
 
     /// Puts back what was cut off a block.
     pub(super) fn put_back(&mut self, block: Block) {
-        self.bytes += block.bytes;
         for record in block.records.into_iter().rev() {
-            let bytes = weight(&record);
-            self.waiting.push_front(Waiting { record, came_at: block.came_at, bytes });
+            let waiting = self.counted(record, block.came_at);
+            self.waiting.push_front(waiting);
         }
     }
 
@@ -225,7 +233,7 @@ impl Blocks {
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         if let Some(intent) = self.rebuild.front() {
-            let is_complete = self.last.is_some_and(|(last, _)| last + 1 >= intent.next);
+            let is_complete = self.last.is_some_and(|last| last + 1 >= intent.next);
             // If nothing of it is left there is no record to take the time from, but it is due all the same.
             return self.waiting.front().map(|waiting| waiting.came_at).or(self.gone_at).filter(|_| is_complete);
         }
@@ -238,7 +246,7 @@ impl Blocks {
     pub fn is_full(&self) -> bool {
         self.is_sealed
             || !self.rebuild.is_empty()
-            || self.border().is_some()
+            || self.months.len() > MONTHS_MAX
             || self.waiting.len() >= self.limits.rows
             || self.bytes >= self.limits.bytes
     }
@@ -337,15 +345,28 @@ mod tests {
     }
 
     #[test]
-    fn another_month_begins_another_block() {
+    fn whatever_times_producers_give_blocks_are_no_smaller_for_it() {
         let november = 1_795_824_000_000; // 2026-11-28
-        let december = november + 7 * 86_400_000;
-        let mut blocks = new(limits(100, usize::MAX));
-        for (offset, time) in [(1, november), (2, december), (3, december), (4, november)] {
+        let mut blocks = new(limits(1_000, usize::MAX));
+        // Seconds, milliseconds and microseconds, and times handed on from the last three years.
+        for offset in 0..10_000 {
+            let handed_on = november - (offset * 7_919 % 1_000) * 86_400_000;
+            let time = [november / 1_000, november, november * 1_000, handed_on][usize::try_from(offset % 4).unwrap()];
             blocks.push(record(offset, 1, time), Instant::now());
         }
         blocks.seal();
-        assert_eq!(ranges(&mut blocks, Instant::now()), [(1, 2), (2, 4), (4, 5)]);
+        assert_eq!(ranges(&mut blocks, Instant::now()), [(0, 8_000), (8_000, 10_000)]);
+    }
+
+    #[test]
+    fn a_block_makes_no_more_parts_than_clickhouse_takes() {
+        let mut blocks = new(limits(1_000, usize::MAX));
+        for offset in 0..120 {
+            assert_eq!(blocks.is_full(), offset > 50, "{offset}");
+            blocks.push(record(offset, 1, offset * 31 * 86_400_000), Instant::now());
+        }
+        assert_eq!(ranges(&mut blocks, Instant::now()), [(0, 50), (50, 100)]);
+        assert!(!blocks.is_full(), "the rest waits for others");
     }
 
     #[test]
@@ -447,7 +468,6 @@ mod tests {
                 prop_assert!(!block.records.is_empty() && block.records.len() <= rows * GROWTH);
                 prop_assert!(block.bytes <= bytes || block.records.len() == 1);
                 prop_assert_eq!(block.bytes, block.records.iter().map(weight).sum::<usize>());
-                prop_assert!(block.records.iter().all(|r| month(r.time) == month(block.records[0].time)));
             }
         }
     }
