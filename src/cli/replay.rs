@@ -17,7 +17,7 @@ use crate::{
         into::Into,
         when::{Edge, WhenError},
     },
-    runtime::clock::{Clock, Timestamp},
+    runtime::clock::Clock,
     topics::{EXPRESS, Groups, Topic, Topics},
 };
 
@@ -52,7 +52,8 @@ and the dead letter counts no longer once the request has another end. A dead le
 is run. Those of records that could not be read are left out: nobody knows what to ask for. So are those that somebody \
 has cancelled, unless --reason says so.
 
-Looks back as far as requests are kept on Kafka ([topics] keep_requests), since what was redriven is seen there.";
+Looks back as far as requests are kept on Kafka ([topics] keep_requests), since what was redriven is seen there; an \
+earlier --from is refused.";
 
 pub(super) const REDRIVE_EXAMPLES: &str = "\
 Examples:
@@ -127,9 +128,7 @@ pub(super) async fn redrive(args: RedriveArgs, config: &Config, stop: &Cancellat
     }
     let mut order = order((Which::Dead, false), Into::Requests, &args.piece, args.consent, config)?;
     let kept = config.topics.keep_requests;
-    let now = Clock::System.now().as_millis();
-    let since = Timestamp::from_millis(now.saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX)));
-    order.from.get_or_insert(Edge::Time(since));
+    order.from.get_or_insert_with(|| Edge::Time(Clock::System.now().before(kept)));
     order.carry_out(stop).await
 }
 

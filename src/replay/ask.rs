@@ -10,7 +10,10 @@ use bytes::Bytes;
 
 use super::ReplayError;
 use crate::{
-    kafka::{Outgoing, Scan, client, scan::Piece},
+    kafka::{
+        Outgoing, Scan, client,
+        scan::{self, Bounds, Piece, Span},
+    },
     message::{
         Attempt, MaxAge, Reason, Request, RequestId, SourceName,
         codec::{self, Encoded, REQUEST_LIMIT, Raw},
@@ -55,6 +58,8 @@ pub enum Skip {
     Result,
     /// With parameters alone too long for a request.
     TooLong,
+    /// It died so long ago that the request that it may have been sent again as is deleted by now.
+    OutOfSight,
     /// Somebody has cancelled it, and nobody has said that it is meant all the same.
     Cancelled,
 }
@@ -68,6 +73,9 @@ impl Skip {
             Self::Unreadable => "are of records that could not be read",
             Self::Redriven => "have been redriven before",
             Self::Result => "are results, which do not say how they were asked for",
+            Self::OutOfSight => {
+                "died before the oldest requests that are kept, so that nobody can see whether they were redriven"
+            }
             Self::TooLong => "are too long for a request",
             Self::Cancelled => "were cancelled (--reason cancelled sends them)",
         }
@@ -76,25 +84,45 @@ impl Skip {
 
 /// The dead letters that have been sent again, by the requests that this has made.
 #[derive(Debug, Default)]
-pub struct Redriven(HashSet<(u128, u32)>);
+pub struct Redriven {
+    seen: HashSet<(u128, u32)>,
+    /// What was sent before this is not seen any more; `None`: everything is.
+    since: Option<Timestamp>,
+}
 
 impl Redriven {
     /// Takes note of a request on its topic.
     pub fn see(&mut self, id: &RequestId, request: &Request) {
         if request.redriven > 0 {
-            self.0.insert((digest(id), request.redriven));
+            self.seen.insert((digest(id), request.redriven));
         }
     }
 
-    /// Takes note of all requests on a topic.
+    /// What was sent before `since` has been deleted.
+    pub fn forget_before(&mut self, since: Timestamp) {
+        self.since = self.since.max(Some(since));
+    }
+
+    /// Takes note of all requests on a topic, and of how far back they reach at `now`.
     ///
     /// # Errors
     /// [`ReplayError`]
-    pub async fn read(&mut self, kafka: &client::Config, topic: &Topic) -> Result<(), ReplayError> {
-        let (mut scan, route) = (Scan::whole(kafka, &topic.name).await?, Route::from(topic));
+    pub async fn read(&mut self, kafka: &client::Config, topic: &Topic, now: Timestamp) -> Result<(), ReplayError> {
+        let bounds = scan::bounds(kafka, std::slice::from_ref(&topic.name)).await?;
+        let mut cut: HashSet<i32> =
+            bounds.iter().filter(|bounds| bounds.low > 0).map(|bounds| bounds.partition.number).collect();
+        if !cut.is_empty() {
+            self.forget_before(now.before(topic.keep));
+        }
+        let whole = |Bounds { partition, low, end }| Span { partition, range: low..end };
+        let (mut scan, route) = (Scan::open(kafka, bounds.into_iter().map(whole).collect())?, Route::from(topic));
         while let Some(piece) = scan.next().await? {
             let Piece::Records { partition, records } = piece else { continue };
             for record in &records {
+                // Retention may be shorter than it is set to. A time that is yet to come is a producer's mistake.
+                if cut.remove(&partition.number) && record.time <= now {
+                    self.forget_before(record.time);
+                }
                 if let Parsed::Request(received) = parse(&record.raw(&partition), &route) {
                     self.see(&received.id, &received.request);
                 }
@@ -104,7 +132,12 @@ impl Redriven {
     }
 
     fn has(&self, id: &RequestId, times: u32) -> bool {
-        self.0.contains(&(digest(id), times))
+        self.seen.contains(&(digest(id), times))
+    }
+
+    /// Whether what died at this time may have been sent again without a trace.
+    fn is_out_of_sight(&self, died_at: Timestamp) -> bool {
+        self.since.is_some_and(|since| died_at < since)
     }
 }
 
@@ -184,6 +217,9 @@ pub fn again(parsed: Parsed, reason: Option<Reason>, redriven: &Redriven, now: T
             if redriven.has(&dead.request_id, request.redriven) {
                 return Err(Skip::Redriven);
             }
+            if redriven.is_out_of_sight(dead.died_at) {
+                return Err(Skip::OutOfSight);
+            }
             anew(dead.request_id, dead.source, request, now)
         }
         Parsed::Result(_) | Parsed::Change(_) => Err(Skip::Result),
@@ -195,6 +231,7 @@ pub fn again(parsed: Parsed, reason: Option<Reason>, redriven: &Redriven, now: T
 fn anew(id: RequestId, source: SourceName, mut request: Request, now: Timestamp) -> Result<Again, Skip> {
     let history = std::mem::take(&mut request.history);
     request.earlier.extend(history);
+    request.called_at = None;
     request.source = Some(source.clone());
     request.requested_at = Some(now);
     // An end in the past would end it at once, as it may have done before.
@@ -320,6 +357,13 @@ mod tests {
         let mut redriven = Redriven::default();
         redriven.see(&first.id, &first.request);
         assert_eq!(again(dead(Some(request(1))), None, &redriven, NOW), Err(Skip::Redriven));
+        // Earlier than anything that is still on the topic: it may have been sent again, and nobody would see.
+        let mut cut = Redriven::default();
+        cut.forget_before(NOW);
+        assert!(again(dead(Some(request(1))), None, &cut, NOW).is_ok());
+        cut.forget_before(Timestamp::from_millis(NOW.as_millis() + 1));
+        cut.forget_before(NOW);
+        assert_eq!(again(dead(Some(request(1))), None, &cut, NOW), Err(Skip::OutOfSight));
         let mut died_again = first.request;
         died_again.history = vec![attempt(9)];
         let second = again(dead(Some(died_again)), None, &redriven, NOW).unwrap().request;

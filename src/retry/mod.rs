@@ -72,6 +72,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How many requests are released before the log is looked after again.
 const RELEASE_MAX: usize = 1_000;
 
+/// How long a request whose source this process does not know waits until the next one looks at it: while processes are
+/// replaced by newer ones, one by one, the older ones meet sources that they do not know.
+const UNKNOWN_AGAIN: Duration = Duration::from_secs(60);
+
+/// How long it waits for one that knows it. Then the source has been taken out of the configuration.
+const UNKNOWN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How often it is told how late requests were sent.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -84,6 +91,8 @@ pub struct Retry<R, W> {
     sources: HashMap<SourceName, [Arc<str>; 2]>,
     cancelled: Cancelled,
     lateness: Lateness,
+    /// How many requests have been put off since nobody here knows their source.
+    unknown: HashMap<SourceName, u64>,
     tell_at: Instant,
     failures_topic: Arc<str>,
     dead_topic: Arc<str>,
@@ -122,6 +131,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                 .collect(),
             cancelled: Cancelled::none(),
             lateness: Lateness::default(),
+            unknown: HashMap::new(),
             tell_at: Instant::now() + TELL_EVERY,
             failures_topic: topics.failures().into(),
             dead_topic: topics.dead().into(),
@@ -224,18 +234,23 @@ impl<R: Reader, W: Writer> Retry<R, W> {
     }
 
     fn decided(&self, failure: &Failure, now: Timestamp) -> Decision {
-        let dead = |reason, message| Decision::Dead {
-            reason,
-            message,
-            request: history::extended(&failure.request, &failure.attempt),
-        };
-        if !self.sources.contains_key(&failure.source) {
-            dead(Reason::Invalid, not_ours(&failure.source))
-        } else if self.cancelled.has(&failure.request) {
-            dead(Reason::Cancelled, CANCELLED.to_owned())
-        } else {
-            decide(failure, &self.config, now, self.dice.fraction())
+        if self.cancelled.has(&failure.request) {
+            let request = history::extended(&failure.request, &failure.attempt);
+            return Decision::Dead { reason: Reason::Cancelled, message: CANCELLED.to_owned(), request };
         }
+        match decide(failure, &self.config, now, self.dice.fraction()) {
+            // The source's own rules may allow more than those that are known here.
+            Decision::Dead { reason: Reason::Exhausted | Reason::Expired, request, .. }
+                if !self.knows(&failure.source) =>
+            {
+                Decision::Again { at: now, request }
+            }
+            decision @ (Decision::Again { .. } | Decision::Dead { .. }) => decision,
+        }
+    }
+
+    fn knows(&self, source: &SourceName) -> bool {
+        self.sources.contains_key(source)
     }
 
     /// A record of a delay topic, and when it goes on.
@@ -244,11 +259,6 @@ impl<R: Reader, W: Writer> Retry<R, W> {
             Ok(waiting) => waiting,
             Err(why) => return (now, self.unreadable(raw, &why, now)),
         };
-        if !self.sources.contains_key(&waiting.source) {
-            // Its source has been taken out of the configuration while it waited.
-            let message = not_ours(&waiting.source);
-            return (now, Held::Ended(self.given_up(raw, &waiting.source, Reason::Invalid, message, now)));
-        }
         if self.is_cancelled(&waiting) {
             return (now, Held::Waiting(Box::new(waiting)));
         }
@@ -331,14 +341,28 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                     |raw: &Raw<'_>| self.given_up(raw, &waiting.source, Reason::Cancelled, CANCELLED.to_owned(), now);
                 ("dead", waiting.with_raw(&position, given_up))
             }
-            Held::Waiting(waiting) if waiting.due_at <= now => {
+            Held::Waiting(waiting) if waiting.due_at <= now && self.knows(&waiting.source) => {
                 let late = now.since(waiting.due_at);
                 self.lateness.note(late);
                 METRICS.retry_late(late);
-                // Of another source none is taken in.
                 let Some(topics) = self.sources.get(&waiting.source) else { return };
                 let topic = Arc::clone(&topics[waiting.lane as usize]);
                 ("again", waiting.into_request(topic))
+            }
+            Held::Waiting(mut waiting) if waiting.due_at <= now => {
+                let since = *waiting.unknown_since.get_or_insert(now);
+                if now.since(since) > UNKNOWN_FOR {
+                    let message = format!(
+                        "source {} has been in the configuration of no retry for a day: put it back and redrive",
+                        waiting.source
+                    );
+                    let given_up = |raw: &Raw<'_>| self.given_up(raw, &waiting.source, Reason::Invalid, message, now);
+                    ("dead", waiting.with_raw(&position, given_up))
+                } else {
+                    *self.unknown.entry(waiting.source.clone()).or_default() += 1;
+                    waiting.due_at = now.after(UNKNOWN_AGAIN);
+                    return self.move_on(Item { position, held: Held::Waiting(waiting) }, now);
+                }
             }
             Held::Waiting(waiting) => match wheel::tier(&self.delays, waiting.due_at.since(now)) {
                 Some(tier) => ("later", waiting.into_hop(Arc::clone(&self.delay_topics[tier]), now)),
@@ -367,6 +391,9 @@ impl<R: Reader, W: Writer> Retry<R, W> {
             self.tell_at = now + TELL_EVERY;
             if let Some(told) = self.lateness.take() {
                 info!(sent = told.count, late_ms_p50 = told.half, late_ms_p99 = told.nearly_all, "sent again when due");
+            }
+            for (source, count) in self.unknown.drain() {
+                warn!(%source, count, "requests of a source that is not in this configuration wait for a process that knows it");
             }
         }
     }
@@ -399,10 +426,6 @@ pub fn frugal(kafka: &client::Config) -> client::Config {
         kafka.properties.entry(property.to_owned()).or_insert_with(|| value.to_owned());
     }
     kafka
-}
-
-fn not_ours(source: &SourceName) -> String {
-    format!("source {source} is not in this retry's configuration")
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ const HOPPED_AT: &str = "x-hopped-at";
 const SOURCE: &str = "x-source";
 /// Which of its topics, if that is not the one of the backlog.
 const LANE: &str = "x-lane";
+/// Since when it would be due, but for a source that nobody knows who has read it, in milliseconds since 1970.
+const UNKNOWN_SINCE: &str = "x-unknown-since";
 /// What nobody needs to go on, but who looks at a topic wants to know; carried along as it came.
 const REMARKS: [&str; 4] = ["x-attempt", "x-error-class", "x-first-failed-at", "x-origin"];
 
@@ -49,6 +51,8 @@ pub struct Waiting {
     pub lane: Lane,
     /// When it is due.
     pub due_at: Timestamp,
+    /// Since when it only waits for a process that knows its source.
+    pub unknown_since: Option<Timestamp>,
     traceparent: Option<String>,
     remarks: [Option<String>; REMARKS.len()],
     key: Option<Bytes>,
@@ -72,6 +76,7 @@ impl Waiting {
             source: failure.source.clone(),
             lane: failure.lane,
             due_at,
+            unknown_since: None,
             traceparent: Some(traceparent),
             remarks: remarks.map(Some),
             key: Some(Bytes::copy_from_slice(request.item.as_str().as_bytes())),
@@ -97,6 +102,7 @@ impl Waiting {
             // One that a newer weir knows waits with the others.
             lane: text(LANE).and_then(|word| Lane::of(&word)).unwrap_or_default(),
             due_at: due_at(raw).ok_or_else(|| missing(DUE_AT, "a number of milliseconds since 1970"))?,
+            unknown_since: millis(raw, UNKNOWN_SINCE),
             traceparent: text("traceparent"),
             remarks: REMARKS.map(text),
             key: record.key.clone(),
@@ -134,6 +140,9 @@ impl Waiting {
         add(DUE_AT, self.due_at.as_millis().to_string());
         add(HOPPED_AT, now.as_millis().to_string());
         add(SOURCE, self.source.to_string());
+        if let Some(since) = self.unknown_since {
+            add(UNKNOWN_SINCE, since.as_millis().to_string());
+        }
         if !self.lane.is_bulk() {
             add(LANE, self.lane.as_str().to_owned());
         }

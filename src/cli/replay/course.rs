@@ -1,6 +1,6 @@
 //! The course of a replay or redrive: count, ask, carry out, and say what it has come to.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -63,9 +63,11 @@ impl Order<'_> {
         let progress = scan::committed(kafka, &self.group, &names).await?;
         let progress: Vec<_> = progress.into_iter().filter_map(|(partition, at)| Some((partition, at?))).collect();
         let unfinished = Unfinished::of(&progress).filter(|_| !consent.restart);
-        let plan = match &unfinished {
-            Some(unfinished) => Plan { spans: unfinished.spans.clone(), ..Plan::default() },
-            None => self.plan().await?,
+        let plan = if let Some(unfinished) = &unfinished {
+            Plan { spans: unfinished.spans.clone(), ..Plan::default() }
+        } else {
+            self.expect_sight().await?;
+            self.plan().await?
         };
         tell(&plan, unfinished.is_some(), self.topics.iter().any(|topic| topic.kind == Kind::Result));
         if plan.spans.is_empty() && unfinished.is_none() {
@@ -96,6 +98,29 @@ impl Order<'_> {
         job.forget().await?;
         say(&format!("{}, in {}", self.words(&sum, Told::After), spoken(since.elapsed())))?;
         Ok(Exit::Done)
+    }
+
+    /// Refuses to redrive what may have been redriven without a trace.
+    async fn expect_sight(&self) -> anyhow::Result<()> {
+        let is_redrive = self.into == Into::Requests && self.topics.iter().any(|topic| topic.kind == Kind::DeadLetter);
+        let Some(Edge::Time(from)) = self.from.as_ref().filter(|_| is_redrive) else { return Ok(()) };
+        let keep = self.config.topics.keep_requests;
+        // As far as a redrive looks back by itself, which is a moment ago.
+        let since = Clock::System.now().before(keep + Duration::from_secs(60));
+        if *from >= since {
+            return Ok(());
+        }
+        let names: Vec<_> = self.request_topics().map(|topic| topic.name).collect();
+        if scan::bounds(&self.config.kafka, &names).await?.iter().all(|bounds| bounds.low == 0) {
+            return Ok(());
+        }
+        let keep = spoken(keep);
+        Err(Ended::usage(format!(
+            "--from {from} is before the oldest requests that Kafka still has ([topics] keep_requests is {keep}), so \
+             that nobody can see what of that time has been redriven already: it would be sent, and paid for, again. \
+             Leave --from out, or name a later time"
+        ))
+        .into())
     }
 
     fn names(&self) -> Vec<String> {
@@ -226,7 +251,7 @@ impl Order<'_> {
             return Ok(redriven);
         }
         for topic in self.request_topics() {
-            redriven.read(&self.config.kafka, &topic).await?;
+            redriven.read(&self.config.kafka, &topic, Clock::System.now()).await?;
         }
         Ok(redriven)
     }
