@@ -319,10 +319,12 @@ struct Counts {
 }
 
 impl Counts {
-    /// A row that is as long as this speaks for itself: nobody was answered meanwhile. A shorter one is measured by all
-    /// that was answered within this time, and by what is under way: of a thousand calls a second of which each
-    /// twentieth fails by itself, five in a row fail about once an hour.
-    const MOMENT: Duration = Duration::from_millis(500);
+    /// A row that lasts so long speaks for itself: nobody was answered meanwhile.
+    const SILENCE: Duration = Duration::from_millis(500);
+
+    /// A shorter one is measured by all that was answered within this time, and by what is under way: of a thousand calls
+    /// a second of which each twentieth fails by itself, five in a row fail about once an hour.
+    const MOMENT: Duration = Duration::from_millis(250);
 
     /// Counts a call; why that opens the breaker, if it does.
     fn note(&mut self, verdict: Verdict, config: &BreakerConfig, at: Instant) -> Option<String> {
@@ -355,7 +357,7 @@ impl Counts {
     fn row_counts(&self, lasts: Duration, config: &BreakerConfig) -> bool {
         let answered = self.moment.sum().0.max(self.row);
         let all = f64::from(answered.saturating_add(self.under_way));
-        lasts >= Self::MOMENT || f64::from(self.row) >= config.share * all
+        lasts >= Self::SILENCE || f64::from(self.row) >= config.share * all
     }
 }
 
@@ -504,6 +506,13 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_busy_source_that_goes_away_costs_the_calls_of_an_eighth_of_a_second() {
+        let gone_at = Duration::from_secs(10);
+        let opened = busy((1_000, 30), (SECOND / 100, SECOND / 1_000), |at| at >= gone_at).expect("it is away");
+        assert!(opened - gone_at <= SECOND / 8 + SECOND / 50, "{:?}", opened - gone_at);
     }
 
     #[test]
