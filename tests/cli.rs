@@ -5,6 +5,7 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
@@ -158,6 +159,41 @@ fn a_file_of_ids_that_is_not_there_fails_before_anything_is_sent() {
 fn simulate_needs_no_configuration_and_a_closed_pipe_is_no_failure() {
     let weir = Weir::new("this is no TOML");
     weir.run(&["simulate", "ids", "--count", "3"], &[]).expect(0, &[]);
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "the time of a process of its own cannot be paused")]
+fn a_hangup_ends_a_process_in_good_order_and_with_a_word_unless_it_was_started_to_survive_it() {
+    for (nohup, survives) in [(false, false), (true, true)] {
+        let mut command = if nohup { Command::new("nohup") } else { Command::new(env!("CARGO_BIN_EXE_weir")) };
+        if nohup {
+            command.arg(env!("CARGO_BIN_EXE_weir"));
+        }
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let output = || log.reopen().unwrap();
+        let mut child = command
+            .args(["simulate", "--listen", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(output())
+            .stderr(output())
+            .spawn()
+            .unwrap();
+        let said = || std::fs::read_to_string(log.path()).unwrap();
+        let signal = |signal: &str| Command::new("kill").arg(signal).arg(child.id().to_string()).status().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !said().contains("127.0.0.1:") {
+            assert!(Instant::now() < deadline, "{}", said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(signal("-HUP").success());
+        if survives {
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(signal("-TERM").success());
+        }
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(0), "{status:?} {}", said());
+        assert_eq!(said().contains("SIGHUP"), !survives, "{}", said());
+    }
 }
 
 #[test]
