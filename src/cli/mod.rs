@@ -241,7 +241,7 @@ impl Cli {
 /// # Errors
 /// Whatever the command failed with; [`exit::report`] makes a message and a code of it.
 pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
-    let role = |role| run::Args { role: vec![role] };
+    let role = |role| run::Args { role: vec![role], from: None };
     match cli.command {
         Command::Run(args) => run::run(args, config, stop).await,
         Command::Fetch => run::run(role(Role::Fetch), config, stop).await,

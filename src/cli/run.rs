@@ -1,5 +1,6 @@
 //! `weir run`: the roles of this process, each started again from its last commit when it fails.
 
+mod history;
 mod roles;
 
 use std::{collections::HashMap, path::Path, pin::pin, process::ExitCode, sync::Arc, time::Duration};
@@ -10,6 +11,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+
+pub use history::Begin;
 
 use super::{
     check::descriptors_wanted,
@@ -79,6 +82,10 @@ pub struct Args {
     /// Which roles.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE", default_value = "fetch,retry,changes,sink")]
     pub role: Vec<Role>,
+    /// Where a group begins that has lost its offsets though the tables know that it was at work: without this it stops and
+    /// says so. For one start; a group that has its offsets, or has never been at work, goes on as ever.
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub from: Option<Begin>,
 }
 
 /// A stage that runs until it is stopped.
@@ -169,6 +176,7 @@ impl Task {
 /// Everything that the roles share.
 struct Process {
     config: Config,
+    from: Option<Begin>,
     topics: Topics,
     groups: Groups,
     clock: Clock,
@@ -211,6 +219,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
         cache,
         room: Room::new(config.fetch.calls_in_flight_in_all),
         stop: stop.clone(),
+        from: args.from,
         config,
     });
     let (mut roles, mut names) = (JoinSet::new(), HashMap::new());

@@ -6,7 +6,7 @@ use rdkafka::{
     TopicPartitionList,
     admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer},
+    consumer::{BaseConsumer, CommitMode, Consumer},
     error::KafkaError,
     topic_partition_list::Offset,
     types::RDKafkaErrorCode,
@@ -314,6 +314,49 @@ pub async fn lag(config: &Config, group: &str, topics: &[String]) -> Result<Vec<
         Ok(lags)
     })
     .await
+}
+
+/// Commits the ends of these topics for a group that nobody is a member of.
+///
+/// # Errors
+/// [`AdminError`]: no broker answers, or it has members.
+pub async fn begin_at_end(config: &Config, group: &str, topics: &[String]) -> Result<(), AdminError> {
+    let lags = lag(config, group, topics).await?;
+    let mut config = config.clone();
+    config.properties.insert("group.id".to_owned(), group.to_owned());
+    config.properties.insert("enable.auto.commit".to_owned(), "false".to_owned());
+    let topics = topics.to_vec();
+    blocking(&config, move |consumer| {
+        let ids = topic_ids::ask(consumer.client(), topics.iter().map(String::as_str), TIMEOUT)?;
+        let mut list = TopicPartitionList::new();
+        for Lag { topic, partition, end, .. } in &lags {
+            let mut element = list.add_partition(topic, *partition);
+            element.set_offset(Offset::Offset(*end))?;
+            element.set_metadata(commit_mark::marked(ids.get(topic).copied(), ""));
+        }
+        consumer.commit(&list, CommitMode::Sync)
+    })
+    .await
+}
+
+/// For how long the brokers remember the offsets of a group without members; `None` if they do not say.
+///
+/// # Errors
+/// [`AdminError`]
+pub async fn offsets_kept(config: &Config) -> Result<Option<Duration>, AdminError> {
+    let attempt = "reading the brokers' offsets.retention.minutes";
+    let broker = blocking(config, |consumer| {
+        let metadata = consumer.fetch_metadata(None, TIMEOUT)?;
+        Ok(metadata.brokers().first().map(rdkafka::metadata::MetadataBroker::id))
+    });
+    let Some(broker) = broker.await? else { return Ok(None) };
+    let admin: AdminClient<DefaultClientContext> = config.base().create().map_err(|e| refused(attempt, &e))?;
+    let answers = admin.describe_configs(&[ResourceSpecifier::Broker(broker)], &options()).await;
+    // Who may not read the brokers' settings does without.
+    let entries = answers.map_err(|e| refused(attempt, &e))?.into_iter().flatten().flat_map(|answer| answer.entries);
+    let minutes = entries.into_iter().find(|entry| entry.name == "offsets.retention.minutes");
+    let minutes = minutes.and_then(|entry| entry.value?.parse::<u64>().ok());
+    Ok(minutes.map(|minutes| Duration::from_secs(minutes.saturating_mul(60))))
 }
 
 /// Whether the group has a member with this `group.instance.id`: the broker makes its member id from it.

@@ -168,6 +168,33 @@ impl Store {
         self.places_with("max(request_id) = ''", place, log, places).await
     }
 
+    /// Whether a request or failure whose record is still on its topic has had its end since. `lows`: the first offset that
+    /// is left of each partition. The oldest of them are looked at.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn knows_ends(&self, place: &Place, log: &str, lows: &[(i32, i64)]) -> Result<bool, Trouble> {
+        let list = |numbers: Vec<String>| numbers.join(", ");
+        let numbers = list(lows.iter().map(|(number, _)| number.to_string()).collect());
+        let offsets = list(lows.iter().map(|(_, low)| low.to_string()).collect());
+        let sql = format!(
+            "WITH oldest AS (SELECT request_id, recorded_at FROM {} WHERE topic = {{topic: String}} AND offset >= \
+             transform(partition, [{numbers}]::Array(Int32), [{offsets}]::Array(Int64), 0::Int64) \
+             ORDER BY recorded_at LIMIT 10000) \
+             SELECT count() FROM (SELECT request_id, recorded_at FROM observations \
+             WHERE request_id IN (SELECT request_id FROM oldest) \
+             AND recorded_at >= (SELECT min(recorded_at) FROM oldest) \
+             UNION ALL SELECT request_id, recorded_at FROM dead_letters \
+             WHERE request_id IN (SELECT request_id FROM oldest) \
+             AND recorded_at >= (SELECT min(recorded_at) FROM oldest)) AS ends \
+             INNER JOIN oldest USING (request_id) WHERE ends.recorded_at >= oldest.recorded_at",
+            identifier(&place.table),
+        );
+        let query = self.client.query_raw(&sql).param("topic", log);
+        let found = timeout(self.timeout, query.fetch_one::<u64>()).await;
+        Ok(found.map_err(|_| Trouble::timed_out(self.timeout))?? > 0)
+    }
+
     /// Those of these places whose rows together meet a condition.
     async fn places_with(
         &self,

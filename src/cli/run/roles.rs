@@ -14,7 +14,7 @@ use crate::{
     changes::{self, Changes, ChangesParts},
     fetch::{Caller, CallerParts, Carry, Fetch},
     kafka::{Instead, KafkaReader, Producer, Reach, ReadError, Reader, WriteError, Writer, intake::IntakeError},
-    message::SourceName,
+    message::{SourceName, envelope::Kind},
     platform::config::Source,
     quota::{
         self, Purse, Quota, Share,
@@ -43,17 +43,21 @@ impl Process {
     pub(super) async fn fetch(&self, source: &Source, carry: &Carry, health: &RoleHealth) -> Result<(), RoleError> {
         let group = self.groups.fetch(&source.name);
         let (breaker, fallback) = &source.breaker;
+        let read = self.topics.every_request(&source.name);
         let written: Vec<_> = [&source.name].into_iter().chain(fallback).cloned().collect();
         if !self.topics_are_there(&self.topics.all(&written), health).await {
             return Ok(());
         }
+        if !self.has_its_place((&group, &read, Kind::Request), health).await? {
+            return Ok(());
+        }
         let mut outcomes = vec![self.topics.results(), self.topics.failures(), self.topics.dead()];
         outcomes.extend(fallback.iter().flat_map(|fallback| self.topics.every_request(fallback)));
-        let reach = Reach { group: group.clone(), reads: self.topics.every_request(&source.name), writes: outcomes };
+        let reach = Reach { group: group.clone(), reads: read.clone(), writes: outcomes };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
         let cancelled = self.cancelled().await?;
         // A worker that joins gets its share of each lane.
-        let reader = self.reader(group, topics::apart(self.topics.every_request(&source.name)))?;
+        let reader = self.reader(group, topics::apart(read))?;
         let limits = source.quota();
         let caller = Caller::new(CallerParts {
             source: source.name.clone(),
@@ -224,6 +228,9 @@ impl Process {
         let group = self.groups.retry();
         let topics = [self.topics.all(&self.config.source_names()), self.topics.delays()].concat();
         if !self.topics_are_there(&topics, health).await || !self.delays_are_fit(health).await {
+            return Ok(());
+        }
+        if !self.has_its_place((&group, &[self.topics.failures()], Kind::Failure), health).await? {
             return Ok(());
         }
         let sources = self.config.source_names();

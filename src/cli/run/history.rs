@@ -1,0 +1,114 @@
+//! Groups that have lost their offsets: they would silently do again what the tables know the ends of.
+//!
+//! Kafka forgets a group's offsets when it is deleted, or has had no member for longer than the brokers'
+//! `offsets.retention.minutes` (seven days, if nobody has set it). Then it looks like a first start. It is none if
+//! ClickHouse knows how requests have ended that are on the topic.
+
+use std::fmt;
+
+use tracing::warn;
+
+use super::{Process, RoleError};
+use crate::{
+    kafka::{admin, logs},
+    message::envelope::Kind,
+    runtime::health::RoleHealth,
+    sink::{self, present::Place},
+};
+
+/// How long before it is looked again whether somebody has given the group its offsets back.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Where a group begins that has lost its offsets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Begin {
+    /// At the first record: everything on the topic is done again, and paid for again.
+    Earliest,
+    /// At what comes from now on: what is on the topic and has no end yet never gets one by itself.
+    Latest,
+}
+
+/// A topic that a group without offsets would begin anew.
+#[derive(Debug, PartialEq, Eq)]
+struct Forgotten {
+    group: String,
+    topic: String,
+    records: i64,
+}
+
+impl fmt::Display for Forgotten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { group, topic, records } = self;
+        write!(
+            f,
+            "group {group} has no offsets for {topic} (deleted, or weir was stopped for longer than the brokers' \
+             offsets.retention.minutes), but ClickHouse knows ends of requests that are on it: the {records} offsets \
+             there are not done again by themselves. Start once with `weir run --from latest` to go on with what comes \
+             from now on, or with --from earliest to do all of it again"
+        )
+    }
+}
+
+impl Process {
+    /// Waits until it is known where the group begins; false if the process stops before that. `kind`: what its topics
+    /// hold. A first start is let through, and so is what ClickHouse cannot be asked about.
+    pub(super) async fn has_its_place(
+        &self,
+        (group, topics, kind): (&str, &[String], Kind),
+        health: &RoleHealth,
+    ) -> Result<bool, RoleError> {
+        loop {
+            let found = tokio::select! {
+                () = self.stop.cancelled() => return Ok(false),
+                found = self.forgotten(group, topics, kind) => found?,
+            };
+            let Some(forgotten) = found else { return Ok(true) };
+            match self.from {
+                Some(Begin::Earliest) => {
+                    warn!(group, topic = forgotten.topic, "the group has lost its offsets: all is done again, as told");
+                    return Ok(true);
+                }
+                Some(Begin::Latest) => {
+                    let topic = forgotten.topic;
+                    let begun = admin::begin_at_end(&self.config.kafka, group, std::slice::from_ref(&topic)).await;
+                    begun.map_err(|error| RoleError::Failed(error.into()))?;
+                    warn!(group, topic, "the group has lost its offsets: begun at the end, as told");
+                }
+                None => {
+                    warn!("{forgotten}");
+                    health.not_ready(forgotten.to_string());
+                    tokio::select! {
+                        () = self.stop.cancelled() => return Ok(false),
+                        () = tokio::time::sleep(LOOK_AGAIN) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn forgotten(&self, group: &str, topics: &[String], kind: Kind) -> Result<Option<Forgotten>, RoleError> {
+        let failed = |error: admin::AdminError| RoleError::Failed(error.into());
+        let lags = admin::lag(&self.config.kafka, group, topics).await.map_err(failed)?;
+        for topic in topics {
+            let of_topic = || lags.iter().filter(|lag| lag.topic == *topic);
+            let records: i64 = of_topic().map(|lag| lag.end - lag.low).sum();
+            if records == 0 || of_topic().any(|lag| lag.committed.is_some()) {
+                continue;
+            }
+            let names = logs::names(&self.config.kafka, std::slice::from_ref(topic)).await.map_err(failed)?;
+            let lows: Vec<_> = of_topic().map(|lag| (lag.partition, lag.low)).collect();
+            let store =
+                sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+            match store.knows_ends(&Place::of(kind), names.name(topic), &lows).await {
+                Ok(true) => return Ok(Some(Forgotten { group: group.to_owned(), topic: topic.clone(), records })),
+                Ok(false) => {}
+                Err(trouble) => warn!(
+                    group, topic, %trouble,
+                    "the group has no offsets and begins at the first record; whether it is its first start cannot be \
+                     told, since ClickHouse does not answer"
+                ),
+            }
+        }
+        Ok(None)
+    }
+}
