@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::{
     exit::Exit,
+    outlast,
     terminal::{agree, counted, say},
     topics::verdict,
 };
@@ -31,7 +32,7 @@ use crate::{
         Store,
         schema::{self, Difference, MIGRATIONS, Standing},
     },
-    topics::{Topic, Topics},
+    topics::{self, Topic, Topics},
 };
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -76,6 +77,8 @@ struct Finding {
 enum Verdict {
     Fine(String),
     Skipped(String),
+    /// It works, and will not for ever.
+    Beware(String),
     Wrong(Exit, String),
 }
 
@@ -104,6 +107,9 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     }
     if !args.offline {
         add(Finding { what: "Kafka".to_owned(), verdict: kafka(config).await })?;
+        for finding in kept(config).await {
+            add(finding)?;
+        }
         add(Finding { what: "ClickHouse".to_owned(), verdict: clickhouse(config).await })?;
         add(Finding { what: "Redis".to_owned(), verdict: redis(config).await })?;
     }
@@ -115,6 +121,7 @@ fn show(findings: &[Finding]) -> std::io::Result<()> {
         let (word, text) = match verdict {
             Verdict::Fine(text) => ("ok", text),
             Verdict::Skipped(text) => ("-", text),
+            Verdict::Beware(text) => ("MIND", text),
             Verdict::Wrong(_, text) => ("WRONG", text),
         };
         say(&format!("{what:<18} {word:<6} {text}"))?;
@@ -361,6 +368,40 @@ async fn too_small(config: &Config, topics: &[Topic]) -> Result<Option<String>, 
     )))
 }
 
+/// For how long the brokers remember how far weir has come, and what waits for longer than it is kept.
+async fn kept(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Ok(Ok(Some(kept))) = timeout(PATIENCE, admin::offsets_kept(&config.kafka)).await {
+        findings.push(Finding { what: "offsets".to_owned(), verdict: offsets(kept, &config.topics) });
+    }
+    for source in &config.sources {
+        if let Ok(Some(warning)) = timeout(PATIENCE, outlast::warning(source, config)).await {
+            findings.push(Finding { what: "backlog".to_owned(), verdict: Verdict::Beware(warning) });
+        }
+    }
+    findings
+}
+
+fn offsets(kept: Duration, topics: &topics::Config) -> Verdict {
+    let (longest, key) = [
+        (topics.keep_requests, "topics.keep_requests"),
+        (topics.keep_failures, "topics.keep_failures"),
+        (topics.keep_results, "topics.keep_results"),
+    ]
+    .into_iter()
+    .max()
+    .unwrap_or_default();
+    let (days, longest_days) = (config::duration_text(kept), config::duration_text(longest));
+    if kept >= longest {
+        return Verdict::Fine(format!("remembered for {days} without a running weir"));
+    }
+    Verdict::Beware(format!(
+        "Kafka forgets how far weir has come when it is stopped for {days} (offsets.retention.minutes of the brokers), but \
+         {key} is {longest_days}: a later start stops and asks what to do. Set offsets.retention.minutes to at least {}",
+        longest.as_secs() / 60
+    ))
+}
+
 async fn clickhouse(config: &Config) -> Verdict {
     let url = &config.clickhouse.url;
     match timeout(PATIENCE, standing(config)).await {
@@ -480,5 +521,16 @@ mod tests {
     fn a_month_without_a_calendar_is_refused_with_what_is_allowed() {
         let error = opened(r#"limits = [{ calls = 9, per = "1month", kind = "sliding" }]"#, "").unwrap_err();
         assert!(error.contains("limits is 9 calls per 1month") && error.contains("\"30days\""), "{error}");
+    }
+
+    #[test]
+    fn offsets_that_are_forgotten_before_the_records_are_warned_of() {
+        let topics = topics::Config::default();
+        let days = |days: u64| Duration::from_secs(days * 24 * 60 * 60);
+        let Verdict::Beware(text) = offsets(days(7), &topics) else { panic!("nothing is said") };
+        for part in ["7days", "offsets.retention.minutes", "topics.keep_results is 30days", "at least 43200"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(matches!(offsets(days(30), &topics), Verdict::Fine(_)));
     }
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::{Ended, Exit},
+    outlast,
     terminal::{Progress, Rate, agree, counted, grouped, note, say},
     watch::{self, Expected, Sent},
 };
@@ -116,6 +117,9 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
     }
     let summary = reading.await??;
     report(&summary, &order, sender.started.elapsed())?;
+    if let Some(warning) = outlast::warning(known_source(config, &args.source)?, config).await {
+        note(&format!("Mind: {warning}"));
+    }
     let exit = if summary.wrong.count == 0 { Exit::Done } else { Exit::Failed };
     if !args.wait || records == 0 {
         return Ok(exit);

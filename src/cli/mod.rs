@@ -12,6 +12,7 @@ pub mod exit;
 mod export;
 mod get;
 mod groups;
+mod outlast;
 mod piece;
 mod query;
 mod quota;

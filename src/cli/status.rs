@@ -10,12 +10,14 @@ use tokio::time::timeout;
 use super::{
     exit::{Ended, Exit},
     groups::{self, Group},
+    outlast,
     terminal::{grouped, say, table},
     waiting::Seen,
 };
 use crate::{
     config::Config,
     kafka::admin::{self, Lag},
+    platform::SourceConfig,
     runtime::health::{self, Condition},
     sink::query::{Format, query},
     topics::Topics,
@@ -117,13 +119,27 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
         problems.push(format!("{error:#}"));
     }
     let (batches, last_ten_minutes) = tables.unwrap_or_default();
-    let report = Report { lag: lag.unwrap_or_default(), batches, last_ten_minutes, roles, problems };
+    let lag = lag.unwrap_or_default();
+    problems.extend(outlasting(&lag, config));
+    let report = Report { lag, batches, last_ten_minutes, roles, problems };
     if args.json {
         say(&serde_json::to_string_pretty(&report)?)?;
     } else {
         print(&report)?;
     }
     Ok(exit)
+}
+
+/// What is said of backlogs that retention will delete before they are worked off.
+fn outlasting(lines: &[Line], config: &Config) -> Vec<String> {
+    let topics = Topics::new(config.topics.clone());
+    let of_source = |source: &SourceConfig| {
+        let own = topics.every_request(&source.name);
+        let lines = lines.iter().filter(|line| line.stage == "fetch" && own.contains(&line.topic));
+        let waiting = lines.map(|line| u64::try_from(line.waiting).unwrap_or(0)).sum();
+        outlast::warning_of(source, waiting, config)
+    };
+    config.sources.iter().filter_map(of_source).collect()
 }
 
 /// Nobody need be there: roles may run on other machines.

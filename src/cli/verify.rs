@@ -1,6 +1,7 @@
 //! `weir verify`: nothing is lost, nothing is doubled, or the name of each that is.
 
 use anyhow::Context;
+use bytes::Bytes;
 use clap::ValueEnum as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,11 +14,15 @@ use super::{
 use crate::{
     config::Config,
     enqueue::feed::{Few, NAMED},
-    kafka::logs::topic_of,
-    message::{BatchId, envelope::Kind},
+    kafka::{Outgoing, Producer, logs::topic_of},
+    message::{
+        BatchId, DeadLetter, ItemId, Origin, Reason, Request, RequestId, SourceName,
+        codec::{self, Encoded},
+        envelope::{Envelope, Kind},
+    },
     replay::when::time,
-    runtime::clock::Clock,
-    sink::{Store, present::Place},
+    runtime::clock::{Clock, Timestamp},
+    sink::{Store, present::Place, unended::Unended},
     topics::{Groups, Topics},
     verify::{
         self, Places, Report, Scope, Unaccounted,
@@ -34,7 +39,10 @@ The rows of each table are exactly the records of its topic, by topic, partition
 come. And each request has its end, or stands where a stage has still to do something for it: requested = found + \
 absent + off-shelf + dead + under way. What is not where it should be is named, and the exit code is 1 then.
 
-Only reads; may be run at any time beside the roles. What Kafka's retention has deleted cannot be compared any more. \
+A request that Kafka's retention has deleted before it was called for, and that ClickHouse knows, is lost: it is named, and \
+--end-lost gives it its end, a dead letter, from which `weir replay --topic dead --into requests` asks for it again.
+
+Only reads, but for --end-lost; may be run at any time beside the roles. What Kafka's retention has deleted cannot be compared any more. \
 It takes about 50 bytes of memory for each request id.";
 
 pub(super) const EXAMPLES: &str = "\
@@ -56,11 +64,15 @@ pub struct Args {
     /// Name everything that is wrong.
     #[arg(long)]
     all: bool,
+    /// End the requests that retention has deleted unread: a dead letter for each.
+    #[arg(long)]
+    end_lost: bool,
 }
 
 pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) -> anyhow::Result<Exit> {
     let since = args.since.as_deref().map(|text| time(text, Clock::System.now())).transpose()?;
-    let scope = Scope { batch: args.batch.clone(), since, named: if args.all { usize::MAX } else { NAMED } };
+    let scope =
+        Scope { batch: args.batch.clone(), since, named: if args.all || args.end_lost { usize::MAX } else { NAMED } };
     let (topics, groups) = (Topics::new(config.topics.clone()), Groups::new(&config.kafka.group_prefix));
     let (store, sources) = (Store::connect(&config.clickhouse)?, config.source_names());
     let places = Places { kafka: &config.kafka, topics: &topics, groups: &groups, sources: &sources, store: &store };
@@ -84,6 +96,14 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
     // What was paid for twice is no fault of the records: without the quota's topic the proof is the same.
     let again = super::quota::made_again(config).await.unwrap_or_default();
     print(&report, args.batch.as_ref(), &again)?;
+    if args.end_lost {
+        end_lost(&report.deleted, &topics.dead(), config).await?;
+    } else if !report.deleted.is_empty() {
+        say(
+            "  Lost are requests that Kafka's retention has deleted before they were called for: --end-lost ends them as dead \
+             letters, from which they can be asked for again",
+        )?;
+    }
     let is_proved = report.is_clean() && (args.batch.is_none() || report.sum.requested > 0);
     Ok(if is_proved { Exit::Done } else { Exit::Failed })
 }
@@ -109,6 +129,48 @@ fn print(report: &Report, batch: Option<&BatchId>, again: &[String]) -> std::io:
     }
     let verdict = if report.is_clean() { "✓ all accounted for" } else { "✗ not all is accounted for" };
     say(&format!("\n{verdict}"))
+}
+
+/// A dead letter for each of these requests.
+async fn end_lost(lost: &[Unended], dead: &str, config: &Config) -> anyhow::Result<()> {
+    let (producer, now) = (Producer::new(&config.kafka)?, Clock::System.now());
+    for some in lost.chunks(1_000) {
+        let letters: anyhow::Result<Vec<_>> = some.iter().map(|lost| letter(lost, dead, now)).collect();
+        producer.send(letters?).await?;
+    }
+    say(&format!(
+        "\nEnded {} as dead letters (expired). To ask for them again: weir replay --topic dead --into requests",
+        counted(lost.len() as u64, "lost request")
+    ))?;
+    Ok(())
+}
+
+fn letter(lost: &Unended, dead: &str, now: Timestamp) -> anyhow::Result<Outgoing> {
+    let Unended { request_id, source, item, batch, params, topic, partition, offset, requested_at } = lost;
+    let source = SourceName::new(source)?;
+    let mut request = Request::new(ItemId::new(item)?);
+    request.source = Some(source.clone());
+    request.batch = Some(batch).filter(|batch| !batch.is_empty()).map(BatchId::new).transpose()?;
+    request.requested_at = Some(Timestamp::from_millis(*requested_at));
+    if !params.is_empty() {
+        request.params = serde_json::from_str(params)?;
+    }
+    let letter = DeadLetter {
+        request_id: RequestId::new(request_id)?,
+        source,
+        reason: Reason::Expired,
+        message: "Kafka's retention deleted the request before it was done: it waited for longer than the topic keeps \
+                  records"
+            .to_owned(),
+        died_at: now,
+        origin: Origin { topic: topic.clone(), partition: *partition, offset: *offset },
+        request: Some(request),
+        original_base64: None,
+    };
+    let envelope =
+        Envelope { kind: Kind::DeadLetter, id: request_id, writer: "weir/verify", time: now, traceparent: None };
+    let Encoded { headers, value } = codec::encode(&envelope, &letter);
+    Ok(Outgoing { topic: dead.into(), key: Some(Bytes::copy_from_slice(item.as_bytes())), value, headers })
 }
 
 fn mark(good: bool) -> &'static str {

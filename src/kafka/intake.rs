@@ -17,6 +17,7 @@ use super::{
     outbox::{Outbox, Position, Risk},
 };
 use crate::runtime::clock::Clock;
+use crate::runtime::metrics::METRICS;
 
 /// What a stage has to deal with.
 #[derive(Debug)]
@@ -329,8 +330,10 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                 let new: Vec<_> = read.filter(is_new).collect();
                 Ok((!new.is_empty()).then_some(Input::Records(new)))
             }
-            Event::Gone { partition, epoch, range: Range { start, end } } => {
-                error!(%partition, start, end, "records were deleted by retention before they were read");
+            Event::Gone { partition, epoch, range } => {
+                METRICS.deleted_unread(&partition.topic, &range);
+                let Range { start, end } = range;
+                error!(%partition, start, end, "records were deleted by retention before they were read; requests among them have no end: `weir verify` names them, and --end-lost ends them");
                 self.outbox.gone(&partition, epoch, end);
                 Ok(None)
             }

@@ -53,6 +53,7 @@ pub struct Metrics {
     not_taken: Family<Labels, Counter>,
     views_lack: Family<Labels, Counter>,
     sink_bytes: Gauge,
+    deleted: Family<Labels, Counter>,
 }
 
 /// What the fetch stage of one source is doing now.
@@ -129,6 +130,7 @@ impl Metrics {
             views_lack: of.family("sink_view_blocks_lacking", "Blocks whose rows a materialized view of your own may lack, by view: the log has the statement that fills it"),
             not_taken: of.family("sink_refused_inserts", "Inserts that ClickHouse did not take, by why: away, unable, schema, login, refused; the block is offered again"),
             sink_bytes: of.one("sink_waiting_bytes", "Bytes of records in memory on their way to ClickHouse", Gauge::default()),
+            deleted: of.family("records_deleted_unread", "Offsets that a topic's retention deleted before a role had read them, by topic"),
             registry: of.0,
         }
     }
@@ -229,6 +231,12 @@ impl Metrics {
     /// A view, `database.name`, may lack the rows of a block that is stored.
     pub fn view_lacks(&self, view: &str) {
         self.views_lack.get_or_create(&vec![("view", view.to_owned().into())]).inc();
+    }
+
+    /// So many offsets of a topic were deleted by its retention before they were read.
+    pub fn deleted_unread(&self, topic: &str, range: &std::ops::Range<i64>) {
+        let count = u64::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
+        self.deleted.get_or_create(&vec![("topic", topic.to_owned().into())]).inc_by(count);
     }
 
     /// So many bytes wait in the sink.

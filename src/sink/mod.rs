@@ -36,6 +36,7 @@ pub mod sealed;
 mod settle;
 mod stage;
 pub mod stored;
+pub mod unended;
 mod watched;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};

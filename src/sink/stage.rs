@@ -150,6 +150,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
             }
             Event::Records { partition, epoch, records } => self.records(&partition, epoch, records, now),
             Event::Gone { partition, epoch, range } => {
+                METRICS.deleted_unread(&partition.topic, &range);
                 let count = range.end.saturating_sub(range.start);
                 tracing::error!(
                     %partition, first = range.start, last = range.end - 1,

@@ -81,6 +81,13 @@ impl Balance {
         account.last |= ASKED;
     }
 
+    /// A request that Kafka has not any more and that has no row of an end. One that is known otherwise stands somewhere.
+    pub fn ask_if_unknown(&mut self, id: &str) {
+        if let Entry::Vacant(entry) = self.0.entry(key(id)) {
+            entry.insert(Account { open: 1, last: ASKED, ..Account::default() });
+        }
+    }
+
     /// A request that its stage has not done yet.
     pub fn wait(&mut self, id: &str) {
         let account = self.0.entry(key(id)).or_default();
@@ -216,6 +223,22 @@ mod tests {
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(seconds * 1_000)
+    }
+
+    #[test]
+    fn a_request_that_kafka_has_deleted_unread_is_lost_unless_something_of_it_is_found() {
+        let mut balance = Balance::default();
+        for id in ["gone", "answered since", "waits for retry"] {
+            balance.ask_if_unknown(id);
+        }
+        balance.ask("asked again");
+        balance.wait("asked again");
+        balance.ask_if_unknown("asked again");
+        balance.end("answered since", End::Answered(Status::Found), Timestamp::from_millis(1));
+        balance.wait_for_retry("waits for retry");
+        assert_eq!(balance.fault("gone"), Some(Fault::Lost));
+        let sum = balance.sum();
+        assert_eq!((sum.requested, sum.lost, sum.found, sum.under_way), (4, 1, 1, 2));
     }
 
     #[test]

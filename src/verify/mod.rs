@@ -41,6 +41,7 @@ use crate::{
         Route, Store, Trouble,
         present::Place,
         row::{Parsed, parse},
+        unended::Unended,
     },
     topics::{Groups, Topic, Topics},
 };
@@ -125,6 +126,8 @@ pub struct Report {
     pub sum: Sum,
     /// Those with something wrong.
     pub unaccounted: Few<Unaccounted>,
+    /// Of these, the requests that retention has deleted before they were done, as far as they are named.
+    pub deleted: Vec<Unended>,
 }
 
 impl Report {
@@ -145,6 +148,7 @@ pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64
     look.read(&mut progress).await?;
     let topics = look.topics.take().unwrap_or_default();
     let look_names = look.snapshot.names.clone();
+    let lows = std::mem::take(&mut look.lows);
     let (mut balance, mut faults) = (look.balance, Faults::default());
     for _ in 1..LOOKS {
         let sum = balance.sum();
@@ -161,10 +165,10 @@ pub async fn run(places: Places<'_>, scope: &Scope, mut progress: impl FnMut(u64
         }
     }
     let sum = settled(balance.sum(), &faults);
-    let unaccounted = name(places, scope, faults).await?;
+    let (unaccounted, deleted) = name(places, scope, faults, &lows).await?;
     let topics_now = places.topics.rows(places.sources);
     let foreign = strays::foreign(places.store, &topics_now, &look_names).await?;
-    Ok(Report { topics, foreign, sum, unaccounted })
+    Ok(Report { topics, foreign, sum, unaccounted, deleted })
 }
 
 /// What was seen in the wrong place once only was moving.
@@ -183,17 +187,25 @@ struct Look<'a> {
     balance: Balance,
     /// The time of the oldest request that was read: no end of interest is older.
     oldest: Option<Timestamp>,
+    /// The first offsets that are left of the requests' partitions, by the names of their logs.
+    lows: Vec<(Partition, i64)>,
 }
 
 impl<'a> Look<'a> {
     fn new(places: Places<'a>, scope: &'a Scope, snapshot: Snapshot, topics: Option<Vec<TopicReport>>) -> Self {
-        Self { places, scope, snapshot, topics, balance: Balance::default(), oldest: None }
+        Self { places, scope, snapshot, topics, balance: Balance::default(), oldest: None, lows: Vec::new() }
     }
 
     async fn read(&mut self, progress: &mut impl FnMut(u64, u64)) -> Result<(), VerifyError> {
         let all = std::mem::take(&mut self.snapshot.bounds);
         let bounds = all.iter().flat_map(|(_, bounds)| bounds);
         let lows: HashMap<_, _> = bounds.map(|bounds| (bounds.partition.clone(), bounds.low)).collect();
+        self.lows = requests_of(&all)
+            .flat_map(|(_, bounds)| bounds)
+            .map(|bounds| (self.snapshot.names.partition(&bounds.partition), bounds.low))
+            .collect();
+        let names: Vec<String> = requests_of(&all).map(|(topic, _)| topic.name.clone()).collect();
+        let mut is_asked = false;
         let spans = |bounds: &[Bounds]| bounds.iter().map(|b| self.snapshot.span(b)).collect::<Vec<_>>();
         let all: Vec<(Topic, Vec<Span>)> = all.into_iter().map(|(topic, bounds)| (topic, spans(&bounds))).collect();
         let total = all.iter().flat_map(|(_, spans)| spans).map(Span::length).sum();
@@ -205,6 +217,15 @@ impl<'a> Look<'a> {
                 read += spans.iter().map(Span::length).sum::<u64>();
                 progress(read, total);
                 continue;
+            }
+            if topic.kind != Kind::Request && !std::mem::replace(&mut is_asked, true) {
+                // All requests on Kafka are known, and no end that is only there: so what is found now is lost, or its end
+                // is about to be read.
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let scope = (self.scope.batch.as_ref(), self.scope.since);
+                let balance = &mut self.balance;
+                let ask = |unended: Unended| balance.ask_if_unknown(&unended.request_id);
+                self.places.store.unended(&names, &self.lows, scope, ask).await?;
             }
             let mut report = TopicReport::new(topic.name.clone(), topic.kind, self.scope.named);
             report.log = self.snapshot.names.name(&topic.name).to_owned();
@@ -335,11 +356,21 @@ impl<'a> Look<'a> {
     }
 }
 
-/// Reads the requests once more to name those with something wrong.
-async fn name(places: Places<'_>, scope: &Scope, mut faults: Faults) -> Result<Few<Unaccounted>, VerifyError> {
-    let mut named = Few::up_to(scope.named);
+/// Those of the topics that hold requests and are no delay topics.
+fn requests_of(all: &[(Topic, Vec<Bounds>)]) -> impl Iterator<Item = &(Topic, Vec<Bounds>)> {
+    all.iter().filter(|(topic, _)| topic.kind == Kind::Request && topic.delay.is_none())
+}
+
+/// Reads the requests once more to name those with something wrong, on Kafka and of those that it has deleted.
+async fn name(
+    places: Places<'_>,
+    scope: &Scope,
+    mut faults: Faults,
+    lows: &[(Partition, i64)],
+) -> Result<(Few<Unaccounted>, Vec<Unended>), VerifyError> {
+    let (mut named, mut deleted) = (Few::up_to(scope.named), Vec::new());
     if faults.is_empty() {
-        return Ok(named);
+        return Ok((named, deleted));
     }
     let Places { kafka, topics, sources, .. } = places;
     for topic in topics.rows(sources).iter().filter(|topic| topic.kind == Kind::Request) {
@@ -366,5 +397,18 @@ async fn name(places: Places<'_>, scope: &Scope, mut faults: Faults) -> Result<F
             }
         }
     }
-    Ok(named)
+    let requests: Vec<Topic> = topics.rows(sources).into_iter().filter(|topic| topic.kind == Kind::Request).collect();
+    let on: Vec<&str> = requests.iter().map(|topic| topic.name.as_str()).collect();
+    let take = |unended: Unended| {
+        if let Some(fault) = faults.take(&unended.request_id) {
+            let Unended { request_id, item, topic, partition, offset, .. } = &unended;
+            let at = format!("{topic}/{partition}/{offset}");
+            named.add(|| Unaccounted { fault, id: request_id.clone(), item: item.clone(), at });
+            if deleted.len() < scope.named {
+                deleted.push(unended);
+            }
+        }
+    };
+    places.store.unended(&on, lows, (scope.batch.as_ref(), scope.since), take).await?;
+    Ok((named, deleted))
 }
