@@ -1,7 +1,7 @@
 //! What the changes stage does with each event: gather, compare, publish, remember.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -27,6 +27,9 @@ use crate::{
 
 /// Kind and version of the commits' metadata: `C1:<next>`, changes of lower offsets are published.
 const KIND: &str = "C1:";
+
+/// How many bytes of results a round has, at most: twice as many are held.
+const ROUND_BYTES: usize = 32 * 1024 * 1024;
 
 /// How soon a round that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -65,7 +68,8 @@ pub struct Changes<R, W, M> {
     since: Option<Instant>,
     /// Not before, since the last round failed.
     again_at: Option<Instant>,
-    is_paused: bool,
+    /// Partitions that are stopped until the round is over.
+    paused: BTreeSet<Partition>,
 }
 
 /// A partition that is ours.
@@ -76,6 +80,8 @@ struct Owned {
     /// The first offset of this round, and the one after its last.
     range: Option<(i64, i64)>,
     seen: Vec<Seen>,
+    /// About how many bytes of memory they take.
+    bytes: usize,
 }
 
 /// A result without its raw JSON, which nobody needs here.
@@ -97,7 +103,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
     /// A stage made of these parts.
     #[must_use]
     pub fn new(parts: ChangesParts<R, W, M>) -> Self {
-        Self { parts, owned: BTreeMap::new(), since: None, again_at: None, is_paused: false }
+        Self { parts, owned: BTreeMap::new(), since: None, again_at: None, paused: BTreeSet::new() }
     }
 
     /// Publishes changes until `stop`.
@@ -132,15 +138,17 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
         }
     }
 
-    fn held(&self) -> usize {
-        self.owned.values().map(|owned| owned.seen.len()).sum()
+    /// How much of a round is held: 1 is a whole round, by their number or by their bytes.
+    fn rounds(&self) -> usize {
+        let rows: usize = self.owned.values().map(|owned| owned.seen.len()).sum();
+        let bytes: usize = self.owned.values().map(|owned| owned.bytes).sum();
+        (rows / self.parts.config.rows.max(1)).max(bytes / ROUND_BYTES)
     }
 
     /// When the next round begins.
     fn due(&self) -> Option<Instant> {
         let since = self.since?;
-        let full = self.held() >= self.parts.config.rows;
-        let due = if full { since } else { since + self.parts.config.age };
+        let due = if self.rounds() >= 1 { since } else { since + self.parts.config.age };
         Some(self.again_at.map_or(due, |again| again.max(due)))
     }
 
@@ -156,6 +164,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
             ),
             // No round is under way while an event is handled: there is nothing to finish.
             Event::Revoked(partitions, _) | Event::Lost(partitions) => {
+                self.paused.retain(|partition| !partitions.contains(partition));
                 self.owned.retain(|partition, _| !partitions.contains(partition));
             }
         }
@@ -166,7 +175,9 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
         let Assignment { partition, epoch, committed, .. } = assignment;
         let published = committed.as_ref().map_or(Ok(0), published_by);
         let published = published.map_err(|reason| ReadError::Ledger { partition: partition.clone(), reason })?;
-        self.owned.insert(partition, Owned { epoch, published, range: None, seen: Vec::new() });
+        // A new assignment flows, whatever was asked for before.
+        self.paused.remove(&partition);
+        self.owned.insert(partition, Owned { epoch, published, range: None, seen: Vec::new(), bytes: 0 });
         Ok(())
     }
 
@@ -178,11 +189,15 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
             owned.range = Some((first, record.offset + 1));
             let raw = record.raw(partition);
             match codec::read_observation(&raw) {
-                Ok(observation) => owned.seen.push(Seen {
-                    offset: record.offset,
-                    observation: Observation { raw: None, ..observation },
-                    traceparent: trace::continued(raw.traceparent(), &self.parts.dice),
-                }),
+                Ok(observation) => {
+                    let raw_bytes = observation.raw.as_ref().map_or(0, |raw| raw.get().len());
+                    owned.bytes += size_of::<Seen>() + record.footprint().saturating_sub(raw_bytes);
+                    owned.seen.push(Seen {
+                        offset: record.offset,
+                        observation: Observation { raw: None, ..observation },
+                        traceparent: trace::continued(raw.traceparent(), &self.parts.dice),
+                    });
+                }
                 // The sink makes its dead letter.
                 Err(why) => debug!(%partition, offset = record.offset, %why, "not a result"),
             }
@@ -295,6 +310,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
         let mut offsets = Offsets::new();
         for (partition, owned) in &mut self.owned {
             owned.seen.clear();
+            owned.bytes = 0;
             if let Some((_, next)) = owned.range.take() {
                 let metadata = format!("{KIND}{}", owned.published);
                 offsets.push((partition.clone(), owned.epoch, Committed { offset: next, metadata }));
@@ -307,11 +323,14 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
 
     /// Stops the flow while more than two rounds are held.
     fn balance(&mut self) {
-        let is_full = self.held() >= self.parts.config.rows.saturating_mul(2);
-        if is_full != self.is_paused {
-            self.is_paused = is_full;
-            for partition in self.owned.keys() {
-                if is_full { self.parts.reader.pause(partition) } else { self.parts.reader.resume(partition) }
+        if self.rounds() >= 2 {
+            // Also those that have come since.
+            for partition in self.owned.keys().filter(|partition| self.paused.insert((*partition).clone())) {
+                self.parts.reader.pause(partition);
+            }
+        } else {
+            for partition in std::mem::take(&mut self.paused) {
+                self.parts.reader.resume(&partition);
             }
         }
     }

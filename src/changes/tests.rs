@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     kafka::{
-        Assignment, Committed, Epoch, Event, Instead,
+        Assignment, Committed, Epoch, Event, Instead, Partition,
         scripted::{Log, assigned, partition, records},
     },
     message::{Change, Columns, DeadLetter, Observation, RequestId, Status, Via},
@@ -179,6 +179,57 @@ async fn a_change_that_its_topic_does_not_take_ends_alone_as_a_dead_letter() {
     let dead: DeadLetter = serde_json::from_slice(&dead[0].value).unwrap();
     assert!(dead.message.contains("at most 20000") && dead.message.contains("of item 1"), "{}", dead.message);
     assert_eq!(log.world().committed[&partition()].offset, 4);
+}
+
+/// Runs the stage over these events while nothing can be remembered; which partitions are stopped then.
+async fn stopped(script: Vec<Event>) -> Vec<Partition> {
+    let (log, memory) = (Log::default(), Forgetful::default());
+    memory.0.lock().unwrap().recalls_failing = u32::MAX;
+    let (events, reader) = log.reader();
+    let parts = ChangesParts {
+        reader,
+        writer: log.clone(),
+        memory,
+        topic: "weir.changes".into(),
+        instead: Instead::new("weir.dead", WRITER),
+        config: Config { rows: 1_000, ..Config::default() },
+        clock: Clock::System,
+        dice: Dice::seeded(1),
+    };
+    let stop = CancellationToken::new();
+    for event in script {
+        events.send(event).unwrap();
+    }
+    let (ended, paused) = tokio::join!(Changes::new(parts).run(stop.clone()), async {
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        let mut paused = log.world().paused.clone();
+        paused.sort();
+        stop.cancel();
+        paused
+    });
+    ended.unwrap();
+    paused
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_comes_while_all_is_full_is_stopped_too() {
+    let second = Partition { topic: "t".into(), number: 1 };
+    let joined =
+        Event::Assigned(vec![Assignment { partition: second.clone(), epoch: Epoch(2), committed: None, log: None }]);
+    let row = || records(0, (0..2_000).map(|at| result(at, "1", "5")));
+    assert_eq!(stopped(vec![assigned(), row(), joined]).await, [partition(), second]);
+    // One that has left and comes back flows, and is stopped again.
+    let left = Event::Lost(vec![partition()]);
+    let again = stopped(vec![assigned(), row(), left, assigned(), row()]).await;
+    assert_eq!(again, [partition(), partition()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_is_full_by_its_bytes_too() {
+    let long = "9".repeat(1_000_000);
+    let row = |count: i64| records(0, (0..count).map(|at| result(at, "1", &long)));
+    assert_eq!(stopped(vec![assigned(), row(70)]).await, [partition()]);
+    assert_eq!(stopped(vec![assigned(), row(60)]).await, []);
 }
 
 #[tokio::test(start_paused = true)]
