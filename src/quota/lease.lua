@@ -16,6 +16,8 @@
 
 local floor, max, min = math.floor, math.max, math.min
 local INFINITE = 9e15
+-- A clock that was set back by less is waited for. By more: the state is of a clock that had leapt ahead.
+local LEAP = 10000000
 -- For so long nobody calls in a state that was made without knowledge of the past: whoever has some is told, and answers.
 local TELL = 5000000
 -- What tells the name of an address from an account's, which cannot begin like this.
@@ -288,12 +290,22 @@ local function doubt_all(since, known)
   redis.call('DEL', RETURNED)
 end
 
+-- How far the state's clock was ahead of this one, if that is why it counts no more.
+local ahead
+
+local function unknown() return { 'unknown', now, ahead and digits(ahead) or false } end
+
 -- Loads what concerns the source; false if there is no whole state.
 local function load()
   local worker = input.worker
   local packed = redis.call('GET', META)
   if not packed then return false end
   meta = cmsgpack.unpack(packed)
+  -- All its times are of that other clock; who is held, and what is spent, workers know.
+  if meta.last > now + LEAP then
+    ahead = meta.last - now
+    return false
+  end
   meta.pace = meta.pace or pace_new('known')
   meta.seats, meta.seats_from = meta.seats or {}, meta.seats_from or 0
   for _, gate in ipairs(meta.addresses) do gate.pace = gate.pace or pace_new('known') end
@@ -361,7 +373,7 @@ local function is_uninformed() return not meta.informed and input.birth ~= digit
 
 -- What is spent, for a worker to keep in case that this state is lost.
 local function remember()
-  if not load() or is_uninformed() then return { 'unknown', now } end
+  if not load() or is_uninformed() then return unknown() end
   local memory = { at = digits(now), source = spent_of(meta.source), addresses = {}, accounts = {} }
   for number, gate in ipairs(meta.addresses) do memory.addresses[number] = spent_of(gate) end
   for _, name in ipairs(meta.names) do memory.accounts[name] = spent_of(account(name).gate) end
@@ -370,7 +382,12 @@ end
 
 local function recall(gate, lists)
   for number, budget in ipairs(gate.budgets) do
-    if lists and lists[number] then budget.spent = lists[number] end
+    if lists and lists[number] then
+      -- What was counted by a clock that had leapt ahead was called lately.
+      local last = index_of(budget, now + meta.lease + budget.after)
+      budget.spent = {}
+      for i = 1, #lists[number], 2 do add(budget, min(lists[number][i], last), lists[number][i + 1]) end
+    end
   end
 end
 
@@ -381,7 +398,8 @@ local function recall_all(memory)
   for name, lists in pairs(memory.accounts) do
     if account(name) then recall(account(name).gate, lists) end
   end
-  return min(tonumber(memory.at), now)
+  local at = tonumber(memory.at)
+  return at > now and now - LEAP or at
 end
 
 local function refund_slot(name, at, address)
@@ -493,6 +511,10 @@ local function free_at(state, at)
   end
 end
 
+-- Accounts that the worker who asks does not know.
+local foreign, foreign_count = {}, 0
+for _, name in ipairs(input.foreign or {}) do foreign[name], foreign_count = true, foreign_count + 1 end
+
 -- The accounts that may be needed for `count` slots, by address: the longest idle in their order, the first of those that
 -- wait as a heap by the time at which they may call.
 local function load_candidates(count, earliest)
@@ -500,12 +522,14 @@ local function load_candidates(count, earliest)
   local function take(list, is_idle)
     local taken = {}
     for i = 1, #list, 2 do
-      local one = { name = list[i], ready = tonumber(list[i + 1]), idle = is_idle }
-      taken[#taken + 1], names[#names + 1] = one, one.name
+      if not foreign[list[i]] then
+        local one = { name = list[i], ready = tonumber(list[i + 1]), idle = is_idle }
+        taken[#taken + 1], names[#names + 1] = one, one.name
+      end
     end
     return taken
   end
-  local limit, border = tostring(count), digits(earliest)
+  local limit, border = tostring(count + foreign_count), digits(earliest)
   for address = 1, #meta.addresses do
     local key = queue(address)
     local idle = take(redis.call('ZRANGEBYSCORE', key, '-inf', border, 'WITHSCORES', 'LIMIT', '0', limit), true)
@@ -593,7 +617,9 @@ local function take_back(earliest)
   for i = 1, #input.returned, 3 do
     local at, name, from = input.returned[i], input.returned[i + 1], input.returned[i + 2]
     local state = account(name)
-    if state and meta.addresses[state.address].name == from then
+    if at > now + meta.lease + LEAP then
+      -- Of a clock that had leapt ahead.
+    elseif state and meta.addresses[state.address].name == from then
       meta.number = meta.number + 1
       redis.call('ZADD', RETURNED, digits(at), digits(at) .. ':' .. meta.number .. ':' .. name)
     else
@@ -609,15 +635,21 @@ local function take_back(earliest)
   end
 end
 
--- The first slot that came back and that is not held.
+-- The first slot that came back, that is not held, and that the worker who asks can use.
 local function returned()
+  local place = 0
   while true do
-    local member = redis.call('ZRANGE', RETURNED, 0, 0)[1]
+    local member = redis.call('ZRANGE', RETURNED, place, place)[1]
     if not member then return nil end
     local at, name = string.match(member, '^(%d+):%d+:(.*)$')
     at = tonumber(at)
-    if not is_held(account(name), at) then return member, name, at end
-    forget(member, name, at)
+    if foreign[name] then
+      place = place + 1
+    elseif not is_held(account(name), at) then
+      return member, name, at
+    else
+      forget(member, name, at)
+    end
   end
 end
 
@@ -725,7 +757,7 @@ local function seated()
 end
 
 local function lease()
-  if not load() or is_uninformed() then return { 'unknown', now } end
+  if not load() or is_uninformed() then return unknown() end
   if meta.home_at and now >= meta.home_at then settle() end
   local earliest = max(now, meta.held)
   local til = now + min(input.ahead, meta.lease)
@@ -800,7 +832,7 @@ end
 
 -- Moves the shared time of the source (no name), of an address or of an account, for everybody.
 local function hold()
-  if not load() then return { 'unknown', now } end
+  if not load() then return unknown() end
   for _, one in ipairs(input.holds) do
     local address = one.address and address_named(meta.addresses, one.address)
     local state = not one.name and not one.address and meta or address or one.name and account(one.name)
@@ -817,7 +849,7 @@ end
 
 -- All holds that still matter: for whoever has missed their announcement.
 local function holds()
-  if not load() then return { 'unknown', now } end
+  if not load() then return unknown() end
   local list = {}
   local function add(name, state)
     local at = #list
@@ -837,7 +869,7 @@ end
 
 -- Shares that somebody asks for, and refusals: of an account, of an address or else of the source, for everybody.
 local function pace()
-  if not load() then return { 'unknown', now } end
+  if not load() then return unknown() end
   for _, one in ipairs(input.paces) do
     local state, gate = one.name and account(one.name), one.address and address_named(meta.addresses, one.address)
     local target, planned = meta.pace, max(meta.source.spacing, meta.interval)

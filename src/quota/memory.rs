@@ -2,12 +2,16 @@
 
 use std::{
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::{
     AddressState, Aliases, Cause, Held, Hold, Lease, Limit, PaceBy, PaceState, Pacing, Past, Quota, Scope, Share, Slot,
@@ -38,31 +42,86 @@ pub struct Memory {
     /// Locked after the table.
     causes: Mutex<Causes>,
     epoch: Epoch,
+    clock: Clock,
 }
 
-/// Where tokio's time stands in the time of day.
-#[derive(Clone, Copy, Debug)]
+/// Where tokio's time stands in the timetable's, which is the time of day at the start and never runs back.
+///
+/// Tokio's time stands still while the machine is suspended, and knows nothing of somebody who sets the clock. So how
+/// long the machine was suspended is added, and how far the time of day has gone away since is known apart.
+#[derive(Debug)]
 pub(super) struct Epoch {
     at: Instant,
     micros: Micros,
+    uptime: Duration,
+    /// For so long the machine was suspended since then, in microseconds.
+    suspended: AtomicU64,
+    /// So far is the time of day ahead of the timetable's, in microseconds.
+    ahead: AtomicI64,
 }
 
 impl Epoch {
+    /// Less is how exactly clocks can be compared, and how NTP slews them: windows have two seconds to spare.
+    const NOTICED: Micros = 500_000;
+
     /// Now.
-    pub(super) fn new(time: Timestamp) -> Self {
-        Self { at: Instant::now(), micros: u64::try_from(time.as_millis()).unwrap_or_default() * 1_000 }
+    pub(super) fn new(clock: &Clock) -> Self {
+        Self {
+            at: Instant::now(),
+            micros: day_micros(clock),
+            uptime: clock.uptime(),
+            suspended: AtomicU64::new(0),
+            ahead: AtomicI64::new(0),
+        }
     }
 
     /// Rounded up: a slot is never in the past.
     pub(super) fn micros(&self, at: Instant) -> Micros {
         let before = micros(self.at.saturating_duration_since(at));
-        (self.micros + micros(at.saturating_duration_since(self.at))).saturating_sub(before)
+        let start = self.micros + self.suspended.load(Relaxed);
+        (start + micros(at.saturating_duration_since(self.at))).saturating_sub(before)
     }
 
     /// The instant of a time; at most a year ahead.
     pub(super) fn instant(&self, at: Micros) -> Instant {
-        self.at + Duration::from_micros(at.saturating_sub(self.micros)).min(Limit::PER_MAX)
+        let start = self.micros + self.suspended.load(Relaxed);
+        self.at + Duration::from_micros(at.saturating_sub(start)).min(Limit::PER_MAX)
     }
+
+    /// The time of day of a time.
+    fn time_of_day(&self, at: Micros) -> Timestamp {
+        let at = if at == Micros::MAX { at } else { at.saturating_add_signed(self.ahead.load(Relaxed)) };
+        Timestamp::from_millis(i64::try_from(at / 1_000).unwrap_or(i64::MAX))
+    }
+
+    /// Looks at the clocks; by how much the time of day is ahead now, if that has changed.
+    fn follow(&self, clock: &Clock) -> Option<i64> {
+        let elapsed = self.at.elapsed();
+        let suspended = micros(clock.uptime().saturating_sub(self.uptime).saturating_sub(elapsed));
+        let known = self.suspended.load(Relaxed);
+        if suspended > known + Self::NOTICED {
+            self.suspended.store(suspended, Relaxed);
+            let time = Duration::from_micros(suspended - known);
+            warn!(?time, "this machine was suspended: windows, holds and budgets have gone on meanwhile");
+        }
+        let own = i128::from(self.micros(Instant::now()));
+        let ahead = i64::try_from(i128::from(day_micros(clock)) - own).unwrap_or_default();
+        let before = self.ahead.load(Relaxed);
+        if ahead.abs_diff(before) <= Self::NOTICED {
+            return None;
+        }
+        self.ahead.store(ahead, Relaxed);
+        let seconds = (ahead - before) / 1_000_000;
+        warn!(
+            seconds,
+            "this machine's clock was set: limits that begin at a time of day follow it, the pace does not change"
+        );
+        Some(ahead)
+    }
+}
+
+fn day_micros(clock: &Clock) -> Micros {
+    u64::try_from(clock.now().as_millis()).unwrap_or_default() * 1_000
 }
 
 impl Memory {
@@ -83,7 +142,7 @@ impl Memory {
 
     /// The quota of a plan.
     pub(super) fn on(plan: Plan, clock: &Clock) -> Self {
-        let epoch = Epoch::new(clock.now());
+        let epoch = Epoch::new(clock);
         Self {
             table: Mutex::new(Timetable::new(&plan, epoch.micros)),
             fastest: plan.fastest(),
@@ -91,6 +150,7 @@ impl Memory {
             addresses: plan.address_names,
             causes: Mutex::default(),
             epoch,
+            clock: clock.clone(),
         }
     }
 
@@ -138,16 +198,17 @@ impl Memory {
     }
 
     fn held(&self, scope: Scope, standing: &Standing, now: Timestamp) -> Option<Held> {
-        let until = timestamp(standing.held_until);
+        let until = self.epoch.time_of_day(standing.held_until);
         (standing.disabled || until > now)
             .then(|| Held { until: (!standing.disabled).then_some(until), cause: self.causes().of(scope) })
     }
 
     /// The standing of a scope in a record's terms.
     fn state(&self, scope: Scope, standing: Standing, now: Timestamp) -> State {
-        let later = |at: Micros| timestamp(at) > now;
+        let time_of_day = |at: Micros| self.epoch.time_of_day(at);
+        let later = |at: Micros| time_of_day(at) > now;
         let held = self.held(scope, &standing, now);
-        let next_at = standing.next_at.filter(|at| held.is_none() && later(*at) && *at != Micros::MAX).map(timestamp);
+        let next_at = standing.next_at.filter(|at| held.is_none() && later(*at) && *at != Micros::MAX).map(time_of_day);
         State { held, spent: standing.spent, next_at, address: standing.address }
     }
 
@@ -171,9 +232,12 @@ impl Memory {
 #[async_trait]
 impl Quota for Memory {
     async fn lease(&self, wanted: usize) -> Lease {
+        let mut table = self.table();
+        if let Some(ahead) = self.epoch.follow(&self.clock) {
+            table.set_ahead(ahead);
+        }
         let now = Instant::now();
         let until = self.epoch.micros(now + HORIZON);
-        let mut table = self.table();
         match table.lease(wanted, self.epoch.micros(now), until) {
             Granted::Slots(slots) => {
                 Lease::Slots(slots.into_iter().map(|slot| self.slot(slot, table.address_of(slot.0))).collect())
@@ -266,10 +330,6 @@ impl Quota for Memory {
     fn pace(&self, scope: Scope) -> PaceState {
         self.table().pace(scope)
     }
-}
-
-fn timestamp(at: Micros) -> Timestamp {
-    Timestamp::from_millis(i64::try_from(at / 1_000).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

@@ -54,6 +54,8 @@ struct Gate {
     /// Not before this time: the theoretical arrival time.
     next: Micros,
     budgets: Vec<Budget>,
+    /// How far the time of day is ahead of this timetable's time, for windows that begin at a time of day.
+    ahead: i64,
 }
 
 impl Gate {
@@ -62,14 +64,24 @@ impl Gate {
         for budget in &mut budgets {
             budget.learn(now);
         }
-        Self { spacing: rules.spacing, next, budgets }
+        Self { spacing: rules.spacing, next, budgets, ahead: 0 }
+    }
+
+    /// What a budget counts by: the time of day if its windows begin at one.
+    const fn shown_to(&self, budget: &Budget, at: Micros) -> Micros {
+        if budget.rule().span == 1 { at.saturating_add_signed(self.ahead) } else { at }
+    }
+
+    fn budget_free_at(&self, budget: &Budget, at: Micros) -> Micros {
+        let shown = self.shown_to(budget, at);
+        at + budget.free_at(shown).saturating_sub(shown)
     }
 
     /// The earliest time from `at` on at which everything here allows a call.
     fn free_at(&self, at: Micros) -> Micros {
         let mut at = at.max(self.next);
         loop {
-            let later = self.budgets.iter().fold(at, |at, budget| budget.free_at(at));
+            let later = self.budgets.iter().fold(at, |at, budget| self.budget_free_at(budget, at));
             if later == at {
                 return at;
             }
@@ -79,11 +91,19 @@ impl Gate {
 
     fn take(&mut self, at: Micros, spacing: Micros) {
         self.next = at + spacing;
-        self.budgets.iter_mut().for_each(|budget| budget.charge(at));
+        self.each_budget(at, Budget::charge);
     }
 
     fn refund(&mut self, at: Micros) {
-        self.budgets.iter_mut().for_each(|budget| budget.refund(at));
+        self.each_budget(at, Budget::refund);
+    }
+
+    fn each_budget(&mut self, at: Micros, what: fn(&mut Budget, Micros)) {
+        let ahead = self.ahead;
+        for budget in &mut self.budgets {
+            let shown = if budget.rule().span == 1 { at.saturating_add_signed(ahead) } else { at };
+            what(budget, shown);
+        }
     }
 }
 
@@ -190,6 +210,19 @@ impl Timetable {
             table.enter(table.accounts.len() - 1);
         }
         table
+    }
+
+    /// The time of day is so far ahead of this timetable's time, in microseconds: somebody has set the clock. Windows that
+    /// begin at a time of day follow it; what keeps calls apart, and holds, do not.
+    pub fn set_ahead(&mut self, ahead: i64) {
+        self.source.ahead = ahead;
+        self.addresses.iter_mut().for_each(|address| address.gate.ahead = ahead);
+        for index in 0..self.accounts.len() {
+            self.accounts[index].gate.ahead = ahead;
+            if self.accounts[index].place.is_some() {
+                self.enter(index);
+            }
+        }
     }
 
     /// Up to `wanted` slots (at least one), none earlier than `now` nor later than `until`.

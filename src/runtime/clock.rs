@@ -122,6 +122,9 @@ pub enum Clock {
     /// Like the simulated one, and somebody sets it: these milliseconds are added.
     #[cfg(test)]
     Set(Box<Self>, Arc<std::sync::atomic::AtomicI64>),
+    /// Like the simulated one on a machine that was suspended for so many milliseconds, which tokio does not know of.
+    #[cfg(test)]
+    Suspended(Box<Self>, Arc<std::sync::atomic::AtomicU64>),
 }
 
 impl Clock {
@@ -149,6 +152,10 @@ impl Clock {
             // Who sets the time of day does not change how much has passed.
             #[cfg(test)]
             Self::Set(clock, _) => clock.uptime(),
+            #[cfg(test)]
+            Self::Suspended(clock, by) => {
+                clock.uptime() + Duration::from_millis(by.load(std::sync::atomic::Ordering::Relaxed))
+            }
         }
     }
 
@@ -164,6 +171,10 @@ impl Clock {
             Self::Simulated { start, since } => start.after(since.elapsed()),
             #[cfg(test)]
             Self::Set(clock, by) => Timestamp(clock.now().0 + by.load(std::sync::atomic::Ordering::Relaxed)),
+            #[cfg(test)]
+            Self::Suspended(clock, by) => {
+                clock.now().after(Duration::from_millis(by.load(std::sync::atomic::Ordering::Relaxed)))
+            }
         }
     }
 }

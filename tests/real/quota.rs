@@ -270,6 +270,66 @@ async fn of_an_account_with_a_cap_no_more_calls_are_under_way_in_the_whole_fleet
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn slots_of_an_account_that_one_worker_does_not_know_go_to_those_that_do() {
+    let server = Server::start();
+    let mut limits = Fleet::limits();
+    limits.accounts.truncate(2);
+    limits.accounts[1].in_flight = Some(8);
+    let mut old = limits.clone();
+    old.accounts.truncate(1);
+    let mut fleet = Fleet::start(&server.url(), limits, 0);
+    // As in a rolling upgrade: the one that knows more begins later, and what it knows counts from then on.
+    let before = fleet.quota_of_others(&old).await;
+    let after = fleet.idle().await;
+    fleet.work(before);
+    fleet.flows(20).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut taken = 0;
+    let until = tokio::time::Instant::now() + Duration::from_secs(5);
+    while tokio::time::Instant::now() < until {
+        match after.lease(8).await {
+            Lease::Slots(slots) => {
+                for slot in slots {
+                    tokio::time::sleep_until(slot.at).await;
+                    taken += usize::from(slot.account == 1);
+                    after.ended(slot.account);
+                }
+            }
+            Lease::NotBefore(at) => tokio::time::sleep_until(at).await,
+            Lease::Nobody => panic!("nobody is disabled"),
+        }
+    }
+    // 20/s for 5 s.
+    assert!(taken >= 85, "{taken} calls of the account that only one of the two knows");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_whose_clock_had_leapt_ahead_costs_seconds_and_no_violation() {
+    // What a day ahead leaves behind: every time of the state.
+    const LEAP: &str = "
+        local day, key = 86400000000, KEYS[1]
+        local meta = cmsgpack.unpack(redis.call('GET', key .. ':meta'))
+        meta.last, meta.next_start, meta.source.next = meta.last + day, meta.next_start + day, meta.source.next + day
+        redis.call('SET', key .. ':meta', cmsgpack.pack(meta))
+        local list = redis.call('HGETALL', key .. ':account')
+        for i = 1, #list, 2 do
+          local state = cmsgpack.unpack(list[i + 1])
+          state.gate.next = state.gate.next + day
+          redis.call('HSET', key .. ':account', list[i], cmsgpack.pack(state))
+          redis.call('ZINCRBY', key .. ':queue:1', day, list[i])
+        end";
+    let server = Server::start();
+    let fleet = Fleet::start(&server.url(), Fleet::limits(), 2);
+    fleet.flows(20).await;
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    redis::Script::new(LEAP).key(fleet.key()).invoke_async::<()>(&mut connection).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    fleet.flows(20).await;
+    fleet.judge("leapt").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_lost_costs_an_account_with_a_cap_no_longer_than_its_calls_can_take() {
     let server = Server::start();
     let mut limits = Fleet::limits();

@@ -149,12 +149,23 @@ impl Fleet {
 
     /// The same with this past.
     pub fn quota_after(&self, past: &Past) -> Arc<Redis> {
+        self.quota_of(&self.limits, past)
+    }
+
+    /// The quota of a worker that is configured with other accounts than the fleet.
+    pub async fn quota_of_others(&self, limits: &Limits) -> Arc<Redis> {
+        let quota = self.quota_of(limits, &Past { is_read: true, ..Past::default() });
+        eventually("it is connected", async || (quota.counts().operations > 0).then_some(())).await;
+        quota
+    }
+
+    fn quota_of(&self, limits: &Limits, past: &Past) -> Arc<Redis> {
         let pacing = Pacing { jitter: JITTER, ..Pacing::default() };
         let aliases: Vec<AccountAlias> =
-            (0..self.limits.accounts.len()).map(|n| AccountAlias::new(format!("a{n}")).unwrap()).collect();
+            (0..limits.accounts.len()).map(|n| AccountAlias::new(format!("a{n}")).unwrap()).collect();
         let source = SourceName::new("ali1688").unwrap();
-        let plans = self.sharing.map(|sharing| Plans::shared(&self.limits, &pacing, sharing).unwrap());
-        let plans = plans.unwrap_or_else(|| Plans::whole(&self.limits, &pacing));
+        let plans = self.sharing.map(|sharing| Plans::shared(limits, &pacing, sharing).unwrap());
+        let plans = plans.unwrap_or_else(|| Plans::whole(limits, &pacing));
         Arc::new(Redis::new(&self.url, &self.prefix, &source, &aliases.into(), plans, past).unwrap())
     }
 
@@ -179,6 +190,11 @@ impl Fleet {
     /// It has something to do now.
     pub fn work(&mut self, quota: Arc<Redis>) -> tokio::task::AbortHandle {
         self.workers.spawn(work(quota, Arc::clone(&self.calls)))
+    }
+
+    /// What the keys of its quota begin with.
+    pub fn key(&self) -> String {
+        format!("{}:quota:{{ali1688}}", self.prefix)
     }
 
     pub fn made(&self) -> usize {

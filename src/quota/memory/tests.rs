@@ -416,3 +416,68 @@ proptest! {
 fn cause() -> Cause {
     Cause::new("test", Timestamp::from_millis(0))
 }
+
+/// Two calls per day from midnight, 10/s; it is half a minute before midnight.
+fn near_midnight(clock: &Clock) -> Memory {
+    let day = Limit {
+        starts_at: Some(Timestamp::from_millis(0)),
+        ..Limit::window(2, Duration::from_secs(86_400), crate::quota::Counting::Fixed).unwrap()
+    };
+    let limits = vec![Limit::new(10, Duration::from_secs(1), 1).unwrap(), day];
+    let account = crate::quota::plan::AccountLimits { limits, ..Default::default() };
+    let limits = Limits { accounts: vec![account], ..Limits::default() };
+    Memory::with_limits(&limits, &Pacing { margin: 0.0, jitter: Duration::ZERO }, clock)
+}
+
+/// How many calls leave within this time.
+async fn made_within(memory: &Memory, time: Duration) -> usize {
+    let (until, mut made) = (Instant::now() + time, 0);
+    while Instant::now() < until {
+        match memory.lease(1).await {
+            Lease::Slots(slots) => {
+                tokio::time::sleep_until(slots[0].at).await;
+                made += 1;
+            }
+            Lease::NotBefore(at) => tokio::time::sleep_until(at.min(Instant::now() + Duration::from_millis(500))).await,
+            Lease::Nobody => panic!("nobody is disabled"),
+        }
+    }
+    made
+}
+
+const DAY_MS: i64 = 86_400_000;
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_moves_the_day_and_not_the_pace() {
+    let by = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let set = |millis: i64| by.store(millis, std::sync::atomic::Ordering::Relaxed);
+    let start = Clock::simulated(Timestamp::from_millis(20_000 * DAY_MS - 30_000));
+    let memory = near_midnight(&Clock::Set(Box::new(start), std::sync::Arc::clone(&by)));
+    assert_eq!(made_within(&memory, Duration::from_secs(5)).await, 2, "the day's allowance");
+    // An hour ahead: the vendor's day has begun long ago, ours by the clock that was wrong has not.
+    set(3_600_000);
+    assert_eq!(made_within(&memory, Duration::from_secs(5)).await, 2);
+    // Back again: the day before is spent, and so is the new one when it comes.
+    set(0);
+    assert_eq!(made_within(&memory, Duration::from_secs(5)).await, 0);
+    assert_eq!(made_within(&memory, Duration::from_secs(60)).await, 0);
+    // Nobody waits for an hour that a clock was set back by, if nothing begins at a time of day.
+    let set_back = Clock::Set(Box::new(Clock::simulated(Timestamp::from_millis(DAY_MS))), std::sync::Arc::clone(&by));
+    let limits = Limits::of_accounts([Limit::new(10, Duration::from_secs(1), 1).ok()]);
+    let paced = Memory::with_limits(&limits, &Pacing { margin: 0.0, jitter: Duration::ZERO }, &set_back);
+    assert!(made_within(&paced, Duration::from_secs(2)).await >= 18);
+    set(-3_600_000);
+    assert!(made_within(&paced, Duration::from_secs(2)).await >= 18);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_was_suspended_begins_the_day_with_the_others() {
+    let by = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let start = Clock::simulated(Timestamp::from_millis(20_000 * DAY_MS - 30_000));
+    let memory = near_midnight(&Clock::Suspended(Box::new(start), std::sync::Arc::clone(&by)));
+    assert_eq!(made_within(&memory, Duration::from_secs(5)).await, 2);
+    let held = Instant::now() + Duration::from_secs(3_600);
+    memory.hold(Scope::Account(0), Hold::Until(held), &Cause::new("a ban of an hour", Timestamp::from_millis(1))).await;
+    by.store(8 * 3_600_000, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(made_within(&memory, Duration::from_secs(5)).await, 2, "the ban is over, and it is another day");
+}

@@ -229,7 +229,7 @@ impl Driver {
                 Step::Hold(holds) => {
                     let reply = server.hold(&holds).await;
                     reply.inspect(|reply| {
-                        if !matches!(reply.what, What::Unknown) {
+                        if !matches!(reply.what, What::Unknown { .. }) {
                             self.shared.local().told(holds.len());
                         }
                     })
@@ -237,7 +237,7 @@ impl Driver {
                 Step::Pace(paces) => {
                     let reply = server.pace(&paces).await;
                     reply.inspect(|reply| {
-                        if !matches!(reply.what, What::Unknown) {
+                        if !matches!(reply.what, What::Unknown { .. }) {
                             self.shared.local().told_paces(paces.len());
                         }
                     })
@@ -274,8 +274,20 @@ impl Driver {
     async fn take(&mut self, server: &mut Server, reply: Reply) -> RedisResult<()> {
         self.learn(&reply);
         match reply.what {
-            What::Unknown => {
-                warn!(key = self.key, "the quota's state is lost or incomplete: nobody calls until it is learned anew");
+            What::Unknown { ahead } => {
+                if ahead > 0 {
+                    let ahead = Duration::from_micros(ahead);
+                    warn!(
+                        key = self.key,
+                        ?ahead,
+                        "Redis' clock is behind the quota's state: it had leapt ahead, or was set back. The state is made anew from what workers know; calls pause for some seconds"
+                    );
+                } else {
+                    warn!(
+                        key = self.key,
+                        "the quota's state is lost or incomplete: nobody calls until it is learned anew"
+                    );
+                }
                 self.configure(server).await?;
             }
             What::Slots { slots, next_at, seq, is_seated } => {

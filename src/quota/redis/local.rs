@@ -10,6 +10,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tracing::warn;
 
 use self::{
     express::Express,
@@ -38,6 +39,8 @@ const CALL_MAX: Duration = Duration::from_secs(1_200);
 const GRACE: Duration = Duration::from_secs(10);
 /// For so long a slot that was handed out is known, so that it can come back: a way to the vendor may take as long to fail.
 const RETURNABLE: Duration = Duration::from_secs(60);
+/// So many accounts that are not ours are named at each lease; of more some are granted now and then, and go back.
+const FOREIGN: usize = 1_000;
 /// When to ask again if nobody can say.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -99,6 +102,10 @@ pub struct Local {
     /// Account, time and address.
     returned: Vec<(usize, Micros, usize)>,
     ended: Vec<usize>,
+    /// Slots of accounts, or from addresses, that are not in this worker's lists: they go back for others.
+    strays: Vec<(String, Micros, String)>,
+    /// The names of those accounts, the latest last: this worker asks for no more slots of theirs.
+    foreign: VecDeque<String>,
     /// When to tell Redis of what came back.
     return_at: Option<Instant>,
     /// How many slots there is work for, beyond those handed out.
@@ -202,6 +209,8 @@ impl Local {
             out: VecDeque::new(),
             returned: Vec::new(),
             ended: Vec::new(),
+            strays: Vec::new(),
+            foreign: VecDeque::new(),
             return_at: None,
             demand: 0,
             depth,
@@ -391,7 +400,8 @@ impl Local {
         let slot = |(account, at, address): (usize, Micros, usize)| -> [serde_json::Value; 3] {
             [at.into(), self.accounts[account].name.clone().into(), self.addresses[address].name.clone().into()]
         };
-        let returned = self.returned.drain(..).flat_map(slot).collect();
+        let strays = self.strays.drain(..).flat_map(|(name, at, from)| [at.into(), name.into(), from.into()]);
+        let returned = self.returned.drain(..).flat_map(slot).chain(strays).collect();
         let leaving = self.express.leaving.drain(..);
         let passed = leaving.flat_map(|one| slot(one.slot).into_iter().chain([one.to.into()])).collect();
         let express = self.express.ask(now);
@@ -401,7 +411,25 @@ impl Local {
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
         let (worker, gone, birth) = (self.worker.clone(), self.gone, self.birth.clone());
         let (ahead, takes_part) = (self.ahead, self.express.takes_part());
-        Ask { count, ahead, birth, worker, gone, ended, returned, takes_part, passed, express, seat }
+        let foreign = self.foreign.iter().cloned().collect();
+        Ask { count, ahead, birth, worker, gone, ended, returned, foreign, takes_part, passed, express, seat }
+    }
+
+    /// Of a newer configuration than ours, as during a rolling upgrade: nobody here can use it, others can.
+    fn leave_to_others(&mut self, (name, micros, address): (String, Micros, String), now: Instant) {
+        if !self.foreign.contains(&name) {
+            warn!(
+                account = name,
+                address,
+                "other workers have an account, or an address for it, that this one does not know: its slots are left to them. Do all workers have the same configuration?"
+            );
+            if self.foreign.len() == FOREIGN {
+                self.foreign.pop_front();
+            }
+            self.foreign.push_back(name.clone());
+        }
+        self.strays.push((name, micros, address));
+        self.return_at = Some(self.return_at.unwrap_or(now).min(now + RETURN_SOON));
     }
 
     /// Slots have come.
@@ -422,8 +450,11 @@ impl Local {
 
     /// Keeps a slot, to hand it out; when it leaves, if it has not come too late.
     fn keep(&mut self, (name, micros, address): (String, Micros, String), now: Instant) -> Option<Instant> {
-        // Of a newer configuration than ours: nobody here can use it.
-        let (account, address) = (self.index(&name)?, self.address(&address)?);
+        let known = self.index(&name).zip(self.address(&address));
+        let Some((account, address)) = known else {
+            self.leave_to_others((name, micros, address), now);
+            return None;
+        };
         // Never early by any reckoning, and not late by any.
         let (first, at) = self.offset?.instants(micros, now);
         let slot = Slot { account, address, at, latest: first + self.accounts[account].lateness };

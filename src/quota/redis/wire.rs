@@ -38,8 +38,8 @@ pub struct Reply {
 /// What a reply says.
 #[derive(Debug)]
 pub enum What {
-    /// There is no state, or not all of it: configure.
-    Unknown,
+    /// There is no state, or not all of it, or one whose clock was so far ahead, in microseconds: configure.
+    Unknown { ahead: Micros },
     /// Done.
     Done,
     /// The plan is written into a state of this birth.
@@ -69,6 +69,9 @@ pub struct Ask {
     pub ended: Vec<String>,
     /// Times, names of accounts and names of addresses in turn.
     pub returned: Vec<serde_json::Value>,
+    /// Accounts of other workers, which this one cannot call with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub foreign: Vec<String>,
     /// This worker passes slots on, if it is asked to.
     pub takes_part: bool,
     /// Slots that it has passed on: as those returned, each with the worker that they are for.
@@ -311,7 +314,7 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
     let kind: String = from_redis_value(part())?;
     let shown = from_redis_value(part())?;
     let what = match kind.as_str() {
-        "unknown" => What::Unknown,
+        "unknown" => What::Unknown { ahead: from_redis_value::<Option<Micros>>(part())?.unwrap_or_default() },
         "slots" => {
             let seq = from_redis_value(part())?;
             let next_at: i64 = from_redis_value(part())?;

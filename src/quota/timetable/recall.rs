@@ -62,7 +62,7 @@ impl Timetable {
     pub fn learn(&mut self, now: Micros) {
         let learn = |gate: &mut Gate| {
             gate.next = gate.next.max(now + gate.spacing);
-            gate.budgets.iter_mut().for_each(|budget| budget.learn(now));
+            gate.each_budget(now, super::Budget::learn);
         };
         learn(&mut self.source);
         self.addresses.iter_mut().for_each(|address| learn(&mut address.gate));
