@@ -234,7 +234,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
     let outcome = all_end(roles, names, &stop).await;
     stop.cancel();
     while let Ok(Some(ended)) = timeout(CLOSE_WITHIN, server.join_next()).await {
-        ended??;
+        ended?;
     }
     outcome.map(|()| Exit::Done.into())
 }

@@ -21,7 +21,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::{self, METRICS};
+use super::{
+    listener::{self, Patience},
+    metrics::{self, METRICS},
+};
 
 /// `[http]`: where health is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,12 +173,9 @@ pub async fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
-/// Answers at these paths until `stop`.
-///
-/// # Errors
-/// If the listener breaks.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> io::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+/// Answers at these paths until `stop`: see [`listener::serve`].
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    listener::serve(listener, router, stop, Patience::default()).await;
 }
 
 /// The longest answer that [`ask`] reads, in bytes.
@@ -210,8 +210,7 @@ mod tests {
             stop.cancel();
             report
         };
-        let (served, report) = tokio::join!(answering, asked);
-        served.unwrap();
+        let ((), report) = tokio::join!(answering, asked);
         assert_eq!(report, health.report());
         assert!(ask(address).await.is_err(), "nobody is there any more");
     }

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod descriptors;
 pub mod health;
+pub mod listener;
 pub mod logging;
 pub mod metrics;
 pub mod redis_server;

@@ -283,8 +283,19 @@ async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -
         let _ = socket.set_nodelay(true);
     });
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
+    let served = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
+    tokio::select! {
+        served = served => served,
+        // Half a request, or a client that does not go, is not waited for.
+        () = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        } => Ok(()),
+    }
 }
+
+/// How long calls under way may still take at the stop.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 fn router(world: Arc<World>) -> Router {
     Router::new()
