@@ -95,11 +95,14 @@ Calls under way are finished. What waits stays on Kafka.")]
     #[command(after_long_help = "\
 Examples:
   weir quota resume ali1688
-  weir quota resume ali1688 shop-1               # after its key was renewed
+  weir quota resume ali1688 shop-1               # it calls again, with the secrets that the roles were started with
   weir quota resume taobao --address proxy-3     # after the proxy was repaired
 
 A source is resumed as a whole; accounts of it that are paused or disabled themselves stay so. From an address that was \
-taken out one call leaves first; if that fails too, the address is taken out again.")]
+taken out one call leaves first; if that fails too, the address is taken out again.
+
+An account whose app key or secret was corrected in the configuration or in accounts_file: start the roles that call \
+with it again, which read it then, and resume it after that. A new token needs neither: `weir account authorise`.")]
     Resume {
         #[command(flatten)]
         scope: Scope,
