@@ -56,6 +56,8 @@ pub(super) struct Ended {
     /// When its reply came, or the end of the wait for one: outages are counted in this order, however long their
     /// records take.
     pub(super) replied_at: Instant,
+    /// When it left, as exactly as can be known: what waited for a thread before it had run by then.
+    pub(super) departed_at: Option<Instant>,
     /// How long the reply took, if there was one.
     pub(super) latency: Option<Duration>,
     /// What the reply's headers ask for.
@@ -135,6 +137,7 @@ impl Ended {
         let (latency, advice, outcomes, missed, refusal) = (None, Advice::default(), vec![], vec![], None);
         let (to_look_up, has_answer, is_dead, tickets) = (None, false, false, None);
         let (travel, refused, is_one_items) = (Travel::default(), None, false);
+        let departed_at = None;
         Self {
             unused: Some(slot.clone()),
             account,
@@ -142,6 +145,7 @@ impl Ended {
             contact,
             left_at,
             replied_at,
+            departed_at,
             latency,
             advice,
             outcomes,
@@ -363,7 +367,13 @@ impl Caller {
             };
             // The token of this moment: another one may be there when the reply comes.
             let (caller, generation) = self.tokens.account(account);
-            match self.exchange(&caller, (address, &permit), &mut jobs).await {
+            // The connection's task is woken by the call, and stands before what yields now in the queue for a thread.
+            let departs = async {
+                tokio::task::yield_now().await;
+                Instant::now()
+            };
+            let (exchanged, departed_at) = tokio::join!(self.exchange(&caller, (address, &permit), &mut jobs), departs);
+            match exchanged {
                 Ok(Replied { reply, facts, advice, at }) => {
                     METRICS.call_items(self.source.as_str(), jobs.len());
                     let (refusal, has_answer) = sum_up(&reply);
@@ -374,7 +384,12 @@ impl Caller {
                     let is_open = matches!(&reply, Reply::Refused(refusal)
                         if refusal.common().is_some() || is_shared && refusal.may_be_one_items());
                     let unrecorded = Unrecorded { jobs, reply, facts };
-                    let nothing = Ended { unused: None, replied_at: at, ..Ended::nothing(&slot, address) };
+                    let nothing = Ended {
+                        unused: None,
+                        replied_at: at,
+                        departed_at: Some(departed_at),
+                        ..Ended::nothing(&slot, address)
+                    };
                     if is_open {
                         let refused = Some(unrecorded);
                         return Ended { contact, latency, advice, refusal, is_dead, refused, ..nothing };

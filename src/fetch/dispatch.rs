@@ -3,12 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     Fetch,
     at_risk::Turn,
     call::{Ended, Travel},
+    delays::Measured,
     grouped::fingerprint,
     job::Job,
     lanes::Departure,
@@ -18,7 +19,7 @@ use crate::{
     breaker::Shut,
     kafka::{Reader, Writer},
     platform::http::CallPermit,
-    quota::{Cause, Hold, Lease, Pay, Scope, Slot},
+    quota::{Cause, Hold, Lease, PaceBy, Pay, Scope, Share, Slot, tally::Delayed},
     tokens::keeper::Purpose,
 };
 
@@ -34,6 +35,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// How many requests end with the answer to one that asks for the same: their results are made at once.
     const TWINS: usize = 1_000;
+
+    /// How often the pace follows the delays.
+    const WIDEN_EVERY: Duration = Duration::from_millis(100);
 
     /// While nobody may call, the quota is asked this often: an operator may end a hold at any time.
     pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -52,10 +56,33 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         self.look_at_risk();
         self.tell_lost();
         self.mind_aside().await;
+        self.widen().await;
         if !self.make_calls().await {
             self.place.leave();
         }
         self.look_soon();
+    }
+
+    /// Lets the pace follow what is measured of the calls' delays.
+    async fn widen(&mut self) {
+        let now = Instant::now();
+        let Some(delays) = self.delays.as_ref().filter(|_| now >= self.widened_at + Self::WIDEN_EVERY) else { return };
+        self.widened_at = now;
+        let (share, Measured { late, bunched }) = (delays.share(now), delays.measured(now));
+        let (told, told_at) = self.widened;
+        // It is said again while it is so: in Redis it ends by itself.
+        let is_due = (share.get() - told.get()).abs() > 0.02
+            || (share == Share::WHOLE && told != share)
+            || (share != Share::WHOLE && now >= told_at + Duration::from_secs(2));
+        if !is_due {
+            return;
+        }
+        let is_widened = share != Share::WHOLE;
+        self.widened = (share, now);
+        self.tally.set_delayed(is_widened.then(|| Delayed { late, bunched, share: share.get() }));
+        let source = &self.caller.source;
+        debug!(%source, ?late, ?bunched, share = share.get(), "how late calls leave, and what pace covers it");
+        self.quota.set_pace(Scope::Source, PaceBy::Delays, share).await;
     }
 
     /// Makes every call whose time has come; whether the next one wants a place already.

@@ -66,6 +66,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         if let Some(latency) = ended.latency {
             self.spread.note(latency, Instant::now());
         }
+        if let (Some(delays), Some(departed_at)) = (&mut self.delays, ended.departed_at) {
+            delays.note(ended.left_at, departed_at, ended.latency, Instant::now());
+        }
         match &ended.refusal {
             Some(refusal) => self.react((ended.account, ended.address), ended.left_at, refusal).await,
             None if ended.outcomes.is_empty() => {}

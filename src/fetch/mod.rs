@@ -12,6 +12,7 @@ mod cached;
 mod call;
 mod carry;
 mod config;
+mod delays;
 mod dispatch;
 mod ended;
 mod episode;
@@ -55,6 +56,7 @@ use self::{
     breakers::{Breakers, Fallback},
     cached::Cached,
     call::Ended,
+    delays::Delays,
     episode::Episodes,
     exhaustion::Exhaustion,
     hasten::Haste,
@@ -81,7 +83,7 @@ use crate::{
     },
     message::{BatchId, Lane, SourceName},
     platform::address::HealthConfig,
-    quota::{Pay, Purse, Quota, Slot, Tally, money::Budgets},
+    quota::{Limit, Pacing, Pay, Purse, Quota, Share, Slot, Tally, money::Budgets, plan::Limits},
     runtime::metrics::{Fetching, METRICS},
     tokens::StoreError,
 };
@@ -145,6 +147,11 @@ pub struct Fetch<R, W> {
     episodes: Episodes,
     exhaustion: Exhaustion,
     spread: Spread,
+    /// If the pace follows them.
+    delays: Option<Delays>,
+    widened_at: Instant,
+    /// The share of the pace that was asked for last, and when.
+    widened: (Share, Instant),
     cancelled: Cancelled,
     /// When to try to call again; `None`: as soon as something changes.
     wake_at: Option<Instant>,
@@ -191,6 +198,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             episodes: Episodes::default(),
             exhaustion: Exhaustion::default(),
             spread: Spread::new(Instant::now()),
+            delays: None,
+            widened_at: Instant::now(),
+            widened: (Share::WHOLE, Instant::now()),
             cancelled: Cancelled::none(),
             wake_at: None,
             stopping: false,
@@ -214,6 +224,23 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     #[must_use]
     pub fn tally(&self) -> Arc<Tally> {
         Arc::clone(&self.tally)
+    }
+
+    /// The same with a pace that is widened while calls under these limits leave late, or reach the vendor together.
+    /// `is_alone`: no other process shares the quota, so that it begins softly.
+    #[must_use]
+    pub fn with_delays(mut self, limits: &Limits, pacing: Pacing, is_alone: bool) -> Self {
+        let accounts = limits.accounts.iter().filter(|account| !account.is_guess);
+        let accounts = accounts.flat_map(|account| &account.limits);
+        let addresses = (0..limits.address_count()).flat_map(|index| limits.of_address(index));
+        let mut all: Vec<Limit> = Vec::new();
+        for limit in accounts.chain(addresses).chain(&limits.source) {
+            if !all.contains(limit) {
+                all.push(limit.clone());
+            }
+        }
+        self.delays = Some(Delays::new(all, pacing, is_alone));
+        self
     }
 
     /// The same with other rules for the addresses that calls leave from.

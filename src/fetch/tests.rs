@@ -275,6 +275,7 @@ pub(super) fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>)
         contact,
         left_at,
         replied_at: Instant::now(),
+        departed_at: None,
         latency: None,
         advice,
         outcomes: vec![],

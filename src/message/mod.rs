@@ -29,8 +29,8 @@ pub use failure::{Attempt, Class, Failure};
 pub use id::{AccountAlias, BatchId, InvalidId, ItemId, RequestId, SourceName};
 pub use lane::Lane;
 pub use quota::{
-    AccountReport, AddressReport, BatchPart, BatchReport, CutOffReport, HoldReport, Pause, QuotaReport, QuotaSetting,
-    Spent, UsedUpReport, WholeReport,
+    AccountReport, AddressReport, BatchPart, BatchReport, CutOffReport, DelayReport, HoldReport, Pause, QuotaReport,
+    QuotaSetting, Spent, UsedUpReport, WholeReport,
 };
 pub use request::{MaxAge, Request};
 pub use result::{Columns, Observation, Status, Via};

@@ -62,6 +62,20 @@ pub struct WholeReport {
     /// committed were made again, and are in no count.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub silent_ends: u64,
+    /// Calls of this worker are delayed, so that the pace is widened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delays: Option<DelayReport>,
+}
+
+/// By how much a worker's calls were delayed in the last seconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DelayReport {
+    /// So many milliseconds after their slots calls left, at most.
+    pub late_ms: u64,
+    /// So many milliseconds later than usual came replies of calls that had left one after the other.
+    pub bunched_ms: u64,
+    /// The share of its pace that the source is called at for it.
+    pub pace: f64,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]

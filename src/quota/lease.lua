@@ -133,6 +133,7 @@ end
 
 -- ---------------------------------------------------------------- paces (share.rs, adapt.rs)
 
+local DELAYS = 5000000
 local SLOWER, PROBE_PER_MINUTE, STRETCH_MAX, STRETCH_MIN, DEAF, QUIET_MAX = 1.05, 0.001, 100, 0.001, 4, 10000000
 
 local function pace_new(basis)
@@ -142,7 +143,11 @@ end
 
 local function stretched(spacing, by) return by == 1 and spacing or math.ceil(spacing * by - 1e-6) end
 
-local function stretch_of(pace) return pace.stretch / (pace.operator * pace.calendar) end
+-- What a worker asked for whose calls leave late counts as long as it says so.
+local function stretch_of(pace)
+  local delays = (pace.delays_til or 0) > now and pace.delays or 1
+  return pace.stretch / (pace.operator * pace.calendar * delays)
+end
 
 local function pace_slot(pace, at)
   local quiet = pace.quiet == 0 and 0 or min(max(at - pace.quiet, 0), QUIET_MAX)
@@ -513,6 +518,7 @@ end
 
 -- Accounts that the worker who asks does not know.
 local foreign, foreign_count = {}, 0
+local FOREIGN_AHEAD = 250000
 for _, name in ipairs(input.foreign or {}) do foreign[name], foreign_count = true, foreign_count + 1 end
 
 -- The accounts that may be needed for `count` slots, by address: the longest idle in their order, the first of those that
@@ -761,6 +767,8 @@ local function lease()
   if meta.home_at and now >= meta.home_at then settle() end
   local earliest = max(now, meta.held)
   local til = now + min(input.ahead, meta.lease)
+  -- Far ahead on some accounts alone, limits that all share would leave the others hardly a slot before then.
+  if foreign_count > 0 then til = min(til, now + FOREIGN_AHEAD) end
   take_back(earliest)
   pass_on()
   local slots, next_at = {}, -1
@@ -877,6 +885,7 @@ local function pace()
     if one.address then target, planned = gate and gate.pace, gate and gate.spacing end
     if target then
       if one.age then pace_refuse(target, now - one.age, planned) else target[one.by] = one.share end
+      if one.by == 'delays' then target.delays_til = now + DELAYS end
       if one.name then changed[one.name] = true end
       local told = { account = one.name or '', address = one.address or '', share = 1 / stretch_of(target), refused = target.refused }
       redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode(told))

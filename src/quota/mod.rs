@@ -23,7 +23,7 @@ pub mod journal;
 mod limit;
 pub mod memory;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 pub mod money;
 pub mod pace;
 pub mod past;

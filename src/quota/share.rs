@@ -65,6 +65,8 @@ pub enum PaceBy {
     Operator,
     /// A planned window: [`super::calendar`].
     Calendar,
+    /// A worker whose calls leave late. To be said again every few seconds: in Redis it ends by itself.
+    Delays,
 }
 
 /// What was asked for.
@@ -72,11 +74,12 @@ pub enum PaceBy {
 pub struct Shares {
     operator: Share,
     calendar: Share,
+    delays: Share,
 }
 
 impl Default for Shares {
     fn default() -> Self {
-        Self { operator: Share::WHOLE, calendar: Share::WHOLE }
+        Self { operator: Share::WHOLE, calendar: Share::WHOLE, delays: Share::WHOLE }
     }
 }
 
@@ -86,13 +89,14 @@ impl Shares {
         match by {
             PaceBy::Operator => self.operator = share,
             PaceBy::Calendar => self.calendar = share,
+            PaceBy::Delays => self.delays = share,
         }
     }
 
     /// What is left after all of them.
     #[must_use]
     pub const fn product(&self) -> f64 {
-        self.operator.0 * self.calendar.0
+        self.operator.0 * self.calendar.0 * self.delays.0
     }
 }
 

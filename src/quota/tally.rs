@@ -20,6 +20,18 @@ pub struct Tally {
     again: Mutex<Again>,
     /// The same for Prometheus, if it is told.
     metrics: Vec<Slots>,
+    delayed: Mutex<Option<Delayed>>,
+}
+
+/// By how much calls were delayed lately, and what that comes to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Delayed {
+    /// So late did calls leave.
+    pub late: Duration,
+    /// So much later than usual came replies of calls that had left one after the other.
+    pub bunched: Duration,
+    /// The share of its pace that the source is called at for it.
+    pub share: f64,
 }
 
 /// Calls of a day that were made again, of a source as a whole.
@@ -123,7 +135,19 @@ impl Tally {
             accounts: Mutex::new(vec![Counts { day_at, ..Counts::default() }; accounts]),
             again: Mutex::new(Again { day_at, ..Again::default() }),
             metrics: Vec::new(),
+            delayed: Mutex::default(),
         }
+    }
+
+    /// Calls are delayed, or not any more.
+    pub fn set_delayed(&self, delayed: Option<Delayed>) {
+        *self.delayed.lock().unwrap_or_else(PoisonError::into_inner) = delayed;
+    }
+
+    /// By how much calls are delayed, if the pace is widened for it.
+    #[must_use]
+    pub fn delayed(&self) -> Option<Delayed> {
+        *self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same, which tells what it counts.

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use weir::{
     message::{
         AccountReport, AddressReport, Attempt, BatchEnd, BatchId, BatchPart, BatchReport, Cancellation, Change, Class,
-        Columns, CutOffReport, DeadLetter, Failure, Field, HoldReport, ItemId, Lane, MaxAge, Observation, Origin,
-        Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, UsedUpReport, Via,
-        WholeReport, codec, envelope::Kind,
+        Columns, CutOffReport, DeadLetter, DelayReport, Failure, Field, HoldReport, ItemId, Lane, MaxAge, Observation,
+        Origin, Pause, QuotaReport, QuotaSetting, Reason, Request, RequestId, SourceName, Spent, Status, UsedUpReport,
+        Via, WholeReport, codec, envelope::Kind,
     },
     runtime::clock::Timestamp,
 };
@@ -211,6 +211,7 @@ fn report() -> QuotaReport {
             cut_off: Some(CutOffReport { since_at: now(), calls: 7, stopped: false }),
             calls_again: 3,
             silent_ends: 1,
+            delays: Some(DelayReport { late_ms: 43, bunched_ms: 7, pace: 0.62 }),
         }),
         accounts: vec![account],
     }

@@ -14,7 +14,9 @@ use self::batches::Batch;
 use super::{Configured, change::Wish};
 use crate::{
     cli::terminal::{agree, counted, grouped, spoken, table},
-    message::{AccountAlias, CutOffReport, HoldReport, QuotaReport, QuotaSetting, SourceName, UsedUpReport},
+    message::{
+        AccountAlias, CutOffReport, DelayReport, HoldReport, QuotaReport, QuotaSetting, SourceName, UsedUpReport,
+    },
     quota::{
         journal::{HEARTBEAT, known::Known},
         past::Settings,
@@ -67,6 +69,9 @@ pub struct Worker {
     /// It is cut off from Redis.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut_off: Option<CutOffReport>,
+    /// Its calls are delayed, so that the pace is widened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delays: Option<DelayReport>,
 }
 
 /// Whether somebody calls, and why not.
@@ -135,11 +140,13 @@ fn view(source: &SourceName, known: &Known, configured: &[(AccountAlias, String)
             reported_at: report.reported_at,
             runs,
             cut_off: None,
+            delays: None,
         });
         worker.runs |= runs;
         worker.reported_at = worker.reported_at.max(report.reported_at);
         if let Some(whole) = report.whole.as_ref().filter(|_| runs) {
             worker.cut_off.clone_from(&whole.cut_off);
+            worker.delays.clone_from(&whole.delays);
         }
         if let Some(whole) = report.whole.as_ref().filter(|_| report.day_at == midnight(now)) {
             calls_again_today += whole.calls_again;
@@ -476,6 +483,7 @@ pub fn text(views: &[View], now: Timestamp) -> String {
         });
         notes.extend(view.workers.iter().filter_map(|worker| cut_off(worker, now)));
         notes.extend(made_again(view));
+        notes.extend(view.workers.iter().filter_map(delays));
     }
     let mut tables = table(&HEAD, &rows);
     if let Some(batches) = batches::text(views) {
@@ -510,6 +518,15 @@ fn cut_off(worker: &Worker, now: Timestamp) -> Option<String> {
         return Some(format!("{name}: cut off from Redis for {time}, calls have stopped until it is back"));
     }
     Some(format!("{name}: cut off from Redis for {time}, {} of its own share since then", counted(*calls, "call")))
+}
+
+/// What is measured of a worker's calls, if the pace is widened for it.
+fn delays(worker: &Worker) -> Option<String> {
+    let DelayReport { late_ms, bunched_ms, pace } = worker.delays.as_ref().filter(|_| worker.runs)?;
+    let (name, percent) = (&worker.instance, (pace * 100.0).round());
+    Some(format!(
+        "{name}: calls leave up to {late_ms} ms late, replies come up to {bunched_ms} ms late together: the pace is widened to {percent}% for some seconds"
+    ))
 }
 
 fn address_row(address: &Address, now: Timestamp) -> Vec<String> {

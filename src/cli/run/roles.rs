@@ -114,6 +114,11 @@ impl Process {
         config.calls_in_flight =
             source.calls_in_flight.map_or(config.calls_in_flight, |own| own.min(config.calls_in_flight));
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), config)
+            .with_delays(
+                &limits.or_unknown(&self.config.quota.unknown),
+                self.config.quota.pacing(),
+                self.config.quota.store == quota::Store::Memory,
+            )
             .with_address_health(source.address_health)
             .with_budgets(source.budgets.clone(), purse.clone())
             .with_express_share(shares)

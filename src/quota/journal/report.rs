@@ -12,7 +12,8 @@ use super::known::report_key;
 use crate::{
     kafka::Outgoing,
     message::{
-        AccountReport, AddressReport, CutOffReport, HoldReport, QuotaReport, SourceName, WholeReport, codec,
+        AccountReport, AddressReport, CutOffReport, DelayReport, HoldReport, QuotaReport, SourceName, WholeReport,
+        codec,
         envelope::{Envelope, Kind},
     },
     quota::{
@@ -126,6 +127,12 @@ impl Reporter {
         let addresses = addresses.into_iter().enumerate().map(address).collect();
         let cut_off =
             cut_off.map(|CutOff { since, slots, stopped }| CutOffReport { since_at: since, calls: slots, stopped });
+        let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let delays = self.tally.delayed().map(|delayed| DelayReport {
+            late_ms: millis(delayed.late),
+            bunched_ms: millis(delayed.bunched),
+            pace: (delayed.share * 1_000.0).round() / 1_000.0,
+        });
         let batches = self.purse.as_ref().map(|purse| purse.reports()).unwrap_or_default();
         let used_up = allowance.used_up(&allowance.limits.source, &whole.spent, now);
         let again = self.tally.again();
@@ -136,6 +143,7 @@ impl Reporter {
             addresses,
             batches,
             cut_off,
+            delays,
             calls_again: again.calls,
             silent_ends: again.silent_ends,
         };

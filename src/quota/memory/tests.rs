@@ -420,7 +420,7 @@ fn cause() -> Cause {
 /// Two calls per day from midnight, 10/s; it is half a minute before midnight.
 fn near_midnight(clock: &Clock) -> Memory {
     let day = Limit {
-        starts_at: Some(Timestamp::from_millis(0)),
+        starts_at: Some(Timestamp::from_millis(0).into()),
         ..Limit::window(2, Duration::from_secs(86_400), crate::quota::Counting::Fixed).unwrap()
     };
     let limits = vec![Limit::new(10, Duration::from_secs(1), 1).unwrap(), day];

@@ -81,7 +81,7 @@ pub enum Step {
     /// Ask for all holds: some were missed.
     Holds,
     /// Ask for slots, or give some back.
-    Lease(Ask),
+    Lease(Box<Ask>),
     /// Nothing before this time.
     Wait(Option<Instant>),
 }
@@ -347,7 +347,7 @@ impl Local {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         let asks = is_short && now >= self.ask_at;
         if asks || is_due(return_at) || is_due(express_at) || !self.express.leaving.is_empty() {
-            return Step::Lease(self.ask(if asks { missing.min(self.most) } else { 0 }, now));
+            return Step::Lease(Box::new(self.ask(if asks { missing.min(self.most) } else { 0 }, now)));
         }
         let ask_at = is_short.then_some(self.ask_at);
         Step::Wait([ask_at, return_at, express_at].into_iter().flatten().min())

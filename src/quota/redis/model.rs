@@ -262,7 +262,7 @@ impl<'a> World<'a> {
                 self.seen.operations += 1;
                 self.workers[index].is_asking = true;
                 let hop = self.hop();
-                self.at(now + hop, Event::Asked(index, Box::new(ask), now));
+                self.at(now + hop, Event::Asked(index, ask, now));
             }
             Step::Wait(until) => {
                 if let Some(until) = until {

@@ -186,10 +186,11 @@ fn what_batches_have_spent_is_added_up_once_and_who_is_without_redis_is_named() 
 
 #[test]
 fn an_account_is_not_ready_while_all_workers_wait_for_redis() {
+    let delays = serde_json::json!({ "late_ms": 43, "bunched_ms": 7, "pace": 0.62 });
     let report = |instance: &str, cut_off: serde_json::Value| {
         let report = serde_json::json!({
             "source": "ali1688", "instance": instance, "chunk": 0, "chunks": 1, "reported_at": at(0), "counted_at": at(0),
-            "day_at": midnight(at(0)), "accounts": [{ "alias": "one" }], "whole": { "cut_off": cut_off },
+            "day_at": midnight(at(0)), "accounts": [{ "alias": "one" }], "whole": { "cut_off": cut_off, "delays": delays },
         });
         record(report_key(&source(), instance, 0), &report)
     };
@@ -202,6 +203,12 @@ fn an_account_is_not_ready_while_all_workers_wait_for_redis() {
     assert_eq!((whole, account), ("stopped", "stopped"));
     assert!(text.contains("w1: cut off from Redis for 1 min 31 s, calls have stopped until it is back"), "{text}");
     assert!(text.contains("Redis is away"), "{text}");
+    assert!(
+        text.contains(
+            "w2: calls leave up to 43 ms late, replies come up to 7 ms late together: the pace is widened to 62%"
+        ),
+        "{text}"
+    );
     let (whole, account, _) = of(serde_json::Value::Null);
     assert_eq!((whole, account), ("ready", "ready"), "one of them still calls");
 }
