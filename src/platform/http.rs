@@ -385,8 +385,10 @@ impl Way {
             Route::Local(_) => shortage::of_error(error) == Some(Shortage::Address),
             Route::Direct => false,
         });
-        let machine =
-            error.and_then(shortage::of_call).filter(|_| !(is_address && matches!(self.route, Route::Local(_))));
+        let machine = error
+            .filter(|error| error.is_connect())
+            .and_then(|error| shortage::of_connect(error))
+            .filter(|_| !(is_address && matches!(self.route, Route::Local(_))));
         let is_certain = broken.was_not_processed();
         let refusal = broken.refusal(exchange);
         match (machine, is_certain) {

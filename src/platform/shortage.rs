@@ -63,10 +63,7 @@ pub(super) fn of_error(error: &(dyn Error + 'static)) -> Option<Shortage> {
 
 /// The same of a connection that could not be opened. The C library says of a name that it could not look up for want of
 /// a descriptor only that it failed; so one is asked for here.
-pub(super) fn of_call(error: &reqwest::Error) -> Option<Shortage> {
-    if !error.is_connect() {
-        return None;
-    }
+pub(super) fn of_connect(error: &(dyn Error + 'static)) -> Option<Shortage> {
     of_error(error).or_else(|| Shortage::of_io(&std::fs::File::open("/dev/null").err()?))
 }
 

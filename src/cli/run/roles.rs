@@ -83,15 +83,7 @@ impl Process {
         let quota = quota::open(&self.config.quota, redis, &source.name, &aliases, &limits, &self.clock, &past)
             .map_err(|error| RoleError::Failed(error.into()))?;
         journal.restore(&past, quota.as_ref(), &aliases).await;
-        let allowance = Arc::new(Allowance {
-            limits: limits.or_unknown(&self.config.quota.unknown),
-            pacing: self.config.quota.pacing(),
-            money: source.budgets.clone().map(|budgets| {
-                let configured = self.config.source(source.name.as_str());
-                let per_day = configured.and_then(|configured| configured.budget.per_day);
-                (budgets, per_day, configured.and_then(|configured| configured.currency.clone()).unwrap_or_default())
-            }),
-        });
+        let allowance = Arc::new(self.allowance(source, &limits));
         let purse = source.budgets.as_ref().and_then(|budgets| Purse::new(budgets, &past)).map(Arc::new);
         if let Some(purse) = &purse {
             quota.fund(purse);
@@ -114,11 +106,7 @@ impl Process {
         config.calls_in_flight =
             source.calls_in_flight.map_or(config.calls_in_flight, |own| own.min(config.calls_in_flight));
         let fetch = Fetch::new(reader, writer, caller, Arc::clone(&quota), config)
-            .with_delays(
-                &limits.or_unknown(&self.config.quota.unknown),
-                self.config.quota.pacing(),
-                self.config.quota.store == quota::Store::Memory,
-            )
+            .with_delays(&allowance.limits, allowance.pacing, self.config.quota.store == quota::Store::Memory)
             .with_address_health(source.address_health)
             .with_budgets(source.budgets.clone(), purse.clone())
             .with_express_share(shares)
@@ -145,6 +133,17 @@ impl Process {
             never = calendar => match never {},
             never = self.tell_whether_calls_can_leave(&source.name, &allowance, &quota, health) => match never {},
         }
+    }
+
+    /// What the vendor and the budgets allow a source.
+    fn allowance(&self, source: &Source, limits: &quota::plan::Limits) -> Allowance {
+        let configured = self.config.source(source.name.as_str());
+        let money = source.budgets.clone().map(|budgets| {
+            let per_day = configured.and_then(|configured| configured.budget.per_day);
+            (budgets, per_day, configured.and_then(|configured| configured.currency.clone()).unwrap_or_default())
+        });
+        let limits = limits.or_unknown(&self.config.quota.unknown);
+        Allowance { limits, pacing: self.config.quota.pacing(), money }
     }
 
     /// Keeps `/ready` true to whether calls can leave at all, and says when a spent budget stops them. Never ends.
