@@ -98,7 +98,7 @@ pub(super) struct Travel {
 pub(super) struct Unrecorded {
     pub(super) jobs: Vec<Job>,
     pub(super) reply: Reply,
-    facts: CallFacts,
+    pub(super) facts: CallFacts,
 }
 
 impl std::fmt::Debug for Unrecorded {

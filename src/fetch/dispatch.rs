@@ -127,11 +127,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     Some(permit) => self.use_slot(slot, permit).await,
                     None if full < Self::LEASE => {
                         full += 1;
-                        self.pass_over(&slot);
+                        self.pass_over(slot).await;
                     }
                     // Where nothing limits its accounts there would be one after the other; a call that ends wakes.
                     None => {
-                        self.pass_over(&slot);
+                        self.pass_over(slot).await;
                         self.return_slots().await;
                         return false;
                     }
@@ -146,11 +146,11 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         false
     }
 
-    /// The calls under way from the slot's address are as many as may be: it is dropped. A call that waited for its turn
-    /// would leave beyond its slot, together with others.
-    fn pass_over(&mut self, slot: &Slot) {
-        self.quota.ended(slot.account);
+    /// The calls under way from the slot's address are as many as may be: it is dropped, and costs nobody's budget. A call
+    /// that waited for its turn would leave beyond its slot, together with others.
+    async fn pass_over(&mut self, slot: Slot) {
         self.tally.missed(slot.account);
+        self.quota.drop_unused(slot).await;
     }
 
     /// Looks whether too much is called for and not committed.
@@ -224,7 +224,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Gives the slot of an account back that is held by now: nobody else can use it, but it costs nobody's budget.
     async fn leave_unused(&mut self, slot: Slot) {
         self.tally.returned(slot.account);
-        self.quota.give_back(vec![slot]).await;
+        self.quota.drop_unused(slot).await;
     }
 
     async fn make_call(&mut self, slot: Slot, permit: CallPermit) {

@@ -32,7 +32,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn end_call(&mut self, mut ended: Ended) {
         match ended.unused.take() {
             // With its budget, which others may spend.
-            Some(slot) => self.quota.give_back(vec![slot]).await,
+            Some(slot) => self.quota.drop_unused(slot).await,
             None => self.quota.ended(ended.account),
         }
         self.count(&ended);

@@ -38,6 +38,18 @@ impl Job {
         };
         jobs.into_iter().flat_map(apart).collect()
     }
+
+    /// Requests of one call, of which those that ask for the same are twins of the first of them.
+    pub(super) fn together(jobs: Vec<Self>) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for job in jobs {
+            match all.iter_mut().find(|first| first.item() == job.item() && first.group() == job.group()) {
+                Some(first) => first.twins.push(job),
+                None => all.push(job),
+            }
+        }
+        all
+    }
 }
 
 impl Placed for Job {

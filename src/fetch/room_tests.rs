@@ -157,7 +157,7 @@ async fn calls_that_fill_their_address_keep_no_other_address_waiting_and_none_wa
 
     use crate::{
         platform::http::{Manners, Route},
-        quota::{Limit, plan::Limits},
+        quota::{Counting, Limit, plan::Limits},
         runtime::clock::Clock,
     };
 
@@ -187,6 +187,8 @@ async fn calls_that_fill_their_address_keep_no_other_address_waiting_and_none_wa
     let caller = super::tests::caller_by(&ways, &manners, "ali1688", Arc::new(Empty(url)));
     let mut limits = Limits::of_accounts(vec![Some(Limit::new(100, Duration::from_secs(1), 5).unwrap()); 2]);
     limits.accounts[1].address = 1;
+    // Slots that were passed over cost nothing: with them it would be spent before half of the requests have ended.
+    limits.source = vec![Limit::window(320, Duration::from_secs(86_400), Counting::Sliding).unwrap()];
     let quota = Arc::new(Memory::with_limits(&limits, &Pacing::default(), &Clock::System));
     let (log, stop) = (Log::default(), CancellationToken::new());
     let (events, reader) = log.reader();

@@ -33,7 +33,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Puts the requests of a refused call aside, and holds the source if all calls are refused alike.
     pub(super) async fn set_aside(&mut self, common: Common, left_at: Instant, mut aside: Aside) {
         let jobs = std::mem::take(&mut aside.call.jobs);
-        aside.call.jobs = jobs.into_iter().filter_map(|job| self.unless_over(job)).collect();
+        aside.call.jobs = self.unless_all_over(jobs);
         let items: Vec<u64> = aside.call.jobs.iter().map(fingerprint).collect();
         if items.is_empty() {
             let free = aside.group.map(|group| self.splits.ended(group)).unwrap_or_default();
@@ -167,11 +167,16 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Replaces each request of a refused call by what `keep` makes of it. What is free by that.
     fn sift_refused(&mut self, mut keep: impl FnMut(&mut Self, Job) -> Option<Job>) -> Vec<Job> {
         let (mut splits, mut misfits) = (std::mem::take(&mut self.splits), std::mem::take(&mut self.misfits));
-        let free = splits.sift(|job| keep(self, job));
+        let mut free = splits.sift(|job| keep(self, job));
         misfits.sift(|mut aside| {
             let jobs = std::mem::take(&mut aside.call.jobs);
             aside.call.jobs = jobs.into_iter().filter_map(|job| keep(self, job)).collect();
-            (!aside.call.jobs.is_empty()).then_some(aside)
+            if aside.call.jobs.is_empty() {
+                // Nobody will say any more what the others of its group wait for.
+                free.extend(aside.group.into_iter().flat_map(|group| splits.ended(group)));
+                return None;
+            }
+            Some(aside)
         });
         (self.splits, self.misfits) = (splits, misfits);
         free

@@ -262,6 +262,10 @@ impl Quota for Memory {
         }
     }
 
+    async fn drop_unused(&self, slot: Slot) {
+        self.table().give_up(slot.account, self.epoch.micros(slot.at), slot.address);
+    }
+
     fn ended(&self, account: usize) {
         self.table().ended(account);
     }

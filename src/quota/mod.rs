@@ -142,6 +142,12 @@ pub trait Quota: Send + Sync {
     /// Returns slots that will not be used; the arithmetic takes them back where it still can.
     async fn give_back(&self, slots: Vec<Slot>);
 
+    /// Gives up a slot whose time has come and in which no call has left: it is not handed out again, but its budgets have
+    /// it back.
+    async fn drop_unused(&self, slot: Slot) {
+        self.give_back(vec![slot]).await;
+    }
+
     /// A call whose slot was not given back has ended: of accounts whose calls under way are limited, each slot
     /// must come to one or the other, or they run out.
     fn ended(&self, account: usize) {

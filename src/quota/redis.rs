@@ -243,6 +243,14 @@ impl Quota for Redis {
         }
     }
 
+    async fn drop_unused(&self, slot: Slot) {
+        self.shared.local().drop_unused(&slot, Instant::now());
+        self.shared.wake.notify_one();
+        if let Some(alone) = &self.shared.alone {
+            alone.give_back(&[slot]).await;
+        }
+    }
+
     fn ended(&self, account: usize) {
         self.shared.local().end(account, Instant::now());
         self.shared.wake.notify_one();

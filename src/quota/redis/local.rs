@@ -281,9 +281,7 @@ impl Local {
     pub fn give_back(&mut self, slots: &[Slot], now: Instant) {
         let mut back = Vec::new();
         for slot in slots {
-            if let Some(found) = self.out.iter().position(|(out, _)| out == slot) {
-                back.extend(self.out.remove(found));
-            }
+            back.extend(self.take_out(slot));
         }
         if slots.iter().any(|slot| !slot.is_late(now) && !self.is_held(slot)) {
             self.demand = 0;
@@ -293,6 +291,23 @@ impl Local {
         self.returned.extend(back.into_iter().map(|(slot, at)| (slot.account, at, slot.address)));
         let return_at = now + if self.demand == 0 { RETURN_SOON } else { RETURN_LATER };
         if !self.returned.is_empty() {
+            self.return_at = Some(self.return_at.map_or(return_at, |at| at.min(return_at)));
+        }
+    }
+
+    /// A slot that was handed out lately. Of the many of a minute it is nearly always one of the last.
+    fn take_out(&mut self, slot: &Slot) -> Option<(Slot, Micros)> {
+        let found = self.out.iter().rposition(|(out, _)| out == slot)?;
+        self.out.remove(found)
+    }
+
+    /// Takes back what was not used by its time, for its budgets alone.
+    pub fn drop_unused(&mut self, slot: &Slot, now: Instant) {
+        if let Some((slot, at)) = self.take_out(slot) {
+            self.returned.push((slot.account, at, slot.address));
+            // Somebody may be waiting for its place under a cap.
+            let is_capped = self.accounts.get(slot.account).is_some_and(|account| account.is_capped);
+            let return_at = now + if is_capped { RETURN_SOON } else { RETURN_LATER };
             self.return_at = Some(self.return_at.map_or(return_at, |at| at.min(return_at)));
         }
     }

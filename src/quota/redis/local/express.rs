@@ -216,7 +216,8 @@ impl Local {
             }
         }
         for held in [&mut self.out, &mut self.slots] {
-            held.retain(|(slot, _)| !passed.contains(slot));
+            // What was handed out in the last minute is not among them.
+            held.retain(|(slot, _)| slot.at < now || !passed.contains(slot));
         }
         express.passed.extend(passed);
         express.passed.retain(|slot| slot.at + REMEMBERED > now);
@@ -275,6 +276,17 @@ mod tests {
     /// The numbers of the slots that leave for others.
     fn leaving(local: &mut Local) -> Vec<Micros> {
         local.express.leaving.drain(..).map(|one| (one.slot.1 - SHOWN) / 10_000).collect()
+    }
+
+    #[test]
+    fn a_slot_in_which_no_call_left_goes_back_alone_and_soon() {
+        let now = Instant::now();
+        let mut local = worker(12, now);
+        let Lease::Slots(slots) = local.lease(1, now) else { panic!("the first has come") };
+        local.drop_unused(&slots[0], now);
+        local.drop_unused(&slots[0], now);
+        let Step::Lease(ask) = local.step(now + ms(500)) else { panic!("nothing is said of it") };
+        assert_eq!((ask.returned.len(), local.slots.len()), (3, 11), "once, and what is leased ahead stays");
     }
 
     #[test]
