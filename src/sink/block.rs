@@ -272,7 +272,7 @@ fn weight(record: &Record) -> usize {
 }
 
 /// The month of a record's time as `toYYYYMM(recorded_at)` has it.
-fn month(time: Timestamp) -> u32 {
+pub(super) fn month(time: Timestamp) -> u32 {
     let at = jiff::Timestamp::from_millisecond(super::row::storable(time)).unwrap_or_default();
     let date = at.to_zoned(jiff::tz::TimeZone::UTC).date();
     u32::from(date.year().unsigned_abs()) * 100 + u32::from(date.month().unsigned_abs())

@@ -8,7 +8,10 @@
 //! - none: the block is offered again under the same token. Only when that is acknowledged, and still no row is there,
 //!   under the next one (`#2`). By then the log holds the first token, so that an insert that was given up and is
 //!   executed late (it waited in a proxy, in a socket, in a stopped process) is recognised, and drops its rows;
-//! - some, or too many: somebody else has been at this range. That needs a person.
+//! - some, of a block that lies in several parts of the table (its records are of several months): ClickHouse stores one
+//!   part after the other, and was killed in between, or is still at it. The block is offered again under the same
+//!   token, which is recognised in each part by itself: that stores the others;
+//! - some of one part, or too many: somebody else has been at this range. That needs a person.
 
 /// The tokens that a block is tried under before it is given to a person.
 pub const TOKENS_MAX: u32 = 4;
@@ -49,7 +52,9 @@ pub enum Verdict {
     Stored,
     /// None is there: go on with the next step.
     Absent,
-    /// Another number than all or none.
+    /// Some of its parts are there: go on with the next step, and with the same rows.
+    Partly,
+    /// A number that no insert of ours leaves.
     Odd,
     /// Acknowledged under several tokens, and never there: something deletes what is inserted.
     Vanished,
@@ -92,14 +97,19 @@ impl Doubt {
         self.next = Next::Count;
     }
 
-    /// So many rows are there of `expected`.
+    /// So many rows are there of `expected`; `in_parts`: they are stored in more than one part.
     #[must_use]
-    pub const fn counted(&mut self, found: u64, expected: u64) -> Verdict {
+    pub const fn counted(&mut self, found: u64, expected: u64, in_parts: bool) -> Verdict {
         if found == expected {
             return Verdict::Stored;
         }
         if found > 0 {
-            return Verdict::Odd;
+            // After an acknowledgement the log has every part: what is not there then is not stored under this token.
+            if !in_parts || found > expected || self.is_acknowledged {
+                return Verdict::Odd;
+            }
+            self.next = Next::Insert;
+            return Verdict::Partly;
         }
         if self.is_acknowledged {
             if self.token >= TOKENS_MAX {
@@ -138,17 +148,22 @@ mod tests {
         Yes,
         No,
         Count(u64),
+        CountInParts(u64),
     }
 
     #[test]
     fn each_answer_has_one_meaning() {
-        use Answer::{Count, No, Yes};
+        use Answer::{Count, CountInParts, No, Yes};
         let mut fresh = Doubt::none();
         assert_eq!(fresh.step(), Step::Insert(1));
         assert!(fresh.acknowledged(), "a first insert that is acknowledged needs no count");
 
-        // Answers in order → the steps that were taken, and the end.
+        // Answers in order → the steps that were taken, and the end. `p`: a count of a block in several parts.
         let table: &[(Doubt, &[Answer], &str)] = &[
+            (Doubt::none(), &[No, CountInParts(7), Yes, CountInParts(10)], "1 p 1 p Stored"),
+            (Doubt::recovered(), &[CountInParts(7), No, CountInParts(9), Yes, CountInParts(10)], "p 1 p 1 p Stored"),
+            (Doubt::none(), &[No, CountInParts(7), Yes, CountInParts(7)], "1 p 1 p Odd"),
+            (Doubt::none(), &[No, CountInParts(11)], "1 p Odd"),
             (Doubt::none(), &[No, Count(10)], "1 c Stored"),
             (Doubt::none(), &[No, Count(0), Yes, Count(10)], "1 c 1 c Stored"),
             (Doubt::none(), &[No, Count(0), Yes, Count(0), Yes, Count(10)], "1 c 1 c 2 c Stored"),
@@ -177,7 +192,11 @@ mod tests {
                     }
                     (Step::Count, Count(found)) => {
                         steps.push("c".to_owned());
-                        end = format!("{:?}", doubt.counted(found, 10));
+                        end = format!("{:?}", doubt.counted(found, 10, false));
+                    }
+                    (Step::Count, CountInParts(found)) => {
+                        steps.push("p".to_owned());
+                        end = format!("{:?}", doubt.counted(found, 10, true));
                     }
                     (step, answer) => panic!("{answer:?} does not answer {step:?}"),
                 }
@@ -196,21 +215,28 @@ mod tests {
         assert!(!doubt.may_split() && !Doubt::recovered().may_split());
     }
 
-    /// A table as ClickHouse keeps one: parts, and a log of tokens, which a kill can tear apart.
+    /// A table as ClickHouse keeps one: parts, and for each a log of tokens, which a kill can tear apart. The block has
+    /// five rows in each of two parts.
     #[derive(Default)]
     struct Table {
-        rows: u64,
-        log: HashSet<u32>,
+        rows: [u64; 2],
+        log: [HashSet<u32>; 2],
     }
 
     impl Table {
         /// True if it is acknowledged.
-        fn execute(&mut self, token: u32, rows: u64, fate: Fate) -> bool {
-            let is_new = self.log.insert(token);
-            if is_new && fate != Fate::TornAndLost {
-                self.rows += rows;
+        fn execute(&mut self, token: u32, fate: Fate) -> bool {
+            let parts = if fate == Fate::OnePart { 1 } else { 2 };
+            for (rows, log) in self.rows.iter_mut().zip(&mut self.log).take(parts) {
+                if log.insert(token) && fate != Fate::TornAndLost {
+                    *rows += 5;
+                }
             }
             matches!(fate, Fate::Done)
+        }
+
+        fn rows(&self) -> u64 {
+            self.rows.iter().sum()
         }
     }
 
@@ -221,6 +247,8 @@ mod tests {
         DoneUnheard,
         /// Killed between the log and the part.
         TornAndLost,
+        /// Killed after the first part.
+        OnePart,
         /// Not executed, and never will be.
         Refused,
         /// Not executed yet, and given up.
@@ -230,7 +258,7 @@ mod tests {
     fn fate() -> impl Strategy<Value = Fate> {
         prop_oneof![
             4 => Just(Fate::Done), 2 => Just(Fate::DoneUnheard), 1 => Just(Fate::TornAndLost),
-            1 => Just(Fate::Refused), 2 => Just(Fate::Late),
+            1 => Just(Fate::Refused), 2 => Just(Fate::Late), 2 => Just(Fate::OnePart),
         ]
     }
 
@@ -249,16 +277,19 @@ mod tests {
                 let (mut fate, crash, arrival) = fates.next().unwrap_or((Fate::Done, 9, 9));
                 if arrival < 3 && !late.is_empty() {
                     let token = late.remove(usize::from(arrival) % late.len());
-                    table.execute(token, 10, Fate::DoneUnheard);
+                    table.execute(token, Fate::DoneUnheard);
                 }
                 if crash == 0 {
                     doubt = Doubt::recovered();
                 }
                 match doubt.step() {
-                    Step::Count => match doubt.counted(table.rows, 10) {
+                    Step::Count => match doubt.counted(table.rows(), 10, true) {
                         Verdict::Stored => break true,
-                        Verdict::Absent => {}
-                        verdict @ (Verdict::Odd | Verdict::Vanished) => break verdict == Verdict::Vanished && torn.len() == TOKENS_MAX as usize,
+                        Verdict::Absent | Verdict::Partly => {}
+                        // A token was lost with its rows, and the next one has come to one part only, or its process
+                        // was killed before it came to the other.
+                        Verdict::Odd => break !torn.is_empty() && table.rows() < 10,
+                        Verdict::Vanished => break torn.len() == TOKENS_MAX as usize,
                     },
                     Step::Insert(token) => {
                         // ClickHouse tears the same token apart once: from then on the log has it.
@@ -271,11 +302,11 @@ mod tests {
                                 late.push(token);
                                 false
                             }
-                            Fate::Done | Fate::DoneUnheard | Fate::TornAndLost => {
-                                if table.log.contains(&token) && fate == Fate::TornAndLost {
+                            Fate::Done | Fate::DoneUnheard | Fate::TornAndLost | Fate::OnePart => {
+                                if table.log[0].contains(&token) && fate == Fate::TornAndLost {
                                     fate = Fate::DoneUnheard;
                                 }
-                                table.execute(token, 10, fate)
+                                table.execute(token, fate)
                             }
                         };
                         if acknowledged {
@@ -291,9 +322,10 @@ mod tests {
             prop_assert!(is_stored);
             // What was given up arrives at last.
             for token in late {
-                table.execute(token, 10, Fate::DoneUnheard);
+                table.execute(token, Fate::DoneUnheard);
             }
-            prop_assert!(table.rows == 10 || torn.len() == TOKENS_MAX as usize, "{} rows", table.rows);
+            prop_assert!(table.rows() <= 10, "{} rows", table.rows());
+            prop_assert!(table.rows() == 10 || !torn.is_empty(), "{} rows", table.rows());
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    block::Block,
+    block::{self, Block},
     columns::Columns,
     guard::{Guard, Known},
     intent::Intent,
@@ -177,6 +177,13 @@ impl Sealed {
     ) -> Self {
         let bytes = columns.bytes() + rows.len() * size_of::<Row>();
         Self { partition, kind, intent, rows, columns, bytes, trouble }
+    }
+
+    /// Whether ClickHouse stores it in more than one part, one after the other: the tables are split by months.
+    #[must_use]
+    pub fn is_in_parts(&self) -> bool {
+        let mut months = self.rows.iter().map(|row| block::month(Timestamp::from_millis(row.recorded_at)));
+        months.next().is_some_and(|first| months.any(|month| month != first))
     }
 
     /// Two halves, to be announced and inserted one after the other.

@@ -105,13 +105,17 @@ async fn until_settled<I: Insert, F: Fn() -> bool + Send>(
                 } else {
                     tracing::info!(block = token, found, rows, "counted a block in doubt");
                 }
-                match (doubt.counted(found, sealed.intent.rows as u64), sealed.trouble) {
+                let verdict = doubt.counted(found, sealed.intent.rows as u64, sealed.is_in_parts());
+                match (verdict, sealed.trouble) {
                     // The views' tables are written after the block's own, and may have been left without.
                     (Verdict::Stored, _) => match store.refill(sealed, by_view.as_ref()).await {
                         Ok(()) => return End::Stored,
                         Err(trouble) => return End::Refused(trouble),
                     },
-                    (Verdict::Odd, _) => return End::Halted(Halt::Odd { found }),
+                    (Verdict::Partly, None) => {
+                        tracing::info!(block = token, found, rows, "stored in part; the rest follows");
+                    }
+                    (Verdict::Odd, _) | (Verdict::Partly, Some(_)) => return End::Halted(Halt::Odd { found }),
                     (Verdict::Vanished, _) => return End::Halted(Halt::Vanished),
                     (Verdict::Absent, Some(unusable)) => return End::Halted(Halt::Unusable(unusable)),
                     (Verdict::Absent, None) if terms.split && doubt.may_split() => return End::Split,

@@ -72,7 +72,10 @@ impl Insert for Fake {
         if let Some(trouble) = self.refusal(sealed.rows.len()) {
             return Err(trouble);
         }
-        self.get().stored.push((token.to_owned(), sealed.rows.len()));
+        // What is there of the token already is recognised; the rest is stored.
+        let mut tables = self.get();
+        tables.stored.retain(|(stored, _)| stored != token);
+        tables.stored.push((token.to_owned(), sealed.rows.len()));
         Ok(())
     }
 

@@ -82,6 +82,22 @@ async fn a_block_from_an_intent_is_made_again_exactly_and_counted_first() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_block_of_several_months_that_was_stored_in_part_is_completed() {
+    const MONTH: i64 = 31 * 24 * 3_600 * 1_000;
+    let sink = start(rows(10));
+    // ClickHouse was killed after the first month.
+    sink.tables.get().stored.push(("t:0:10-14".to_owned(), 2));
+    sink.assign_at(partition(0), 1, Some((10, "B1:10-15/5")));
+    let of_month = |offset, month| Record { time: Timestamp::from_millis(month * MONTH), ..record(offset, b"1") };
+    let records = (10..15).map(|offset| of_month(offset, i64::from(offset >= 12))).collect();
+    sink.send(Event::Records { partition: partition(0), epoch: Epoch(1), records });
+    wait(5_000).await;
+    assert_eq!((sink.condition(), sink.attempts()), (String::new(), 1));
+    assert_eq!(sink.tables.get().stored, [("t:0:10-14".to_owned(), 5)]);
+    assert_eq!(sink.commits().last(), Some(&commit(0, 1, 15, "B1:")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_odd_number_of_rows_stops_that_partition_alone_and_says_what_to_do() {
     let sink = start(rows(1));
     sink.tables.get().found = Some(3);
