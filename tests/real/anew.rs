@@ -14,7 +14,7 @@ use crate::{
     stack::{address, eventually, kafka, produce},
 };
 
-async fn make_anew(topic: &str, partitions: i32) {
+pub async fn make_anew(topic: &str, partitions: i32) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", address("WEIR_TEST_KAFKA")).create().unwrap();
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));

@@ -32,7 +32,10 @@ use weir::{
     runtime::clock::{Clock, Dice, Timestamp},
 };
 
-use crate::stack::{DEADLINE, Follower, address, eventually, kafka, outgoing, produce, topic, unique};
+use crate::{
+    anew::make_anew,
+    stack::{DEADLINE, Follower, address, eventually, kafka, outgoing, produce, topic, unique},
+};
 
 fn reader(group: &str, instance: &str, topic: &str) -> KafkaReader {
     let group = GroupConfig {
@@ -495,6 +498,25 @@ async fn a_commit_beyond_the_end_of_the_log_ends_reading_and_says_so() {
     let error = tokio::time::timeout(DEADLINE, end).await.expect("it waits for ever, and says nothing");
     assert!(matches!(error, ReadError::Ledger { .. }), "{error:?}");
     assert!(error.to_string().contains("1000"), "{error}");
+}
+
+#[tokio::test]
+async fn all_partitions_of_a_topic_made_anew_with_fewer_records_are_begun_anew_without_an_error() {
+    let (input, group) = (topic("in", 4).await, unique("group"));
+    let mut reader = reader(&group, &group, &input);
+    let former: Vec<Epoch> = assigned(&mut reader).await.into_iter().map(|(_, epoch, _)| epoch).collect();
+    produce(&input, (0..400).map(|n| n.to_string())).await;
+    records(&mut reader, 400).await;
+    make_anew(&input, 4).await;
+    produce(&input, (0..20).map(|n| n.to_string())).await;
+    let mut found = BTreeSet::new();
+    let anew = async {
+        while found.len() < 20 {
+            let new = records(&mut reader, 1).await.into_iter().filter(|(_, epoch, _)| !former.contains(epoch));
+            found.extend(new.map(|(partition, _, offset)| (partition, offset)));
+        }
+    };
+    tokio::time::timeout(DEADLINE, anew).await.expect("it is not begun anew");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
+    topic_partition_list::TopicPartitionListElem,
     types::RDKafkaErrorCode,
 };
 use tokio::time::Instant;
@@ -50,11 +51,18 @@ impl Context {
     fn skip_the_lost(&self, consumer: &BaseConsumer<Self>) -> Result<(), ReadError> {
         let positions = self.insist("reading positions", || consumer.position())?;
         let mut is_explained = false;
-        for element in positions.elements() {
+        let of_ours = |element: TopicPartitionListElem<'_>| {
             let partition = Partition { topic: element.topic().into(), number: element.partition() };
-            let Some(epoch) = self.membership.epoch(&partition) else { continue };
+            let epoch = self.membership.epoch(&partition)?;
+            Some((partition, epoch, element.offset()))
+        };
+        for (partition, epoch, position) in positions.elements().into_iter().filter_map(of_ours).collect::<Vec<_>>() {
+            // Begun anew since, together with another partition of its topic: its position was of the former log.
+            if self.membership.epoch(&partition) != Some(epoch) {
+                continue;
+            }
             // Before the first record there is no position yet, but a place to begin.
-            let position = if let Offset::Offset(position) = element.offset() {
+            let position = if let Offset::Offset(position) = position {
                 Some(position)
             } else {
                 self.shared().begun_at.get(&partition).copied()
