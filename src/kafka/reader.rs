@@ -370,6 +370,12 @@ impl Context {
             info!(group = self.group.group, ?partitions, "partitions go to another member");
             self.hand_over(&partitions);
         }
+        // The stage has to hear of it before this thread waits for its transaction: one that never ends (seen with three
+        // brokers killed in turn) would else hold up both for ever. A new life of the stage fences the old producer.
+        let deadline = Instant::now() + self.group.drain;
+        while self.flush() == Stage::Listening && !self.shared().pending.is_empty() && Instant::now() < deadline {
+            self.serve_for(POLL);
+        }
         // Waits for a commit under way: a late one would move the new owner's ledger back.
         self.membership.remove(&partitions);
         if let Err(error) = consumer.incremental_unassign(list) {
