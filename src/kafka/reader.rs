@@ -52,6 +52,8 @@ const EVENTS: usize = 64;
 const AHEAD: usize = 4 * 1024 * 1024;
 /// How many commits may wait for the thread; more wait for room.
 const COMMITS: usize = 64;
+/// How long a commit may take that partitions wait for which are to leave: longer than its writer lets it.
+const COMMIT_WITHIN: Duration = Duration::from_secs(30);
 /// How long one question to the broker may take before it is asked again.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -370,16 +372,32 @@ impl Context {
             info!(group = self.group.group, ?partitions, "partitions go to another member");
             self.hand_over(&partitions);
         }
-        // The stage has to hear of it before this thread waits for its transaction: one that never ends (seen with three
-        // brokers killed in turn) would else hold up both for ever. A new life of the stage fences the old producer.
-        let deadline = Instant::now() + self.group.drain;
-        while self.flush() == Stage::Listening && !self.shared().pending.is_empty() && Instant::now() < deadline {
-            self.serve_for(POLL);
-        }
-        // Waits for a commit under way: a late one would move the new owner's ledger back.
-        self.membership.remove(&partitions);
+        self.let_go(&partitions);
         if let Err(error) = consumer.incremental_unassign(list) {
             self.push(Err(self.failed(format!("giving up partitions: {error}"))));
+        }
+    }
+
+    /// Takes partitions away from the stage's commits. Waits for one under way, since a late one would move the new owner's
+    /// ledger back, but not for ever; meanwhile the stage is told what there is to tell: it may wait for that commit
+    /// itself, and a new life of it ends a producer that is stuck.
+    fn let_go(&self, partitions: &[Partition]) {
+        let under_way = self.membership.remove(partitions);
+        let deadline = Instant::now() + COMMIT_WITHIN;
+        loop {
+            self.flush();
+            if self.membership.have_ended(under_way, POLL) {
+                return;
+            }
+            if Instant::now() > deadline {
+                break;
+            }
+            self.serve();
+        }
+        warn!(group = self.group.group, ?partitions, "let go while a commit does not end");
+        if !self.shared().is_over {
+            self.push(Err(self.failed("a commit does not end".to_owned())));
+            self.shared().is_over = true;
         }
     }
 

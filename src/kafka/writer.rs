@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Membership, Offsets, Outgoing, TransactError, Writer, admin,
-    client::Config,
+    client::{Config, TRANSACTION_TIMEOUT},
     native::{headers, offset_list},
     oversized::{Limit, TooLarge},
     pauses::Pauses,
@@ -37,6 +37,10 @@ use super::{
 
 /// How long one step of a transaction waits before it is asked for again.
 const STEP: Duration = Duration::from_secs(5);
+/// How long a transaction may take before its producer is given up. The brokers roll back what is open for longer than
+/// [`TRANSACTION_TIMEOUT`], and look for that every 10 s: what has not come through by now has been decided without this
+/// producer. The next one of its name waits for that decision before the group's commits are read.
+const GIVE_UP: Duration = TRANSACTION_TIMEOUT.saturating_mul(2);
 /// How often a transaction looks for delivery reports.
 const REPORTS: Duration = Duration::from_millis(1);
 /// How many bytes of records travel together where a topic has refused more than that at once: a broker judges what
@@ -186,7 +190,7 @@ impl Transactions {
             made.map_err(|error| TransactError::Rebuild(format!("making a producer: {error}")))?;
         let transactions = Self { producer, name, config: config.clone(), portion: AtomicUsize::new(usize::MAX) };
         let mut told = false;
-        transactions.insist(|producer| {
+        transactions.insist(None, |producer| {
             let result = producer.init_transactions(STEP);
             if result.is_err() && !std::mem::replace(&mut told, true) {
                 info!(name = transactions.name, brokers = config.brokers, "waiting for Kafka to know this producer");
@@ -263,7 +267,8 @@ impl Transactions {
         most: usize,
     ) -> Result<(), TransactError> {
         self.producer.begin_transaction().map_err(|error| self.classify(&error))?;
-        self.write_and_commit(records, offsets, most).map_err(|error| self.roll_back(error))
+        let deadline = Instant::now() + GIVE_UP;
+        self.write_and_commit(records, offsets, most, deadline).map_err(|error| self.roll_back(error, deadline))
     }
 
     fn write_and_commit(
@@ -271,6 +276,7 @@ impl Transactions {
         records: &[Outgoing],
         offsets: &[(TopicPartitionList, ConsumerGroupMetadata)],
         most: usize,
+        deadline: Instant,
     ) -> Result<(), TransactError> {
         self.producer.context().begin();
         let mut from = 0;
@@ -279,7 +285,7 @@ impl Transactions {
             for (index, record) in portion.iter().enumerate() {
                 self.send(record, from + index)?;
             }
-            self.wait_for_reports();
+            self.wait_for_reports(deadline)?;
             let failed = self.producer.context().failed.load(Ordering::Relaxed);
             if let [record] = portion
                 && self.producer.context().are_too_large()
@@ -295,25 +301,34 @@ impl Transactions {
             from += portion.len();
         }
         for (offsets, generation) in offsets.iter().filter(|(offsets, _)| offsets.count() > 0) {
-            self.insist(|producer| producer.send_offsets_to_transaction(offsets, generation, STEP))?;
+            self.insist(Some(deadline), |producer| producer.send_offsets_to_transaction(offsets, generation, STEP))?;
         }
-        self.insist(|producer| producer.commit_transaction(STEP))
+        self.insist(Some(deadline), |producer| producer.commit_transaction(STEP))
     }
 
     /// Returns when every record has its delivery report.
     ///
     /// `commit_transaction` would wait too, but by a flush that sleeps in steps of 100 ms. And rdkafka's `poll`
     /// does not sleep through the last millisecond of its time-out, it spins: that was a tenth of fetch's CPU.
-    fn wait_for_reports(&self) {
+    fn wait_for_reports(&self, deadline: Instant) -> Result<(), TransactError> {
         let mut left = self.producer.in_flight_count();
         while left > 0 {
             self.producer.poll(Duration::ZERO);
+            if Instant::now() > deadline {
+                return Err(self.given_up(&format!("{left} records without a delivery report")));
+            }
             let now = self.producer.in_flight_count();
             if now == left {
                 std::thread::park_timeout(REPORTS);
             }
             left = now;
         }
+        Ok(())
+    }
+
+    fn given_up(&self, what: &str) -> TransactError {
+        warn!(name = self.name, what, after = ?GIVE_UP, "a transaction does not end: its producer is given up");
+        TransactError::Rebuild(format!("a transaction did not end within {GIVE_UP:?}: {what}"))
     }
 
     /// What a record was too large for that travelled alone.
@@ -358,9 +373,11 @@ impl Transactions {
     }
 
     /// Asks for the same step again as long as Kafka says that this is right. After an `EndTxn` of unknown fate
-    /// only the same `EndTxn` may follow: an abort could roll back what has been committed, or the reverse.
+    /// only the same `EndTxn` may follow: an abort could roll back what has been committed, or the reverse. After the
+    /// deadline, if there is one, the producer is given up.
     fn insist(
         &self,
+        deadline: Option<Instant>,
         mut step: impl FnMut(&BaseProducer<Deliveries>) -> Result<(), KafkaError>,
     ) -> Result<(), TransactError> {
         let since = Instant::now();
@@ -372,6 +389,9 @@ impl Transactions {
                     if since.elapsed() > STEP {
                         warn!(name = self.name, %error, waited = ?since.elapsed(), "Kafka does not answer; asking again");
                     }
+                    if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                        return Err(self.given_up(&error.string()));
+                    }
                 }
                 Err(error) => return Err(self.classify(&error)),
             }
@@ -381,14 +401,14 @@ impl Transactions {
     }
 
     /// Ends a transaction that cannot be committed. What is aborted may be sent again; the rest is for good.
-    fn roll_back(&self, error: TransactError) -> TransactError {
+    fn roll_back(&self, error: TransactError, deadline: Instant) -> TransactError {
         let reason = match &error {
             TransactError::Aborted(reason) => reason.clone(),
             TransactError::TooLarge(record) => record.to_string(),
             TransactError::Fenced { .. } | TransactError::Rebuild(_) => return error,
         };
         warn!(name = self.name, reason, "transaction rolled back");
-        match self.insist(|producer| producer.abort_transaction(STEP)) {
+        match self.insist(Some(deadline), |producer| producer.abort_transaction(STEP)) {
             Ok(()) => error,
             Err(TransactError::Aborted(error)) => {
                 TransactError::Rebuild(format!("{reason}; the abort failed: {error}"))

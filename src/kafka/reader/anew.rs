@@ -90,7 +90,7 @@ impl Context {
         }
         let list = list_of(&outdated);
         self.hand_over(&outdated);
-        self.membership.remove(&outdated);
+        self.let_go(&outdated);
         match consumer.incremental_unassign(&list) {
             Ok(()) => self.assign(consumer, &list),
             Err(error) => self.push(Err(self.failed(format!("leaving topics that were made anew: {error}")))),

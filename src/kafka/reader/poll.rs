@@ -7,9 +7,9 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     message::BorrowedMessage,
 };
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
-use super::{Context, Event, GATHER, POLL, Partition, ReadError, Stage, anew::Watch};
+use super::{COMMIT_WITHIN, Context, Event, GATHER, POLL, Partition, ReadError, Stage, anew::Watch};
 use crate::kafka::native::{record, record_with};
 
 /// The reader's thread, until the stage drops the reader or reading fails for good.
@@ -27,16 +27,19 @@ pub(super) fn poll_until_dropped(consumers: Vec<Arc<BaseConsumer<Context>>>) {
         } else if let Err(error) = gather_from_all(&consumers, &context) {
             error!(group = context.group.group, %error, "reading ends");
             context.push(Err(error));
-            // The stage has to hear why, also if it is far behind: a fenced one must not start again.
-            while context.flush() == Stage::Listening && !context.shared().pending.is_empty() {
-                context.serve_for(POLL);
-            }
             break;
         }
     }
+    // The stage has to hear why, also if it is far behind: a fenced one must not start again.
+    while context.flush() == Stage::Listening && !context.shared().pending.is_empty() {
+        context.serve_for(POLL);
+    }
     drop(watches);
     // From here on nothing may be committed; then the consumers end on this thread, where their callbacks belong.
-    context.membership.clear();
+    let under_way = context.membership.clear();
+    if !context.membership.have_ended(under_way, COMMIT_WITHIN) {
+        warn!(group = context.group.group, "reading ends while a commit does not");
+    }
     while consumers.iter().any(|consumer| Arc::strong_count(consumer) > 1) {
         std::thread::yield_now();
     }

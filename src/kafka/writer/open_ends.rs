@@ -69,11 +69,11 @@ impl Transactions {
         }
         // Refused, always. Only that the group's partition takes part in the transaction matters.
         let offsets = refused(&reads).map_err(for_good)?;
-        match self.insist(|producer| producer.send_offsets_to_transaction(&offsets, &membership, STEP)) {
+        match self.insist(None, |producer| producer.send_offsets_to_transaction(&offsets, &membership, STEP)) {
             Ok(()) | Err(TransactError::Aborted(_)) => {}
             Err(worse) => return Err(worse),
         }
-        self.insist(|producer| producer.abort_transaction(STEP)).map_err(for_good)?;
+        self.insist(None, |producer| producer.abort_transaction(STEP)).map_err(for_good)?;
         debug!(name = self.name, partitions = writes.len(), "whatever was left open is rolled back");
         Ok(())
     }
