@@ -534,6 +534,49 @@ mod tests {
     use crate::kafka::Epoch;
 
     #[tokio::test]
+    async fn a_stage_hears_that_its_partitions_are_lost_though_a_commit_never_ends() {
+        let partition = Partition { topic: "t".into(), number: 0 };
+        let group =
+            GroupConfig { group: "g".to_owned(), instance: "i".to_owned(), topics: vec![], drain: Duration::ZERO };
+        let (events, mut stage) = mpsc::channel(EVENTS);
+        let shared = Shared {
+            is_over: false,
+            told_at: None,
+            pending: VecDeque::new(),
+            commits: mpsc::channel(COMMITS).1,
+            pauses: Pauses::default(),
+            begun_at: HashMap::new(),
+            known: TopicIds::new(),
+            names: Names::default(),
+        };
+        let membership = Membership::new();
+        let epoch = membership.new_epoch();
+        membership.add(partition.clone(), epoch, 0, None);
+        let context = Context {
+            config: Config::default(),
+            group,
+            member: 0,
+            headers: None,
+            membership: membership.clone(),
+            events,
+            ahead: Arc::default(),
+            wanted: Arc::default(),
+            shared: Arc::new(Mutex::new(shared)),
+        };
+        let stuck = membership.permit([(&partition, epoch)].into_iter()).ok().unwrap();
+        let lost = vec![partition];
+        let callback = std::thread::spawn(move || {
+            context.push(Ok(Event::Lost(lost.clone())));
+            context.let_go(&lost);
+        });
+        let heard = tokio::time::timeout(COMMIT_WITHIN / 2, stage.recv()).await;
+        assert!(matches!(heard, Ok(Some(Ok(Event::Lost(_))))), "{heard:?}");
+        assert!(!callback.is_finished(), "the commit under way is waited for");
+        drop(stuck);
+        callback.join().unwrap();
+    }
+
+    #[tokio::test]
     async fn whatever_number_of_pauses_is_asked_for_a_commit_is_answered() {
         let config = Config { brokers: "127.0.0.1:1".to_owned(), ..Config::default() };
         let group = GroupConfig {
