@@ -19,7 +19,10 @@ mod redis;
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep, timeout_at},
+};
 
 pub use answer::{Answer, Kept};
 pub use config::{Config, Preset, SourceCache as SourceConfig};
@@ -191,7 +194,7 @@ impl SourceCache {
 
     /// Looks into Redis. `due`: what memory has and would do; `spare`: there is a slot to spare. A miss is claimed, so
     /// that of the whole fleet one calls; while another process has the claim, its answer is waited for, for `patience` at
-    /// most, usually [`PATIENCE`].
+    /// most, usually [`PATIENCE`]. Meanwhile `place`, which stands for what Redis may bring, is of use to others.
     ///
     /// # Cancellation
     /// Safe.
@@ -201,6 +204,7 @@ impl SourceCache {
         max_age: Option<Duration>,
         (due, spare): (Option<Kept>, bool),
         patience: Duration,
+        place: &mut Option<OwnedSemaphorePermit>,
     ) -> Looked {
         let Some(far) = &self.0.cache.far else {
             return self.without_redis(due, spare);
@@ -219,7 +223,7 @@ impl SourceCache {
         }
         match due {
             Some(due) if !spare => self.near_after_all(due),
-            due => self.claim(far, key, max_age, (due, patience)).await,
+            due => self.claim(far, key, max_age, (due, patience), place).await,
         }
     }
 
@@ -241,6 +245,7 @@ impl SourceCache {
         key: &Key,
         max_age: Option<Duration>,
         (due, patience): (Option<Kept>, Duration),
+        place: &mut Option<OwnedSemaphorePermit>,
     ) -> Looked {
         let (since, mut pause) = (Instant::now(), POLL[0]);
         let oldest = due.as_ref().map(|due| due.ends.fetched_at);
@@ -265,6 +270,7 @@ impl SourceCache {
             if since.elapsed() >= patience {
                 return Looked::Call(None);
             }
+            drop(place.take());
             sleep(pause).await;
             pause = (pause * 2).min(POLL[1]);
         }

@@ -7,6 +7,11 @@ use crate::kafka::Partition;
 /// Something with a place in its partition.
 pub(super) trait Placed {
     fn offset(&self) -> i64;
+
+    /// About how many bytes it will take.
+    fn bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Queues by partition, the lowest offset first: what comes late may be the very one that the window waits for, and what
@@ -17,20 +22,46 @@ pub(super) struct Backlog<T> {
     queues: HashMap<Partition, BTreeMap<i64, T>>,
     /// Partitions with something in their queue, the next one first.
     turns: VecDeque<Partition>,
+    /// [`Placed::bytes`] of what waits, by partition.
+    bytes: HashMap<Partition, usize>,
     len: usize,
 }
 
 impl<T> Default for Backlog<T> {
     fn default() -> Self {
-        Self { queues: HashMap::new(), turns: VecDeque::new(), len: 0 }
+        Self { queues: HashMap::new(), turns: VecDeque::new(), bytes: HashMap::new(), len: 0 }
     }
 }
 
 impl<T: Placed> Backlog<T> {
     /// Adds an item at its place among the others of its partition.
     pub(super) fn push(&mut self, partition: &Partition, item: T) {
-        let replaced = self.queue(partition).insert(item.offset(), item);
-        self.len += usize::from(replaced.is_none());
+        *self.bytes.entry(partition.clone()).or_default() += item.bytes();
+        match self.queue(partition).insert(item.offset(), item) {
+            Some(replaced) => self.free(partition, replaced.bytes()),
+            None => self.len += 1,
+        }
+    }
+
+    fn free(&mut self, partition: &Partition, bytes: usize) {
+        if let Some(held) = self.bytes.get_mut(partition) {
+            *held = held.saturating_sub(bytes);
+        }
+    }
+
+    /// About how many bytes wait in a partition.
+    pub(super) fn bytes_in(&self, partition: &Partition) -> usize {
+        self.bytes.get(partition).copied().unwrap_or_default()
+    }
+
+    /// All that waits.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.queues.values().flat_map(BTreeMap::values)
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.values().sum()
     }
 
     /// The queue that is about to get an item, and a turn if it had none.
@@ -46,8 +77,7 @@ impl<T: Placed> Backlog<T> {
         self.len
     }
 
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
@@ -67,7 +97,9 @@ impl<T: Placed> Backlog<T> {
             let partition = self.turns.pop_front()?;
             let queue = self.queues.get_mut(&partition)?;
             let item = queue.first_entry().filter(|first| may_start(first.get())).map(OccupiedEntry::remove);
-            if !queue.is_empty() {
+            let freed = item.as_ref().map_or(0, Placed::bytes);
+            self.free(&partition, freed);
+            if self.waiting_in(&partition) > 0 {
                 self.turns.push_back(partition);
             }
             if item.is_some() {
@@ -81,6 +113,7 @@ impl<T: Placed> Backlog<T> {
     /// Takes a partition out, with all that waits in it.
     pub(super) fn remove(&mut self, partition: &Partition) -> Vec<T> {
         self.turns.retain(|turn| turn != partition);
+        self.bytes.remove(partition);
         let items = self.queues.remove(partition).unwrap_or_default();
         self.len -= items.len();
         items.into_values().collect()
@@ -88,6 +121,7 @@ impl<T: Placed> Backlog<T> {
 
     pub(super) fn clear(&mut self) -> Vec<T> {
         self.turns.clear();
+        self.bytes.clear();
         self.len = 0;
         self.queues.drain().flat_map(|(_, queue)| queue.into_values()).collect()
     }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::kafka::Outgoing;
+
 use super::{
     breakers::Breakers,
     call::{Advice, Contact},

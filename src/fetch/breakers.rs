@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::{
     Fetch, cached,
     call::{Contact, Ended},
+    end::End,
     grouped::fingerprint,
     job::Job,
     suspects::Suspects,
@@ -301,8 +302,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             for job in jobs {
                 let partition = job.position.partition.clone();
                 if job.flight.as_ref().is_some_and(|flight| flight.has_stale(&job)) {
-                    let ended = self.caller.stale_instead(job);
-                    self.uncalled.push(&partition, ended);
+                    let (position, end) = self.caller.stale_instead(job);
+                    self.end(position, end);
                     self.regulate(&partition);
                     continue;
                 }
@@ -317,7 +318,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                         continue;
                     }
                 };
-                self.uncalled.push(&partition, (job.position, records));
+                self.end(job.position, End::Made(records));
                 self.regulate(&partition);
             }
         }

@@ -11,19 +11,20 @@ use std::{
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 
 use super::{
     Fetch,
+    end::End,
     job::Job,
     outcome::{CallFacts, Outcomes},
 };
 use crate::{
     cache::{self, Answer, Claim, Kept, Key, Looked, Seen, SourceCache},
-    kafka::{Outgoing, Partition, Reader, Writer, outbox::Position},
+    kafka::{Partition, Reader, Writer, outbox::Position},
     message::{Lane, Request, Via},
     platform::Refusal,
 };
@@ -34,6 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An express request does not wait for somebody else's place in the backlog: for a call that has left, at most.
 const EXPRESS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Looks into Redis under way at once, at most: each may bring some megabytes. One that waits for somebody else's call
+/// brings nothing, and counts no more.
+const LOOKS: usize = 64;
 
 /// The requests of a stage that wait for an answer without a call of their own.
 #[derive(Debug, Default)]
@@ -46,10 +51,22 @@ pub(super) struct Cached {
     patience: VecDeque<(Instant, u64)>,
     /// How many wait, by partition.
     counts: HashMap<Partition, usize>,
-    /// Leaders that look into Redis.
-    looking: JoinSet<(u64, Looked)>,
+    /// Leaders that look into Redis; each with its place among the looks, as long as it may bring something.
+    looking: JoinSet<(u64, Looked, Option<OwnedSemaphorePermit>)>,
+    looks: Looks,
+    /// Somebody waits for a place among them.
+    pub(super) is_awaited: bool,
     landing: Arc<Landing>,
     next: u64,
+}
+
+#[derive(Debug)]
+struct Looks(Arc<Semaphore>);
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LOOKS)))
+    }
 }
 
 #[derive(Debug)]
@@ -206,6 +223,11 @@ impl Cached {
         Self { cache, ..Self::default() }
     }
 
+    /// Whether another request may be looked for: so many answers of Redis are on their way at once, at most.
+    pub(super) fn may_look(&self) -> bool {
+        self.looks.0.available_permits() > 0
+    }
+
     pub(super) fn waiting_in(&self, partition: &Partition) -> usize {
         self.counts.get(partition).copied().unwrap_or_default()
     }
@@ -293,7 +315,11 @@ impl Cached {
         }
         self.led.insert(key.clone(), led);
         let ticket = self.wait(job, key.clone(), true, due.clone());
-        self.looking.spawn(async move { (ticket, cache.far(&key, max_age, (due, spare), patience).await) });
+        let mut place = Arc::clone(&self.looks.0).try_acquire_owned().ok();
+        self.looking.spawn(async move {
+            let looked = cache.far(&key, max_age, (due, spare), patience, &mut place).await;
+            (ticket, looked, place)
+        });
         Admitted::Waits
     }
 
@@ -323,12 +349,13 @@ impl Cached {
         let overdue = self.patience.front().map(|(at, _)| *at);
         tokio::select! {
             Some(looked) = self.looking.join_next(), if !self.looking.is_empty() => match looked {
-                Ok(looked) => Ok(Some(looked)),
+                Ok((ticket, looked, _)) => Ok(Some((ticket, looked))),
                 // By a stop.
                 Err(error) if error.is_cancelled() => Ok(None),
                 Err(error) => Err(error),
             },
             () = self.landing.notify.notified() => Ok(None),
+            _ = self.looks.0.acquire(), if self.is_awaited => Ok(None),
             () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => Ok(None),
         }
     }
@@ -374,7 +401,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 if let Some(cache) = &self.cached.cache {
                     cache.counts().near.inc();
                 }
-                self.answer(job, &kept, Via::Cache);
+                self.answer(job, &kept);
             }
             Admitted::Call(job) => self.enlist(job),
             Admitted::Waits => {}
@@ -382,14 +409,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// Ends a request with an answer that was kept; it is called for if that makes no record.
-    fn answer(&mut self, job: Job, kept: &Kept, via: Via) {
-        match self.caller.outcomes().again(&job, kept, via, self.caller.now()) {
-            Some(records) => {
-                let partition = job.position.partition.clone();
-                self.uncalled.push(&partition, (job.position, records));
-            }
-            None => self.enlist(job),
-        }
+    fn answer(&mut self, job: Job, kept: &Kept) {
+        self.end(job.position.clone(), End::Again(Box::new(job), kept.clone()));
     }
 
     /// Does what follows from what [`Cached::changed`] has seen.
@@ -416,7 +437,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let partition = job.position.partition.clone();
         match looked {
             Looked::Hit(kept) => {
-                self.answer(job, &kept, Via::Cache);
+                self.answer(job, &kept);
                 for job in self.cached.followers(&key) {
                     self.end_follower(job, &Landed::Answer(kept.clone()));
                 }
@@ -434,17 +455,21 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let Some(cache) = self.cached.cache.clone() else { return };
         let partition = job.position.partition.clone();
         match landed {
-            _ if self.cancelled.has(&job.request) => self.uncalled.push(&partition, self.caller.cancelled(job)),
+            _ if self.cancelled.has(&job.request) => {
+                let (position, records) = self.caller.cancelled(job);
+                self.end(position, End::Made(records));
+            }
             Landed::Answer(kept) if cache.may_give(kept, job.request.oldest_answer()) => {
                 cache.counts().shared.inc();
-                self.answer(job, kept, Via::Cache);
+                self.answer(job, kept);
             }
             Landed::Failed(refusal, facts, older) => {
                 if let Some(kept) = stand_in(&cache, &job, refusal, (None, older.clone())) {
-                    self.answer(job, &kept, Via::Stale);
+                    let position = job.position.clone();
+                    self.end(position, End::Stale(Box::new(job), kept, refusal.clone(), facts.clone()));
                 } else {
                     let records = self.caller.outcomes().failure(&job, refusal, facts);
-                    self.uncalled.push(&partition, (job.position, records));
+                    self.end(job.position, End::Made(records));
                 }
             }
             Landed::Answer(_) | Landed::Gone => self.admit(job),
@@ -484,16 +509,12 @@ pub(super) async fn recall(jobs: &mut [Job]) {
     }
 }
 
-/// The records of a request whose call has failed: the failure, or what stands in for it.
-pub(super) fn failed(
-    outcomes: &Outcomes,
-    mut job: Job,
-    refusal: &Refusal,
-    facts: &CallFacts,
-) -> (Position, Vec<Outgoing>) {
+/// The end of a request whose call has failed: the failure, or what stands in for it.
+pub(super) fn failed(outcomes: &Outcomes, mut job: Job, refusal: &Refusal, facts: &CallFacts) -> (Position, End) {
     let flight = job.flight.take();
-    let given = flight.and_then(|flight| flight.failed(&job, refusal, facts));
-    let again = given.and_then(|kept| outcomes.again(&job, &kept, Via::Stale, facts.ended_at));
-    let records = again.unwrap_or_else(|| outcomes.failure(&job, refusal, facts));
-    (job.position, records)
+    let position = job.position.clone();
+    match flight.and_then(|flight| flight.failed(&job, refusal, facts)) {
+        Some(kept) => (position, End::Stale(Box::new(job), kept, refusal.clone(), facts.clone())),
+        None => (position, End::Made(outcomes.failure(&job, refusal, facts))),
+    }
 }

@@ -12,6 +12,7 @@ use tracing::{Instrument as _, error, info_span};
 use super::{
     breakers::Tickets,
     cached,
+    end::End,
     job::Job,
     outcome::{CallFacts, Outcomes},
     splits::GroupId,
@@ -62,8 +63,10 @@ pub(super) struct Ended {
     pub(super) latency: Option<Duration>,
     /// What the reply's headers ask for.
     pub(super) advice: Advice,
-    /// The records of each request.
-    pub(super) outcomes: Vec<(Position, Vec<Outgoing>)>,
+    /// How many bytes the reply had.
+    pub(super) bytes: usize,
+    /// How each request ends.
+    pub(super) outcomes: Vec<(Position, End)>,
     /// Or what they are made of, once older answers have been looked up for what has failed.
     pub(super) to_look_up: Option<Unrecorded>,
     /// Requests that were not called for: the slot had passed by the time that the call could leave, or there was
@@ -113,6 +116,8 @@ struct Replied {
     facts: CallFacts,
     advice: Advice,
     at: Instant,
+    /// How long the body was.
+    bytes: usize,
 }
 
 /// How far a call came.
@@ -148,6 +153,7 @@ impl Ended {
             departed_at,
             latency,
             advice,
+            bytes: 0,
             outcomes,
             to_look_up,
             missed,
@@ -315,7 +321,7 @@ impl Caller {
     }
 
     /// The end of a request that gets an older answer since the source does not answer.
-    pub(super) fn stale_instead(&self, job: Job) -> (Position, Vec<Outgoing>) {
+    pub(super) fn stale_instead(&self, job: Job) -> (Position, End) {
         let facts = CallFacts {
             account: self.alias(0).clone(),
             ended_at: self.now(),
@@ -374,7 +380,7 @@ impl Caller {
             };
             let (exchanged, departed_at) = tokio::join!(self.exchange(&caller, (address, &permit), &mut jobs), departs);
             match exchanged {
-                Ok(Replied { reply, facts, advice, at }) => {
+                Ok(Replied { reply, facts, advice, at, bytes }) => {
                     METRICS.call_items(self.source.as_str(), jobs.len());
                     let (refusal, has_answer) = sum_up(&reply);
                     let is_dead = self.judge_token(account, generation, refusal.as_ref()).await;
@@ -392,10 +398,21 @@ impl Caller {
                     };
                     if is_open {
                         let refused = Some(unrecorded);
-                        return Ended { contact, latency, advice, refusal, is_dead, refused, ..nothing };
+                        return Ended { contact, latency, advice, bytes, refusal, is_dead, refused, ..nothing };
                     }
                     let (outcomes, to_look_up) = self.record_at_once(unrecorded);
-                    Ended { contact, latency, advice, outcomes, to_look_up, refusal, has_answer, is_dead, ..nothing }
+                    Ended {
+                        contact,
+                        latency,
+                        advice,
+                        bytes,
+                        outcomes,
+                        to_look_up,
+                        refusal,
+                        has_answer,
+                        is_dead,
+                        ..nothing
+                    }
                 }
                 Err(contact) => {
                     let nothing = Ended::nothing(&slot, address);
@@ -528,11 +545,12 @@ impl Caller {
             latency: at - started,
             http_status: None,
         };
-        let mut advice = Advice::default();
+        let (mut advice, mut bytes) = (Advice::default(), 0);
         let reply = match result {
             Ok(reply) => {
                 facts.http_status = Some(reply.status);
                 advice = Advice::of(&reply);
+                bytes = reply.body.len();
                 with_clock(self.understand(&requests, &reply), facts.ended_at, reply.date)
             }
             Err(NoReply::Refused(refusal)) => Reply::Refused(refusal),
@@ -552,7 +570,7 @@ impl Caller {
         };
         tracing::debug!(latency = ?facts.latency, status = facts.http_status, "called");
         let reply = reply.without(&Secrets::of(account).with_sent(&exchange));
-        Ok(Replied { reply, facts, advice, at })
+        Ok(Replied { reply, facts, advice, at, bytes })
     }
 
     /// What the vendor's reply means: something for each request, whatever the vendor's code does.
@@ -576,31 +594,27 @@ impl Caller {
     }
 
     /// Looks up older answers for what has failed; then the records of each request.
-    pub(super) async fn look_up(self: Arc<Self>, mut unrecorded: Unrecorded) -> Vec<(Position, Vec<Outgoing>)> {
+    pub(super) async fn look_up(self: Arc<Self>, mut unrecorded: Unrecorded) -> Vec<(Position, End)> {
         cached::recall(&mut unrecorded.jobs).await;
         self.record(unrecorded)
     }
 
-    /// The records of each request; or what they are made of, if older answers are to be looked up first.
-    pub(super) fn record_at_once(
-        &self,
-        unrecorded: Unrecorded,
-    ) -> (Vec<(Position, Vec<Outgoing>)>, Option<Unrecorded>) {
+    /// How each request ends; or what they are made of, if older answers are to be looked up first.
+    pub(super) fn record_at_once(&self, unrecorded: Unrecorded) -> (Vec<(Position, End)>, Option<Unrecorded>) {
         if has_outage(&unrecorded.reply) && cached::is_to_recall(&unrecorded.jobs) {
             return (Vec::new(), Some(unrecorded));
         }
         (self.record(unrecorded), None)
     }
 
-    /// The records of each request.
-    fn record(&self, Unrecorded { jobs, reply, facts }: Unrecorded) -> Vec<(Position, Vec<Outgoing>)> {
-        let record = |mut job: Job, answer: Result<Answer, Refusal>, via: Via| match answer {
+    /// How each request ends.
+    fn record(&self, Unrecorded { jobs, reply, facts }: Unrecorded) -> Vec<(Position, End)> {
+        let record = |mut job: Job, answer: Result<Arc<Answer>, Refusal>, via: Via| match answer {
             Ok(answer) => {
                 if let Some(flight) = job.flight.take() {
                     flight.answered(&answer, &facts, &via);
                 }
-                let records = self.outcomes.result(&job, answer, &facts, via);
-                (job.position, records)
+                (job.position.clone(), End::Result(Box::new(job), answer, facts.clone(), via))
             }
             Err(refusal) => cached::failed(&self.outcomes, job, &refusal, &facts),
         };
@@ -610,7 +624,7 @@ impl Caller {
         };
         let mut outcomes = Vec::with_capacity(jobs.len());
         for (mut job, answer) in jobs.into_iter().zip(answers) {
-            let answer = answer.map(Answer::from);
+            let answer = answer.map(|answer| Arc::new(Answer::from(answer)));
             for twin in std::mem::take(&mut job.twins) {
                 outcomes.push(record(twin, answer.clone(), Via::Cache));
             }

@@ -10,6 +10,7 @@ use super::{
     at_risk::Turn,
     call::{Ended, Travel},
     delays::Measured,
+    end::End,
     grouped::fingerprint,
     job::Job,
     lanes::Departure,
@@ -33,11 +34,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// How long a request waits for others to travel with while slots are free.
     const WINDOW: Duration = Duration::from_millis(10);
 
-    /// How many requests end with the answer to one that asks for the same: their results are made at once.
+    /// How many requests end with the answer to one that asks for the same: their results are made as there is room.
     const TWINS: usize = 1_000;
 
     /// How often the pace follows the delays.
     const WIDEN_EVERY: Duration = Duration::from_millis(100);
+
+    /// The replies of all calls under way may have so many times `outcomes_limit` bytes: most of them are still to come.
+    const REPLIES: u64 = 4;
 
     /// While nobody may call, the quota is asked this often: an operator may end a hold at any time.
     pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -155,7 +159,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
 
     /// Looks whether too much is called for and not committed.
     fn look_at_risk(&mut self) {
-        let (most, risk) = (self.config.at_risk, self.intake.risk());
+        let (most, risk) = (self.config.at_risk, self.risk());
         let turn = self.gate.look(most, risk, self.intake.commits(), Instant::now());
         let source = &self.caller.source;
         match turn {
@@ -273,16 +277,21 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     fn has_room(&self) -> bool {
+        let under_way = self.calls.len() + self.looking_up.len();
         let is_free = !self.misfits.is_trying() || self.calls.is_empty();
-        is_free
-            && self.calls.len() + self.looking_up.len() < self.config.calls_in_flight
-            && self.has_room_for_outcomes()
+        is_free && under_way < self.calls_allowed() && self.called.is_empty() && self.has_room_for_outcomes()
+    }
+
+    /// How many calls may be under way at once: no more than their replies have room.
+    fn calls_allowed(&self) -> usize {
+        let room = self.config.outcomes_limit.as_u64().saturating_mul(Self::REPLIES);
+        self.config.calls_in_flight.min(self.reply_size.calls(usize::try_from(room).unwrap_or(usize::MAX)))
     }
 
     /// How many calls slots are leased for at once, at most.
     pub(super) fn calls_wanted(&self) -> usize {
         let under_way = self.calls.len() + self.looking_up.len();
-        let room = self.config.calls_in_flight.saturating_sub(under_way).min(self.place.free());
+        let room = self.calls_allowed().saturating_sub(under_way).min(self.place.free());
         let room = room.min(self.breakers.room(Instant::now()));
         let room = if self.misfits.is_trying() { room.min(1) } else { room };
         (self.backlog.calls(self.caller.batch_max()) + self.splits.calls()).min(room).min(Self::LEASE)
@@ -373,8 +382,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     /// Ends requests for which nothing will be paid any more.
     pub(super) fn end_unpaid(&mut self) {
         for job in self.unpaid.take_spent() {
-            let partition = job.position.partition.clone();
-            self.uncalled.push(&partition, self.caller.over_budget(job));
+            let (position, records) = self.caller.over_budget(job);
+            self.end(position, End::Made(records));
         }
     }
 

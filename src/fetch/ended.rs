@@ -7,9 +7,10 @@ use tokio::time::Instant;
 use super::{
     Fetch, FetchError, batches,
     call::{Contact, Ended, Unrecorded},
+    end::{Called, End},
 };
 use crate::{
-    kafka::{Outgoing, Reader, Writer, kept::Answer, outbox::Position},
+    kafka::{Reader, Writer, outbox::Position},
     platform::{Refusal, RefusalKind},
     quota::{Hold, Scope},
     runtime::metrics::METRICS,
@@ -80,6 +81,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         if let Some(cause) = self.caller.tokens.death(ended.account).filter(|_| ended.is_dead) {
             self.quota.hold(Scope::Account(ended.account), Hold::Disabled, &cause).await;
         }
+        if matches!(ended.contact, Contact::Called(Some(_))) {
+            self.reply_size.note(ended.bytes);
+        }
         self.complete(ended.outcomes);
         self.look_up(ended.to_look_up);
     }
@@ -97,13 +101,19 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
     }
 
-    /// The requests of a call have come to their ends.
-    pub(super) fn complete(&mut self, outcomes: Vec<(Position, Vec<Outgoing>)>) {
-        let (since, mut left) = (Instant::now(), outcomes.len());
-        for (position, records) in outcomes {
+    /// The requests of a call have come to their ends. What is not ours any more is kept or lost at once: its partition may
+    /// be here again, and the same request with it.
+    pub(super) fn complete(&mut self, ends: Vec<(Position, End)>) {
+        let (since, mut left) = (Instant::now(), ends.len());
+        for (position, end) in ends {
             left -= 1;
-            let calls = u32::from(left == 0);
-            self.intake.complete_with(position, Answer { records, calls, since });
+            let called = Called { end, calls: u32::from(left == 0), since };
+            let has_room = self.called.is_empty() && self.has_room_for_outcomes();
+            if has_room || !self.intake.is_current(&position) {
+                self.finish(position, called);
+            } else {
+                self.called.push(&position.partition.clone(), (position, called));
+            }
         }
     }
 

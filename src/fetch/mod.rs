@@ -14,6 +14,7 @@ mod carry;
 mod config;
 mod delays;
 mod dispatch;
+mod end;
 mod ended;
 mod episode;
 mod exhaustion;
@@ -57,6 +58,7 @@ use self::{
     cached::Cached,
     call::Ended,
     delays::Delays,
+    end::{Called, End, ReplySize},
     episode::Episodes,
     exhaustion::Exhaustion,
     hasten::Haste,
@@ -76,13 +78,13 @@ use crate::{
     cache::SourceCache,
     cancelled::Cancelled,
     kafka::{
-        Outgoing, Partition, Reader, Record, Writer,
+        Partition, Reader, Record, Writer,
         intake::{Input, Intake, IntakeError},
         kept::{Answer, Kept},
-        outbox::Position,
+        outbox::{Position, Risk},
     },
     message::{BatchId, Lane, SourceName},
-    platform::address::HealthConfig,
+    platform::{address::HealthConfig, http::BODY_LIMIT},
     quota::{Limit, Pacing, Pay, Purse, Quota, Share, Slot, Tally, money::Budgets, plan::Limits},
     runtime::metrics::{Fetching, METRICS},
     tokens::StoreError,
@@ -110,9 +112,14 @@ pub struct Fetch<R, W> {
     /// Requests that wait for an answer without a call of their own.
     cached: Cached,
     express_share: watch::Receiver<f64>,
-    /// Records that ended without a call, and wait for the window or for room among the outcomes.
-    uncalled: Backlog<(Position, Vec<Outgoing>)>,
-    /// Requests that were called for before the stage began anew, and wait for the same.
+    /// Requests that wait until there is room for what the cache may have for them.
+    arrivals: Backlog<Job>,
+    /// Requests that ended without a call, and wait for the window or for room among the outcomes.
+    uncalled: Backlog<(Position, End)>,
+    /// Requests whose call has ended, and that wait for room among the outcomes.
+    called: Backlog<(Position, Called)>,
+    reply_size: ReplySize,
+    /// Requests that were called for before the stage began anew, and wait for the window or for room.
     answered: Backlog<(Position, Answer)>,
     kept: Kept,
     /// Whether calls wait for a commit.
@@ -133,7 +140,7 @@ pub struct Fetch<R, W> {
     caller: Arc<Caller>,
     calls: JoinSet<Ended>,
     /// Calls that have failed, and for whose requests an older answer is looked for.
-    looking_up: JoinSet<Vec<(Position, Vec<Outgoing>)>>,
+    looking_up: JoinSet<Vec<(Position, End)>>,
     /// Where the next call has its place among those of all sources.
     place: Place,
     penalties: Penalties,
@@ -176,7 +183,10 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             express_share: watch::channel(Lane::express_share()).1,
             backlog: Lanes::new(Lane::express_share()),
             cached: Cached::default(),
+            arrivals: Backlog::default(),
             uncalled: Backlog::default(),
+            called: Backlog::default(),
+            reply_size: ReplySize::unknown(BODY_LIMIT),
             answered: Backlog::default(),
             kept: Kept::default(),
             gate: Gate::default(),
@@ -297,7 +307,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), FetchError> {
         let outcome = Box::pin(self.work(stop)).await;
         // A role without its journal stops in good order, and begins anew.
-        if outcome.is_err() || self.intake.risk().calls > 0 {
+        if outcome.is_err() || self.risk().calls > 0 || !self.called.is_empty() {
             self.salvage().await;
         }
         outcome
@@ -327,8 +337,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
             }
         }
-        self.intake.flush().await?;
-        Ok(())
+        loop {
+            self.end_called();
+            self.intake.flush().await?;
+            // Unless Kafka does not answer: then the next life of the role may have what is left.
+            if self.called.is_empty() || self.intake.bytes() > 0 {
+                return Ok(());
+            }
+        }
     }
 
     /// Counts the calls that have to be made again.
@@ -358,6 +374,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         let lost = self.calls.len() + self.looking_up.len();
         self.kept.lose(u32::try_from(lost).unwrap_or(u32::MAX));
+        for (position, called) in self.called.clear() {
+            self.give_up_called(position, called);
+        }
         for (position, answer) in self.answered.clear() {
             self.intake.give_up_with(position, answer);
         }
@@ -378,27 +397,42 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             }
             // Whoever waited for room is looked at again after each input.
             Input::Settled => {}
-            Input::Leaving(partitions) | Input::Left(partitions) => {
+            Input::Leaving(partitions) => self.leave(&partitions),
+            Input::Left(partitions) => {
+                self.leave(&partitions);
+                // While it was leaving its calls still ended here, and so did what they had brought.
                 for partition in &partitions {
-                    for job in self.backlog.remove(partition) {
-                        self.intake.give_up(&job.position);
-                    }
-                    for job in self.unpaid.remove(partition) {
-                        self.intake.give_up(&job.position);
-                    }
-                    for position in self.leave_refused(partition) {
-                        self.intake.give_up(&position);
-                    }
-                    for (position, _) in self.uncalled.remove(partition) {
-                        self.intake.give_up(&position);
-                    }
-                    for (position, answer) in self.answered.remove(partition) {
-                        self.intake.give_up_with(position, answer);
-                    }
-                    for position in self.cached.remove(partition) {
-                        self.intake.give_up(&position);
+                    for (position, called) in self.called.remove(partition) {
+                        self.give_up_called(position, called);
                     }
                 }
+            }
+        }
+    }
+
+    /// Gives up what has not begun of partitions that leave, and what is to wait for the window.
+    fn leave(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            for job in self.arrivals.remove(partition) {
+                self.intake.give_up(&job.position);
+            }
+            for job in self.backlog.remove(partition) {
+                self.intake.give_up(&job.position);
+            }
+            for job in self.unpaid.remove(partition) {
+                self.intake.give_up(&job.position);
+            }
+            for position in self.leave_refused(partition) {
+                self.intake.give_up(&position);
+            }
+            for (position, _) in self.uncalled.remove(partition) {
+                self.intake.give_up(&position);
+            }
+            for (position, answer) in self.answered.remove(partition) {
+                self.intake.give_up_with(position, answer);
+            }
+            for position in self.cached.remove(partition) {
+                self.intake.give_up(&position);
             }
         }
     }
@@ -417,23 +451,76 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         match self.caller.receive(position, record) {
             Ok(job) => {
                 if let Some(job) = self.unless_cancelled(job) {
-                    self.admit(job);
+                    self.arrivals.push(&partition, job);
+                    self.admit_arrivals();
                 }
             }
-            Err(ended) => self.uncalled.push(&partition, ended),
+            Err((position, records)) => self.end(position, End::Made(records)),
         }
         self.regulate(&partition);
+    }
+
+    /// Admits what has come, as far as there is room for what the cache may have for it.
+    fn admit_arrivals(&mut self) {
+        loop {
+            let (cached, uncalled, most) = (&self.cached, &self.uncalled, self.share_of_outcomes());
+            let may = |job: &Job| cached.may_look() && uncalled.bytes_in(&job.position.partition) < most;
+            let Some(job) = self.arrivals.pop(may) else {
+                self.cached.is_awaited = !self.arrivals.is_empty() && !self.cached.may_look();
+                return;
+            };
+            let partition = job.position.partition.clone();
+            if let Some(job) = self.unless_cancelled(job) {
+                self.admit(job);
+            }
+            self.regulate(&partition);
+        }
+    }
+
+    /// How many bytes of answers may wait for one partition's window or for room, about: all together as much as there
+    /// may be outcomes.
+    fn share_of_outcomes(&self) -> usize {
+        let limit = usize::try_from(self.config.outcomes_limit.as_u64()).unwrap_or(usize::MAX);
+        (limit / self.intake.partitions().max(1)).max(1)
+    }
+
+    /// A request ends without a call of its own, as soon as there is room.
+    fn end(&mut self, position: Position, end: End) {
+        self.uncalled.push(&position.partition.clone(), (position, end));
+    }
+
+    /// Makes the records of a request's end. What cannot be answered from the cache after all is called for.
+    fn finish(&mut self, position: Position, called: Called) {
+        match called.answer(self.caller.outcomes(), self.caller.now()) {
+            Ok(answer) => self.intake.complete_with(position, answer),
+            Err(job) => self.enlist(*job),
+        }
+    }
+
+    /// Keeps a request's end, in case the request comes back.
+    fn give_up_called(&mut self, position: Position, called: Called) {
+        match called.answer(self.caller.outcomes(), self.caller.now()) {
+            Ok(answer) => self.intake.give_up_with(position, answer),
+            Err(_) => self.intake.give_up(&position),
+        }
+    }
+
+    /// Calls that have ended, and whose outcomes are not committed yet.
+    fn risk(&self) -> Risk {
+        self.called.iter().fold(self.intake.risk(), |risk, (_, called)| risk.and(called.risk()))
     }
 
     /// Puts a request that has to be called for into the backlog.
     fn enlist(&mut self, job: Job) {
         // Whoever waited for somebody else's answer was not in the backlog when that was swept.
         let Some(job) = self.unless_cancelled(job) else { return };
-        let partition = job.position.partition.clone();
         match self.spending.expect(job.request.batch.as_ref()) {
             Pay::Go | Pay::Wait if self.travels_alone(&job) => self.splits.push_alone(job),
             Pay::Go | Pay::Wait => self.backlog.push(job),
-            Pay::Spent => self.uncalled.push(&partition, self.caller.over_budget(job)),
+            Pay::Spent => {
+                let (position, records) = self.caller.over_budget(job);
+                self.end(position, End::Made(records));
+            }
         }
     }
 
@@ -453,12 +540,27 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         if !self.cancelled.has(&job.request) {
             return Some(job);
         }
-        self.uncalled.push(&job.position.partition.clone(), self.caller.cancelled(job));
+        let (position, records) = self.caller.cancelled(job);
+        self.end(position, End::Made(records));
         None
     }
 
-    /// Completes what ended without a call, or was called for before. Not beyond the window: the commit could not say that it is done.
+    /// Completes what a call has brought, as far as there is room for its records.
+    fn end_called(&mut self) {
+        while self.has_room_for_outcomes()
+            && let Some((position, called)) = self.called.pop(|_| true)
+        {
+            let partition = position.partition.clone();
+            self.finish(position, called);
+            self.regulate(&partition);
+        }
+    }
+
+    /// Completes what has ended, as far as there is room for its records: first what was called for, then what was
+    /// called for before the stage began anew, or ended without a call. These not beyond the window: the commit could
+    /// not say that they are done.
     fn end_uncalled(&mut self) {
+        self.end_called();
         while self.has_room_for_outcomes() {
             let intake = &self.intake;
             let Some((position, answer)) = self.answered.pop(|(position, _)| intake.may_start(position)) else { break };
@@ -468,13 +570,14 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         }
         while self.has_room_for_outcomes() {
             let intake = &self.intake;
-            let Some((position, records)) = self.uncalled.pop(|(position, _)| intake.may_start(position)) else {
-                return;
+            let Some((position, end)) = self.uncalled.pop(|(position, _)| intake.may_start(position)) else {
+                break;
             };
             let partition = position.partition.clone();
-            self.intake.complete(position, records);
+            self.finish(position, Called::none(end));
             self.regulate(&partition);
         }
+        self.admit_arrivals();
     }
 
     /// Stops a partition whose backlog is full, and lets it flow again when half of that is done. Each lane has room of
@@ -484,7 +587,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let full = (self.config.backlog / of_lane.max(1)).max(64);
         let waiting = self.backlog.waiting_in(partition)
             + self.uncalled.waiting_in(partition)
+            + self.called.waiting_in(partition)
             + self.answered.waiting_in(partition)
+            + self.arrivals.waiting_in(partition)
             + self.unpaid.waiting_in(partition)
             + self.splits.waiting_in(partition)
             + self.aside_in(partition)
@@ -516,16 +621,13 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         for (position, answer) in self.answered.clear() {
             self.intake.give_up_with(position, answer);
         }
+        for job in self.arrivals.clear() {
+            self.intake.give_up(&job.position);
+        }
         for position in self.cached.clear() {
             self.intake.give_up(&position);
         }
         self.return_slots().await;
-    }
-}
-
-impl backlog::Placed for (Position, Vec<Outgoing>) {
-    fn offset(&self) -> i64 {
-        self.0.offset
     }
 }
 
@@ -550,6 +652,8 @@ mod again_tests;
 mod breaker_tests;
 #[cfg(test)]
 mod cached_tests;
+#[cfg(test)]
+mod full_tests;
 #[cfg(test)]
 mod refusal_tests;
 #[cfg(test)]

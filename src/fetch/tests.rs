@@ -217,8 +217,10 @@ async fn what_a_vendor_echoes_is_in_no_record_whatever_it_says_of_the_item() {
         let slot = Slot { account: 0, address: 0, at: now, latest: now + Duration::from_secs(60) };
         let caller = Arc::new(caller_for("ali1688", Arc::new(Echo(url.clone(), status))));
         let permit = caller.permit(0).unwrap();
-        let ended = caller.call(slot, permit, vec![job(0)], call::Travel::default()).await;
-        let result: crate::message::Observation = serde_json::from_slice(&ended.outcomes[0].1[0].value).unwrap();
+        let mut ended = Arc::clone(&caller).call(slot, permit, vec![job(0)], call::Travel::default()).await;
+        let (_, end) = ended.outcomes.pop().unwrap();
+        let records = end.records(caller.outcomes(), Timestamp::from_millis(0)).unwrap();
+        let result: crate::message::Observation = serde_json::from_slice(&records[0].value).unwrap();
         // The secret is the word that the message has in it, too: there it is no secret.
         let raw = r#"{"args":{"sign":"[secret]","token":"[secret]"},"n":1.5,"sub_msg":"the secret of nobody"}"#;
         assert_eq!((result.status, result.raw.unwrap().get()), (status, raw));
@@ -279,6 +281,7 @@ pub(super) fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>)
         latency: None,
         advice,
         outcomes: vec![],
+        bytes: 0,
         to_look_up: None,
         missed: vec![],
         refusal,
@@ -319,7 +322,8 @@ async fn a_request_that_waited_for_anothers_answer_when_its_batch_was_cancelled_
     job.request.requested_at = Some(Timestamp::from_millis(0));
     cancel("monday", 1_000);
     fetch.enlist(job);
-    let (_, records) = fetch.uncalled.pop(|_| true).expect("it has an end");
+    let (_, end) = fetch.uncalled.pop(|_| true).expect("it has an end");
+    let End::Made(records) = end else { panic!("{end:?}") };
     let dead: DeadLetter = serde_json::from_slice(&records[0].value).unwrap();
     assert_eq!(dead.reason, crate::message::Reason::Cancelled);
     assert!(fetch.backlog.is_empty());

@@ -295,7 +295,7 @@ async fn an_address_that_is_banned_by_a_notice_with_http_200_is_taken_out() {
     rig.request(300);
     until("all requests end", || rig.ended() >= rig.requested).await;
     let failures = Topics::new(topics::Config::default()).failures();
-    let failed: Vec<Outgoing> = {
+    let failed: Vec<crate::kafka::Outgoing> = {
         let world = rig.log.world();
         world.records.iter().filter(|record| *record.topic == *failures).cloned().collect()
     };

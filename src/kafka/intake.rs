@@ -192,6 +192,12 @@ impl<R: Reader, W: Writer> Intake<R, W> {
         self.outbox.may_start(position)
     }
 
+    /// Whether the assignment under which a record was read goes on.
+    #[must_use]
+    pub fn is_current(&self, position: &Position) -> bool {
+        self.outbox.is_current(position)
+    }
+
     /// Bytes of outcomes that are not committed yet.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -202,6 +208,12 @@ impl<R: Reader, W: Writer> Intake<R, W> {
     #[must_use]
     pub fn partitions_of(&self, topic: &str) -> usize {
         self.owned.iter().filter(|partition| *partition.topic == *topic).count()
+    }
+
+    /// How many partitions are ours.
+    #[must_use]
+    pub fn partitions(&self) -> usize {
+        self.owned.len()
     }
 
     /// Lets a partition flow, or stops it. Cheap to repeat.

@@ -61,7 +61,9 @@ impl Risk {
         }
     }
 
-    fn and(self, other: Self) -> Self {
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
         let since = self.since.into_iter().chain(other.since).min();
         Self { calls: self.calls + other.calls, since }
     }
@@ -200,6 +202,12 @@ impl Outbox {
         self.owned
             .get(&position.partition)
             .is_some_and(|owned| owned.ledger.epoch() == position.epoch && owned.ledger.may_start(position.offset))
+    }
+
+    /// Whether the assignment under which a record was read goes on.
+    #[must_use]
+    pub fn is_current(&self, position: &Position) -> bool {
+        self.owned.get(&position.partition).is_some_and(|owned| owned.ledger.epoch() == position.epoch)
     }
 
     /// A record has its outcome. If its assignment is over that is kept, and written only if the record comes back.

@@ -199,14 +199,16 @@ async fn an_answer_from_redis_fills_the_memory_and_a_change_drops_it_everywhere(
     }
     let fetched_at = Clock::System.now();
     let _ = one.keep(&key, answer("1.00"), fetched_at, Duration::ZERO, false);
-    let Looked::Hit(kept) = two.far(&key, None, (None, false), cache::PATIENCE).await else { panic!("it is in Redis") };
+    let Looked::Hit(kept) = two.far(&key, None, (None, false), cache::PATIENCE, &mut None).await else {
+        panic!("it is in Redis")
+    };
     assert_eq!((price(&kept), kept.ends.fetched_at), ("1.00", fetched_at));
     assert!(matches!(two.near(&key, None), Seen::Hit(_)), "it fills the memory");
 
     let _ = one.keep(&key, answer("2.00"), fetched_at.after(Duration::from_millis(1)), Duration::ZERO, true);
     eventually("the other process drops its own", async || matches!(two.near(&key, None), Seen::Miss).then_some(()))
         .await;
-    let Looked::Hit(kept) = two.far(&key, None, (None, false), cache::PATIENCE).await else {
+    let Looked::Hit(kept) = two.far(&key, None, (None, false), cache::PATIENCE, &mut None).await else {
         panic!("it is replaced in Redis")
     };
     assert_eq!(price(&kept), "2.00");
@@ -214,7 +216,7 @@ async fn an_answer_from_redis_fills_the_memory_and_a_change_drops_it_everywhere(
     let _ = two.keep(&key, answer("1.50"), fetched_at, Duration::ZERO, false);
     let (_three, three, _) = process(&prefix, &redis);
     three.connected(Duration::from_secs(30)).await;
-    let Looked::Hit(kept) = three.far(&key, None, (None, false), cache::PATIENCE).await else {
+    let Looked::Hit(kept) = three.far(&key, None, (None, false), cache::PATIENCE, &mut None).await else {
         panic!("it is in Redis")
     };
     assert_eq!(price(&kept), "2.00", "the newest answer wins");
@@ -235,11 +237,11 @@ async fn a_claim_makes_others_wait_for_the_answer_and_a_dead_ones_ends_by_itself
     for cache in [&one, &two] {
         cache.connected(Duration::from_secs(30)).await;
     }
-    let Looked::Call(Some(claim)) = one.far(&key, None, (None, false), cache::PATIENCE).await else {
+    let Looked::Call(Some(claim)) = one.far(&key, None, (None, false), cache::PATIENCE, &mut None).await else {
         panic!("nobody has it")
     };
     let (waiter, wanted) = (two.clone(), key.clone());
-    let waits = tokio::spawn(async move { waiter.far(&wanted, None, (None, false), cache::PATIENCE).await });
+    let waits = tokio::spawn(async move { waiter.far(&wanted, None, (None, false), cache::PATIENCE, &mut None).await });
     // Longer than the claim lives by itself: its owner keeps it alive.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert!(!waits.is_finished(), "the claim is kept alive");
@@ -249,12 +251,12 @@ async fn a_claim_makes_others_wait_for_the_answer_and_a_dead_ones_ends_by_itself
 
     one.drop_all(&key);
     assert!(whole.far().unwrap().flushed(Duration::from_secs(30)).await);
-    let Looked::Call(Some(claim)) = one.far(&key, None, (None, false), cache::PATIENCE).await else {
+    let Looked::Call(Some(claim)) = one.far(&key, None, (None, false), cache::PATIENCE, &mut None).await else {
         panic!("it was dropped")
     };
     // As if it were killed: the connection ends, and nothing is given back.
     drop((whole, one));
-    let Looked::Call(Some(_)) = two.far(&key, None, (None, false), cache::PATIENCE).await else {
+    let Looked::Call(Some(_)) = two.far(&key, None, (None, false), cache::PATIENCE, &mut None).await else {
         panic!("the claim has ended")
     };
     drop(claim);
