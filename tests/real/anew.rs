@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer as _},
+    producer::{BaseProducer, Producer as _},
 };
 use weir::{message::SourceName, simulate::Shares};
 
@@ -162,4 +164,35 @@ async fn requests_that_retention_has_deleted_unread_are_named_and_end_and_can_be
     })
     .await;
     assert!(running.stop().await.success() && sink.stop().await.success());
+}
+
+/// What a worker leaves behind that was killed in the midst of a transaction: here one that the brokers leave open for ten
+/// minutes.
+fn leave_open(name: &str, group: &str, topic: &str) {
+    let client = || {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", address("WEIR_TEST_KAFKA"));
+        client
+    };
+    let within = Duration::from_secs(10);
+    let producer: BaseProducer =
+        client().set("transactional.id", name).set("transaction.timeout.ms", "600000").create().unwrap();
+    let consumer: BaseConsumer = client().set("group.id", group).create().unwrap();
+    producer.init_transactions(within).unwrap();
+    producer.begin_transaction().unwrap();
+    let mut offsets = TopicPartitionList::new();
+    offsets.add_partition_offset(topic, 0, Offset::Offset(0)).unwrap();
+    producer.send_offsets_to_transaction(&offsets, &consumer.group_metadata().unwrap(), within).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_a_killed_fetch_left_open_does_not_hold_up_the_next_one() {
+    let scene = Scene::new("open", Shares::NONE, Duration::ZERO, "").await;
+    let requests = scene.topics.requests(&SourceName::new("ali1688").unwrap());
+    produce(&requests, ids(610_000_000_000, 10)).await;
+    let group = format!("{}.fetch.ali1688", scene.group);
+    leave_open(&format!("{group}.fetch"), &group, &requests);
+    let fetch = scene.installation.start("fetch", &["fetch"]);
+    fetch.says("fetching source").await;
+    assert!(fetch.stop().await.success());
 }

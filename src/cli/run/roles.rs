@@ -48,13 +48,14 @@ impl Process {
         if !self.topics_are_there(&self.topics.all(&written), health).await {
             return Ok(());
         }
-        if !self.has_its_place((&group, &read, Kind::Request), health).await? {
-            return Ok(());
-        }
         let mut outcomes = vec![self.topics.results(), self.topics.failures(), self.topics.dead()];
         outcomes.extend(fallback.iter().flat_map(|fallback| self.topics.every_request(fallback)));
         let reach = Reach { group: group.clone(), reads: read.clone(), writes: outcomes };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
+        // After it: what a killed predecessor's transaction has left open would hold up the answer.
+        if !self.has_its_place((&group, &read, Kind::Request), health).await? {
+            return Ok(());
+        }
         let cancelled = self.cancelled().await?;
         // A worker that joins gets its share of each lane.
         let reader = self.reader(group, topics::apart(read))?;
@@ -234,9 +235,6 @@ impl Process {
         if !self.topics_are_there(&topics, health).await || !self.delays_are_fit(health).await {
             return Ok(());
         }
-        if !self.has_its_place((&group, &[self.topics.failures()], Kind::Failure), health).await? {
-            return Ok(());
-        }
         let sources = self.config.source_names();
         let requests = sources.iter().flat_map(|source| self.topics.every_request(source));
         let delays = self.topics.delays().into_iter().map(|topic| topic.name);
@@ -244,6 +242,9 @@ impl Process {
         let reach = Reach { group: group.clone(), reads: self.topics.retried(), writes: targets };
         let kafka = retry::frugal(&self.config.kafka);
         let Some(writer) = self.writer_of(&kafka, reach, health).await? else { return Ok(()) };
+        if !self.has_its_place((&group, &[self.topics.failures()], Kind::Failure), health).await? {
+            return Ok(());
+        }
         let cancelled = self.cancelled().await?;
         // What failed and what waits are spread over the workers each by itself.
         let reader = self.reader_of(&kafka, group, vec![vec![self.topics.failures()], self.topics.waiting()])?;
