@@ -98,6 +98,7 @@ impl Lag {
 
 /// The property that says how large a batch of records may be, compressed: one record at least.
 const RECORDS: &str = "max.message.bytes";
+const SEGMENT: &str = "segment.bytes";
 
 /// The property that says whose time stands in a record.
 const TIME: &str = "message.timestamp.type";
@@ -140,7 +141,7 @@ fn properties(topic: &Topic, record_limit: usize) -> Vec<(&'static str, String)>
     if topic.is_compacted() {
         // Whoever starts reads all of it: small segments that are closed soon are compacted soon.
         properties.extend([
-            ("segment.bytes", (32 * 1024 * 1024).to_string()),
+            (SEGMENT, (32 * 1024 * 1024).to_string()),
             ("segment.ms", "600000".to_owned()),
             ("min.cleanable.dirty.ratio", "0.1".to_owned()),
             ("delete.retention.ms", topic.keep.as_millis().to_string()),
@@ -210,13 +211,16 @@ pub async fn unfit_delays(config: &Config, topics: &[Topic]) -> Result<Option<St
     Ok(None)
 }
 
-/// The largest batch that each of these topics takes, in bytes: `max.message.bytes`, its own or the brokers'.
+/// The largest batch that each of these topics takes, in bytes: the smaller of `max.message.bytes` and `segment.bytes`, its
+/// own or the brokers'.
 ///
 /// # Errors
 /// [`AdminError`].
 pub async fn record_limits(config: &Config, topics: &[String]) -> Result<HashMap<String, usize>, AdminError> {
     let settings = settings(config, topics).await?;
-    let limit = |settings: HashMap<String, String>| settings.get(RECORDS)?.parse().ok();
+    let limit = |settings: HashMap<String, String>| {
+        [RECORDS, SEGMENT].into_iter().filter_map(|name| settings.get(name)?.parse::<usize>().ok()).min()
+    };
     Ok(topics.iter().cloned().zip(settings).filter_map(|(topic, settings)| Some((topic, limit(settings)?))).collect())
 }
 

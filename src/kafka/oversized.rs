@@ -33,7 +33,7 @@ pub struct TooLarge {
 pub enum Limit {
     /// `kafka.record_limit`, in bytes.
     Own(usize),
-    /// The topic's `max.message.bytes`; `None`: the broker has refused the record, and did not say how many that is.
+    /// The smaller of the topic's `max.message.bytes` and `segment.bytes`; `None`: the broker has refused the record, and did not say how many that is.
     Topic(Option<usize>),
 }
 
@@ -42,8 +42,10 @@ impl fmt::Display for TooLarge {
         write!(f, "the record for {} has {} bytes; ", self.topic, self.size)?;
         match self.limit {
             Limit::Own(limit) => write!(f, "kafka.record_limit is {limit}"),
-            Limit::Topic(Some(limit)) => write!(f, "the topic takes at most {limit} (max.message.bytes)"),
-            Limit::Topic(None) => write!(f, "that is more than the topic's max.message.bytes"),
+            Limit::Topic(Some(limit)) => {
+                write!(f, "the topic takes at most {limit} (max.message.bytes, or segment.bytes if that is smaller)")
+            }
+            Limit::Topic(None) => write!(f, "that is more than the topic's max.message.bytes or segment.bytes"),
         }
     }
 }
@@ -289,6 +291,6 @@ mod tests {
         record.topic = "weir.dead".into();
         let why = TooLarge { index: 0, topic: "weir.dead".into(), size: record.size(), limit: Limit::Topic(Some(10)) };
         let refused = Instead::new("weir.dead", "w").of(&record, &origin(), &why, NOW);
-        assert!(refused.unwrap_err().to_string().contains("at most 10 (max.message.bytes)"));
+        assert!(refused.unwrap_err().to_string().contains("at most 10 (max.message.bytes"));
     }
 }

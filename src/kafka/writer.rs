@@ -453,8 +453,10 @@ fn portion(records: &[Outgoing], most: usize) -> &[Outgoing] {
     &records[..count.max(1).min(records.len())]
 }
 
+/// Larger than `max.message.bytes`, or than `segment.bytes`, of which the brokers say that the batch is too large.
 fn is_too_large(error: &KafkaError) -> bool {
-    matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge))
+    use RDKafkaErrorCode::{MessageBatchTooLarge, MessageSizeTooLarge};
+    matches!(error, KafkaError::MessageProduction(MessageSizeTooLarge | MessageBatchTooLarge))
 }
 
 /// A fatal error with one of these codes means that somebody else has the name now, or that this process was

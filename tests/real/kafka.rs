@@ -343,6 +343,36 @@ async fn a_record_above_a_limit_ends_alone_as_a_dead_letter_that_names_the_limit
 }
 
 #[tokio::test]
+async fn a_record_larger_than_a_segment_of_its_topic_ends_as_a_dead_letter_too() {
+    let (input, output, dead, group) =
+        (topic("in", 1).await, topic("out", 1).await, topic("dead", 1).await, unique("segment"));
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", address("WEIR_TEST_KAFKA")).create().unwrap();
+    let small = AlterConfig::new(ResourceSpecifier::Topic(&output));
+    let small = small.set("segment.bytes", "1048576").set("max.message.bytes", "4000000");
+    for result in admin.alter_configs([&small], &AdminOptions::new()).await.unwrap() {
+        result.unwrap();
+    }
+    produce(&input, ["0".to_owned()]).await;
+    let config = weir::kafka::client::Config { record_limit: bytesize::ByteSize::mib(3), ..kafka() };
+    let writer = KafkaWriter::open(&config, &group).await.unwrap();
+    let mut intake = intake(reader(&group, "one", &input), writer, &dead);
+    let position = loop {
+        if let Input::Records(records) = intake.next().await.unwrap()
+            && let Some((position, _)) = records.into_iter().next()
+        {
+            break position;
+        }
+    };
+    intake.complete(position, vec![result(&output, 0, &noise(2_000_000))]);
+    intake.flush().await.unwrap();
+    assert_eq!(committed(&group, &input).await, Some(1));
+    let mut letters = Follower::of(&[dead]).await;
+    let message = letters.read_until(1).await[0].json()["message"].to_string();
+    assert!(message.contains("1048576") && message.contains("segment.bytes"), "{message}");
+}
+
+#[tokio::test]
 async fn a_second_process_with_the_same_name_ends_the_first() {
     let (input, output, group) = (topic("in", 1).await, topic("out", 1).await, unique("group"));
     let mut first = reader(&group, "same", &input);
