@@ -363,18 +363,25 @@ pub async fn offsets_kept(config: &Config) -> Result<Option<Duration>, AdminErro
     Ok(minutes.map(|minutes| Duration::from_secs(minutes.saturating_mul(60))))
 }
 
-/// Whether the group has a member with this `group.instance.id`: the broker makes its member id from it.
+/// Whether the group has a member with this `group.instance.id`.
 ///
 /// # Errors
 /// [`AdminError::Unreachable`] after ten seconds without an answer.
 pub async fn has_member(config: &Config, group: &str, instance: &str) -> Result<bool, AdminError> {
-    let (group, prefix) = (group.to_owned(), format!("{instance}-"));
+    let (group, instance) = (group.to_owned(), instance.to_owned());
     blocking(config, move |consumer| {
         let list = consumer.fetch_group_list(Some(&group), TIMEOUT)?;
         let mut members = list.groups().iter().flat_map(rdkafka::groups::GroupInfo::members);
-        Ok(members.any(|member| member.id().starts_with(&prefix)))
+        Ok(members.any(|member| is_of(member.id(), &instance)))
     })
     .await
+}
+
+/// Whether the broker has made this member id from this `group.instance.id`: it adds a hyphen and a UUID. The instance `x-1`
+/// is not `x`.
+fn is_of(member: &str, instance: &str) -> bool {
+    let added = member.strip_prefix(instance).and_then(|rest| rest.strip_prefix('-'));
+    added.is_some_and(|uuid| uuid.len() == 36 && uuid.chars().all(|c| c == '-' || c.is_ascii_hexdigit()))
 }
 
 /// Deletes the records of these partitions before these offsets, for good.
@@ -425,6 +432,15 @@ fn refused(attempt: &str, error: &KafkaError) -> AdminError {
 mod tests {
     use super::*;
     use crate::topics::{self, Topics};
+
+    #[test]
+    fn an_instance_is_not_taken_for_one_whose_name_goes_on() {
+        let uuid = "0f8fad5b-d9cb-469f-a165-70867728950e";
+        assert!(is_of(&format!("weir.sink.x-{uuid}"), "weir.sink.x"));
+        assert!(is_of(&format!("weir.sink.x-1-{uuid}"), "weir.sink.x-1"));
+        assert!(!is_of(&format!("weir.sink.x-1-{uuid}"), "weir.sink.x"));
+        assert!(!is_of(&format!("weir.sink.xy-{uuid}"), "weir.sink.x"));
+    }
 
     #[test]
     fn a_delay_topic_that_could_lose_or_hold_up_what_waits_is_unfit() {
