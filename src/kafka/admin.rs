@@ -224,6 +224,22 @@ pub async fn record_limits(config: &Config, topics: &[String]) -> Result<HashMap
     Ok(topics.iter().cloned().zip(settings).filter_map(|(topic, settings)| Some((topic, limit(settings)?))).collect())
 }
 
+/// How old a record of this topic is at least when it is deleted; `None`: other things than age delete.
+///
+/// # Errors
+/// [`AdminError`].
+pub async fn kept_for(config: &Config, topic: &str) -> Result<Option<Duration>, AdminError> {
+    Ok(settings(config, &[topic.to_owned()]).await?.first().and_then(kept_by_age))
+}
+
+/// The same, of its settings. What is kept for ever and yet is gone was deleted by hand.
+fn kept_by_age(settings: &HashMap<String, String>) -> Option<Duration> {
+    let is = |name: &str| settings.get(name).map(String::as_str);
+    let by_age_alone = is("retention.bytes") == Some("-1") && is("cleanup.policy") == Some("delete");
+    let kept = is("retention.ms").filter(|_| by_age_alone)?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(kept))
+}
+
 /// The settings of these topics that are in effect, in their order.
 async fn settings(config: &Config, topics: &[String]) -> Result<Vec<HashMap<String, String>>, AdminError> {
     let attempt = "reading the settings of topics";
@@ -440,6 +456,19 @@ mod tests {
         assert!(is_of(&format!("weir.sink.x-1-{uuid}"), "weir.sink.x-1"));
         assert!(!is_of(&format!("weir.sink.x-1-{uuid}"), "weir.sink.x"));
         assert!(!is_of(&format!("weir.sink.xy-{uuid}"), "weir.sink.x"));
+    }
+
+    #[test]
+    fn a_topic_is_kept_for_its_time_only_where_nothing_but_age_deletes() {
+        let of = |ms: &str, bytes: &str, policy: &str| {
+            let settings = [("retention.ms", ms), ("retention.bytes", bytes), ("cleanup.policy", policy)];
+            kept_by_age(&settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
+        };
+        assert_eq!(of("60000", "-1", "delete"), Some(Duration::from_secs(60)));
+        assert_eq!(of("-1", "-1", "delete"), None);
+        assert_eq!(of("60000", "1000", "delete"), None);
+        assert_eq!(of("60000", "-1", "compact,delete"), None);
+        assert_eq!(kept_by_age(&HashMap::new()), None);
     }
 
     #[test]

@@ -4,14 +4,17 @@
 //! is asked for now: its age and attempts begin anew, and no cache answers it. What calls came to before stands in
 //! `earlier`.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
 use super::ReplayError;
 use crate::{
     kafka::{
-        Outgoing, Scan, client,
+        Outgoing, Scan, admin, client,
         scan::{self, Bounds, Piece, Span},
     },
     message::{
@@ -25,7 +28,7 @@ use crate::{
         Route,
         row::{Parsed, parse},
     },
-    topics::{Topic, Topics},
+    topics::{EXPRESS, Topic, Topics},
 };
 
 /// The name of this job in `ce_source`; the name of the run follows it.
@@ -86,8 +89,8 @@ impl Skip {
 #[derive(Debug, Default)]
 pub struct Redriven {
     seen: HashSet<(u128, u32)>,
-    /// What was sent before this is not seen any more; `None`: everything is.
-    since: Option<Timestamp>,
+    /// What of a source was sent before this is not seen any more; of the others everything is.
+    since: HashMap<SourceName, Timestamp>,
 }
 
 impl Redriven {
@@ -98,30 +101,43 @@ impl Redriven {
         }
     }
 
-    /// What was sent before `since` has been deleted.
-    pub fn forget_before(&mut self, since: Timestamp) {
-        self.since = self.since.max(Some(since));
+    /// What of the source was sent before `since` has been deleted.
+    pub fn forget_before(&mut self, source: &SourceName, since: Timestamp) {
+        let known = self.since.entry(source.clone()).or_insert(since);
+        *known = since.max(*known);
     }
 
-    /// Takes note of all requests on a topic, and of how far back they reach at `now`.
+    /// Takes note of all requests on a topic, and, of the bulk topic of a source, to which alone dead letters are sent again,
+    /// of how far back they reach at `now`.
     ///
     /// # Errors
     /// [`ReplayError`]
     pub async fn read(&mut self, kafka: &client::Config, topic: &Topic, now: Timestamp) -> Result<(), ReplayError> {
+        let source = topic.source.as_ref().filter(|_| !topic.name.ends_with(EXPRESS));
         let bounds = scan::bounds(kafka, std::slice::from_ref(&topic.name)).await?;
         let mut cut: HashSet<i32> =
             bounds.iter().filter(|bounds| bounds.low > 0).map(|bounds| bounds.partition.number).collect();
-        if !cut.is_empty() {
-            self.forget_before(now.before(topic.keep));
+        if let Some(source) = source.filter(|_| !cut.is_empty()) {
+            // Who may not ask goes by the first records.
+            let kept = admin::kept_for(kafka, &topic.name).await.unwrap_or_default();
+            self.forget_before(source, now.before(kept.unwrap_or(topic.keep)));
+            // Where nothing but age deletes, the first record that is left says nothing: it may be a minute old where
+            // little is sent.
+            if kept.is_some() {
+                cut.clear();
+            }
         }
         let whole = |Bounds { partition, low, end }| Span { partition, range: low..end };
         let (mut scan, route) = (Scan::open(kafka, bounds.into_iter().map(whole).collect())?, Route::from(topic));
         while let Some(piece) = scan.next().await? {
             let Piece::Records { partition, records } = piece else { continue };
             for record in &records {
-                // Retention may be shorter than it is set to. A time that is yet to come is a producer's mistake.
-                if cut.remove(&partition.number) && record.time <= now {
-                    self.forget_before(record.time);
+                // A time that is yet to come is a producer's mistake.
+                if let Some(source) = source
+                    && cut.remove(&partition.number)
+                    && record.time <= now
+                {
+                    self.forget_before(source, record.time);
                 }
                 if let Parsed::Request(received) = parse(&record.raw(&partition), &route) {
                     self.see(&received.id, &received.request);
@@ -136,8 +152,8 @@ impl Redriven {
     }
 
     /// Whether what died at this time may have been sent again without a trace.
-    fn is_out_of_sight(&self, died_at: Timestamp) -> bool {
-        self.since.is_some_and(|since| died_at < since)
+    fn is_out_of_sight(&self, source: &SourceName, died_at: Timestamp) -> bool {
+        self.since.get(source).is_some_and(|since| died_at < *since)
     }
 }
 
@@ -217,7 +233,7 @@ pub fn again(parsed: Parsed, reason: Option<Reason>, redriven: &Redriven, now: T
             if redriven.has(&dead.request_id, request.redriven) {
                 return Err(Skip::Redriven);
             }
-            if redriven.is_out_of_sight(dead.died_at) {
+            if redriven.is_out_of_sight(&dead.source, dead.died_at) {
                 return Err(Skip::OutOfSight);
             }
             anew(dead.request_id, dead.source, request, now)
@@ -359,11 +375,14 @@ mod tests {
         assert_eq!(again(dead(Some(request(1))), None, &redriven, NOW), Err(Skip::Redriven));
         // Earlier than anything that is still on the topic: it may have been sent again, and nobody would see.
         let mut cut = Redriven::default();
-        cut.forget_before(NOW);
+        cut.forget_before(&source(), NOW);
         assert!(again(dead(Some(request(1))), None, &cut, NOW).is_ok());
-        cut.forget_before(Timestamp::from_millis(NOW.as_millis() + 1));
-        cut.forget_before(NOW);
+        cut.forget_before(&source(), Timestamp::from_millis(NOW.as_millis() + 1));
+        cut.forget_before(&source(), NOW);
         assert_eq!(again(dead(Some(request(1))), None, &cut, NOW), Err(Skip::OutOfSight));
+        let mut of_another = Redriven::default();
+        of_another.forget_before(&SourceName::new("taobao").unwrap(), Timestamp::from_millis(NOW.as_millis() + 1));
+        assert!(again(dead(Some(request(1))), None, &of_another, NOW).is_ok());
         let mut died_again = first.request;
         died_again.history = vec![attempt(9)];
         let second = again(dead(Some(died_again)), None, &redriven, NOW).unwrap().request;
