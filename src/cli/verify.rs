@@ -1,5 +1,7 @@
 //! `weir verify`: nothing is lost, nothing is doubled, or the name of each that is.
 
+use std::collections::HashMap;
+
 use anyhow::Context;
 use bytes::Bytes;
 use clap::ValueEnum as _;
@@ -14,7 +16,11 @@ use super::{
 use crate::{
     config::Config,
     enqueue::feed::{Few, NAMED},
-    kafka::{Outgoing, Producer, logs::topic_of},
+    kafka::{
+        Outgoing, Producer,
+        admin::{self, Lag},
+        logs::{self, topic_of},
+    },
     message::{
         BatchId, DeadLetter, ItemId, Origin, Reason, Request, RequestId, SourceName,
         codec::{self, Encoded},
@@ -40,7 +46,8 @@ come. And each request has its end, or stands where a stage has still to do some
 absent + off-shelf + dead + under way. What is not where it should be is named, and the exit code is 1 then.
 
 A request that Kafka's retention has deleted before it was called for, and that ClickHouse knows, is lost: it is named, and \
---end-lost gives it its end, a dead letter, from which `weir replay --topic dead --into requests` asks for it again.
+--end-lost gives it its end, a dead letter, from which `weir replay --topic dead --into requests` asks for it again. What a \
+fetch that runs may have read before that is left to it.
 
 Only reads, but for --end-lost; may be run at any time beside the roles. What Kafka's retention has deleted cannot be compared any more. \
 It takes about 50 bytes of memory for each request id.";
@@ -76,6 +83,8 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
     let (topics, groups) = (Topics::new(config.topics.clone()), Groups::new(&config.kafka.group_prefix));
     let (store, sources) = (Store::connect(&config.clickhouse)?, config.source_names());
     let places = Places { kafka: &config.kafka, topics: &topics, groups: &groups, sources: &sources, store: &store };
+    // Before the topics are read: what fetch ends and commits after this is not taken for lost.
+    let held = if args.end_lost { Some(Held::ask(config, &topics, &groups).await?) } else { None };
     let (mut progress, mut rate, mut before) = (Progress::new(), Rate::default(), 0);
     #[allow(clippy::cast_precision_loss, reason = "a share for people")]
     let verified = verify::run(places, &scope, |read, of| {
@@ -96,8 +105,17 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
     // What was paid for twice is no fault of the records: without the quota's topic the proof is the same.
     let again = super::quota::made_again(config).await.unwrap_or_default();
     print(&report, args.batch.as_ref(), &again)?;
-    if args.end_lost {
-        end_lost(&report.deleted, &topics.dead(), config).await?;
+    if let Some(held) = held {
+        let (kept, lost) =
+            report.deleted.iter().partition::<Vec<_>, _>(|lost| held.has(&lost.topic, lost.partition, lost.offset));
+        end_lost(&lost, &topics.dead(), config).await?;
+        if !kept.is_empty() {
+            let requests = counted(kept.len() as u64, "request");
+            say(&format!(
+                "  Not ended: {requests} that fetch, which runs, may have read before retention deleted the records. Run this \
+                 again later, or while no fetch of the source runs"
+            ))?;
+        }
     } else if !report.deleted.is_empty() {
         say(
             "  Lost are requests that Kafka's retention has deleted before they were called for: --end-lost ends them as dead \
@@ -131,8 +149,36 @@ fn print(report: &Report, batch: Option<&BatchId>, again: &[String]) -> std::io:
     say(&format!("\n{verdict}"))
 }
 
+/// What fetch may hold of requests whose records retention has deleted: where it runs, all that it has not committed.
+#[derive(Debug, Default)]
+struct Held {
+    /// How far it has come in the partitions that it reads, by the names of their logs. Of a former log it drops what it has.
+    commits: HashMap<(String, i32), i64>,
+}
+
+impl Held {
+    async fn ask(config: &Config, topics: &Topics, groups: &Groups) -> anyhow::Result<Self> {
+        let (kafka, mut held) = (&config.kafka, Self::default());
+        for source in config.source_names() {
+            let (group, of_source) = (groups.fetch(&source), topics.every_request(&source));
+            if !admin::has_members(kafka, &group).await? {
+                continue;
+            }
+            let names = logs::names(kafka, &of_source).await?;
+            for Lag { topic, partition, committed, .. } in admin::lag(kafka, &group, &of_source).await? {
+                held.commits.insert((names.name(&topic).to_owned(), partition), committed.unwrap_or(0));
+            }
+        }
+        Ok(held)
+    }
+
+    fn has(&self, log: &str, partition: i32, offset: i64) -> bool {
+        self.commits.get(&(log.to_owned(), partition)).is_some_and(|committed| offset >= *committed)
+    }
+}
+
 /// A dead letter for each of these requests.
-async fn end_lost(lost: &[Unended], dead: &str, config: &Config) -> anyhow::Result<()> {
+async fn end_lost(lost: &[&Unended], dead: &str, config: &Config) -> anyhow::Result<()> {
     let (producer, now) = (Producer::new(&config.kafka)?, Clock::System.now());
     for some in lost.chunks(1_000) {
         let letters: anyhow::Result<Vec<_>> = some.iter().map(|lost| letter(lost, dead, now)).collect();
@@ -290,6 +336,16 @@ fn indent(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_running_fetch_has_not_committed_may_be_held_by_it() {
+        let held = Held { commits: [(("r".to_owned(), 0), 7)].into() };
+        assert!(!held.has("r", 0, 6), "it is done with that");
+        assert!(held.has("r", 0, 7) && held.has("r", 0, 9));
+        assert!(!held.has("r", 1, 9), "no fetch reads it");
+        assert!(!held.has("r@1a2b3c4d", 0, 9), "another log");
+        assert!(!Held::default().has("r", 0, 9));
+    }
 
     #[test]
     fn the_advice_can_be_pasted() {

@@ -400,6 +400,19 @@ fn is_of(member: &str, instance: &str) -> bool {
     added.is_some_and(|uuid| uuid.len() == 36 && uuid.chars().all(|c| c == '-' || c.is_ascii_hexdigit()))
 }
 
+/// Whether the group has any member.
+///
+/// # Errors
+/// [`AdminError::Unreachable`] after ten seconds without an answer.
+pub async fn has_members(config: &Config, group: &str) -> Result<bool, AdminError> {
+    let group = group.to_owned();
+    blocking(config, move |consumer| {
+        let list = consumer.fetch_group_list(Some(&group), TIMEOUT)?;
+        Ok(list.groups().iter().any(|group| !group.members().is_empty()))
+    })
+    .await
+}
+
 /// Deletes the records of these partitions before these offsets, for good.
 ///
 /// # Errors
