@@ -8,7 +8,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -47,6 +50,8 @@ pub struct Logs {
     /// The control topic; `None`: nothing is noted, and every log is called by its topic's name.
     control: Option<Arc<str>>,
     firsts: Arc<Mutex<HashMap<String, TopicId>>>,
+    /// Whether an assignment has gone on without.
+    unread: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Logs {
@@ -109,7 +114,24 @@ impl Logs {
     /// The notes are on this topic.
     #[must_use]
     pub fn noted_on(control: &str) -> Self {
-        Self { control: Some(control.into()), firsts: Arc::default() }
+        Self { control: Some(control.into()), ..Self::default() }
+    }
+
+    /// Whether asking again for what logs are called would be in vain: for want of a permission, or since it was already.
+    pub(super) fn is_hopeless(&self, error: &KafkaError) -> bool {
+        self.unread.load(Ordering::Relaxed) || is_forbidden(error)
+    }
+
+    /// Says, once, that logs are called by their topics' names since the notes cannot be read.
+    pub(super) fn do_without(&self, error: &KafkaError) {
+        if !self.unread.swap(true, Ordering::Relaxed) {
+            let control = self.control.as_deref().unwrap_or_default();
+            warn!(
+                control, %error,
+                "the control topic cannot be read: topics that are deleted and made anew are not told from the former \
+                 ones. Does this user have the permissions Read and Describe on topic {control}, and are its replicas there?"
+            );
+        }
     }
 
     /// What the logs with these ids are called. Blocks.
@@ -143,6 +165,15 @@ impl Logs {
         let later = ids.iter().filter(|(topic, id)| firsts.get(*topic).is_some_and(|first| first != *id));
         Ok(Names(later.map(|(topic, id)| (topic.clone(), name(topic, *id))).collect()))
     }
+}
+
+/// Whether the brokers refuse this user.
+fn is_forbidden(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::ClusterAuthorizationFailed)
+    )
 }
 
 /// The notes; `None` if there is no such topic.
@@ -208,6 +239,16 @@ pub(super) fn names_of(config: &Config, topics: &[String], noting: Noting) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_a_permission_nobody_asks_again_and_after_going_on_without_nobody_asks_often() {
+        let logs = Logs::noted_on("control");
+        let forbidden = KafkaError::MessageConsumption(RDKafkaErrorCode::TopicAuthorizationFailed);
+        let away = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
+        assert!(logs.is_hopeless(&forbidden) && !logs.is_hopeless(&away));
+        logs.clone().do_without(&away);
+        assert!(logs.is_hopeless(&away));
+    }
 
     #[test]
     fn the_first_log_is_called_as_its_topic_and_a_later_one_as_no_topic_can_be() {

@@ -350,7 +350,7 @@ impl Context {
     }
 
     /// Asks again until the brokers answer: there is nothing else to do without an assignment's offsets.
-    fn insist<T>(&self, what: &str, ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, ReadError> {
+    fn insist<T>(&self, what: &str, mut ask: impl FnMut() -> Result<T, KafkaError>) -> Result<T, ReadError> {
         loop {
             match ask() {
                 Ok(answer) => return Ok(answer),

@@ -203,7 +203,7 @@ fn read(
         let end = match end {
             End::Reached => true,
             End::Gone => return Err(ScanError::Gone { partition, offset: next }),
-            End::Trouble(reason) if moved.elapsed() > PATIENCE => return Err(failed(next, reason)),
+            End::Trouble(reason) if moved.elapsed() > PATIENCE => return Err(failed(next, reason.to_string())),
             End::Open | End::Trouble(_) => false,
         };
         if let Some(last) = records.last() {
@@ -228,7 +228,7 @@ enum End {
     Open,
     Reached,
     Gone,
-    Trouble(String),
+    Trouble(KafkaError),
 }
 
 /// Polls a while: the records of the range that have come, and whether it has ended. Its last offsets may be marks
@@ -251,7 +251,7 @@ fn gather(consumer: &BaseConsumer, range: &Range<i64>, next: i64) -> (Vec<Record
             }
             Some(Err(error)) => {
                 debug!(%error, "Kafka");
-                return (records, End::Trouble(error.to_string()));
+                return (records, End::Trouble(error));
             }
         }
         wait = Duration::ZERO;
@@ -279,6 +279,9 @@ pub(super) fn read_whole(consumer: &BaseConsumer, topic: &str, mut take: impl Fn
             match end {
                 End::Reached => break,
                 End::Gone => return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OffsetOutOfRange)),
+                End::Trouble(error @ KafkaError::MessageConsumption(RDKafkaErrorCode::TopicAuthorizationFailed)) => {
+                    return Err(error);
+                }
                 End::Open | End::Trouble(_) if moved.elapsed() > ASK => {
                     return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
                 }

@@ -12,11 +12,14 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{ASK, Context, Noting, ReadError, TopicIds, commit_mark, list_of, topic_ids};
-use crate::kafka::topic_ids::Asking;
+use crate::kafka::{logs::Names, topic_ids::Asking};
 
 /// How often the ids of the topics are asked for. What is read of another log in the meantime is read under the wrong
 /// offsets, and once more when it is noticed.
 const EVERY: Duration = Duration::from_secs(5);
+
+/// How often the brokers are asked for what logs are called, ten seconds each, before an assignment goes on without.
+const TRIES: u32 = 6;
 
 /// Looks every few seconds whether the topics are still the same.
 pub(super) struct Watch<'a> {
@@ -62,8 +65,7 @@ impl Context {
         let topics: BTreeSet<&str> = elements.iter().map(TopicPartitionListElem::topic).collect();
         let ask = || topic_ids::ask(consumer.client(), topics.iter().copied(), ASK);
         let ids = self.insist("asking for the ids of topics", ask)?;
-        let name = || self.config.logs.names(&self.config, &ids, Noting::Yes);
-        let names = self.insist("looking up what the logs of topics are called", name)?;
+        let names = self.names(&ids)?;
         let mut shared = self.shared();
         for (topic, id) in &ids {
             let of_topic = elements.iter().filter(|element| element.topic() == topic);
@@ -79,6 +81,22 @@ impl Context {
         shared.known.extend(ids.iter().map(|(topic, id)| (topic.clone(), *id)));
         shared.names.extend(names);
         Ok(ids)
+    }
+
+    /// What the logs are called; as long as nobody can tell, as their topics.
+    fn names(&self, ids: &TopicIds) -> Result<Names, ReadError> {
+        let logs = &self.config.logs;
+        let mut tries = 0;
+        self.insist("looking up what the logs of topics are called", || {
+            tries += 1;
+            match logs.names(&self.config, ids, Noting::Yes) {
+                Err(error) if tries >= TRIES || logs.is_hopeless(&error) => {
+                    logs.do_without(&error);
+                    Ok(Names::default())
+                }
+                answer => answer,
+            }
+        })
     }
 
     /// Leaves the partitions of topics that have another id by now, as if they went to another member, and takes them
