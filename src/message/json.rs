@@ -3,7 +3,10 @@
 //! serde's structs refuse a field that comes twice. A reply or a record with one is rare, so the usual way is taken
 //! first, and a text is read a second time only if a doubled field is all that was wrong.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    collections::{HashMap, hash_map::Entry},
+};
 
 use serde::{
     Deserialize, Deserializer, de,
@@ -70,10 +73,14 @@ impl<'de> Deserialize<'de> for Members<'de> {
             }
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut members: Vec<(Cow<'de, str>, &RawValue)> = Vec::new();
+                let mut places: HashMap<Cow<'de, str>, usize> = HashMap::new();
                 while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &RawValue>()? {
-                    match members.iter_mut().find(|(known, _)| *known == name) {
-                        Some((_, earlier)) => *earlier = value,
-                        None => members.push((name, value)),
+                    match places.entry(name) {
+                        Entry::Occupied(place) => members[*place.get()].1 = value,
+                        Entry::Vacant(place) => {
+                            members.push((place.key().clone(), value));
+                            place.insert(members.len() - 1);
+                        }
                     }
                 }
                 Ok(Members(members))
@@ -242,6 +249,15 @@ mod tests {
             let found: Shape = from_str(&twice).unwrap();
             prop_assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{}", twice);
         }
+    }
+
+    #[test]
+    fn an_object_of_very_many_members_that_does_not_fit_is_read_in_a_moment() {
+        let members: Vec<String> = (0..300_000).map(|number| format!(r#""{number}":1"#)).collect();
+        let json = format!(r#"{{"number":"none",{}}}"#, members.join(","));
+        let began_at = tokio::time::Instant::now();
+        assert!(from_str::<Shape>(&json).is_err());
+        assert!(began_at.elapsed() < std::time::Duration::from_secs(20), "{:?}", began_at.elapsed());
     }
 
     #[test]

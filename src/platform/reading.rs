@@ -52,7 +52,12 @@ pub(super) fn beginning(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body.get(..4 * LIMIT).unwrap_or(body));
     let printed: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let line = printed.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.is_empty() { "(nothing)".to_owned() } else { shorten(&line, LIMIT).into_owned() }
+    match shorten(&line, LIMIT) {
+        line if line.is_empty() => "(nothing)".to_owned(),
+        // Of a secret that is cut off here the rest is hidden only if that shows.
+        line if body.len() > 4 * LIMIT && !line.ends_with('…') => format!("{line}…"),
+        line => line.into_owned(),
+    }
 }
 
 /// A reply in which nothing but the status says anything.

@@ -37,7 +37,8 @@ impl Secret {
         if value.len() >= SHORT {
             let encoded = form_urlencoded(value, hex::encode_upper);
             let lower = form_urlencoded(value, hex::encode);
-            forms.extend([value.to_owned(), encoded.replace('+', "%20"), encoded, lower]);
+            // As it is, as PHP's JSON has it, and as a query carries it.
+            forms.extend([value.to_owned(), value.replace('/', "\\/"), encoded.replace('+', "%20"), encoded, lower]);
             forms.sort_unstable();
             forms.dedup();
         }
@@ -314,9 +315,22 @@ mod tests {
             ("a%2F15G%2Bwxpi5 = 3", "a%2F15G%2Bwxpi5 = 3"),
             ("Request need user authorized", "Request need user authorized"),
             ("该商品已下架 test1234", "该商品已下架 [secret]"),
+            // PHP's JSON.
+            (r#"the reply begins: {"session":"at\/00+1="}"#, r#"the reply begins: {"session":"[secret]"}"#),
         ];
         for (text, expected) in table {
             assert_eq!(redact(&account, text), expected);
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_reply_that_ends_within_a_secret_shows_nothing_of_it() {
+        let account = account("a-secret-of-the-app", "at-0000001");
+        for spaces in 560..640 {
+            let body = format!(r#"{{"secret":{}"a-secret-of-the-app"}}"#, " ".repeat(spaces));
+            let text = super::super::reading::beginning(body.as_bytes());
+            let shown = redact(&account, &text).into_owned();
+            assert!(!shown.contains("a-se"), "{spaces}: {shown}");
         }
     }
 
