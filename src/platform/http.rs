@@ -27,7 +27,7 @@ use super::{
     address::{Address, Credentials},
     content::{self, Unpackable},
     hints::{self, Hint},
-    names::Names,
+    names::{self, Names},
     shortage::{self, Shortage},
 };
 use crate::{
@@ -326,7 +326,10 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let names = Arc::clone(&self.0);
         Box::pin(async move {
-            let look_up = async { Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.collect()) };
+            let look_up = async {
+                let found = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+                Ok(names::usable(found, names::has_way))
+            };
             let addresses = names.resolve(name.as_str(), look_up).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })

@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use rustix::io::Errno;
 use tokio::time::Instant;
 
 /// More names than any configuration has.
@@ -78,9 +79,45 @@ impl Names {
     }
 }
 
+/// These addresses without those that this machine has no way to, unless there are no others. Of a vendor that is away the
+/// last error counts, and for an address of the other family it would be that this machine has none to call from.
+pub(super) fn usable(found: Vec<SocketAddr>, has_way: impl Fn(SocketAddr) -> bool) -> Vec<SocketAddr> {
+    let usable: Vec<SocketAddr> = found.iter().copied().filter(|address| has_way(*address)).collect();
+    if usable.is_empty() { found } else { usable }
+}
+
+/// Whether this machine has an address to call this one from, and a route. Nothing is sent; where it cannot be told,
+/// because a descriptor is missing for it, the call finds out.
+pub(super) fn has_way(address: SocketAddr) -> bool {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    // A datagram's socket needs a port to look up the route.
+    let port = if address.port() == 0 { 9 } else { address.port() };
+    let looked_up = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((address.ip(), port)));
+    let Err(error) = looked_up else { return true };
+    !matches!(
+        Errno::from_io_error(&error),
+        Some(Errno::ADDRNOTAVAIL | Errno::NETUNREACH | Errno::AFNOSUPPORT | Errno::INVAL)
+    )
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV6;
+
     use super::*;
+
+    #[test]
+    fn addresses_that_this_machine_has_no_way_to_are_left_out_unless_there_are_no_others() {
+        let (four, six): (SocketAddr, SocketAddr) =
+            ("192.0.2.1:0".parse().unwrap(), "[2001:db8::1]:0".parse().unwrap());
+        assert_eq!(usable(vec![four, six], |address| address.is_ipv4()), [four]);
+        assert_eq!(usable(vec![six, four], |address| address.is_ipv6()), [six]);
+        assert_eq!(usable(vec![four, six], |_| true), [four, six]);
+        assert_eq!(usable(vec![four, six], |_| false), [four, six], "the error says why");
+        assert!(has_way("127.0.0.1:0".parse().unwrap()) && has_way("127.0.0.1:443".parse().unwrap()));
+        // An interface that does not exist, as where the family is not in use.
+        assert!(!has_way(SocketAddrV6::new("fe80::1".parse().unwrap(), 0, 0, 0).into()));
+    }
 
     const MINUTE: Duration = Duration::from_secs(60);
 
