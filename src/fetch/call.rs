@@ -120,6 +120,19 @@ struct Replied {
     bytes: usize,
 }
 
+/// The end of one that counts as none.
+struct Uncalled {
+    contact: Contact,
+    /// Requests that such a call was made for too often, which end by it.
+    spent: Option<Unrecorded>,
+}
+
+impl From<Contact> for Uncalled {
+    fn from(contact: Contact) -> Self {
+        Self { contact, spent: None }
+    }
+}
+
 /// How far a call came.
 #[derive(Clone, Debug)]
 pub(super) enum Contact {
@@ -414,7 +427,7 @@ impl Caller {
                         ..nothing
                     }
                 }
-                Err(contact) => {
+                Err(Uncalled { contact, spent }) => {
                     let nothing = Ended::nothing(&slot, address);
                     // What the peer has not acted on it may have counted all the same.
                     let unused = if matches!(contact, Contact::Unprocessed(_)) {
@@ -423,7 +436,10 @@ impl Caller {
                         self.parts.guard.give_back(&slot, pass);
                         nothing.unused
                     };
-                    Ended { unused, contact, missed: Job::apart(jobs), ..Ended::nothing(&slot, address) }
+                    let refusal = spent.as_ref().and_then(|spent| sum_up(&spent.reply).0);
+                    let (outcomes, to_look_up) = spent.map(|spent| self.record_at_once(spent)).unwrap_or_default();
+                    let missed = Job::apart(jobs);
+                    Ended { unused, contact, missed, refusal, outcomes, to_look_up, ..Ended::nothing(&slot, address) }
                 }
             }
         }
@@ -520,7 +536,7 @@ impl Caller {
     }
 
     /// A call that the peer says it has not acted on is made again so often, at other slots; then it counts as one that
-    /// the source does not answer.
+    /// the source does not answer, if that is so for all that it asks for; else only those requests fail.
     const UNPROCESSED: u8 = 3;
 
     /// The same where only a connection was closed that had been idle.
@@ -531,8 +547,8 @@ impl Caller {
         &self,
         account: &Account,
         (address, permit): (usize, &CallPermit),
-        jobs: &mut [Job],
-    ) -> Result<Replied, Contact> {
+        jobs: &mut Vec<Job>,
+    ) -> Result<Replied, Uncalled> {
         let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
         // Signed here and not earlier: signatures and timestamps go stale.
         let exchange = self.parts.vendor.prepare(account, &requests, self.parts.clock.now());
@@ -554,16 +570,21 @@ impl Caller {
                 with_clock(self.understand(&requests, &reply), facts.ended_at, reply.date)
             }
             Err(NoReply::Refused(refusal)) => Reply::Refused(refusal),
-            Err(NoReply::Address(why)) => return Err(Contact::NoWay(redact(account, &why).into_owned())),
-            Err(NoReply::Machine(why)) => return Err(Contact::Machine(why)),
+            Err(NoReply::Address(why)) => return Err(Contact::NoWay(redact(account, &why).into_owned()).into()),
+            Err(NoReply::Machine(why)) => return Err(Contact::Machine(why).into()),
             Err(NoReply::Unprocessed(Unprocessed { refusal, is_certain })) => {
                 let most = if is_certain { Self::UNPROCESSED } else { Self::IDLE_CLOSES };
-                if jobs.iter().all(|job| job.unprocessed < most) {
-                    let all = jobs.iter_mut().flat_map(|job| {
-                        job.twins.iter_mut().map(|twin| &mut twin.unprocessed).chain([&mut job.unprocessed])
-                    });
-                    all.for_each(|unprocessed| *unprocessed += 1);
-                    return Err(Contact::Unprocessed(redact(account, &refusal.message).into_owned()));
+                let is_spent = |job: &Job| job.unprocessed >= most;
+                let all_spent = jobs.iter().all(|job| is_spent(job) && job.twins.iter().all(is_spent));
+                if !all_spent {
+                    let mut left = Job::apart(std::mem::take(jobs));
+                    let spent: Vec<Job> = left.extract_if(.., |job| is_spent(job)).collect();
+                    left.iter_mut().for_each(|job| job.unprocessed += 1);
+                    *jobs = left;
+                    let contact = Contact::Unprocessed(redact(account, &refusal.message).into_owned());
+                    let reply = Reply::Refused(refusal).without(&Secrets::of(account).with_sent(&exchange));
+                    let spent = (!spent.is_empty()).then_some(Unrecorded { jobs: spent, reply, facts });
+                    return Err(Uncalled { contact, spent });
                 }
                 Reply::Refused(refusal)
             }

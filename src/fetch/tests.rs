@@ -435,9 +435,9 @@ impl Vendor for At {
     }
 }
 
-/// A peer that closes each connection at the call's first byte, after it has answered one on it.
-#[tokio::test]
-async fn a_call_whose_idle_connection_was_closed_is_made_again_once_and_then_counts() {
+/// A caller of a peer that has closed the only connection while it was idle, after two answers; what that does to a call
+/// for these.
+async fn called_on_an_idle_connection_that_was_closed(jobs: Vec<Job>) -> call::Ended {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -461,11 +461,31 @@ async fn a_call_whose_idle_connection_was_closed_is_made_again_once_and_then_cou
             Arc::clone(&caller).call(slot(), caller.permit(0).unwrap(), vec![job(0)], call::Travel::default()).await;
         assert!(matches!(answered.contact, call::Contact::Called(Some(200))), "{answered:?}");
     }
-    let closed =
-        Arc::clone(&caller).call(slot(), caller.permit(0).unwrap(), vec![job(0)], call::Travel::default()).await;
+    caller.clone().call(slot(), caller.permit(0).unwrap(), jobs, call::Travel::default()).await
+}
+
+#[tokio::test]
+async fn a_call_whose_idle_connection_was_closed_is_made_again_once_and_then_counts() {
+    let closed = called_on_an_idle_connection_that_was_closed(vec![job(0)]).await;
     assert!(matches!(closed.contact, call::Contact::Unprocessed(_)), "{closed:?}");
     let [again] = &closed.missed[..] else { panic!("{closed:?}") };
     assert_eq!((again.unprocessed, closed.outcomes.len()), (1, 0));
+    let counts = called_on_an_idle_connection_that_was_closed(closed.missed).await;
+    assert!(matches!(counts.contact, call::Contact::Called(None)) && counts.outcomes.len() == 1, "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_request_whose_calls_came_to_nothing_too_often_fails_alone_and_is_no_outage() {
+    let (spent, mut other) = (Job { unprocessed: 3, ..job(0) }, job(0));
+    other.position.offset = 1;
+    let spent = Job { twins: vec![Job { position: Position { offset: 2, ..job(0).position }, ..job(0) }], ..spent };
+    let closed = called_on_an_idle_connection_that_was_closed(vec![spent, other]).await;
+    assert!(matches!(closed.contact, call::Contact::Unprocessed(_)), "{closed:?}");
+    let missed: Vec<_> = closed.missed.iter().map(|job| (job.position.offset, job.unprocessed)).collect();
+    assert_eq!(missed, [(2, 1), (1, 1)], "with one more chance");
+    let failed: Vec<_> = closed.outcomes.iter().map(|(position, records)| (position.offset, records.len())).collect();
+    assert_eq!(failed, [(0, 1)]);
+    assert!(closed.refused.is_none() && closed.refusal.is_some_and(|refusal| refusal.kind == RefusalKind::Outage));
 }
 
 #[tokio::test(start_paused = true)]
