@@ -274,7 +274,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     pub(super) async fn sit_out(&mut self, until: Instant) {
         self.return_slots().await;
         // The source is to blame, and no item.
-        let items = self.splits.clear();
+        let items = self.splits.free_waiting();
         self.free(items);
         let now = Instant::now();
         let is_settled = !self.misfits.is_local && self.opened_at.is_none_or(|at| now - at > Self::SETTLED);

@@ -6,14 +6,27 @@
 //! call at a time tries again, after pauses that grow, and it is another request's if there is one. What was refused
 //! waits aside meanwhile, without an end and without a spent attempt; once the source answers it is called for again.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::time::Instant;
+
+use crate::kafka::Partition;
+
+/// A refused call, by what it is made of.
+pub(super) trait Parts {
+    /// The partition of each of its requests.
+    fn partitions(&self) -> impl Iterator<Item = &Partition>;
+}
 
 /// Refused calls and what was found out with them.
 #[derive(Debug)]
 pub(super) struct Misfits<T> {
     aside: Vec<Misfit<T>>,
+    /// How many of their requests wait, by partition.
+    counts: HashMap<Partition, usize>,
     /// How often the source was held since it was answered last.
     holds: u32,
     /// When the last hold ends.
@@ -48,13 +61,13 @@ pub(super) enum Shown<T> {
 
 impl<T> Default for Misfits<T> {
     fn default() -> Self {
-        let (aside, before) = (Vec::new(), HashSet::new());
+        let (aside, counts, before) = (Vec::new(), HashMap::new(), HashSet::new());
         let (looks, look_at, has_answered) = (0, None, false);
-        Self { aside, holds: 0, held_until: None, looks, look_at, has_answered, before, is_local: false }
+        Self { aside, counts, holds: 0, held_until: None, looks, look_at, has_answered, before, is_local: false }
     }
 }
 
-impl<T> Misfits<T> {
+impl<T: Parts> Misfits<T> {
     /// The first hold; each one that follows is twice as long.
     const FIRST: Duration = Duration::from_secs(10);
     const LONGEST: Duration = Duration::from_secs(300);
@@ -75,6 +88,7 @@ impl<T> Misfits<T> {
         now: Instant,
     ) -> Option<Duration> {
         let is_again = !items.is_empty() && items.iter().all(|item| self.before.contains(item));
+        self.count(&call);
         self.aside.push(Misfit { left_at, items, call });
         // It had left before the hold began: this is known.
         if self.held_until.is_some_and(|until| left_at < until) {
@@ -108,13 +122,16 @@ impl<T> Misfits<T> {
                 if self.before.len() > Self::MOST_BEFORE {
                     self.before.clear();
                 }
+                self.counts.clear();
                 let aside = std::mem::take(&mut self.aside);
                 self.before.extend(aside.iter().flat_map(|misfit| &misfit.items));
                 Shown::Over(aside.into_iter().map(|misfit| misfit.call).collect())
             }
             None => {
                 let own = self.aside.extract_if(.., |misfit| misfit.left_at <= left_at);
-                Shown::Own(own.map(|misfit| misfit.call).collect())
+                let own: Vec<T> = own.map(|misfit| misfit.call).collect();
+                own.iter().for_each(|call| self.uncount(call));
+                Shown::Own(own)
             }
         }
     }
@@ -142,23 +159,46 @@ impl<T> Misfits<T> {
             return Err(at);
         }
         (self.looks, self.look_at) = (self.looks + 1, None);
-        Ok(self.aside.remove(0).call)
+        let call = self.aside.remove(0).call;
+        self.uncount(&call);
+        Ok(call)
     }
 
-    /// The refused calls, to look at.
-    pub(super) fn calls(&self) -> impl Iterator<Item = &T> {
-        self.aside.iter().map(|misfit| &misfit.call)
+    /// How many of a partition's requests wait here.
+    pub(super) fn waiting_in(&self, partition: &Partition) -> usize {
+        self.counts.get(partition).copied().unwrap_or_default()
+    }
+
+    fn count(&mut self, call: &T) {
+        for partition in call.partitions() {
+            *self.counts.entry(partition.clone()).or_default() += 1;
+        }
+    }
+
+    fn uncount(&mut self, call: &T) {
+        for partition in call.partitions() {
+            if let Some(count) = self.counts.get_mut(partition) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(partition);
+                }
+            }
+        }
     }
 
     /// Replaces each refused call by what `keep` leaves of it.
     pub(super) fn sift(&mut self, mut keep: impl FnMut(T) -> Option<T>) {
-        let aside = std::mem::take(&mut self.aside);
-        let sifted = aside.into_iter().filter_map(|misfit| Some(Misfit { call: keep(misfit.call)?, ..misfit }));
-        self.aside = sifted.collect();
+        self.counts.clear();
+        for misfit in std::mem::take(&mut self.aside) {
+            let Some(call) = keep(misfit.call) else { continue };
+            self.count(&call);
+            self.aside.push(Misfit { call, ..misfit });
+        }
     }
 
     /// Takes out all of them.
     pub(super) fn clear(&mut self) -> Vec<T> {
+        self.counts.clear();
         std::mem::take(&mut self.aside).into_iter().map(|misfit| misfit.call).collect()
     }
 }
@@ -168,6 +208,42 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    impl Parts for u64 {
+        fn partitions(&self) -> impl Iterator<Item = &Partition> {
+            std::iter::empty()
+        }
+    }
+
+    impl Parts for Vec<Partition> {
+        fn partitions(&self) -> impl Iterator<Item = &Partition> {
+            self.iter()
+        }
+    }
+
+    #[test]
+    fn how_many_requests_of_a_partition_wait_is_counted_however_they_come_and_go() {
+        let of = |number| Partition { topic: "t".into(), number };
+        let (mut misfits, now) = (Misfits::default(), Instant::now());
+        let refuse = |misfits: &mut Misfits<Vec<Partition>>, after: u32, numbers: &[i32]| {
+            let call = numbers.iter().copied().map(of).collect();
+            misfits.refused(call, (now + after * SECOND, vec![]), false, now);
+        };
+        let counts = |misfits: &Misfits<_>| [0, 1].map(|number| misfits.waiting_in(&of(number)));
+        refuse(&mut misfits, 0, &[0, 0, 1]);
+        refuse(&mut misfits, 5, &[1]);
+        assert_eq!(counts(&misfits), [2, 2]);
+        assert!(matches!(misfits.answered(now + SECOND), Shown::Own(calls) if calls.len() == 1));
+        assert_eq!(counts(&misfits), [0, 1]);
+        refuse(&mut misfits, 6, &[0, 1]);
+        misfits.sift(|call| Some(call.into_iter().filter(|part| part.number == 0).collect()));
+        assert_eq!(counts(&misfits), [1, 0]);
+        misfits.sift(|call: Vec<_>| (!call.is_empty()).then_some(call));
+        assert!(misfits.take_first(now).is_err() && misfits.take_first(now + 60 * SECOND).is_ok());
+        assert_eq!((counts(&misfits), misfits.counts.len()), ([0, 0], 0));
+        refuse(&mut misfits, 70, &[1]);
+        assert_eq!((misfits.clear().len(), misfits.counts.len()), (1, 0));
+    }
 
     #[test]
     fn what_no_item_can_be_to_blame_for_holds_at_once_and_pauses_grow_until_one_call_is_answered() {

@@ -592,7 +592,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             + self.arrivals.waiting_in(partition)
             + self.unpaid.waiting_in(partition)
             + self.splits.waiting_in(partition)
-            + self.aside_in(partition)
+            + self.misfits.waiting_in(partition)
             + self.cached.waiting_in(partition);
         if waiting >= full {
             self.intake.set_flowing(partition, false);

@@ -4,7 +4,14 @@
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Fetch, call::Unrecorded, grouped::fingerprint, job::Job, misfits::Shown, splits::GroupId};
+use super::{
+    Fetch,
+    call::Unrecorded,
+    grouped::fingerprint,
+    job::Job,
+    misfits::{Parts, Shown},
+    splits::GroupId,
+};
 use crate::{
     breaker::Shut,
     kafka::{Partition, Reader, Writer, outbox::Position},
@@ -19,6 +26,12 @@ pub(super) struct Aside {
     pub(super) refusal: Refusal,
     /// Its requests are of this group.
     pub(super) group: Option<GroupId>,
+}
+
+impl Parts for Aside {
+    fn partitions(&self) -> impl Iterator<Item = &Partition> {
+        self.call.jobs.iter().map(|job| &job.position.partition)
+    }
 }
 
 const fn remedy(common: Common) -> &'static str {
@@ -118,17 +131,16 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             let has_stale = |job: &Job| job.flight.as_ref().is_some_and(|flight| flight.has_stale(job));
             all || job.lane == Lane::Express || has_stale(job)
         };
+        let splits = &mut self.splits;
         self.misfits.sift(|mut aside| {
             free.extend(aside.call.jobs.extract_if(.., is_free));
-            (!aside.call.jobs.is_empty()).then_some(aside)
+            if aside.call.jobs.is_empty() {
+                free.extend(aside.group.into_iter().flat_map(|group| splits.ended(group)));
+                return None;
+            }
+            Some(aside)
         });
         self.free(free);
-    }
-
-    /// How many of a partition's requests are aside.
-    pub(super) fn aside_in(&self, partition: &Partition) -> usize {
-        let jobs = self.misfits.calls().flat_map(|aside| &aside.call.jobs);
-        jobs.filter(|job| job.position.partition == *partition).count()
     }
 
     /// Takes what waits of a partition out of refused calls.

@@ -242,6 +242,19 @@ impl<T: Waits> Splits<T> {
         free
     }
 
+    /// Takes out all that wait, but still knows of what the calls under way are.
+    pub(super) fn free_waiting(&mut self) -> Vec<T> {
+        self.counts.clear();
+        let (mut groups, mut free) = (std::mem::take(&mut self.groups), Vec::new());
+        groups.retain(|_, Group { next, rest, .. }| {
+            let is_under_way = next.is_none();
+            free.extend(next.take().into_iter().flatten().chain(rest.drain(..)));
+            is_under_way
+        });
+        self.groups = groups;
+        free
+    }
+
     /// Takes out all that wait.
     pub(super) fn clear(&mut self) -> Vec<T> {
         self.counts.clear();
@@ -434,6 +447,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_call_under_way_is_of_is_known_while_nobody_calls() {
+        let mut splits = Splits::default();
+        splits.refused(None, (0..2).map(item).collect(), ("15/-1", ""));
+        splits.refused(None, (2..4).map(item).collect(), ("15/-1", ""));
+        let (group, first) = splits.take(|_| true).unwrap();
+        assert_eq!((first[0].number, splits.free_waiting().len()), (0, 3));
+        assert_eq!((splits.calls(), splits.counts.len()), (0, 0));
+        splits.note(true);
+        assert!(splits.is_to_blame(group, "15/-1"));
+        assert!(splits.put_back(group, first).is_empty() && splits.calls() == 1, "it is still to be called for alone");
+        assert_eq!(splits.clear().len(), 1);
+    }
+
+    #[test]
     fn an_item_refused_alone_is_to_blame_only_if_others_were_answered_since() {
         let mut splits = Splits::default();
         splits.refused(None, (0..2).map(item).collect(), ("15/-1", ""));
@@ -477,7 +504,7 @@ mod tests {
 
         #[test]
         fn whatever_is_taken_out_meanwhile_nothing_is_lost_or_doubled(
-            steps in prop::collection::vec((0..5u8, 0..3i32), 0..60),
+            steps in prop::collection::vec((0..6u8, 0..3i32), 0..60),
         ) {
             let mut splits = Splits::default();
             let (mut there, mut out) = (HashSet::new(), Vec::new());
@@ -505,6 +532,7 @@ mod tests {
                             out.extend(splits.put_back(id, items));
                         }
                     },
+                    4 => out.extend(splits.free_waiting()),
                     _ => {
                         let mut gone = Vec::new();
                         let is_kept = |item: &Item| item.partition.number != partition;
