@@ -439,7 +439,7 @@ impl Caller {
                     let refusal = spent.as_ref().and_then(|spent| sum_up(&spent.reply).0);
                     let (outcomes, to_look_up) = spent.map(|spent| self.record_at_once(spent)).unwrap_or_default();
                     let missed = Job::apart(jobs);
-                    Ended { unused, contact, missed, refusal, outcomes, to_look_up, ..Ended::nothing(&slot, address) }
+                    Ended { unused, contact, outcomes, to_look_up, missed, refusal, ..Ended::nothing(&slot, address) }
                 }
             }
         }
@@ -579,7 +579,9 @@ impl Caller {
                 if !all_spent {
                     let mut left = Job::apart(std::mem::take(jobs));
                     let spent: Vec<Job> = left.extract_if(.., |job| is_spent(job)).collect();
-                    left.iter_mut().for_each(|job| job.unprocessed += 1);
+                    for job in &mut left {
+                        job.unprocessed += 1;
+                    }
                     *jobs = left;
                     let contact = Contact::Unprocessed(redact(account, &refusal.message).into_owned());
                     let reply = Reply::Refused(refusal).without(&Secrets::of(account).with_sent(&exchange));

@@ -130,7 +130,9 @@ impl<T: Parts> Misfits<T> {
             None => {
                 let own = self.aside.extract_if(.., |misfit| misfit.left_at <= left_at);
                 let own: Vec<T> = own.map(|misfit| misfit.call).collect();
-                own.iter().for_each(|call| self.uncount(call));
+                for call in &own {
+                    self.uncount(call);
+                }
                 Shown::Own(own)
             }
         }
