@@ -213,7 +213,9 @@ mod tests {
     fn owner(numbers: &[i32]) -> (Membership, Epoch) {
         let membership = Membership::new();
         let epoch = membership.new_epoch();
-        numbers.iter().for_each(|number| membership.add(partition(*number), epoch, 0, None));
+        for number in numbers {
+            membership.add(partition(*number), epoch, 0, None);
+        }
         (membership, epoch)
     }
 

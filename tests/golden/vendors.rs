@@ -41,7 +41,7 @@ struct Case {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Expected {
-    Answer(ExpectedAnswer),
+    Answer(Box<ExpectedAnswer>),
     Refused(Refused),
 }
 

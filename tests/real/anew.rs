@@ -141,7 +141,7 @@ async fn requests_that_retention_has_deleted_unread_are_named_and_end_and_can_be
     .await;
     // What retention does when its time has come.
     let partitions = [0, 1].map(|number| weir::kafka::Partition { topic: requests.as_str().into(), number });
-    let bounds = weir::kafka::scan::bounds(&kafka(), &[requests.clone()]).await.unwrap();
+    let bounds = weir::kafka::scan::bounds(&kafka(), std::slice::from_ref(&requests)).await.unwrap();
     let ends = partitions.iter().map(|partition| {
         let end = bounds.iter().find(|bounds| bounds.partition == *partition).unwrap().end;
         (partition.clone(), end)

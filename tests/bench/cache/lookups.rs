@@ -96,8 +96,10 @@ async fn far(cache: &SourceCache, requests: &[Request], count: usize, table: &mu
             for number in 0..count / AT_ONCE {
                 let key = &keys[(lane * 104_729 + number * 7_919) % keys.len()];
                 let since = Instant::now();
-                misses +=
-                    usize::from(!matches!(cache.far(key, None, (None, false), Duration::ZERO).await, Looked::Hit(_)));
+                misses += usize::from(!matches!(
+                    cache.far(key, None, (None, false), Duration::ZERO, &mut None).await,
+                    Looked::Hit(_)
+                ));
                 took.push(since.elapsed());
             }
             (took, misses)
