@@ -122,7 +122,7 @@ async fn servers_go_and_come_back_and_every_id_ends() {
 /// there once in the end.
 async fn stops_in_time_whatever_hangs(servers: &Servers, weir: &Installation, process: Process) {
     let ask = async |batch: &str| {
-        let ids = simulate::sample(4).take(500).fold(String::new(), |ids, id| ids + &id + "\n");
+        let ids = simulate::sample(4).take(500).fold(String::new(), |ids, id| ids + &format!("{id}\n"));
         let file = weir.file(batch, &ids);
         weir.run(&["enqueue", &file, "--source", "ali1688", "--batch", batch]).await;
     };
