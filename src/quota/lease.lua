@@ -1,9 +1,13 @@
 -- The timetable of one source in Redis: the same steps as src/quota/timetable.rs, one call per lease.
 --
 -- KEYS[1]  weir:quota:{<source>}; all other keys begin with it, so that a cluster keeps them together
--- ARGV[1]  what to do: configure | lease | hold | holds | pace | remember
+-- ARGV[1]  what to do: configure | accounts | lease | hold | holds | pace | remember
 -- ARGV[2]  the server's run id as this connection learned it: another one in the state = restart or failover
 -- ARGV[3]  its arguments, as JSON
+--
+-- All others wait while this runs: no call looks at more than some hundred accounts, however many there are. The plan
+-- comes in pieces, and so does what is asked of all accounts; what has to be done to all of them is done by a pass, a piece
+-- in each call. While accounts are doubted, or a plan is half written, nobody gets slots.
 --
 -- :meta     what concerns the whole source (MessagePack)
 -- :account  name -> MessagePack {gate, address, home, fallbacks, held, disabled, why, since, released}
@@ -20,6 +24,10 @@ local INFINITE = 9e15
 local LEAP = 10000000
 -- For so long nobody calls in a state that was made without knowledge of the past: whoever has some is told, and answers.
 local TELL = 5000000
+-- So many accounts a call of a pass looks at, and so many if it has nothing else to do.
+local PIECE, PIECE_ALONE = 40, 80
+-- Who writes a plan and is not heard of for so long has died over it.
+local LOADING = 1000000
 -- What tells the name of an address from an account's, which cannot begin like this.
 local ADDRESS = '\n'
 local META, ACCOUNT, RETURNED = KEYS[1] .. ':meta', KEYS[1] .. ':account', KEYS[1] .. ':returned'
@@ -249,6 +257,16 @@ local function in_flight(state)
   return calls
 end
 
+local function load_accounts(names)
+  for first = 1, #names, MANY do
+    local last = min(first + MANY - 1, #names)
+    for place, packed in ipairs(redis.call('HMGET', ACCOUNT, unpack(names, first, last))) do
+      local name = names[first + place - 1]
+      if accounts[name] == nil then unpacked(name, packed) end
+    end
+  end
+end
+
 local function count_call(name, worker, by)
   local state = account(name)
   if not state or not state.cap then return end
@@ -282,17 +300,31 @@ local function address_named(list, name)
   end
 end
 
-local function doubt_all(since, known)
-  local horizon = now + meta.lease
+-- What the source and its addresses may have called.
+local function doubt_shared(horizon, since, known)
   gate_doubt(meta.source, horizon, 0, since, known)
   for _, gate in ipairs(meta.addresses) do gate_doubt(gate, horizon, 0, since, known) end
-  for number, name in ipairs(meta.names) do
-    local state = account(name)
-    gate_doubt(state.gate, horizon, floor(state.gate.spacing * (number - 1) / #meta.names), since, known)
-    changed[name] = true
-  end
   meta.next_start = max(meta.next_start, horizon)
   redis.call('DEL', RETURNED)
+end
+
+-- Accounts are spread over the time that each has to itself.
+local function phase_of(state) return floor(state.gate.spacing * ((state.place or 1) - 1) / max(meta.count or 1, 1)) end
+
+-- All accounts are to be looked at: what was asked for while that is under way is done by another pass.
+local function request_pass()
+  if meta.pass then meta.pass.again = true else meta.pass = { cursor = '0' } end
+end
+
+-- This state may lack what was called since then: nobody gets slots until that is made up for in every account.
+local function begin_doubt(since)
+  local horizon, before = now + meta.lease, meta.doubt
+  if before then since = min(since, before.since) end
+  doubt_shared(horizon, since, true)
+  meta.doubted = meta.doubted + 1
+  meta.doubt = { horizon = horizon, since = since }
+  -- From the beginning: the cursor was another server's.
+  meta.pass = { cursor = '0', again = meta.pass and meta.pass.again }
 end
 
 -- How far the state's clock was ahead of this one, if that is why it counts no more.
@@ -312,25 +344,35 @@ local function load()
     return false
   end
   meta.pace = meta.pace or pace_new('known')
-  meta.seats, meta.seats_from = meta.seats or {}, meta.seats_from or 0
+  meta.seats, meta.seats_from, meta.doubted = meta.seats or {}, meta.seats_from or 0, meta.doubted or 0
   for _, gate in ipairs(meta.addresses) do gate.pace = gate.pace or pace_new('known') end
-  -- Redis may have been told to evict keys when memory is short.
-  local queued = 0
-  for address = 1, #meta.addresses do queued = queued + redis.call('ZCARD', queue(address)) end
-  if queued < #meta.names or redis.call('HLEN', ACCOUNT) < #meta.names then return false end
+  local writes = ARGV[1] == 'configure' or ARGV[1] == 'accounts'
+  -- A state of an earlier version, with all names: it is kept, and the plan is written anew.
+  if not meta.count and not writes then return false end
+  if meta.loading then
+    -- Not all accounts are there yet, or never will be.
+    if not writes and (not meta.loading.known or meta.loading.at + LOADING < now) then return false end
+  else
+    -- Redis may have been told to evict keys when memory is short.
+    local queued, count = 0, meta.count or #meta.names
+    for address = 1, #meta.addresses do queued = queued + redis.call('ZCARD', queue(address)) end
+    if queued < count or redis.call('HLEN', ACCOUNT) < count then return false end
+  end
   if meta.run ~= run then
     -- A restart or a failover: this state may be older than the last leases.
-    doubt_all(min(meta.last, now), true)
+    begin_doubt(min(meta.last, now))
     meta.seats_from = now + (meta.alone or 0)
     meta.run = run
   end
-  if worker and next(meta.capped) then
+  if worker and meta.has_caps then
     meta.workers[worker] = now
+    if meta.gone then meta.gone[worker] = nil end
     for other, seen in pairs(meta.workers) do
       -- Its calls have ended, whatever became of it.
       if seen + input.gone < now then
-        for name in pairs(meta.capped) do count_call(name, other, -INFINITE) end
-        meta.workers[other] = nil
+        meta.gone = meta.gone or {}
+        meta.gone[other], meta.workers[other] = true, nil
+        request_pass()
       end
     end
   end
@@ -376,12 +418,21 @@ end
 -- Whether this state was made without what some worker knows of the past: then that one has to tell of it first.
 local function is_uninformed() return not meta.informed and input.birth ~= digits(meta.birth) end
 
--- What is spent, for a worker to keep in case that this state is lost.
+-- What is spent of some accounts, and if it is asked for of all that they share, for a worker to keep in case that this
+-- state is lost.
 local function remember()
   if not load() or is_uninformed() then return unknown() end
-  local memory = { at = digits(now), source = spent_of(meta.source), addresses = {}, accounts = {} }
-  for number, gate in ipairs(meta.addresses) do memory.addresses[number] = spent_of(gate) end
-  for _, name in ipairs(meta.names) do memory.accounts[name] = spent_of(account(name).gate) end
+  if meta.loading or meta.doubt then return { 'done', now } end
+  local memory = { at = digits(now), accounts = {} }
+  if input.whole then
+    memory.source, memory.addresses = spent_of(meta.source), {}
+    for number, gate in ipairs(meta.addresses) do memory.addresses[number] = spent_of(gate) end
+  end
+  load_accounts(input.names)
+  for _, name in ipairs(input.names) do
+    local state = account(name)
+    if state then memory.accounts[name] = spent_of(state.gate) end
+  end
   return { 'memory', now, cjson.encode(memory) }
 end
 
@@ -396,13 +447,10 @@ local function recall(gate, lists)
   end
 end
 
--- Takes over what a worker remembers; since when nothing is known.
-local function recall_all(memory)
+-- Takes over what a worker remembers of what all share; since when nothing is known.
+local function recall_shared(memory)
   recall(meta.source, memory.source)
   for number, gate in ipairs(meta.addresses) do recall(gate, memory.addresses[number]) end
-  for name, lists in pairs(memory.accounts) do
-    if account(name) then recall(account(name).gate, lists) end
-  end
   local at = tonumber(memory.at)
   return at > now and now - LEAP or at
 end
@@ -422,47 +470,114 @@ local function forget(member, name, at)
   if state then refund_slot(name, at, meta.addresses[state.address]) end
 end
 
-local function move_to(name, state, address)
-  for _, member in ipairs(redis.call('ZRANGE', RETURNED, 0, -1)) do
-    local at, other = string.match(member, '^(%d+):%d+:(.*)$')
-    if other == name then forget(member, name, tonumber(at)) end
+-- The slots that came back, by account; once in a call.
+local returned_of
+local function returned_by(name)
+  if not returned_of then
+    returned_of = {}
+    for _, member in ipairs(redis.call('ZRANGE', RETURNED, 0, -1)) do
+      local at, other = string.match(member, '^(%d+):%d+:(.*)$')
+      returned_of[other] = returned_of[other] or {}
+      table.insert(returned_of[other], { member, tonumber(at) })
+    end
   end
+  return returned_of[name] or {}
+end
+
+local function move_to(name, state, address)
+  for _, one in ipairs(returned_by(name)) do forget(one[1], name, one[2]) end
   redis.call('ZREM', queue(state.address), name)
   state.address, changed[name] = address, true
 end
 
--- Sends accounts away from addresses that are held, and home to those that are not any more.
-local function settle()
-  meta.home_at = nil
-  if not meta.hops then return end
-  for _, name in ipairs(meta.names) do
-    local state = account(name)
-    local wanted, held = state.home, meta.addresses[state.home].held
-    if held > now and #state.fallbacks > 0 then
-      meta.home_at = min(meta.home_at or INFINITE, held)
-      for _, other in ipairs(state.fallbacks) do
-        if meta.addresses[other].held <= now then wanted = other break end
-      end
+-- Sends an account away from an address that is held, or home to one that is not any more.
+local function settle(name, state)
+  local wanted, held = state.home, meta.addresses[state.home].held
+  if held > now and #state.fallbacks > 0 then
+    meta.home_at = min(meta.home_at or INFINITE, held)
+    for _, other in ipairs(state.fallbacks) do
+      if meta.addresses[other].held <= now then wanted = other break end
     end
-    if wanted ~= state.address then move_to(name, state, wanted) end
+  end
+  if wanted ~= state.address then move_to(name, state, wanted) end
+end
+
+-- What a pass does to an account; a second time it does nothing.
+local function visit(name, state)
+  if meta.doubt and (state.doubted or 0) < meta.doubted then
+    gate_doubt(state.gate, meta.doubt.horizon, phase_of(state), meta.doubt.since, true)
+    state.doubted, changed[name] = meta.doubted, true
+  end
+  for other in pairs(meta.gone or {}) do
+    if state.flying[other] then state.flying[other], changed[name] = nil, true end
+  end
+  -- Whose plan is half written has accounts whose addresses are those of the former one.
+  if meta.loading then return end
+  if state.plan ~= meta.plan then
+    redis.call('ZREM', queue(state.address), name)
+    redis.call('HDEL', ACCOUNT, name)
+    accounts[name], changed[name] = false, nil
+  elseif meta.hops then
+    settle(name, state)
   end
 end
 
+-- The next piece of the pass, if there is one.
+local function advance()
+  local pass = meta.pass
+  if not pass then return end
+  -- What belongs to the plan is known when all of it is there.
+  local found = redis.call('HSCAN', ACCOUNT, pass.cursor, 'COUNT', meta.doubt and PIECE_ALONE or PIECE)
+  pass.cursor = found[1]
+  for i = 1, #found[2], 2 do
+    local name = found[2][i]
+    if accounts[name] == nil then unpacked(name, found[2][i + 1]) end
+    if accounts[name] then visit(name, accounts[name]) end
+  end
+  if pass.cursor == '0' then
+    meta.doubt, meta.pass = nil, pass.again and { cursor = '0' } or nil
+    if not pass.again then meta.gone = nil end
+  end
+end
+
+local function configured()
+  save()
+  if not meta.informed then redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode({ birth = digits(meta.birth) })) end
+  return { 'configured', now, digits(meta.birth) }
+end
+
+-- Begins to write a plan: all but its accounts. Nothing else is to be done if it is the one that is there.
 local function configure()
   local known = load()
+  local loading = known and meta.loading
+  -- One at a time.
+  if loading and loading.by ~= input.by and loading.at + LOADING >= now then return { 'busy', now } end
+  if loading and not loading.known then known = false end
+  if known and not loading and meta.plan == input.id and (meta.informed or not input.known) then
+    meta.lease, meta.alone, meta.calendars = input.lease, input.alone, input.plan.calendars
+    meta.informed = meta.informed or input.read
+    return configured()
+  end
+  local plan, queues = input.plan, max(#input.plan.addresses, meta and #meta.addresses or 0)
   if not known then
-    redis.call('DEL', META, ACCOUNT, RETURNED, RUNS)
-    meta = { run = run, birth = now, last = now, next_start = 0, held = 0, disabled = false, seq = 0, addresses = {}, names = {},
-      workers = {}, capped = {} }
+    -- Not at once: it may be large.
+    redis.call('UNLINK', META, ACCOUNT, RETURNED, RUNS)
+    for address = 1, queues do redis.call('UNLINK', queue(address)) end
+    meta = { run = run, birth = now, last = now, next_start = 0, held = 0, disabled = false, seq = 0, addresses = {},
+      workers = {}, doubted = 0 }
     accounts = {}
   end
-  local plan, old = input.plan, meta
+  local old = meta
   meta = {
-    run = run, birth = old.birth, informed = old.informed or input.known or input.read, last = old.last, next_start = old.next_start, held = old.held, disabled = old.disabled,
+    run = run, birth = old.birth, informed = old.informed, last = old.last, next_start = old.next_start, held = old.held, disabled = old.disabled,
     why = old.why, since = old.since, released = old.released,
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
     calendars = plan.calendars, alone = input.alone, seats = old.seats or {}, seats_from = old.seats_from or 0,
-    pace = old.pace or pace_new('known'), source = gate_of(plan.source, old.source), addresses = {}, names = {}, workers = old.workers, capped = {},
+    pace = old.pace or pace_new('known'), source = gate_of(plan.source, old.source), addresses = {}, workers = old.workers,
+    count = input.count, hops = input.hops, has_caps = input.capped,
+    doubted = old.doubted, doubt = old.doubt, pass = old.pass, gone = old.gone,
+    -- For processes of an earlier version.
+    names = {}, capped = {},
   }
   for number, rules in ipairs(plan.addresses) do
     local before = address_named(old.addresses, rules.name)
@@ -473,37 +588,64 @@ local function configure()
     if known and not before then gate_doubt(gate, now + input.lease, 0, nil, false) end
     meta.addresses[number] = gate
   end
-  for address = 1, max(#old.addresses, #plan.addresses) do redis.call('DEL', queue(address)) end
-  local kept = {}
-  for number, one in ipairs(plan.accounts) do
-    local before = known and account(one.name) or nil
-    accounts[one.name] = {
+  loading = { by = input.by, at = now, known = known, informed = input.known or input.read,
+    queues = max(queues, old.loading and old.loading.queues or 0) }
+  -- New state, or state that somebody made who knew nothing of calls that this worker knows of.
+  if not known or (input.known and not old.informed) then
+    local since = input.memory and recall_shared(input.memory) or nil
+    if since and input.quiet then since = INFINITE end
+    doubt_shared(now + meta.lease, since, input.known)
+    meta.doubted = meta.doubted + 1
+    loading.doubts, loading.since, loading.knows = true, since, input.known
+    -- Whoever was seated and is cut off may still call; of a fleet that has never called nobody is.
+    if input.known or not input.read then meta.seats_from = now + input.alone end
+  end
+  meta.loading = loading
+  save()
+  return { 'loading', now }
+end
+
+-- Writes some accounts of a plan; with the last call, which has none, it counts.
+local function write_accounts()
+  if not load() or not meta.loading or meta.loading.by ~= input.by then return unknown() end
+  local loading, names = meta.loading, {}
+  loading.at = now
+  for place, one in ipairs(input.accounts) do names[place] = one.name end
+  if loading.known then load_accounts(names) end
+  for place, one in ipairs(input.accounts) do
+    local before = loading.known and account(one.name) or nil
+    if before and before.address ~= one.address + 1 then redis.call('ZREM', queue(before.address), one.name) end
+    local state = {
       pace = pace_of(one, before), gate = gate_of(one.rules, before and before.gate), address = one.address + 1, home = one.address + 1,
       fallbacks = {},
       held = before and before.held or 0, disabled = before and before.disabled or false,
       why = before and before.why, since = before and before.since, released = before and before.released,
       cap = one.cap > 0 and one.cap or nil, flying = before and before.flying or {},
+      plan = input.id, place = input.first + place, doubted = before and before.doubted or 0,
     }
-    for place, other in ipairs(one.fallbacks) do accounts[one.name].fallbacks[place] = other + 1 end
-    meta.hops = meta.hops or #one.fallbacks > 0
-    if one.cap > 0 then meta.capped[one.name] = true end
-    if known and not before then gate_doubt(accounts[one.name].gate, now + meta.lease, 0, nil, false) end
-    meta.names[number], kept[one.name], changed[one.name] = one.name, true, true
+    for number, other in ipairs(one.fallbacks) do state.fallbacks[number] = other + 1 end
+    if not before then state.doubted = meta.doubted end
+    if loading.known and not before then gate_doubt(state.gate, now + meta.lease, 0, nil, false) end
+    if loading.doubts then
+      if input.memory and input.memory[one.name] then recall(state.gate, input.memory[one.name]) end
+      gate_doubt(state.gate, now + meta.lease, phase_of(state), loading.since, loading.knows)
+      -- What a failover left to be made up for is, if what it is about is not older.
+      if not meta.doubt then state.doubted = meta.doubted end
+    end
+    accounts[one.name], changed[one.name] = state, true
   end
-  for _, name in ipairs(old.names) do
-    if not kept[name] then redis.call('HDEL', ACCOUNT, name) end
+  if not input.is_last then
+    save()
+    return { 'loading', now }
   end
-  -- New state, or state that somebody made who knew nothing of calls that this worker knows of.
-  if not known or (input.known and not old.informed) then
-    local since = input.memory and recall_all(input.memory) or nil
-    doubt_all(since and input.quiet and INFINITE or since, input.known)
-    -- Whoever was seated and is cut off may still call; of a fleet that has never called nobody is.
-    if input.known or not input.read then meta.seats_from = now + input.alone end
+  for address = #meta.addresses + 1, loading.queues do redis.call('UNLINK', queue(address)) end
+  meta.plan, meta.loading, meta.informed = input.id, nil, meta.informed or loading.informed
+  -- Accounts of the former plan go, and those whose address is held.
+  if loading.known then
+    request_pass()
+    advance()
   end
-  settle()
-  save()
-  if not meta.informed then redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode({ birth = digits(meta.birth) })) end
-  return { 'configured', now, digits(meta.birth) }
+  return configured()
 end
 
 local function free_at(state, at)
@@ -543,13 +685,7 @@ local function load_candidates(count, earliest)
     found[address] = { idle = idle, first = 1, waiting = waiting }
   end
   -- About as many as will get a slot.
-  for first = 1, min(#names, count), MANY do
-    local last = min(first + MANY - 1, #names, count)
-    for place, packed in ipairs(redis.call('HMGET', ACCOUNT, unpack(names, first, last))) do
-      local name = names[first + place - 1]
-      if accounts[name] == nil then unpacked(name, packed) end
-    end
-  end
+  load_accounts({ unpack(names, 1, min(#names, count)) })
   return found
 end
 
@@ -613,9 +749,15 @@ local function candidate(found, earliest)
   return first, first_at
 end
 
+-- The address of an account has this name. One of a plan that is being replaced may have none.
+local function is_at(state, name)
+  local address = meta.addresses[state.address]
+  return address and address.name == name
+end
+
 local function is_held(state, at)
-  return not state or meta.disabled or state.disabled or at < state.held or at < meta.held
-    or at < meta.addresses[state.address].held
+  local address = state and meta.addresses[state.address]
+  return not address or meta.disabled or state.disabled or at < state.held or at < meta.held or at < address.held
 end
 
 -- Takes slots back, and forgets those that nobody can use any more.
@@ -625,7 +767,7 @@ local function take_back(earliest)
     local state = account(name)
     if at > now + meta.lease + LEAP then
       -- Of a clock that had leapt ahead.
-    elseif state and meta.addresses[state.address].name == from then
+    elseif state and is_at(state, from) then
       meta.number = meta.number + 1
       redis.call('ZADD', RETURNED, digits(at), digits(at) .. ':' .. meta.number .. ':' .. name)
     else
@@ -676,7 +818,7 @@ local function pass_on()
     local at, name, from, to = passed[i], passed[i + 1], passed[i + 2], passed[i + 3]
     local state = account(name)
     count_call(name, input.worker, -1)
-    if state and meta.addresses[state.address].name == from and not is_held(state, at) then
+    if state and is_at(state, from) and not is_held(state, at) then
       count_call(name, to, 1)
       gone[to] = gone[to] or {}
       table.insert(gone[to], { name, digits(at), from })
@@ -764,7 +906,11 @@ end
 
 local function lease()
   if not load() or is_uninformed() then return unknown() end
-  if meta.home_at and now >= meta.home_at then settle() end
+  if meta.home_at and now >= meta.home_at then
+    meta.home_at = nil
+    request_pass()
+  end
+  advance()
   local earliest = max(now, meta.held)
   local til = now + min(input.ahead, meta.lease)
   -- Far ahead on some accounts alone, limits that all share would leave the others hardly a slot before then.
@@ -772,6 +918,7 @@ local function lease()
   take_back(earliest)
   pass_on()
   local slots, next_at = {}, -1
+  if meta.loading or meta.doubt then input.count = 0 end
   if not meta.informed and now < meta.birth + TELL then input.count, next_at = 0, meta.birth + TELL + input.ahead end
   local function grant(name, at)
     slots[#slots + 1], slots[#slots + 2], slots[#slots + 3] = name, at, meta.addresses[account(name).address].name
@@ -848,14 +995,16 @@ local function hold()
       local til = (one.release and release_state or hold_state)(state, one)
       if til then announce(address and ADDRESS .. one.address or one.name or '', til, state) end
       if one.name then changed[one.name] = true end
-      if address then settle() end
+      if address and meta.hops then request_pass() end
     end
   end
+  advance()
   save()
   return { 'held', now }
 end
 
--- All holds that still matter: for whoever has missed their announcement.
+-- What still holds these accounts, and if it is asked for the source and its addresses: for whoever has missed an
+-- announcement.
 local function holds()
   if not load() then return unknown() end
   local list = {}
@@ -864,13 +1013,16 @@ local function holds()
     list[at + 1], list[at + 2] = name, state.disabled and '+inf' or digits(state.held)
     list[at + 3], list[at + 4] = state.why or '', digits(state.since or 0)
   end
-  add('', meta)
-  for _, address in ipairs(meta.addresses) do
-    if address.held > now then add(ADDRESS .. address.name, address) end
+  if input.whole then
+    add('', meta)
+    for _, address in ipairs(meta.addresses) do
+      if address.held > now then add(ADDRESS .. address.name, address) end
+    end
   end
-  for _, name in ipairs(meta.names) do
+  load_accounts(input.names)
+  for _, name in ipairs(input.names) do
     local state = account(name)
-    if state.disabled or state.held > now then add(name, state) end
+    if state and (state.disabled or state.held > now) then add(name, state) end
   end
   return { 'holds', now, meta.seq, list }
 end
@@ -895,5 +1047,5 @@ local function pace()
   return { 'done', now }
 end
 
-local steps = { configure = configure, lease = lease, hold = hold, holds = holds, pace = pace, remember = remember }
+local steps = { configure = configure, accounts = write_accounts, lease = lease, hold = hold, holds = holds, pace = pace, remember = remember }
 return steps[ARGV[1]]()

@@ -136,9 +136,9 @@ impl Causes {
         true
     }
 
-    /// Nothing is held; what has been released stays so.
-    pub fn forget_holds(&mut self) {
-        self.held.clear();
+    /// This is not held; what has been released stays so.
+    pub fn forget_hold(&mut self, scope: Scope) {
+        self.held.remove(&scope);
     }
 
     /// Why it is held.

@@ -8,7 +8,9 @@ use tokio::time::Instant;
 use weir::{
     message::Spent,
     quota::{
-        Cause, Counting, Hold, Lease, Limit, PaceBy, Past, Quota, Scope, Share, past::PastOf, plan::Limits,
+        Cause, Counting, Hold, Lease, Limit, PaceBy, Past, Quota, Scope, Share,
+        past::PastOf,
+        plan::{AccountLimits, Limits},
         redis::Redis,
     },
     runtime::clock::{Clock, Timestamp},
@@ -541,4 +543,108 @@ async fn heard(fleet: &Fleet, scope: Scope, refused: u64, share: f64) {
         assert!(Instant::now() < deadline, "expected {refused} refusals and {share}: {:?}", paces());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// So many accounts, each with a pace of its own and a budget of the day.
+fn many(accounts: usize, source: Limit) -> Limits {
+    let day = Limit::window(5_000, Duration::from_secs(86_400), Counting::Sliding).unwrap();
+    let limits = vec![Limit::new(1, Duration::from_secs(1), 1).unwrap(), day];
+    let account = AccountLimits { limits, ..AccountLimits::default() };
+    Limits { accounts: vec![account; accounts], source: vec![source], ..Limits::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_all_accounts_have_spent_and_what_holds_them_is_asked_and_written_in_pieces() {
+    const ACCOUNTS: usize = 130;
+    let server = Server::start();
+    let limits = many(ACCOUNTS, Limit::new(100, Duration::from_secs(1), 5).unwrap());
+    let mut fleet = Fleet::start(&server.url(), limits, 2);
+    fleet.flows(20).await;
+    for account in [3, 125] {
+        fleet.quotas[0].hold(Scope::Account(account), Hold::Disabled, &cause()).await;
+    }
+    let holds = |quota: &Redis| {
+        let accounts = quota.snapshot(0..ACCOUNTS, Timestamp::from_millis(2)).accounts;
+        let held = accounts.iter().enumerate().filter(|(_, account)| account.held.is_some());
+        held.map(|(index, _)| index).collect::<Vec<_>>()
+    };
+    let spent = |quota: &Redis| {
+        let accounts = quota.snapshot(0..ACCOUNTS, Timestamp::from_millis(2)).accounts;
+        let calls = |account: &weir::quota::State| account.spent.iter().flat_map(|spent| &spent.calls).sum::<u64>();
+        accounts.iter().map(calls).collect::<Vec<_>>()
+    };
+    let known = eventually("all that is spent is known", async || {
+        let spent = spent(&fleet.quotas[0]);
+        (spent.iter().filter(|calls| **calls > 0).count() >= ACCOUNTS - 2).then_some(spent)
+    })
+    .await;
+    // One that has heard no announcement.
+    fleet.join();
+    eventually("it has asked what is held", async || (holds(&fleet.quotas[2]) == [3, 125]).then_some(())).await;
+    server.flush().await;
+    fleet.flows(20).await;
+    eventually("what was spent is spent in the new state", async || {
+        let now = spent(&fleet.quotas[2]);
+        now.iter().zip(&known).all(|(now, known)| now >= known).then_some(())
+    })
+    .await;
+    fleet.join();
+    eventually("the holds are in the new state", async || (holds(&fleet.quotas[3]) == [3, 125]).then_some(())).await;
+    fleet.judge("pieces").await;
+}
+
+/// How long Redis was in each script call so far, in microseconds.
+async fn script_calls(connection: &mut redis::aio::MultiplexedConnection) -> Vec<u64> {
+    let log: Vec<(u64, u64, u64, Vec<Vec<u8>>, String, String)> =
+        redis::cmd("SLOWLOG").arg("GET").arg(-1).query_async(connection).await.unwrap();
+    let scripts = log.into_iter().filter(|entry| entry.3[0].eq_ignore_ascii_case(b"EVALSHA"));
+    let mut calls: Vec<u64> = scripts.map(|entry| entry.2).collect();
+    calls.sort_unstable();
+    calls
+}
+
+async fn log_all(server: &Server) -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(server.url()).unwrap();
+    // The whole log is one reply, of thousands of entries.
+    let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let connect = async || client.get_multiplexed_async_connection_with_config(&config).await.ok();
+    let mut connection = eventually("it answers", connect).await;
+    for (key, value) in [("slowlog-log-slower-than", 0), ("slowlog-max-len", 100_000)] {
+        redis::cmd("CONFIG").arg("SET").arg(key).arg(value).exec_async(&mut connection).await.unwrap();
+    }
+    connection
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_accounts_keep_redis_from_others_for_no_longer_than_a_few_do() {
+    const ACCOUNTS: usize = 10_000;
+    let mut server = Server::start();
+    let mut connection = log_all(&server).await;
+    let mut fleet = Fleet::start(&server.url(), many(ACCOUNTS, Limit::new(100, Duration::from_secs(1), 5).unwrap()), 1);
+    fleet.flows(60).await;
+    fleet.join();
+    fleet.quotas[0].hold(Scope::Account(9_999), Hold::Disabled, &cause()).await;
+    eventually("a worker that joins knows what is held", async || {
+        fleet.quotas[1].snapshot(9_999..10_000, Timestamp::from_millis(2)).accounts[0].held.clone()
+    })
+    .await;
+    let asked = fleet.quotas[1].counts().operations;
+    let mut calls = script_calls(&mut connection).await;
+    server.restart().await;
+    let mut connection = log_all(&server).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    fleet.flows(60).await;
+    calls.extend(script_calls(&mut connection).await);
+    calls.sort_unstable();
+    let slow = calls.iter().filter(|call| **call > 20_000).count();
+    println!(
+        "{} script calls, {asked} of one that joined: median {} µs, 99 % within {} µs, all within {:?} µs",
+        calls.len(),
+        calls[calls.len() / 2],
+        calls[calls.len() * 99 / 100],
+        calls.last()
+    );
+    // A plan and a doubt of 10,000 accounts are many calls; on a busy machine a few of them are interrupted.
+    assert!(calls.len() > ACCOUNTS / 50 && slow * 100 <= calls.len(), "{slow} of {}", calls.len());
+    fleet.judge("ten thousand").await;
 }

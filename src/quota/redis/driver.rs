@@ -14,7 +14,7 @@ use super::{
     offset::Offset,
     purse_wire,
     spending::Spending,
-    wire::{self, Knowledge, Reply, Server, What, Word},
+    wire::{self, Knowledge, PIECE, Reply, Server, What, Word, Writing},
 };
 use crate::quota::{Aliases, Past, limit::Micros, plan::Plan, purse::register::News};
 
@@ -62,6 +62,8 @@ pub struct Driver {
     /// When to ask for it again; `None` = there is no such budget.
     remember_at: Option<Instant>,
     remember_every: Duration,
+    /// What it has said so far, while it is asked piece by piece, and of how many accounts.
+    hearing: Option<(serde_json::Value, usize)>,
     look_at: Instant,
 }
 
@@ -100,6 +102,7 @@ impl Driver {
             memory,
             remember_at,
             remember_every,
+            hearing: None,
             look_at: Instant::now(),
         }
     }
@@ -109,12 +112,15 @@ impl Driver {
         let mut pause = RETRY[0];
         loop {
             let lost = match timeout(REPLY_WITHIN * 3, self.connect()).await {
-                Ok(Ok(mut server)) => {
-                    info!(key = self.key, "connected to Redis");
-                    pause = RETRY[0];
-                    self.shared.local().connected(true, Instant::now());
-                    self.serve(&mut server).await
-                }
+                Ok(Ok(mut server)) => match self.introduce(&mut server).await {
+                    Ok(()) => {
+                        info!(key = self.key, "connected to Redis");
+                        pause = RETRY[0];
+                        self.shared.local().connected(true, Instant::now());
+                        self.serve(&mut server).await
+                    }
+                    Err(error) => error,
+                },
                 Ok(Err(error)) => error,
                 Err(_) => ::redis::RedisError::from((::redis::ErrorKind::Io, "no answer in time")),
             };
@@ -158,10 +164,13 @@ impl Driver {
         // Perhaps another machine, with another clock.
         self.shared.local().offset = None;
         self.shared.local().worker = worker;
-        if !self.is_configured {
-            self.configure(&mut server).await?;
-        }
+        self.hearing = None;
         Ok(server)
+    }
+
+    /// Writes the plan, if this process has not.
+    async fn introduce(&mut self, server: &mut Server) -> RedisResult<()> {
+        if self.is_configured { Ok(()) } else { self.configure(server).await }
     }
 
     async fn configure(&mut self, server: &mut Server) -> RedisResult<()> {
@@ -174,11 +183,13 @@ impl Driver {
             memory: self.memory.as_deref(),
             alone: self.alone,
         };
-        let reply = server.configure(plan, self.ahead, knowledge).await?;
+        let worker = self.shared.local().worker.clone();
+        let writing = Writing::new(plan, self.ahead, knowledge, &worker);
+        let reply = self.write(server, &writing).await?;
         self.is_configured = true;
         // Of later states nobody can say that nobody has called before them.
         self.read_until = None;
-        self.learn(&reply);
+        self.hearing = None;
         if let What::Configured(birth) = reply.what {
             let mut local = self.shared.local();
             if birth != local.birth {
@@ -189,17 +200,87 @@ impl Driver {
         Ok(())
     }
 
+    /// Writes a plan, piece by piece, when nobody else writes one.
+    async fn write(&self, server: &mut Server, writing: &Writing) -> RedisResult<Reply> {
+        // Somebody else has begun anew meanwhile, or Redis has lost it.
+        let mut attempts = 20;
+        let mut reply = server.configure(writing).await?;
+        let mut written = 0;
+        loop {
+            self.learn(&reply);
+            reply = match reply.what {
+                What::Loading => {
+                    let first = written;
+                    written = (first + PIECE).min(writing.len());
+                    server.write_accounts(writing, first).await?
+                }
+                What::Busy => {
+                    sleep(RETRY[0]).await;
+                    server.configure(writing).await?
+                }
+                What::Unknown { .. } if attempts > 0 => {
+                    (attempts, written) = (attempts - 1, 0);
+                    sleep(RETRY[0]).await;
+                    server.configure(writing).await?
+                }
+                _ => return Ok(reply),
+            };
+        }
+    }
+
+    /// Asks for the next piece of what is spent, and for another one at once if it was not the last.
+    async fn remember(&mut self, server: &mut Server) -> RedisResult<()> {
+        let birth = self.shared.local().birth.clone();
+        let first = self.hearing.as_ref().map_or(0, |(_, heard)| *heard);
+        let end = (first + PIECE).min(self.names.len());
+        let reply = server.remember(&birth, &self.names[first..end], first == 0).await?;
+        if let What::Memory(memory) = &reply.what
+            && let Ok(mut memory) = serde_json::from_str::<serde_json::Value>(memory)
+        {
+            let mut heard = match self.hearing.take() {
+                Some((mut heard, _)) => {
+                    if let (Some(all), Some(more)) =
+                        (heard["accounts"].as_object_mut(), memory["accounts"].as_object_mut())
+                    {
+                        all.append(more);
+                    }
+                    heard
+                }
+                None => memory.take(),
+            };
+            self.learn(&reply);
+            if end < self.names.len() {
+                self.hearing = Some((heard, end));
+            } else {
+                self.remember_at = Some(Instant::now() + self.remember_every);
+                self.keep(heard.take()).await;
+            }
+            return Ok(());
+        }
+        self.hearing = None;
+        self.remember_at = Some(Instant::now() + self.remember_every);
+        self.take(server, reply).await
+    }
+
+    /// Keeps what is spent.
+    async fn keep(&mut self, memory: serde_json::Value) {
+        let (plan, names) = (self.plan.clone(), self.names.clone());
+        // A few megabytes with 10,000 accounts.
+        let read = tokio::task::spawn_blocking(move || {
+            let memory = memory.to_string();
+            (Spending::read(&memory, &plan, &names), memory)
+        });
+        if let Ok((spending, memory)) = read.await {
+            self.memory = Some(memory);
+            *self.shared.spending() = spending.map(Arc::new);
+        }
+    }
+
     /// Does what there is to do, until the connection fails.
     async fn serve(&mut self, server: &mut Server) -> ::redis::RedisError {
         loop {
             if self.has_called && self.remember_at.is_some_and(|at| at <= Instant::now()) {
-                self.remember_at = Some(Instant::now() + self.remember_every);
-                let birth = self.shared.local().birth.clone();
-                let done = match server.remember(&birth).await {
-                    Ok(reply) => self.take(server, reply).await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = done {
+                if let Err(error) = self.remember(server).await {
                     return error;
                 }
             }
@@ -242,7 +323,7 @@ impl Driver {
                         }
                     })
                 }
-                Step::Holds => server.holds().await,
+                Step::Holds(ask) => server.holds(&ask).await,
                 Step::Lease(ask) => server.lease(&ask).await.inspect(|reply| self.time(reply)),
             };
             let done = match done {
@@ -301,16 +382,7 @@ impl Driver {
                 }
             }
             What::Holds { holds, seq } => self.shared.local().replace_holds(&holds, seq, reply.received),
-            What::Memory(memory) => {
-                let (plan, names) = (self.plan.clone(), self.names.clone());
-                // A few megabytes with 10,000 accounts.
-                let read = tokio::task::spawn_blocking(move || (Spending::read(&memory, &plan, &names), memory));
-                if let Ok((spending, memory)) = read.await {
-                    self.memory = Some(memory);
-                    *self.shared.spending() = spending.map(Arc::new);
-                }
-            }
-            What::Configured(_) | What::Done => {}
+            What::Memory(_) | What::Configured(_) | What::Busy | What::Loading | What::Done => {}
         }
         Ok(())
     }

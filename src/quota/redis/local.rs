@@ -20,7 +20,7 @@ use self::{
 use super::{
     alone::Sharing,
     offset::Offset,
-    wire::{Ask, HoldAsk, PaceAsk, SeatAsk},
+    wire::{Ask, HoldAsk, HoldsAsk, PIECE, PaceAsk, SeatAsk},
 };
 use crate::quota::{
     Lease, PaceBy, Scope, Share, Slot,
@@ -78,8 +78,8 @@ pub enum Step {
     Hold(Vec<HoldAsk>),
     /// Tell Redis of these changes of pace.
     Pace(Vec<PaceAsk>),
-    /// Ask for all holds: some were missed.
-    Holds,
+    /// Ask for holds: some were missed.
+    Holds(HoldsAsk),
     /// Ask for slots, or give some back.
     Lease(Box<Ask>),
     /// Nothing before this time.
@@ -128,6 +128,8 @@ pub struct Local {
     pace: Heard,
     seq: u64,
     seq_known: u64,
+    /// While holds are asked for piece by piece: of how many accounts they are known, and as of which `seq` at least.
+    holds_heard: Option<(usize, u64)>,
     pub offset: Option<Offset>,
     /// When the state in Redis was made that this worker knows.
     pub birth: String,
@@ -225,6 +227,7 @@ impl Local {
             pace: Heard::default(),
             seq: 0,
             seq_known: 0,
+            holds_heard: None,
             offset: None,
             birth: String::new(),
             worker: String::new(),
@@ -345,13 +348,13 @@ impl Local {
     /// What to do next.
     pub fn step(&mut self, now: Instant) -> Step {
         if !self.outgoing.is_empty() {
-            return Step::Hold(self.outgoing.iter().map(|change| self.hold_ask(change, now)).collect());
+            return Step::Hold(self.outgoing.iter().take(PIECE).map(|change| self.hold_ask(change, now)).collect());
         }
         if !self.paces.is_empty() {
-            return Step::Pace(self.paces.iter().map(|pace| self.pace_ask(*pace, now)).collect());
+            return Step::Pace(self.paces.iter().take(PIECE).map(|pace| self.pace_ask(*pace, now)).collect());
         }
         if self.seq != self.seq_known {
-            return Step::Holds;
+            return Step::Holds(self.holds_ask());
         }
         let wanted = self.demand.min(self.depth);
         let missing = wanted.saturating_sub(self.slots.len());
@@ -372,6 +375,7 @@ impl Local {
     /// others wait for what this worker knows of it.
     pub fn connected(&mut self, is_connected: bool, now: Instant) {
         self.seat.is_alone = !is_connected;
+        self.holds_heard = None;
         self.cut_off_at = (!is_connected).then_some(self.cut_off_at.unwrap_or(now));
         if is_connected {
             self.return_at = Some(now);

@@ -270,7 +270,7 @@ impl<'a> World<'a> {
                     self.wake_driver(index, until);
                 }
             }
-            Step::Hold(_) | Step::Pace(_) | Step::Holds => unreachable!("nobody holds anything"),
+            Step::Hold(_) | Step::Pace(_) | Step::Holds(_) => unreachable!("nobody holds anything"),
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ::redis::{RedisError, RedisResult, Script, Value, aio::MultiplexedConnection, from_redis_value};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::purse_wire::Books;
@@ -42,14 +43,18 @@ pub enum What {
     Unknown { ahead: Micros },
     /// Done.
     Done,
+    /// Another worker writes its plan.
+    Busy,
+    /// The plan's accounts are wanted.
+    Loading,
     /// The plan is written into a state of this birth.
     Configured(String),
     /// Slots by account name, each with the name of its address; when the next one comes, if that is known; how
     /// many holds there have been; whether this worker may call without Redis.
     Slots { slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64, is_seated: bool },
-    /// What is spent, as JSON that only the script understands.
+    /// What is spent, of what was asked for, as JSON that only the script understands.
     Memory(String),
-    /// All holds that matter.
+    /// The holds that matter, of what was asked for.
     Holds { holds: Vec<Told>, seq: u64 },
 }
 
@@ -167,6 +172,79 @@ pub struct HoldAsk {
     pub since: i64,
 }
 
+/// So many accounts a call is about at most: Redis does nothing else meanwhile.
+pub const PIECE: usize = 40;
+
+/// Which holds are asked for.
+#[derive(Clone, Debug, Serialize)]
+pub struct HoldsAsk {
+    /// Of these accounts.
+    pub names: Vec<String>,
+    /// And those of the source and its addresses.
+    pub whole: bool,
+}
+
+/// A plan on its way to Redis: what all accounts share, then the accounts in pieces.
+#[derive(Debug)]
+pub struct Writing {
+    shared: serde_json::Value,
+    accounts: Vec<serde_json::Value>,
+    /// What is spent, by account.
+    memory: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Writing {
+    /// `by`: who writes.
+    pub fn new(
+        (plan, names): (&Plan, &[String]),
+        lease: Micros,
+        Knowledge { is_known, is_read, is_quiet, memory, alone }: Knowledge<'_>,
+        by: &str,
+    ) -> Self {
+        let mut json = plan_json(plan, names, Clock::System.now());
+        // Other windows of calendars make no other plan.
+        let calendars = json["calendars"].take();
+        let id = hex::encode(&Sha256::digest(json.to_string())[..8]);
+        json["calendars"] = calendars;
+        let accounts = match json["accounts"].take() {
+            serde_json::Value::Array(accounts) => accounts,
+            _ => Vec::new(),
+        };
+        let hops = plan.accounts.iter().any(|account| !account.fallbacks.is_empty());
+        let capped = plan.accounts.iter().any(|account| account.in_flight.is_some_and(|most| most > 0));
+        let mut shared = serde_json::json!({
+            "plan": json, "id": id, "by": by, "count": accounts.len(), "hops": hops, "capped": capped, "lease": lease,
+            "known": is_known, "read": is_read, "quiet": is_quiet, "alone": alone,
+        });
+        let mut spent = serde_json::Map::new();
+        if let Some(mut memory) = memory.and_then(|memory| serde_json::from_str::<serde_json::Value>(memory).ok()) {
+            if let serde_json::Value::Object(accounts) = memory["accounts"].take() {
+                spent = accounts;
+            }
+            shared["memory"] = memory;
+        }
+        Self { shared, accounts, memory: spent }
+    }
+
+    /// How many accounts there are.
+    pub const fn len(&self) -> usize {
+        self.accounts.len()
+    }
+
+    fn piece(&self, first: usize) -> serde_json::Value {
+        let accounts: Vec<_> = self.accounts.iter().skip(first).take(PIECE).collect();
+        let spent = accounts.iter().filter_map(|account| {
+            let name = account["name"].as_str()?;
+            Some((name.to_owned(), self.memory.get(name)?.clone()))
+        });
+        let memory: serde_json::Map<_, _> = spent.collect();
+        serde_json::json!({
+            "by": self.shared["by"], "id": self.shared["id"], "first": first, "is_last": accounts.is_empty(),
+            "memory": memory, "accounts": accounts,
+        })
+    }
+}
+
 /// What a worker tells of itself when it writes the plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Knowledge<'a> {
@@ -246,27 +324,19 @@ impl Server {
         self.connection.subscribe(channel_of(&self.key, worker)).await
     }
 
-    /// Writes the plan.
-    pub async fn configure(
-        &mut self,
-        (plan, names): (&Plan, &[String]),
-        lease: Micros,
-        Knowledge { is_known, is_read, is_quiet, memory, alone }: Knowledge<'_>,
-    ) -> RedisResult<Reply> {
-        let plan = plan_json(plan, names, Clock::System.now());
-        let mut input = serde_json::json!({
-            "plan": plan, "lease": lease, "known": is_known, "read": is_read, "quiet": is_quiet,
-            "alone": alone,
-        });
-        if let Some(memory) = memory.and_then(|memory| serde_json::from_str(memory).ok()) {
-            input["memory"] = memory;
-        }
-        self.call("configure", &input).await
+    /// Begins to write the plan: [`What::Configured`] if it is there already, [`What::Loading`] if its accounts are wanted.
+    pub async fn configure(&mut self, writing: &Writing) -> RedisResult<Reply> {
+        self.call("configure", &writing.shared).await
     }
 
-    /// Asks what is spent, in a state of this birth.
-    pub async fn remember(&mut self, birth: &str) -> RedisResult<Reply> {
-        self.call("remember", &serde_json::json!({ "birth": birth })).await
+    /// Writes those accounts of the plan that come next; the last call has none.
+    pub async fn write_accounts(&mut self, writing: &Writing, first: usize) -> RedisResult<Reply> {
+        self.call("accounts", &writing.piece(first)).await
+    }
+
+    /// Asks what is spent by these accounts, and if this is the first piece by all, in a state of this birth.
+    pub async fn remember(&mut self, birth: &str, names: &[String], is_first: bool) -> RedisResult<Reply> {
+        self.call("remember", &serde_json::json!({ "birth": birth, "names": names, "whole": is_first })).await
     }
 
     /// Leases slots, and gives some back.
@@ -289,9 +359,9 @@ impl Server {
         self.books.say(&mut self.connection, input).await
     }
 
-    /// Asks for all holds.
-    pub async fn holds(&mut self) -> RedisResult<Reply> {
-        self.call("holds", &serde_json::json!({})).await
+    /// Asks for holds.
+    pub async fn holds(&mut self, ask: &HoldsAsk) -> RedisResult<Reply> {
+        self.call("holds", ask).await
     }
 
     async fn call(&mut self, step: &str, input: &impl Serialize) -> RedisResult<Reply> {
@@ -322,6 +392,8 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
             let is_seated = from_redis_value::<u64>(part())? > 0;
             What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq, is_seated }
         }
+        "busy" => What::Busy,
+        "loading" => What::Loading,
         "configured" => What::Configured(from_redis_value(part())?),
         "memory" => What::Memory(from_redis_value(part())?),
         "holds" => {
@@ -456,6 +528,48 @@ fn rules_json(rules: &Rules, fastest: Micros) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quota::{
+        Pacing,
+        plan::{AccountLimits, Limits},
+    };
+
+    #[test]
+    fn a_plan_goes_in_pieces_each_account_once_with_what_it_has_spent() {
+        const ACCOUNTS: usize = 100;
+        let limits =
+            Limits { accounts: vec![AccountLimits::default(); ACCOUNTS], unlimited: true, ..Limits::default() };
+        let plan = Plan::new(&limits, &Pacing::default());
+        let names: Vec<String> = (0..ACCOUNTS).map(|number| format!("a{number}")).collect();
+        let writing = |is_known, memory, names| {
+            let knowledge = Knowledge { is_known, is_read: true, is_quiet: false, memory, alone: 0 };
+            Writing::new((&plan, names), 4_000_000, knowledge, "w")
+        };
+        let memory = r#"{"at":"1","source":[],"addresses":[],"accounts":{"a0":[[1,2]],"a99":[[3,4]]}}"#;
+        let with = writing(true, Some(memory), &names);
+        let (mut first, mut written, mut spent) = (0, Vec::new(), Vec::new());
+        loop {
+            let piece = with.piece(first);
+            assert_eq!(piece["first"], first);
+            let accounts = piece["accounts"].as_array().unwrap();
+            assert!(accounts.len() <= PIECE);
+            written.extend(accounts.iter().map(|account| account["name"].as_str().unwrap().to_owned()));
+            spent.extend(piece["memory"].as_object().unwrap().keys().cloned());
+            if piece["is_last"] == true {
+                assert!(accounts.is_empty());
+                break;
+            }
+            first = (first + PIECE).min(with.len());
+        }
+        assert_eq!((written, spent), (names.clone(), vec!["a0".to_owned(), "a99".to_owned()]));
+        assert_eq!(
+            with.shared["memory"],
+            serde_json::json!({"at": "1", "source": [], "addresses": [], "accounts": null})
+        );
+        // Whoever knows something else writes the same plan; who has other accounts another one.
+        assert_eq!(with.shared["id"], writing(false, None, &names).shared["id"]);
+        let others: Vec<String> = names.iter().map(|name| format!("b{name}")).collect();
+        assert_ne!(with.shared["id"], writing(false, None, &others).shared["id"]);
+    }
 
     #[test]
     fn what_a_worker_hears_alone_is_told_from_what_all_hear() {

@@ -347,7 +347,7 @@ mod tests {
             }
             match local.step(at) {
                 Step::Lease(ask) => ask.express,
-                Step::Hold(_) | Step::Pace(_) | Step::Holds | Step::Wait(_) => None,
+                Step::Hold(_) | Step::Pace(_) | Step::Holds(_) | Step::Wait(_) => None,
             }
         };
         let first = asks(now, false).unwrap();

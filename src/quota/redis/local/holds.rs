@@ -1,11 +1,11 @@
 //! A worker's side of holds: what is in force, what Redis is to be told of, and what others have told. No I/O.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    super::wire::{HoldAsk, Named, Told},
+    super::wire::{HoldAsk, HoldsAsk, Named, PIECE, Told},
     Local,
 };
 use crate::{
@@ -50,6 +50,7 @@ impl Local {
 
     /// Tells Redis again of every hold in force and of every share that was asked for: its state is lost.
     pub fn tell_again(&mut self, now: Instant) {
+        self.holds_heard = None;
         let accounts = (0..self.accounts.len()).map(Scope::Account);
         let addresses = (0..self.addresses.len()).map(Scope::Address);
         for scope in accounts.chain(addresses).chain([Scope::Source]) {
@@ -163,16 +164,32 @@ impl Local {
         }
     }
 
-    /// All holds, as Redis knows them.
+    /// Which holds are asked for next.
+    pub(super) fn holds_ask(&self) -> HoldsAsk {
+        let names = self.accounts[self.holds_wanted()].iter().map(|account| account.name.clone()).collect();
+        HoldsAsk { names, whole: self.holds_heard.is_none() }
+    }
+
+    fn holds_wanted(&self) -> Range<usize> {
+        let first = self.holds_heard.map_or(0, |(heard, _)| heard);
+        first..(first + PIECE).min(self.accounts.len())
+    }
+
+    /// The holds that were asked for, as Redis knows them.
     pub fn replace_holds(&mut self, holds: &[Told], seq: u64, now: Instant) {
-        (self.held_until, self.disabled) = (None, false);
-        for account in &mut self.accounts {
-            (account.held_until, account.disabled) = (None, false);
+        let wanted = self.holds_wanted();
+        if self.holds_heard.is_none() {
+            (self.held_until, self.disabled) = (None, false);
+            self.causes.forget_hold(Scope::Source);
+            for (index, address) in self.addresses.iter_mut().enumerate() {
+                (address.held_until, address.disabled) = (None, false);
+                self.causes.forget_hold(Scope::Address(index));
+            }
         }
-        for address in &mut self.addresses {
-            (address.held_until, address.disabled) = (None, false);
+        for index in wanted.clone() {
+            (self.accounts[index].held_until, self.accounts[index].disabled) = (None, false);
+            self.causes.forget_hold(Scope::Account(index));
         }
-        self.causes.forget_holds();
         // Zero: the source is held by nothing, which is no release.
         for told in holds.iter().filter(|told| told.until > 0) {
             self.announced(told, now);
@@ -185,7 +202,14 @@ impl Local {
                 None => self.apply_release(scope, cause.since, now),
             }
         }
-        (self.seq, self.seq_known) = (seq, seq);
+        // What has changed since the first piece may concern accounts of it: then all are asked for again.
+        let since = self.holds_heard.map_or(seq, |(_, since)| since);
+        self.seq = seq;
+        if wanted.end < self.accounts.len() {
+            self.holds_heard = Some((wanted.end, since));
+        } else {
+            (self.seq_known, self.holds_heard) = (since, None);
+        }
     }
 
     pub(super) fn hold_ask(&self, change: &Change, now: Instant) -> HoldAsk {
