@@ -223,7 +223,12 @@ impl Driver {
                     sleep(RETRY[0]).await;
                     server.configure(writing).await?
                 }
-                _ => return Ok(reply),
+                What::Unknown { .. }
+                | What::Done
+                | What::Configured(_)
+                | What::Slots { .. }
+                | What::Memory(_)
+                | What::Holds { .. } => return Ok(reply),
             };
         }
     }
@@ -279,10 +284,11 @@ impl Driver {
     /// Does what there is to do, until the connection fails.
     async fn serve(&mut self, server: &mut Server) -> ::redis::RedisError {
         loop {
-            if self.has_called && self.remember_at.is_some_and(|at| at <= Instant::now()) {
-                if let Err(error) = self.remember(server).await {
-                    return error;
-                }
+            if self.has_called
+                && self.remember_at.is_some_and(|at| at <= Instant::now())
+                && let Err(error) = self.remember(server).await
+            {
+                return error;
             }
             if self.look_at <= Instant::now() {
                 self.look_at = Instant::now() + LOOK_EVERY;

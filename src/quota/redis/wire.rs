@@ -206,10 +206,8 @@ impl Writing {
         let calendars = json["calendars"].take();
         let id = hex::encode(&Sha256::digest(json.to_string())[..8]);
         json["calendars"] = calendars;
-        let accounts = match json["accounts"].take() {
-            serde_json::Value::Array(accounts) => accounts,
-            _ => Vec::new(),
-        };
+        let accounts =
+            if let serde_json::Value::Array(accounts) = json["accounts"].take() { accounts } else { Vec::new() };
         let hops = plan.accounts.iter().any(|account| !account.fallbacks.is_empty());
         let capped = plan.accounts.iter().any(|account| account.in_flight.is_some_and(|most| most > 0));
         let mut shared = serde_json::json!({
