@@ -593,10 +593,12 @@ async fn what_all_accounts_have_spent_and_what_holds_them_is_asked_and_written_i
     fleet.judge("pieces").await;
 }
 
+/// Of SLOWLOG: number, seconds since 1970, microseconds, arguments, client, its name.
+type Entry = (u64, u64, u64, Vec<Vec<u8>>, String, String);
+
 /// How long Redis was in each script call so far, in microseconds.
 async fn script_calls(connection: &mut redis::aio::MultiplexedConnection) -> Vec<u64> {
-    let log: Vec<(u64, u64, u64, Vec<Vec<u8>>, String, String)> =
-        redis::cmd("SLOWLOG").arg("GET").arg(-1).query_async(connection).await.unwrap();
+    let log: Vec<Entry> = redis::cmd("SLOWLOG").arg("GET").arg(-1).query_async(connection).await.unwrap();
     let scripts = log.into_iter().filter(|entry| entry.3[0].eq_ignore_ascii_case(b"EVALSHA"));
     let mut calls: Vec<u64> = scripts.map(|entry| entry.2).collect();
     calls.sort_unstable();
