@@ -419,8 +419,10 @@ mod tests {
         open: Vec<Position>,
         batch: Option<Batch>,
         kept: Kept,
-        /// How often each record was called for.
-        called: HashMap<(Partition, i64), u32>,
+        /// Records that a call has answered.
+        answered: HashSet<(Partition, i64)>,
+        /// How many calls began for a record that was answered before.
+        again: u32,
         /// Whether anything happened that loses what is kept.
         crashed: bool,
     }
@@ -453,7 +455,8 @@ mod tests {
                 open: vec![],
                 batch: None,
                 kept: Kept::default(),
-                called: HashMap::new(),
+                answered: HashSet::new(),
+                again: 0,
                 crashed: false,
             };
             model.restart();
@@ -494,7 +497,10 @@ mod tests {
                 if self.outbox.admit(&position, print(position.offset)) == Admit::New {
                     match self.outbox.kept(&position, Instant::now()) {
                         Some(answer) => self.outbox.complete(position, answer),
-                        None => self.open.push(position),
+                        None => {
+                            self.again += u32::from(self.answered.contains(&(partition.clone(), position.offset)));
+                            self.open.push(position);
+                        }
                     }
                 }
             }
@@ -515,7 +521,7 @@ mod tests {
                 Step::Complete(index) if !self.open.is_empty() => {
                     let position = self.open.swap_remove(index.index(self.open.len()));
                     let records = outcome(&position);
-                    *self.called.entry((position.partition.clone(), position.offset)).or_default() += 1;
+                    self.answered.insert((position.partition.clone(), position.offset));
                     self.outbox.complete(position, records);
                 }
                 Step::Complete(_) => {}
@@ -591,8 +597,8 @@ mod tests {
             for step in &steps {
                 model.step(step);
             }
-            let twice = model.called.values().filter(|times| **times > 1).count();
-            prop_assert!(model.crashed || twice == 0, "called for again though the answer was there");
+            // One whose partition left and came back while its call was under way is called for twice at once.
+            prop_assert!(model.crashed || model.again == 0, "called for again though the answer was there");
             model.finish();
             let doubled: Vec<_> = model.broker.visible.iter().filter(|(_, times)| **times != 1).collect();
             prop_assert!(doubled.is_empty(), "doubled: {doubled:?}");

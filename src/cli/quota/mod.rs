@@ -95,7 +95,7 @@ Calls under way are finished. What waits stays on Kafka.")]
     #[command(after_long_help = "\
 Examples:
   weir quota resume ali1688
-  weir quota resume ali1688 shop-1               # it calls again, with the secrets that the roles were started with
+  weir quota resume ali1688 shop-1               # it calls again
   weir quota resume taobao --address proxy-3     # after the proxy was repaired
 
 A source is resumed as a whole; accounts of it that are paused or disabled themselves stay so. From an address that was \
