@@ -495,12 +495,11 @@ mod tests {
                 let position = Position { partition: partition.clone(), epoch, offset: *next };
                 *next += 1;
                 if self.outbox.admit(&position, print(position.offset)) == Admit::New {
-                    match self.outbox.kept(&position, Instant::now()) {
-                        Some(answer) => self.outbox.complete(position, answer),
-                        None => {
-                            self.again += u32::from(self.answered.contains(&(partition.clone(), position.offset)));
-                            self.open.push(position);
-                        }
+                    if let Some(answer) = self.outbox.kept(&position, Instant::now()) {
+                        self.outbox.complete(position, answer);
+                    } else {
+                        self.again += u32::from(self.answered.contains(&(partition.clone(), position.offset)));
+                        self.open.push(position);
                     }
                 }
             }
