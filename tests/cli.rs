@@ -165,10 +165,12 @@ fn simulate_needs_no_configuration_and_a_closed_pipe_is_no_failure() {
 #[allow(clippy::disallowed_methods, reason = "the time of a process of its own cannot be paused")]
 fn a_hangup_ends_a_process_in_good_order_and_with_a_word_unless_it_was_started_to_survive_it() {
     for (nohup, survives) in [(false, false), (true, true)] {
-        let mut command = if nohup { Command::new("nohup") } else { Command::new(env!("CARGO_BIN_EXE_weir")) };
-        if nohup {
-            command.arg(env!("CARGO_BIN_EXE_weir"));
+        // The tests themselves may have been started by nohup, and what they start inherits that.
+        let mut command = Command::new(if nohup { "nohup" } else { "env" });
+        if !nohup {
+            command.arg("--default-signal=HUP");
         }
+        command.arg(env!("CARGO_BIN_EXE_weir"));
         let log = tempfile::NamedTempFile::new().unwrap();
         let output = || log.reopen().unwrap();
         let mut child = command
