@@ -151,11 +151,30 @@ end
 
 local function stretched(spacing, by) return by == 1 and spacing or math.ceil(spacing * by - 1e-6) end
 
--- What a worker asked for whose calls leave late counts as long as it says so.
-local function stretch_of(pace)
-  local delays = (pace.delays_til or 0) > now and pace.delays or 1
-  return pace.stretch / (pace.operator * pace.calendar * delays)
+-- The least share that workers whose calls leave late ask for, and until when it counts unless it is said again. Each
+-- worker has its own, so that the last one to speak does not undo the others', and one that has died slows nobody for long.
+local function least_of_delays(pace)
+  local least, til = 1, 0
+  -- A state of an earlier version has a number.
+  if type(pace.delays) ~= 'table' then return least, til end
+  for _, one in pairs(pace.delays) do
+    if one.til > now and (one.share < least or one.share == least and one.til > til) then least, til = one.share, one.til end
+  end
+  return least, til
 end
+
+local function set_delays(pace, worker, share)
+  local delays = type(pace.delays) == 'table' and pace.delays or {}
+  for other, one in pairs(delays) do
+    if one.til <= now then delays[other] = nil end
+  end
+  delays[worker] = share < 1 and { share = share, til = now + DELAYS } or nil
+  pace.delays = next(delays) and delays or nil
+end
+
+-- By how much all but late calls stretch the spacings, and by how much everything does.
+local function stretch_without_delays(pace) return pace.stretch / (pace.operator * pace.calendar) end
+local function stretch_of(pace) return stretch_without_delays(pace) / least_of_delays(pace) end
 
 local function pace_slot(pace, at)
   local quiet = pace.quiet == 0 and 0 or min(max(at - pace.quiet, 0), QUIET_MAX)
@@ -1036,10 +1055,17 @@ local function pace()
     if one.name then target, planned = state and state.pace, state and state.gate.spacing end
     if one.address then target, planned = gate and gate.pace, gate and gate.spacing end
     if target then
-      if one.age then pace_refuse(target, now - one.age, planned) else target[one.by] = one.share end
-      if one.by == 'delays' then target.delays_til = now + DELAYS end
+      if one.age then
+        pace_refuse(target, now - one.age, planned)
+      elseif one.by == 'delays' then
+        set_delays(target, input.from or '', one.share)
+      else
+        target[one.by] = one.share
+      end
       if one.name then changed[one.name] = true end
-      local told = { account = one.name or '', address = one.address or '', share = 1 / stretch_of(target), refused = target.refused }
+      local delays, til = least_of_delays(target)
+      local told = { account = one.name or '', address = one.address or '', share = 1 / stretch_without_delays(target),
+        refused = target.refused, delays = delays, delays_til = digits(til) }
       redis.call('PUBLISH', KEYS[1] .. ':hold', cjson.encode(told))
     end
   end

@@ -328,6 +328,6 @@ impl Quota for Redis {
     }
 
     fn pace(&self, scope: Scope) -> PaceState {
-        self.shared.local().pace(scope)
+        self.shared.local().pace(scope, Instant::now())
     }
 }

@@ -463,6 +463,40 @@ async fn a_share_of_the_pace_counts_for_all_workers_and_once_however_many_ask() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn late_calls_of_a_worker_slow_the_fleet_whatever_others_say_and_no_longer_than_it_lives() {
+    let server = Server::start();
+    let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);
+    fleet.flows(20).await;
+    tokio::time::sleep(Duration::from_millis(4_500)).await;
+    let whole = made_in(&fleet, 5).await;
+    let says = async |worker: usize, share: f64| {
+        fleet.quotas[worker].set_pace(Scope::Source, PaceBy::Delays, Share::new(share).unwrap()).await;
+    };
+    // It is said again every two seconds; what was leased before may leave for four.
+    let mut half = 0;
+    for round in 0..5 {
+        says(0, 0.5).await;
+        heard(&fleet, Scope::Source, 0, 0.5).await;
+        says(1, 0.8).await;
+        says(2, 1.0).await;
+        let made = made_in(&fleet, 2).await;
+        half += if round >= 3 { made } else { 0 };
+        heard(&fleet, Scope::Source, 0, 0.5).await;
+    }
+    println!("{whole} calls in 5 s, {half} in 4 s at half the pace");
+    assert!(half * 100 <= whole * 55 * 4 / 5 && half > 0, "{whole} in 5 s, {half} in 4 s");
+    // The latest is in order again; the other one has died.
+    let died_at = Instant::now();
+    says(1, 0.8).await;
+    says(0, 1.0).await;
+    heard(&fleet, Scope::Source, 0, 0.8).await;
+    heard(&fleet, Scope::Source, 0, 1.0).await;
+    let lasted = died_at.elapsed();
+    assert!((4_500..7_000).contains(&lasted.as_millis()), "a dead worker's share lasted {lasted:?}");
+    fleet.judge("late").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_burst_of_refusals_slows_the_account_by_one_step_for_the_whole_fleet() {
     let server = Server::start();
     let fleet = Fleet::start(&server.url(), Fleet::limits(), 4);

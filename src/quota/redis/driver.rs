@@ -322,7 +322,8 @@ impl Driver {
                     })
                 }
                 Step::Pace(paces) => {
-                    let reply = server.pace(&paces).await;
+                    let worker = self.shared.local().worker.clone();
+                    let reply = server.pace(&worker, &paces).await;
                     reply.inspect(|reply| {
                         if !matches!(reply.what, What::Unknown { .. }) {
                             self.shared.local().told_paces(paces.len());
@@ -436,7 +437,7 @@ fn hear(shared: &Shared, push: &PushInfo) {
     } else if let Some(Value::BulkString(payload)) = push.data.last()
         && let Some(paced) = wire::paced(payload)
     {
-        shared.local().paced(&paced);
+        shared.local().paced(&paced, Instant::now());
     } else if let Some(Value::BulkString(payload)) = push.data.last()
         && let Some(birth) = wire::born(payload)
     {

@@ -286,8 +286,19 @@ pub struct Paced {
     /// This and the address empty = the source.
     pub account: String,
     pub address: String,
+    /// Of the planned rate, without what late calls leave of it.
     pub share: f64,
     pub refused: u64,
+    /// The share that late calls leave of that, and until when by Redis' clock; a process of an earlier version says
+    /// nothing of it.
+    #[serde(default = "whole")]
+    pub delays: f64,
+    #[serde(default, deserialize_with = "from_text")]
+    pub delays_til: Micros,
+}
+
+const fn whole() -> f64 {
+    1.0
 }
 
 /// One connection, which knows the server that it goes to.
@@ -347,9 +358,9 @@ impl Server {
         self.call("hold", &serde_json::json!({ "holds": holds })).await
     }
 
-    /// Changes paces.
-    pub async fn pace(&mut self, paces: &[PaceAsk]) -> RedisResult<Reply> {
-        self.call("pace", &serde_json::json!({ "paces": paces })).await
+    /// Changes paces, as this worker asks for them.
+    pub async fn pace(&mut self, worker: &str, paces: &[PaceAsk]) -> RedisResult<Reply> {
+        self.call("pace", &serde_json::json!({ "from": worker, "paces": paces })).await
     }
 
     /// Says something to the ledger of batches' budgets.
@@ -567,6 +578,14 @@ mod tests {
         assert_eq!(with.shared["id"], writing(false, None, &names).shared["id"]);
         let others: Vec<String> = names.iter().map(|name| format!("b{name}")).collect();
         assert_ne!(with.shared["id"], writing(false, None, &others).shared["id"]);
+    }
+
+    #[test]
+    fn a_pace_without_a_word_on_late_calls_is_slowed_by_none() {
+        let before = paced(br#"{"account":"","address":"","share":0.5,"refused":1}"#).unwrap();
+        assert_eq!((before.delays, before.delays_til), (1.0, 0));
+        let late = paced(br#"{"account":"","address":"","share":1,"refused":0,"delays":0.8,"delays_til":"17"}"#).unwrap();
+        assert_eq!((late.delays, late.delays_til), (0.8, 17));
     }
 
     #[test]

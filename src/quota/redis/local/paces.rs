@@ -14,14 +14,22 @@ const PACES: usize = 256;
 /// A pace as Redis announced it last; until it has answered, as this worker expects it.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
+    /// Without what late calls leave of it.
     state: PaceState,
+    /// The share that late calls, of whichever worker, leave of it, and until when.
+    delays: Option<(f64, Instant)>,
     /// Calls that left before this slow nothing down any more.
     slowed_at: Option<Instant>,
 }
 
 impl Heard {
-    pub fn share(&self) -> f64 {
-        self.state.share
+    fn state(&self, now: Instant) -> PaceState {
+        let delays = self.delays.filter(|(_, until)| now < *until).map_or(1.0, |(share, _)| share);
+        PaceState { share: self.state.share * delays, ..self.state }
+    }
+
+    pub fn share(&self, now: Instant) -> f64 {
+        self.state(now).share
     }
 
     fn refused(&mut self, left_at: Instant, now: Instant) {
@@ -71,12 +79,14 @@ impl Local {
     }
 
     /// How fast calls go, as far as this worker has heard.
-    pub fn pace(&mut self, scope: Scope) -> PaceState {
-        self.heard(scope).map(|heard| heard.state).unwrap_or_default()
+    pub fn pace(&mut self, scope: Scope, now: Instant) -> PaceState {
+        self.heard(scope).map(|heard| heard.state(now)).unwrap_or_default()
     }
 
     /// A pace that a worker, this one perhaps, has changed.
-    pub fn paced(&mut self, paced: &Paced) {
+    pub fn paced(&mut self, paced: &Paced, now: Instant) {
+        let until = self.offset.filter(|_| paced.delays < 1.0).map(|offset| offset.instants(paced.delays_til, now).1);
+        let delays = until.map(|until| (paced.delays, until));
         let state = PaceState { share: paced.share, refused: paced.refused };
         let scope = match (paced.account.as_str(), paced.address.as_str()) {
             ("", "") => Some(Scope::Source),
@@ -84,7 +94,7 @@ impl Local {
             (account, _) => self.index(account).map(Scope::Account),
         };
         if let Some(pace) = scope.and_then(|scope| self.heard(scope)) {
-            pace.state = state;
+            (pace.state, pace.delays) = (state, delays);
         }
     }
 
