@@ -19,7 +19,7 @@ use crate::{
     message::SourceName,
     platform::{Account, Source, SourceConfig, address::Address, http::Route},
     quota::{
-        self, Limit,
+        Limit,
         calendar::Window,
         money::OnBudget,
         plan::{AccountLimits, Limits},
@@ -207,9 +207,6 @@ fn open(source: &SourceConfig, folder: &Path, config: &Config) -> Result<String,
     let addresses = addresses(&opened);
     let limits = opened.quota().or_unknown(&quota.unknown);
     let limit = limits_in_words(&limits, &opened.accounts);
-    if quota.store == quota::Store::Redis {
-        quota.plans(&limits).map_err(|error| error.to_string())?;
-    }
     let preset = source.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
     let money = money(source);
     let ids = match opened.vendor.batch_max() {
@@ -478,7 +475,7 @@ mod tests {
         let source = <Toml as Format>::from_str::<SourceConfig>(&text).map_err(|error| error.to_string())?;
         let secret = |_: &str| Some("secret".to_owned());
         let opened = Source::open(&source, Path::new("/nowhere"), &secret).map_err(|error| error.to_string())?;
-        let limits = opened.quota().or_unknown(&quota::Config::default().unknown);
+        let limits = opened.quota().or_unknown(&crate::quota::Config::default().unknown);
         Ok(limits_in_words(&limits, &opened.accounts) + &addresses(&opened))
     }
 

@@ -12,7 +12,7 @@ use crate::{
     fetch::AtRisk,
     kafka::client::{LEAST_LIMIT, MESSAGE_LIMIT, TRANSACTION_TIMEOUT},
     message::Class,
-    quota::{self, OnRedisLoss, Pacing, division::Division},
+    quota::{self, Pacing},
     retry::Policy,
     runtime::logging,
     sink::Store,
@@ -218,13 +218,6 @@ fn quota(check: &mut Check, config: &Config) {
     check.name("quota.prefix", &config.quota.prefix, 100);
     check.range("quota.margin", config.quota.margin, [0.0, Pacing::MARGIN_MAX]);
     check.duration("quota.jitter", config.quota.jitter, Duration::ZERO..=Pacing::JITTER_MAX);
-    check.range("quota.reserve", config.quota.reserve, [0.001, Division::RESERVE_MAX]);
-    check.range("quota.workers_max", config.quota.workers_max, [1, Division::WORKERS_MAX]);
-    check.duration("quota.share_for", config.quota.share_for, MINUTE..=DAY);
-    if config.quota.on_redis_loss == OnRedisLoss::Share && config.quota.store == quota::Store::Memory {
-        let what = "found \"share\" with quota.store = \"memory\", allowed: \"stop\"; there is no Redis to be lost";
-        check.add("quota.on_redis_loss", what);
-    }
     let unknown = &config.quota.unknown;
     if let Err(invalid) = unknown.validate() {
         check.add("quota.unknown", invalid.to_string());

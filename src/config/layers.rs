@@ -60,6 +60,7 @@ pub(super) fn assemble(
         }
     }
     let mut values = figment.data().unwrap_or_default().remove(&Profile::Default).unwrap_or_default();
+    problems.extend(without_removed(&mut values, &figment));
     let sources = values.remove("source");
     let mut config: Config = decode(Value::from(values), &figment, "", &mut problems).unwrap_or_default();
     config.sources = sources.map(|list| decode_sources(list, &figment, &mut problems)).unwrap_or_default();
@@ -76,6 +77,23 @@ fn file_layer(path: &Path, text: &str) -> Result<Layer, ConfigError> {
         *properties = flat(properties);
     }
     Ok(Layer { place: path.display().to_string(), values })
+}
+
+/// What 0.1.0 had settings for, and its example file set: how a worker went on without Redis. They are passed over, but
+/// whoever asked for what there is no more has to know.
+fn without_removed(values: &mut Dict, places: &Figment) -> Option<Problem> {
+    let Some(Value::Dict(_, quota)) = values.get_mut("quota") else { return None };
+    for key in ["reserve", "workers_max", "share_for"] {
+        quota.remove(key);
+    }
+    let value = quota.remove("on_redis_loss")?;
+    if value.as_str() == Some("stop") {
+        return None;
+    }
+    let what = "there is only \"stop\" now: without Redis a worker uses up the slots that it has (4 s at most), then calls \
+                stop until Redis is back. Remove this line, and reserve, workers_max and share_for";
+    let place = places.get_metadata(value.tag()).map(|metadata| metadata.name.to_string());
+    Some(Problem { key: "quota.on_redis_loss".to_owned(), place, what: what.to_owned() })
 }
 
 /// librdkafka's property names have dots, which TOML reads as tables, and its numbers are texts: take both forms.

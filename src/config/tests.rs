@@ -26,6 +26,13 @@ fn without_file_and_variables_the_defaults_are_in_effect_and_valid() {
 }
 
 #[test]
+fn what_an_earlier_example_set_of_life_without_redis_is_passed_over() {
+    let earlier =
+        "[quota]\non_redis_loss = \"stop\"\nreserve = 0.1\nworkers_max = 4\nshare_for = \"15m\"\nprefix = \"other\"";
+    assert_eq!(with(earlier, &[("WEIR_QUOTA__RESERVE", "0.2")]).unwrap().quota.prefix, "other");
+}
+
+#[test]
 fn a_refusal_names_the_key_the_place_and_what_is_allowed() {
     let table: &[(&str, &[&str])] = &[
         (
@@ -35,6 +42,10 @@ fn a_refusal_names_the_key_the_place_and_what_is_allowed() {
         ("[ftech]\n", &["ftech", "conf/weir.toml", "kafka", "source"]),
         ("[retry]\nbase = \"soon\"", &["retry.base", "\"soon\"", "\"30s\""]),
         ("[retry]\nbase = 5", &["retry.base", "found 5", "\"30s\""]),
+        (
+            "[quota]\non_redis_loss = \"share\"\nreserve = 0.1",
+            &["quota.on_redis_loss", "conf/weir.toml", "uses up the slots", "until Redis is back"],
+        ),
         ("[sink]\nbytes = \"lots\"", &["sink.bytes", "\"lots\"", "\"8MiB\""]),
         ("[sink]\nrows = \"10\"", &["sink.rows", "\"10\"", "whole number"]),
         ("[sink]\nrows = -1", &["sink.rows", "-1", "not negative"]),

@@ -88,9 +88,7 @@ fn is_zero(count: &u64) -> bool {
 pub struct CutOffReport {
     /// Since when.
     pub since_at: Timestamp,
-    /// Calls that it has had since then out of the share that is its own without Redis.
-    pub calls: u64,
-    /// It has no such share, or none any more: it makes no call until Redis is back.
+    /// Its lease is used up: it makes no call until Redis is back.
     #[serde(default)]
     pub stopped: bool,
 }

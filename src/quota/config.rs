@@ -6,10 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Aliases, Counting, Limit, Pacing, Past, Quota,
-    division::{Division, Indivisible},
     memory::Memory,
-    plan::Limits,
-    redis::{self, Plans, Redis, Sharing},
+    plan::{Limits, Plan},
+    redis::{self, Redis},
 };
 use crate::{message::SourceName, runtime::clock::Clock};
 
@@ -21,15 +20,6 @@ pub struct Config {
     pub store: Store,
     /// What Redis' keys begin with.
     pub prefix: String,
-    /// What a worker does when Redis is lost and its lease is used up.
-    pub on_redis_loss: OnRedisLoss,
-    /// With [`OnRedisLoss::Share`]: the share of every limit that Redis never grants, for workers that have lost it.
-    pub reserve: f64,
-    /// With [`OnRedisLoss::Share`]: among how many workers that is divided. Further ones wait without Redis.
-    pub workers_max: u32,
-    /// With [`OnRedisLoss::Share`]: for how long a worker goes on without Redis.
-    #[serde(with = "humantime_serde")]
-    pub share_for: Duration,
     /// As [`Pacing::margin`].
     pub margin: f64,
     /// As [`Pacing::jitter`].
@@ -48,9 +38,6 @@ pub enum OpenError {
     /// Redis' address is none.
     #[error(transparent)]
     Url(#[from] redis::InvalidUrl),
-    /// `on_redis_loss = "share"` with limits that do not allow it.
-    #[error(transparent)]
-    Share(#[from] Indivisible),
 }
 
 /// The quota of a source as it is configured, in the light of its past; needs a tokio runtime.
@@ -75,7 +62,8 @@ pub fn open(
         }
         Store::Redis => {
             let url = redis_url.ok_or(OpenError::NoUrl)?;
-            Ok(Arc::new(Redis::new(url, &config.prefix, source, aliases, config.plans(limits)?, past)?))
+            let plan = Plan::new(limits, &config.pacing());
+            Ok(Arc::new(Redis::new(url, &config.prefix, source, aliases, plan, past)?))
         }
     }
 }
@@ -91,27 +79,12 @@ pub enum Store {
     Redis,
 }
 
-/// What a worker does without Redis.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnRedisLoss {
-    /// It waits until Redis is back.
-    #[default]
-    Stop,
-    /// It goes on at a share that Redis never grants: see [`super::division`].
-    Share,
-}
-
 impl Default for Config {
     fn default() -> Self {
         let Pacing { margin, jitter } = Pacing::default();
         Self {
             store: Store::default(),
             prefix: "weir".to_owned(),
-            on_redis_loss: OnRedisLoss::default(),
-            reserve: 0.1,
-            workers_max: 4,
-            share_for: Duration::from_secs(15 * 60),
             margin,
             jitter,
             unknown: Limit {
@@ -131,19 +104,5 @@ impl Config {
     #[must_use]
     pub const fn pacing(&self) -> Pacing {
         Pacing { margin: self.margin, jitter: self.jitter }
-    }
-
-    /// What limits come to in Redis, and without it.
-    ///
-    /// # Errors
-    /// [`Indivisible`]: with these limits nobody can go on without Redis.
-    pub fn plans(&self, limits: &Limits) -> Result<Plans, Indivisible> {
-        match self.on_redis_loss {
-            OnRedisLoss::Stop => Ok(Plans::whole(limits, &self.pacing())),
-            OnRedisLoss::Share => {
-                let division = Division { reserve: self.reserve, workers: self.workers_max };
-                Plans::shared(limits, &self.pacing(), Sharing { division, lasts: self.share_for })
-            }
-        }
     }
 }

@@ -363,7 +363,7 @@ local function load()
     return false
   end
   meta.pace = meta.pace or pace_new('known')
-  meta.seats, meta.seats_from, meta.doubted = meta.seats or {}, meta.seats_from or 0, meta.doubted or 0
+  meta.doubted = meta.doubted or 0
   for _, gate in ipairs(meta.addresses) do gate.pace = gate.pace or pace_new('known') end
   local writes = ARGV[1] == 'configure' or ARGV[1] == 'accounts'
   -- A state of an earlier version, with all names: it is kept, and the plan is written anew.
@@ -380,7 +380,6 @@ local function load()
   if meta.run ~= run then
     -- A restart or a failover: this state may be older than the last leases.
     begin_doubt(min(meta.last, now))
-    meta.seats_from = now + (meta.alone or 0)
     meta.run = run
   end
   if worker and meta.has_caps then
@@ -573,7 +572,7 @@ local function configure()
   if loading and loading.by ~= input.by and loading.at + LOADING >= now then return { 'busy', now } end
   if loading and not loading.known then known = false end
   if known and not loading and meta.plan == input.id and (meta.informed or not input.known) then
-    meta.lease, meta.alone, meta.calendars = input.lease, input.alone, input.plan.calendars
+    meta.lease, meta.calendars = input.lease, input.plan.calendars
     meta.informed = meta.informed or input.read
     return configured()
   end
@@ -591,7 +590,7 @@ local function configure()
     run = run, birth = old.birth, informed = old.informed, last = old.last, next_start = old.next_start, held = old.held, disabled = old.disabled,
     why = old.why, since = old.since, released = old.released,
     seq = old.seq + 1, number = old.number or 0, lease = input.lease, interval = plan.interval,
-    calendars = plan.calendars, alone = input.alone, seats = old.seats or {}, seats_from = old.seats_from or 0,
+    calendars = plan.calendars,
     pace = old.pace or pace_new('known'), source = gate_of(plan.source, old.source), addresses = {}, workers = old.workers,
     count = input.count, hops = input.hops, has_caps = input.capped,
     doubted = old.doubted, doubt = old.doubt, pass = old.pass, gone = old.gone,
@@ -616,8 +615,6 @@ local function configure()
     doubt_shared(now + meta.lease, since, input.known)
     meta.doubted = meta.doubted + 1
     loading.doubts, loading.since, loading.knows = true, since, input.known
-    -- Whoever was seated and is cut off may still call; of a fleet that has never called nobody is.
-    if input.known or not input.read then meta.seats_from = now + input.alone end
   end
   meta.loading = loading
   save()
@@ -909,20 +906,6 @@ local function hasten(slots)
   ask_others(count, one.share, max(now + one.lead, meta.held))
 end
 
--- Seats: workers that may call without Redis. One that is not heard of keeps its own for a while; who has one in a
--- state that was lost has it in the new one too.
-local function seated()
-  local seat = input.seat
-  if not seat then return 0 end
-  local taken = 0
-  for holder, til in pairs(meta.seats) do
-    if til < now then meta.seats[holder] = nil else taken = taken + 1 end
-  end
-  if not meta.seats[seat.holder] and not seat.is_held and (taken >= seat.most or now < meta.seats_from) then return 0 end
-  meta.seats[seat.holder] = now + seat.lasts
-  return 1
-end
-
 local function lease()
   if not load() or is_uninformed() then return unknown() end
   if meta.home_at and now >= meta.home_at then
@@ -972,11 +955,10 @@ local function lease()
     end
     left = left - 1
   end
-  local is_seated = seated()
   if input.takes_part and #slots > 0 then note_runs(slots) end
   hasten(slots)
   save()
-  return { 'slots', now, meta.seq, next_at, slots, is_seated }
+  return { 'slots', now, meta.seq, next_at, slots }
 end
 
 -- A release has no time.

@@ -50,7 +50,7 @@ pub struct Memory {
 /// Tokio's time stands still while the machine is suspended, and knows nothing of somebody who sets the clock. So how
 /// long the machine was suspended is added, and how far the time of day has gone away since is known apart.
 #[derive(Debug)]
-pub(super) struct Epoch {
+struct Epoch {
     at: Instant,
     micros: Micros,
     uptime: Duration,
@@ -137,12 +137,7 @@ impl Memory {
     /// The same with all that a source can have of limits. `clock` tells where windows of known phase begin.
     #[must_use]
     pub fn with_limits(limits: &Limits, pacing: &Pacing, clock: &Clock) -> Self {
-        Self::on(Plan::new(limits, pacing), clock)
-    }
-
-    /// The quota of a plan.
-    pub(super) fn on(plan: Plan, clock: &Clock) -> Self {
-        let epoch = Epoch::new(clock);
+        let (plan, epoch) = (Plan::new(limits, pacing), Epoch::new(clock));
         Self {
             table: Mutex::new(Timetable::new(&plan, epoch.micros)),
             fastest: plan.fastest(),
@@ -157,40 +152,6 @@ impl Memory {
     /// Takes over what is known of the past of these accounts, by index. For the start, before anything is leased.
     pub fn recall(&self, aliases: &Aliases, past: &Past) {
         self.table().recall(aliases, &self.addresses, past, &self.fastest);
-    }
-
-    /// Somebody else may have called at this pace until now, see [`Timetable::learn`].
-    pub(super) fn learn(&self) {
-        self.table().learn(self.epoch.micros(Instant::now()));
-    }
-
-    /// Takes over what holds and slows each of these, whatever it was: scope, until when, whether it is off, its share.
-    pub(super) fn mirror(&self, known: impl IntoIterator<Item = (Scope, Option<Instant>, bool, Share)>) {
-        let (mut table, now) = (self.table(), self.epoch.micros(Instant::now()));
-        for (scope, until, disabled, share) in known {
-            table.set_pace(scope, PaceBy::Operator, share);
-            let until = until.map_or(0, |until| self.epoch.micros(until)).max(now);
-            if table.held(scope).is_none_or(|(known, is_off)| known.max(now) == until && is_off == disabled) {
-                continue;
-            }
-            match (scope, disabled) {
-                (Scope::Source, false) => {
-                    table.release_source();
-                    table.hold_source(until);
-                }
-                (Scope::Source, true) => table.disable_source(),
-                (Scope::Address(index), false) => {
-                    table.release_address(index, now);
-                    table.hold_address(index, until, now);
-                }
-                (Scope::Address(index), true) => table.hold_address(index, Micros::MAX, now),
-                (Scope::Account(index), false) => {
-                    table.release_account(index);
-                    table.hold_account(index, until);
-                }
-                (Scope::Account(index), true) => table.disable_account(index),
-            }
-        }
     }
 
     fn causes(&self) -> MutexGuard<'_, Causes> {

@@ -3,8 +3,7 @@
 //! A [`Quota`] leases several [`Slot`]s of a source ahead, in time order over its accounts; each is permission
 //! for one call at one instant. A slot that is missed is dropped, never caught up. [`plan`] says what the
 //! vendor's [`Limit`]s come down to: the spacing that [`pace`] derives, and [`budget`]s. [`timetable`] is the
-//! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet, of which some may go on without Redis
-//! ([`division`]). [`adapt`] lets the pace give way where the vendor refuses all the same, and [`share`] says who else
+//! arithmetic: [`memory`] keeps it for one process, [`redis`] for a fleet. [`adapt`] lets the pace give way where the vendor refuses all the same, and [`share`] says who else
 //! asked for less. [`turn`] divides slots between express requests and the backlog, in a process and between processes,
 //! which pass slots on to whoever has an express request. [`guard`] stands at the last door with the limit itself.
 //! [`journal`] keeps what is spent and held on a topic, and follows what an operator sets there. [`used_up`] says which
@@ -15,7 +14,6 @@ pub mod budget;
 pub mod calendar;
 pub mod civil;
 mod config;
-pub mod division;
 #[cfg(test)]
 mod feedback;
 pub mod guard;
@@ -40,7 +38,7 @@ pub mod used_up;
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-pub use config::{Config, OnRedisLoss, OpenError, Store, open};
+pub use config::{Config, OpenError, Store, open};
 pub use limit::{Counting, InvalidLimit, Limit, Micros};
 pub use pace::Pacing;
 pub use past::Past;

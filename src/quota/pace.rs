@@ -143,7 +143,7 @@ pub struct Pace {
 }
 
 /// So many spacings must cover so much time, and the jitter.
-pub(super) fn covered(limit: &Limit) -> (u32, Duration) {
+fn covered(limit: &Limit) -> (u32, Duration) {
     match limit.kind {
         Counting::Bucket => (limit.burst, limit.interval()),
         Counting::Fixed | Counting::Sliding => (limit.calls, limit.longest()),
@@ -151,7 +151,7 @@ pub(super) fn covered(limit: &Limit) -> (u32, Duration) {
 }
 
 /// `spacing / (1 − margin)`, rounded up; the margin in millionths, so that the rest is exact.
-pub(super) fn stretch(spacing: Duration, margin: f64) -> Duration {
+fn stretch(spacing: Duration, margin: f64) -> Duration {
     const WHOLE: u128 = 1_000_000;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=500000 before")]
     let left_out = (margin.clamp(0.0, Pacing::MARGIN_MAX) * 1e6).ceil() as u128;

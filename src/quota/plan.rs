@@ -1,7 +1,7 @@
 //! What the limits of a source come down to: a spacing, a lateness and budgets for each account, address and the
 //! source itself. Pure.
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use super::{
     Limit, Pacing,
@@ -178,13 +178,41 @@ impl Plan {
     /// The plan for these limits at this pacing.
     #[must_use]
     pub fn new(limits: &Limits, pacing: &Pacing) -> Self {
-        let terms = |limits: &[Limit]| -> Result<_, Infallible> {
+        let terms = |limits: &[Limit]| {
             let budgets = limits.iter().filter_map(|limit| Rule::of(limit, pacing)).collect();
             let Pace { spacing, lateness } = pacing.pace(limits);
-            Ok((Rules { spacing: micros(spacing), budgets }, lateness))
+            (Rules { spacing: micros(spacing), budgets }, lateness)
         };
-        let Ok(plan) = Self::on(limits, &terms);
-        plan
+        let (source, mut shared) = terms(&limits.source);
+        let mut addresses = Vec::new();
+        for number in 0..limits.address_count() {
+            let (rules, lateness) = terms(limits.of_address(number));
+            addresses.push(rules);
+            // An account may move, so that every address counts for it.
+            shared = shared.min(lateness);
+        }
+        let account = |account: &AccountLimits| {
+            let (rules, lateness) = terms(&account.limits);
+            AccountPlan {
+                rules,
+                basis: account.basis(),
+                address: account.address,
+                fallbacks: account.fallbacks.clone(),
+                in_flight: account.in_flight,
+                lateness: lateness.min(shared),
+            }
+        };
+        let name = |number: usize| {
+            let named = limits.addresses.get(number).map(|address| address.name.clone());
+            named.unwrap_or_else(|| number.to_string())
+        };
+        Self {
+            accounts: limits.accounts.iter().map(account).collect(),
+            address_names: (0..addresses.len()).map(name).collect(),
+            addresses,
+            source,
+            longest_call: limits.longest_call,
+        }
     }
 
     /// How fast calls can follow each other: what has no spacing of its own is as fast as its accounts together.
@@ -213,41 +241,6 @@ impl Plan {
         let addresses = self.addresses.iter().enumerate().map(address).collect();
         let source = self.source.spacing.max(together(&mut accounts.iter().copied()));
         Fastest { source, addresses, accounts }
-    }
-
-    /// The plan for these limits, where `terms` says what each group of them that holds together comes to: rules, and
-    /// how late a slot may be used.
-    pub(super) fn on<E>(limits: &Limits, terms: &impl Fn(&[Limit]) -> Result<(Rules, Duration), E>) -> Result<Self, E> {
-        let (source, mut shared) = terms(&limits.source)?;
-        let mut addresses = Vec::new();
-        for number in 0..limits.address_count() {
-            let (rules, lateness) = terms(limits.of_address(number))?;
-            addresses.push(rules);
-            // An account may move, so that every address counts for it.
-            shared = shared.min(lateness);
-        }
-        let account = |account: &AccountLimits| {
-            let (rules, lateness) = terms(&account.limits)?;
-            Ok(AccountPlan {
-                rules,
-                basis: account.basis(),
-                address: account.address,
-                fallbacks: account.fallbacks.clone(),
-                in_flight: account.in_flight,
-                lateness: lateness.min(shared),
-            })
-        };
-        let name = |number: usize| {
-            let named = limits.addresses.get(number).map(|address| address.name.clone());
-            named.unwrap_or_else(|| number.to_string())
-        };
-        Ok(Self {
-            accounts: limits.accounts.iter().map(account).collect::<Result<_, E>>()?,
-            address_names: (0..addresses.len()).map(name).collect(),
-            addresses,
-            source,
-            longest_call: limits.longest_call,
-        })
     }
 }
 

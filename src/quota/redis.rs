@@ -3,10 +3,8 @@
 //! `lease.lua` is the arithmetic. A driver task keeps the connection: it fetches slots before they are wanted,
 //! in blocks sized by demand, tells of holds and hears of those of others, so that [`Quota::lease`] answers at
 //! once and Redis is asked about once for ten calls. Without Redis a worker uses up what it has leased and then
-//! stops until Redis is back: nobody else can know what it would do on its own. Unless it is told to share: then a part
-//! of the quota, which Redis never grants, is its own (`alone`).
+//! stops until Redis is back: nobody else can know what it would do on its own.
 
-mod alone;
 mod driver;
 mod local;
 #[cfg(test)]
@@ -26,18 +24,13 @@ use async_trait::async_trait;
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
 use self::{
-    alone::Alone,
     driver::Driver,
     local::{Known, Local, paces::Heard},
     spending::Spending,
 };
 use super::{
-    Aliases, Cause, CutOff, Hold, Lease, PaceBy, PaceState, Pacing, Passed, Past, Quota, Scope, Share, Slot, Snapshot,
-    State,
-    division::{Divided, Indivisible},
-    limit::{Micros, micros},
-    plan::{Limits, Plan},
-    purse::Purse,
+    Aliases, Cause, CutOff, Hold, Lease, PaceBy, PaceState, Passed, Past, Quota, Scope, Share, Slot, Snapshot, State,
+    limit::Micros, plan::Plan, purse::Purse,
 };
 use crate::{message::SourceName, runtime::clock::Timestamp};
 
@@ -56,34 +49,6 @@ pub struct Redis {
     driver: JoinHandle<()>,
 }
 
-pub use self::alone::Sharing;
-
-/// What the quota of a source comes to.
-#[derive(Clone, Debug)]
-pub struct Plans {
-    /// What Redis grants.
-    granted: Plan,
-    /// What this worker may use without it, if it may.
-    alone: Option<(Plan, Sharing)>,
-}
-
-impl Plans {
-    /// All of it is granted by Redis.
-    #[must_use]
-    pub fn whole(limits: &Limits, pacing: &Pacing) -> Self {
-        Self { granted: Plan::new(limits, pacing), alone: None }
-    }
-
-    /// A part of it is kept back, for workers that have lost Redis.
-    ///
-    /// # Errors
-    /// [`Indivisible`].
-    pub fn shared(limits: &Limits, pacing: &Pacing, sharing: Sharing) -> Result<Self, Indivisible> {
-        let Divided { granted, alone } = sharing.division.divide(limits, pacing)?;
-        Ok(Self { granted, alone: Some((alone, sharing)) })
-    }
-}
-
 /// What the driver and its users share.
 pub(super) struct Shared {
     local: Mutex<Local>,
@@ -91,8 +56,6 @@ pub(super) struct Shared {
     counts: Mutex<Counts>,
     /// What is spent of long budgets, as Redis said lately.
     spending: Mutex<Option<Arc<Spending>>>,
-    /// This worker's own part, for when Redis is away.
-    alone: Option<Alone>,
     /// Out of which the calls of batches are paid, if they have a budget.
     purse: OnceLock<Arc<Purse>>,
 }
@@ -118,14 +81,6 @@ impl Shared {
         self.spending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells this worker's own part what holds and slows whom, while it matters.
-    fn mirror(&self) {
-        let local = self.local();
-        if let Some(alone) = self.alone.as_ref().filter(|_| local.is_alone(Instant::now())) {
-            alone.mirror(&local);
-        }
-    }
-
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,11 +99,10 @@ impl Redis {
         prefix: &str,
         source: &SourceName,
         aliases: &Aliases,
-        plans: Plans,
+        plan: Plan,
         past: &Past,
     ) -> Result<Self, InvalidUrl> {
         let client = driver::client(url)?;
-        let Plans { granted: plan, alone } = plans;
         let names: Vec<String> = aliases.iter().map(|alias| alias.as_str().to_owned()).collect();
         let known = |(name, account): (&String, &super::plan::AccountPlan)| Known {
             name: name.clone(),
@@ -162,19 +116,16 @@ impl Redis {
         };
         let accounts = names.iter().zip(&plan.accounts).map(known).collect();
         let ahead = Micros::try_from(AHEAD.as_micros()).unwrap_or(Micros::MAX);
-        let sharing = alone.as_ref().map(|(_, sharing)| *sharing);
-        let lasts = sharing.map_or(0, |sharing| micros(sharing.lasts));
-        let (addresses, since) = (plan.address_names.clone(), (sharing, plan.longest_call));
+        let (addresses, longest_call) = (plan.address_names.clone(), plan.longest_call);
         let shared = Arc::new(Shared {
-            local: Mutex::new(Local::new(accounts, addresses, block(&plan), ahead, since)),
+            local: Mutex::new(Local::new(accounts, addresses, block(&plan), ahead, longest_call)),
             wake: Notify::new(),
             counts: Mutex::default(),
             spending: Mutex::default(),
-            alone: alone.map(|(plan, _)| Alone::new(plan)),
             purse: OnceLock::new(),
         });
         let key = format!("{prefix}:quota:{{{source}}}");
-        let driver = Driver::new(Arc::clone(&shared), client, key, plan, names, (ahead, lasts), (aliases, past));
+        let driver = Driver::new(Arc::clone(&shared), client, key, plan, names, ahead, (aliases, past));
         #[allow(clippy::disallowed_methods, reason = "the handle is kept, and dropping the quota ends the task")]
         let driver = tokio::spawn(driver.run());
         Ok(Self { shared, driver })
@@ -216,15 +167,9 @@ impl Quota for Redis {
     }
 
     async fn lease(&self, wanted: usize) -> Lease {
-        let (lease, is_alone) = {
-            let (mut local, now) = (self.shared.local(), Instant::now());
-            (local.lease(wanted, now), local.is_alone(now))
-        };
+        let lease = self.shared.local().lease(wanted, Instant::now());
         self.shared.wake.notify_one();
-        match (&lease, &self.shared.alone) {
-            (Lease::NotBefore(_), Some(alone)) if is_alone => alone.lease(wanted).await,
-            _ => lease,
-        }
+        lease
     }
 
     fn fund(&self, purse: &Arc<Purse>) {
@@ -238,17 +183,11 @@ impl Quota for Redis {
     async fn give_back(&self, slots: Vec<Slot>) {
         self.shared.local().give_back(&slots, Instant::now());
         self.shared.wake.notify_one();
-        if let Some(alone) = &self.shared.alone {
-            alone.give_back(&slots).await;
-        }
     }
 
     async fn drop_unused(&self, slot: Slot) {
         self.shared.local().drop_unused(&slot, Instant::now());
         self.shared.wake.notify_one();
-        if let Some(alone) = &self.shared.alone {
-            alone.give_back(&[slot]).await;
-        }
     }
 
     fn ended(&self, account: usize) {
@@ -275,13 +214,11 @@ impl Quota for Redis {
 
     async fn hold(&self, scope: Scope, hold: Hold, cause: &Cause) {
         self.shared.local().hold(scope, hold, cause);
-        self.shared.mirror();
         self.shared.wake.notify_one();
     }
 
     async fn release(&self, scope: Scope, as_of: Timestamp) {
         self.shared.local().release(scope, as_of, Instant::now());
-        self.shared.mirror();
         self.shared.wake.notify_one();
     }
 
@@ -305,7 +242,6 @@ impl Quota for Redis {
             accounts: accounts.map_while(account).collect(),
             cut_off: local.cut_off_at.map(|since| CutOff {
                 since: Timestamp::from_millis(now.as_millis() - millis(at.0.saturating_duration_since(since))),
-                slots: self.shared.alone.as_ref().map_or(0, Alone::taken),
                 stopped: local.has_stopped(at.0),
             }),
         }
@@ -317,13 +253,11 @@ impl Quota for Redis {
 
     async fn set_pace(&self, scope: Scope, by: PaceBy, share: Share) {
         self.shared.local().set_pace(scope, by, share);
-        self.shared.mirror();
         self.shared.wake.notify_one();
     }
 
     async fn refused(&self, scope: Scope, left_at: Instant) {
         self.shared.local().refused(scope, left_at, Instant::now());
-        self.shared.mirror();
         self.shared.wake.notify_one();
     }
 

@@ -85,14 +85,12 @@ pub struct Snapshot {
     pub cut_off: Option<CutOff>,
 }
 
-/// What a worker has done without Redis.
+/// A worker that cannot reach Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutOff {
     /// Since when it is away.
     pub since: Timestamp,
-    /// How many slots of its own share the worker has used since then.
-    pub slots: u64,
-    /// Its lease is used up and it has no share of its own: no call leaves until Redis is back.
+    /// Its lease is used up: no call leaves until Redis is back.
     pub stopped: bool,
 }
 

@@ -208,7 +208,7 @@ fn report() -> QuotaReport {
             spent: vec![spent],
             addresses: vec![address],
             batches: vec![batch],
-            cut_off: Some(CutOffReport { since_at: now(), calls: 7, stopped: false }),
+            cut_off: Some(CutOffReport { since_at: now(), stopped: false }),
             calls_again: 3,
             silent_ends: 1,
             delays: Some(DelayReport { late_ms: 43, bunched_ms: 7, pace: 0.62 }),

@@ -10,8 +10,8 @@ use weir::{
     message::{AccountAlias, SourceName},
     quota::{
         Aliases, Cause, Counting, Hold, Lease, Limit, Pacing, Past, Quota, Scope, Slot,
-        plan::{AccountLimits, AddressLimits, Limits},
-        redis::{Plans, Redis},
+        plan::{AccountLimits, AddressLimits, Limits, Plan},
+        redis::Redis,
     },
     runtime::clock::Timestamp,
     simulate::limiter::{self, Limiter},
@@ -64,7 +64,7 @@ impl Fleet {
         let pacing = Pacing { jitter: Duration::from_millis(50), ..Pacing::default() };
         let past = Past { is_read: true, ..Past::default() };
         let url = address("WEIR_TEST_REDIS");
-        let quota = || Redis::new(&url, &prefix, &source, &aliases, Plans::whole(&limits, &pacing), &past).unwrap();
+        let quota = || Redis::new(&url, &prefix, &source, &aliases, Plan::new(&limits, &pacing), &past).unwrap();
         let quotas: Vec<_> = (0..workers).map(|_| Arc::new(quota())).collect();
         for quota in &quotas {
             fleet.spawn(work(Arc::clone(quota), Arc::clone(&calls)));

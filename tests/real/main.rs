@@ -12,7 +12,6 @@
 
 mod addresses;
 mod again;
-mod alone;
 mod analytics;
 mod anew;
 mod batches;

@@ -520,6 +520,59 @@ async fn a_burst_of_refusals_slows_the_account_by_one_step_for_the_whole_fleet()
     fleet.judge("refused").await;
 }
 
+/// How many of these get slots within `span`.
+async fn served(quotas: &[Arc<Redis>], span: Duration) -> usize {
+    let (mut served, until) = (vec![false; quotas.len()], Instant::now() + span);
+    while Instant::now() < until {
+        for (quota, served) in quotas.iter().zip(&mut served) {
+            *served |= matches!(quota.lease(1).await, Lease::Slots(_));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    served.into_iter().filter(|served| *served).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_calls_stop_and_a_ban_that_was_learnt_meanwhile_is_heeded_by_the_others_when_it_is_back() {
+    let server = Server::start();
+    let fleet = Fleet::start(&server.url(), Fleet::limits(), 0);
+    let quotas = [fleet.quota(), fleet.quota()];
+    eventually("both are served by Redis", async || {
+        (served(&quotas, Duration::from_millis(500)).await == 2).then_some(())
+    })
+    .await;
+    let held = |worker: &Arc<Redis>| {
+        let state = worker.snapshot(3..4, Timestamp::from_millis(2)).accounts.remove(0);
+        state.held.map(|held| (held.cause.reason.to_string(), held.until.is_none()))
+    };
+    let away = |worker: &Arc<Redis>| worker.snapshot(0..0, Timestamp::from_millis(2)).cut_off;
+    assert!(quotas.iter().all(|quota| away(quota).is_none()));
+    server.signal("-STOP");
+    // Longer than anything that a worker has leased, and than it takes to see that Redis is away.
+    tokio::time::sleep(Duration::from_millis(6_500)).await;
+    assert_eq!(served(&quotas, Duration::from_secs(2)).await, 0);
+    assert!(quotas.iter().all(|quota| away(quota).is_some_and(|away| away.stopped && away.reason().is_some())));
+    let cause = Cause::new("banned", Timestamp::from_millis(1));
+    quotas[0].hold(Scope::Account(3), Hold::Disabled, &cause).await;
+    // It keeps to it itself; the other cannot know.
+    assert_eq!((held(&quotas[0]), held(&quotas[1])), (Some(("banned".to_owned(), true)), None));
+    server.signal("-CONT");
+    eventually("the other knows of the ban", async || held(&quotas[1]).filter(|(why, _)| why == "banned")).await;
+    // A worker that begins now is told by Redis.
+    let late = fleet.quota();
+    eventually("a later one too", async || held(&late)).await;
+    let mut leased = 0;
+    eventually("others are called for", async || {
+        if let Lease::Slots(slots) = quotas[1].lease(16).await {
+            assert!(slots.iter().all(|slot| slot.account != 3), "{slots:?}");
+            leased += slots.len();
+        }
+        (leased > 50).then_some(())
+    })
+    .await;
+    assert!(away(&quotas[0]).is_none());
+}
+
 /// Waits for one call as whoever has an express request does; how many calls the others make meanwhile.
 async fn overtaken(fleet: &Fleet, quota: &Redis, hurries: bool) -> usize {
     let (before, deadline) = (fleet.made(), Instant::now() + Duration::from_secs(20));

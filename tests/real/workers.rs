@@ -15,8 +15,8 @@ use weir::{
     message::{AccountAlias, SourceName},
     quota::{
         Counting, Lease, Limit, Pacing, Past, Quota,
-        plan::{AccountLimits, Limits},
-        redis::{Plans, Redis, Sharing},
+        plan::{AccountLimits, Limits, Plan},
+        redis::Redis,
     },
     runtime::clock::Dice,
     simulate::limiter::{self, Limiter},
@@ -104,8 +104,6 @@ pub struct Fleet {
     pub calls: Arc<Mutex<Vec<(usize, Instant)>>>,
     workers: JoinSet<()>,
     pub quotas: Vec<Arc<Redis>>,
-    /// How they go on without Redis; `None` = they do not.
-    sharing: Option<Sharing>,
     started: Instant,
 }
 
@@ -121,11 +119,6 @@ impl Fleet {
     }
 
     pub fn start(url: &str, limits: Limits, workers: usize) -> Self {
-        Self::sharing(url, limits, workers, None)
-    }
-
-    /// The same of workers that may go on without Redis.
-    pub fn sharing(url: &str, limits: Limits, workers: usize, sharing: Option<Sharing>) -> Self {
         let mut fleet = Self {
             url: url.to_owned(),
             prefix: unique("test"),
@@ -133,7 +126,6 @@ impl Fleet {
             calls: Arc::default(),
             workers: JoinSet::new(),
             quotas: Vec::new(),
-            sharing,
             started: Instant::now(),
         };
         for _ in 0..workers {
@@ -164,9 +156,9 @@ impl Fleet {
         let aliases: Vec<AccountAlias> =
             (0..limits.accounts.len()).map(|n| AccountAlias::new(format!("a{n}")).unwrap()).collect();
         let source = SourceName::new("ali1688").unwrap();
-        let plans = self.sharing.map(|sharing| Plans::shared(limits, &pacing, sharing).unwrap());
-        let plans = plans.unwrap_or_else(|| Plans::whole(limits, &pacing));
-        Arc::new(Redis::new(&self.url, &self.prefix, &source, &aliases.into(), plans, past).unwrap())
+        Arc::new(
+            Redis::new(&self.url, &self.prefix, &source, &aliases.into(), Plan::new(limits, &pacing), past).unwrap(),
+        )
     }
 
     /// One more worker.

@@ -512,12 +512,12 @@ pub fn made_again(view: &View) -> Vec<String> {
 
 /// What a worker does without Redis.
 fn cut_off(worker: &Worker, now: Timestamp) -> Option<String> {
-    let CutOffReport { since_at, calls, stopped } = worker.cut_off.as_ref().filter(|_| worker.runs)?;
+    let CutOffReport { since_at, stopped } = worker.cut_off.as_ref().filter(|_| worker.runs)?;
     let (name, time) = (&worker.instance, spoken(now.since(*since_at)));
     if *stopped {
         return Some(format!("{name}: cut off from Redis for {time}, calls have stopped until it is back"));
     }
-    Some(format!("{name}: cut off from Redis for {time}, {} of its own share since then", counted(*calls, "call")))
+    Some(format!("{name}: cut off from Redis for {time}, uses up the slots that it has"))
 }
 
 /// What is measured of a worker's calls, if the pace is widened for it.

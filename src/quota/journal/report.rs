@@ -125,8 +125,7 @@ impl Reporter {
             AddressReport { name, held, used_up, spent }
         };
         let addresses = addresses.into_iter().enumerate().map(address).collect();
-        let cut_off =
-            cut_off.map(|CutOff { since, slots, stopped }| CutOffReport { since_at: since, calls: slots, stopped });
+        let cut_off = cut_off.map(|CutOff { since, stopped }| CutOffReport { since_at: since, stopped });
         let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let delays = self.tally.delayed().map(|delayed| DelayReport {
             late_ms: millis(delayed.late),

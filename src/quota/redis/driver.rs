@@ -47,8 +47,6 @@ pub struct Driver {
     plan: Plan,
     names: Vec<String>,
     ahead: Micros,
-    /// For how long a worker may call without Redis.
-    alone: Micros,
     /// This process has told Redis its plan.
     is_configured: bool,
     /// This process has had slots: whatever state is missing was lost.
@@ -74,7 +72,7 @@ impl Driver {
         key: String,
         plan: Plan,
         names: Vec<String>,
-        (ahead, alone): (Micros, Micros),
+        ahead: Micros,
         (aliases, past): (&Aliases, &Past),
     ) -> Self {
         // A few megabytes with 10,000 accounts.
@@ -94,7 +92,6 @@ impl Driver {
             plan,
             names,
             ahead,
-            alone,
             is_configured,
             has_called,
             read_until,
@@ -124,28 +121,23 @@ impl Driver {
                 Ok(Err(error)) => error,
                 Err(_) => ::redis::RedisError::from((::redis::ErrorKind::Io, "no answer in time")),
             };
-            self.be_alone();
-            let then = if self.shared.alone.is_some() { "goes on at its own share" } else { "waits for Redis" };
-            warn!(key = self.key, error = %lost, "Redis is lost: this worker uses up its lease and {then}");
+            self.disconnected();
+            warn!(
+                key = self.key,
+                error = %lost,
+                "Redis is away: calls stop when this worker's lease is used up, in up to {} s, until it is back",
+                super::AHEAD.as_secs()
+            );
             sleep(pause).await;
             pause = (pause * 2).min(RETRY[1]);
         }
     }
 
-    /// Redis is away: what is known by now holds for this worker's own part too.
-    fn be_alone(&self) {
+    fn disconnected(&self) {
         if let Some(purse) = self.shared.purse.get() {
             purse.lost();
         }
-        let mut local = self.shared.local();
-        let is_first = local.cut_off_at.is_none();
-        local.connected(false, Instant::now());
-        if let Some(alone) = &self.shared.alone {
-            if is_first {
-                alone.begin();
-            }
-            alone.mirror(&local);
-        }
+        self.shared.local().connected(false, Instant::now());
     }
 
     async fn connect(&mut self) -> RedisResult<Server> {
@@ -181,7 +173,6 @@ impl Driver {
             // Later on somebody may have called.
             is_quiet: std::mem::take(&mut self.is_quiet),
             memory: self.memory.as_deref(),
-            alone: self.alone,
         };
         let worker = self.shared.local().worker.clone();
         let writing = Writing::new(plan, self.ahead, knowledge, &worker);
@@ -378,15 +369,9 @@ impl Driver {
                 }
                 self.configure(server).await?;
             }
-            What::Slots { slots, next_at, seq, is_seated } => {
+            What::Slots { slots, next_at, seq } => {
                 self.has_called |= !slots.is_empty();
-                let mut local = self.shared.local();
-                local.receive(slots, next_at, seq, reply.received);
-                let is_new = local.seat.told(is_seated, reply.sent, reply.received);
-                drop(local);
-                if let Some(alone) = self.shared.alone.as_ref().filter(|_| is_new) {
-                    alone.seated();
-                }
+                self.shared.local().receive(slots, next_at, seq, reply.received);
             }
             What::Holds { holds, seq } => self.shared.local().replace_holds(&holds, seq, reply.received),
             What::Memory(_) | What::Configured(_) | What::Busy | What::Loading | What::Done => {}

@@ -18,9 +18,8 @@ use self::{
     paces::{Heard, NewPace},
 };
 use super::{
-    alone::Sharing,
     offset::Offset,
-    wire::{Ask, HoldAsk, HoldsAsk, PIECE, PaceAsk, SeatAsk},
+    wire::{Ask, HoldAsk, HoldsAsk, PIECE, PaceAsk},
 };
 use crate::quota::{
     Lease, PaceBy, Scope, Share, Slot,
@@ -139,56 +138,9 @@ pub struct Local {
     pub discarded: u64,
     /// A worker that is not heard of for so long is gone, and its calls have ended.
     gone: Micros,
-    pub seat: Seat,
     express: Express,
     /// Since when Redis is away.
     pub cut_off_at: Option<Instant>,
-}
-
-/// Whether this worker may call without Redis.
-#[derive(Debug)]
-pub struct Seat {
-    /// How; `None` = it never may.
-    sharing: Option<Sharing>,
-    /// What Redis calls its holder: a process of this name as long as it lives, whatever becomes of its connections.
-    holder: String,
-    /// Until when, by this worker's clock.
-    until: Option<Instant>,
-    /// When to say that it is still there, if nothing else is to be said.
-    renew_at: Option<Instant>,
-    /// Redis is away.
-    is_alone: bool,
-}
-
-impl Seat {
-    /// Clocks run apart by less than this share: what is said to last is taken for shorter here.
-    const CLOCKS_APART: f64 = 0.01;
-
-    fn new(sharing: Option<Sharing>) -> Self {
-        Self { sharing, holder: uuid::Uuid::now_v7().to_string(), until: None, renew_at: None, is_alone: false }
-    }
-
-    /// Redis was asked at `sent`, and has or has not a seat for this worker; whether it is a new one.
-    pub fn told(&mut self, is_seated: bool, sent: Instant, now: Instant) -> bool {
-        let Some(Sharing { lasts, .. }) = self.sharing else { return false };
-        let is_new = is_seated && !self.is_held(now);
-        self.until = is_seated.then(|| sent + lasts.mul_f64(1.0 - Self::CLOCKS_APART));
-        // Who has none asks again: somebody else's becomes free some day.
-        self.renew_at = Some(now + lasts / 4);
-        is_new
-    }
-
-    /// What Redis is told of it.
-    fn ask(&self, now: Instant) -> Option<SeatAsk> {
-        let Sharing { division, lasts } = self.sharing?;
-        let is_held = self.is_held(now);
-        Some(SeatAsk { holder: self.holder.clone(), most: division.workers, lasts: micros(lasts), is_held })
-    }
-
-    /// Whether this worker has one.
-    pub fn is_held(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| now < until)
-    }
 }
 
 impl Local {
@@ -197,7 +149,7 @@ impl Local {
         addresses: Vec<String>,
         (depth, most, gap): (usize, usize, Duration),
         ahead: Micros,
-        (sharing, longest_call): (Option<Sharing>, Option<Duration>),
+        longest_call: Option<Duration>,
     ) -> Self {
         let address = |name| KnownAddress { name, held_until: None, disabled: false, pace: Heard::default() };
         let by_name = accounts.iter().enumerate().map(|(index, account)| (account.name.clone(), index)).collect();
@@ -233,7 +185,6 @@ impl Local {
             worker: String::new(),
             discarded: 0,
             gone: micros(longest_call.unwrap_or(CALL_MAX) + GRACE),
-            seat: Seat::new(sharing),
             express: Express::default(),
             cut_off_at: None,
         }
@@ -359,22 +310,19 @@ impl Local {
         let wanted = self.demand.min(self.depth);
         let missing = wanted.saturating_sub(self.slots.len());
         let is_short = missing > 0 && missing * 2 >= wanted && !self.disabled;
-        // Only who has nothing else to say for minutes says that it is still there.
-        let return_at = self.return_at.into_iter().chain(self.seat.renew_at).min();
         let express_at = self.express.due_at(now);
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         let asks = is_short && now >= self.ask_at;
-        if asks || is_due(return_at) || is_due(express_at) || !self.express.leaving.is_empty() {
+        if asks || is_due(self.return_at) || is_due(express_at) || !self.express.leaving.is_empty() {
             return Step::Lease(Box::new(self.ask(if asks { missing.min(self.most) } else { 0 }, now)));
         }
         let ask_at = is_short.then_some(self.ask_at);
-        Step::Wait([ask_at, return_at, express_at].into_iter().flatten().min())
+        Step::Wait([ask_at, self.return_at, express_at].into_iter().flatten().min())
     }
 
     /// There is a connection, or there is none any more. Through a new one something is said at once: if the state is lost,
     /// others wait for what this worker knows of it.
     pub fn connected(&mut self, is_connected: bool, now: Instant) {
-        self.seat.is_alone = !is_connected;
         self.holds_heard = None;
         self.cut_off_at = (!is_connected).then_some(self.cut_off_at.unwrap_or(now));
         if is_connected {
@@ -389,30 +337,10 @@ impl Local {
         }
     }
 
-    /// Whether this worker goes on without Redis: what it had leased is used up.
-    pub fn is_alone(&self, now: Instant) -> bool {
-        self.seat.is_alone && self.slots.is_empty() && self.seat.is_held(now)
-    }
-
     /// Whether nobody here can call since Redis is away.
     pub fn has_stopped(&self, now: Instant) -> bool {
         let has_slots = self.slots.iter().any(|(slot, _)| !slot.is_late(now));
-        self.cut_off_at.is_some() && !has_slots && !self.is_alone(now)
-    }
-
-    /// What holds and slows the source, each address and each account.
-    pub fn standings(&self) -> impl Iterator<Item = (Scope, Option<Instant>, bool, Share)> {
-        let share = |heard: &Heard| Share::new(heard.share().clamp(Share::LEAST, 1.0)).unwrap_or(Share::WHOLE);
-        let source = (Scope::Source, self.held_until, self.disabled, share(&self.pace));
-        let addresses =
-            self.addresses.iter().enumerate().map(move |(index, known)| {
-                (Scope::Address(index), known.held_until, known.disabled, share(&known.pace))
-            });
-        let accounts =
-            self.accounts.iter().enumerate().map(move |(index, known)| {
-                (Scope::Account(index), known.held_until, known.disabled, share(&known.pace))
-            });
-        std::iter::once(source).chain(addresses).chain(accounts)
+        self.cut_off_at.is_some() && !has_slots
     }
 
     fn ask(&mut self, count: usize, now: Instant) -> Ask {
@@ -425,13 +353,11 @@ impl Local {
         let passed = leaving.flat_map(|one| slot(one.slot).into_iter().chain([one.to.into()])).collect();
         let express = self.express.ask(now);
         self.return_at = None;
-        self.seat.renew_at = None;
-        let seat = self.seat.ask(now);
         let ended = self.ended.drain(..).map(|account| self.accounts[account].name.clone()).collect();
         let (worker, gone, birth) = (self.worker.clone(), self.gone, self.birth.clone());
         let (ahead, takes_part) = (self.ahead, self.express.takes_part());
         let foreign = self.foreign.iter().cloned().collect();
-        Ask { count, ahead, birth, worker, gone, ended, returned, foreign, takes_part, passed, express, seat }
+        Ask { count, ahead, birth, worker, gone, ended, returned, foreign, takes_part, passed, express }
     }
 
     /// Of a newer configuration than ours, as during a rolling upgrade: nobody here can use it, others can.

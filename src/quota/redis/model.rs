@@ -317,7 +317,7 @@ impl Worker {
             pace: Heard::default(),
         };
         let accounts = plan.accounts.iter().enumerate().map(known).collect();
-        let mut local = Local::new(accounts, plan.address_names.clone(), block(plan), micros(AHEAD), (None, None));
+        let mut local = Local::new(accounts, plan.address_names.clone(), block(plan), micros(AHEAD), None);
         local.worker = number.to_string();
         local.connected(true, epoch);
         Self {

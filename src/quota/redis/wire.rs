@@ -50,8 +50,8 @@ pub enum What {
     /// The plan is written into a state of this birth.
     Configured(String),
     /// Slots by account name, each with the name of its address; when the next one comes, if that is known; how
-    /// many holds there have been; whether this worker may call without Redis.
-    Slots { slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64, is_seated: bool },
+    /// many holds there have been.
+    Slots { slots: Vec<(String, Micros, String)>, next_at: Option<Micros>, seq: u64 },
     /// What is spent, of what was asked for, as JSON that only the script understands.
     Memory(String),
     /// The holds that matter, of what was asked for.
@@ -85,9 +85,6 @@ pub struct Ask {
     /// Of a worker where somebody waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub express: Option<ExpressAsk>,
-    /// Of a worker that may call without Redis.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seat: Option<SeatAsk>,
 }
 
 /// A worker waits for slots of others.
@@ -131,19 +128,6 @@ fn from_text<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Micros, D::Err
 /// Where a worker hears what concerns it alone.
 fn channel_of(key: &str, worker: &str) -> String {
     format!("{key}:express:{worker}")
-}
-
-/// What a worker says of its right to call without Redis.
-#[derive(Debug, Serialize)]
-pub struct SeatAsk {
-    /// The same as long as the process lives.
-    pub holder: String,
-    /// How many may have such a right.
-    pub most: u32,
-    /// For how long, in microseconds.
-    pub lasts: Micros,
-    /// It has one, as far as it knows.
-    pub is_held: bool,
 }
 
 /// A hold, or the end of one, as Redis tells of it.
@@ -198,7 +182,7 @@ impl Writing {
     pub fn new(
         (plan, names): (&Plan, &[String]),
         lease: Micros,
-        Knowledge { is_known, is_read, is_quiet, memory, alone }: Knowledge<'_>,
+        Knowledge { is_known, is_read, is_quiet, memory }: Knowledge<'_>,
         by: &str,
     ) -> Self {
         let mut json = plan_json(plan, names, Clock::System.now());
@@ -212,7 +196,7 @@ impl Writing {
         let capped = plan.accounts.iter().any(|account| account.in_flight.is_some_and(|most| most > 0));
         let mut shared = serde_json::json!({
             "plan": json, "id": id, "by": by, "count": accounts.len(), "hops": hops, "capped": capped, "lease": lease,
-            "known": is_known, "read": is_read, "quiet": is_quiet, "alone": alone,
+            "known": is_known, "read": is_read, "quiet": is_quiet,
         });
         let mut spent = serde_json::Map::new();
         if let Some(mut memory) = memory.and_then(|memory| serde_json::from_str::<serde_json::Value>(memory).ok()) {
@@ -254,8 +238,6 @@ pub struct Knowledge<'a> {
     pub is_quiet: bool,
     /// What is spent, as JSON for the script.
     pub memory: Option<&'a str>,
-    /// For how long a worker may call without Redis, in microseconds.
-    pub alone: Micros,
 }
 
 /// A change of pace's arguments: a share that somebody asks for, or a refusal.
@@ -398,8 +380,7 @@ fn parse(reply: Vec<Value>) -> Result<(Micros, What), ::redis::ParsingError> {
             let seq = from_redis_value(part())?;
             let next_at: i64 = from_redis_value(part())?;
             let slots = from_redis_value::<Vec<(String, Micros, String)>>(part())?;
-            let is_seated = from_redis_value::<u64>(part())? > 0;
-            What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq, is_seated }
+            What::Slots { slots, next_at: u64::try_from(next_at).ok(), seq }
         }
         "busy" => What::Busy,
         "loading" => What::Loading,
@@ -550,7 +531,7 @@ mod tests {
         let plan = Plan::new(&limits, &Pacing::default());
         let names: Vec<String> = (0..ACCOUNTS).map(|number| format!("a{number}")).collect();
         let writing = |is_known, memory, names| {
-            let knowledge = Knowledge { is_known, is_read: true, is_quiet: false, memory, alone: 0 };
+            let knowledge = Knowledge { is_known, is_read: true, is_quiet: false, memory };
             Writing::new((&plan, names), 4_000_000, knowledge, "w")
         };
         let memory = r#"{"at":"1","source":[],"addresses":[],"accounts":{"a0":[[1,2]],"a99":[[3,4]]}}"#;
@@ -584,7 +565,8 @@ mod tests {
     fn a_pace_without_a_word_on_late_calls_is_slowed_by_none() {
         let before = paced(br#"{"account":"","address":"","share":0.5,"refused":1}"#).unwrap();
         assert_eq!((before.delays, before.delays_til), (1.0, 0));
-        let late = paced(br#"{"account":"","address":"","share":1,"refused":0,"delays":0.8,"delays_til":"17"}"#).unwrap();
+        let late =
+            paced(br#"{"account":"","address":"","share":1,"refused":0,"delays":0.8,"delays_til":"17"}"#).unwrap();
         assert_eq!((late.delays, late.delays_til), (0.8, 17));
     }
 

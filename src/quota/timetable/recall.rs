@@ -57,23 +57,6 @@ impl Timetable {
         }
     }
 
-    /// Somebody else may have called at this pace until `now`: nobody calls for a spacing, and of budgets that learn all
-    /// is taken for spent.
-    pub fn learn(&mut self, now: Micros) {
-        let learn = |gate: &mut Gate| {
-            gate.next = gate.next.max(now + gate.spacing);
-            gate.each_budget(now, super::Budget::learn);
-        };
-        learn(&mut self.source);
-        self.addresses.iter_mut().for_each(|address| learn(&mut address.gate));
-        for index in 0..self.accounts.len() {
-            learn(&mut self.accounts[index].gate);
-            if self.accounts[index].place.is_some() {
-                self.enter(index);
-            }
-        }
-    }
-
     /// The source's hold is over, and it is on again.
     pub fn release_source(&mut self) {
         (self.held_until, self.disabled) = (0, false);

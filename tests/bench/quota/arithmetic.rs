@@ -12,7 +12,7 @@ use weir::{
         Lease, Limit, Pacing, Past, Quota,
         memory::Memory,
         plan::{Limits, Plan},
-        redis::{Plans, Redis},
+        redis::Redis,
         timetable::{Granted, Timetable},
     },
     runtime::clock::Clock,
@@ -63,8 +63,8 @@ pub fn run(redis: &str, span: Duration) {
     let before = process::memory_kib();
     runtime.block_on(async {
         let past = Past { is_read: true, ..Past::default() };
-        let plans = Plans::whole(&limits, &Pacing::default());
-        let quota = Redis::new(redis, &prefix, &source, &aliases, plans, &past).unwrap();
+        let plan = Plan::new(&limits, &Pacing::default());
+        let quota = Redis::new(redis, &prefix, &source, &aliases, plan, &past).unwrap();
         let leased = lease(&quota, span).await;
         print("Redis", process::memory_kib().saturating_sub(before), &leased);
     });

@@ -17,11 +17,7 @@ use tokio::{
 use weir::{
     message::{AccountAlias, ItemId, Request},
     platform::Source,
-    quota::{
-        Lease, Limit, Pacing, Past, Quota, Slot,
-        memory::Memory,
-        redis::{Plans, Redis},
-    },
+    quota::{Lease, Limit, Pacing, Past, Quota, Slot, memory::Memory, plan::Plan, redis::Redis},
     runtime::clock::Clock,
 };
 
@@ -145,9 +141,9 @@ async fn measure(row: &Row, redis: &str, span: Duration, vendor: &Vendor) -> Mea
             }
             Slots::Redis => {
                 let aliases: Arc<[AccountAlias]> = source.accounts.iter().map(|one| one.alias.clone()).collect();
-                let plans = Plans::whole(&source.quota(), &Pacing::default());
+                let plan = Plan::new(&source.quota(), &Pacing::default());
                 let past = Past { is_read: true, ..Past::default() };
-                let quota = Redis::new(redis, &prefix, &source.name, &aliases, plans, &past).unwrap();
+                let quota = Redis::new(redis, &prefix, &source.name, &aliases, plan, &past).unwrap();
                 let quota = Arc::new(quota);
                 fleet.push(Arc::clone(&quota));
                 let worker = Worker { source, bare, counters, number };

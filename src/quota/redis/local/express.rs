@@ -262,7 +262,7 @@ mod tests {
             is_capped: false,
             pace: Heard::default(),
         };
-        let mut local = Local::new(vec![known], vec!["0".to_owned()], (24, 24, ms(120)), 4_000_000, (None, None));
+        let mut local = Local::new(vec![known], vec!["0".to_owned()], (24, 24, ms(120)), 4_000_000, None);
         local.offset = Some(Offset::new(now, now, SHOWN));
         let slot = |number: u64| ("a".to_owned(), SHOWN + number * 10_000, "0".to_owned());
         local.receive((0..slots).map(slot).collect(), None, 0, now);

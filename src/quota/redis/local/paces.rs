@@ -28,10 +28,6 @@ impl Heard {
         PaceState { share: self.state.share * delays, ..self.state }
     }
 
-    pub fn share(&self, now: Instant) -> f64 {
-        self.state(now).share
-    }
-
     fn refused(&mut self, left_at: Instant, now: Instant) {
         self.state.refused += 1;
         if self.slowed_at.is_none_or(|slowed_at| left_at >= slowed_at) {
