@@ -87,6 +87,8 @@ struct Fleet {
     stalls: Option<Micros>,
     /// Slots are passed on.
     passes: bool,
+    /// How many slots a worker keeps ahead; `None` = as many as the plan says.
+    depth: Option<usize>,
     span: Micros,
 }
 
@@ -127,6 +129,7 @@ impl Fleet {
             hop: 2 * MILLI,
             stalls: None,
             passes: true,
+            depth: None,
             span: 120 * SECOND,
         }
     }
@@ -317,7 +320,12 @@ impl Worker {
             pace: Heard::default(),
         };
         let accounts = plan.accounts.iter().enumerate().map(known).collect();
-        let mut local = Local::new(accounts, plan.address_names.clone(), block(plan), micros(AHEAD), None);
+        let mut block = block(plan);
+        if let Some(depth) = fleet.depth {
+            let half = u32::try_from(depth / 2).unwrap();
+            block = (depth, depth, block.2 * half / u32::try_from(block.0 / 2).unwrap());
+        }
+        let mut local = Local::new(accounts, plan.address_names.clone(), block, micros(AHEAD), None);
         local.worker = number.to_string();
         local.connected(true, epoch);
         Self {
@@ -340,7 +348,8 @@ impl Worker {
         let (mut calls, mut express, mut missed) = (Vec::new(), Vec::new(), 0);
         while self.has_backlog || !self.express.is_empty() {
             let waiting = self.late_express(now, fleet.share);
-            let Passed { come, look_at } = self.local.hurry(waiting, fleet.share, now);
+            let Passed { come, look_at } =
+                if fleet.passes { self.local.hurry(waiting, fleet.share, now) } else { Passed::default() };
             self.arbiter.lend(come);
             self.hastens |= waiting > 0;
             let wanted = if self.has_backlog { LEASE } else { self.express.len().min(LEASE) };

@@ -75,6 +75,19 @@ fn without_passing_on_it_waits_for_seconds_so_these_tests_can_fail() {
     assert!(figures.p99 >= Duration::from_secs(1), "{figures:?}");
 }
 
+/// What a worker leases at once are slots in a row, and then it is the turn of the others. With shorter leases its turn
+/// comes sooner, and Redis is asked more often: no length is short enough for express requests and long enough for Redis,
+/// which is asked about once for ten calls.
+#[test]
+fn leases_short_enough_for_express_requests_would_ask_redis_far_too_often() {
+    for depth in [2, 4, 6, 8, 12, 16, 24, 48] {
+        let fleet = Fleet { passes: false, depth: Some(depth), ..Fleet::new(limits(), 16) };
+        let figures = figures(&format!("16 workers, nothing is passed on, {depth} slots ahead"), &fleet);
+        let is_quick = figures.p99 <= Duration::from_millis(300);
+        assert!(!is_quick || figures.operations_per_call > 0.2, "{depth} slots ahead do both: {figures:?}");
+    }
+}
+
 #[test]
 fn nothing_changes_while_nobody_waits() {
     let fleet = Fleet { express: 0.0, ..Fleet::new(limits(), 16) };
