@@ -38,6 +38,7 @@ mod sink;
 mod stack;
 mod status;
 mod taobao;
+mod timetable;
 mod tokens;
 mod torture;
 mod wheel;
