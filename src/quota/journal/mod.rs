@@ -7,12 +7,12 @@
 //! ```
 //!
 //! [`known`] folds the records, [`super::past`] makes of them what a process takes for granted, [`report`] writes
-//! ours, [`will`] says what a setting changes. A worker whose reports are not taken, and that has budgets, stops:
+//! ours, [`settings_diff`] says what a setting changes. A worker whose reports are not taken, and that has budgets, stops:
 //! else nobody would know what it spends.
 
 pub mod known;
 pub mod report;
-pub mod will;
+pub mod settings_diff;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 use self::{
     known::{Changed, Known},
     report::{Reporter, Written},
-    will::{Effect, effects},
+    settings_diff::{Effect, effects},
 };
 use super::{Aliases, Hold, Limit, PaceBy, Past, Quota, Scope, past};
 use crate::{
@@ -145,15 +145,19 @@ impl Journal {
         }
         let accounts = past.accounts.iter().map(|(alias, known)| (Some(alias), known));
         let accounts = accounts.chain([(None, &past.whole)]);
-        let accounts = accounts.map(|(account, known)| (self.scope(aliases, account), known));
+        let accounts = accounts.map(|(account, known)| {
+            let name = account.map_or_else(|| "all accounts".to_owned(), |alias| format!("account {alias}"));
+            (self.scope(aliases, account), name, known)
+        });
         let names = quota.snapshot(0..0, self.clock.now()).addresses.into_iter().map(|address| address.name);
         let addresses = names.enumerate().filter_map(|(index, name)| {
             let known = past.addresses.get(&name)?;
-            Some((Some(Scope::Address(index)), known))
+            Some((Some(Scope::Address(index)), format!("address {name}"), known))
         });
-        for (scope, known) in accounts.chain(addresses) {
+        for (scope, name, known) in accounts.chain(addresses) {
             let (Some(scope), Some(held)) = (scope, &known.held) else { continue };
-            info!(source = %self.source, ?scope, reason = &*held.cause.reason, until = ?held.until, "still held");
+            let until = held.until.map_or_else(|| "resumed".to_owned(), |until| until.to_string());
+            info!(source = %self.source, until, reason = &*held.cause.reason, "{name} is still paused");
             let until = held.until.map_or(Hold::Disabled, |until| Hold::Until(self.instant(until)));
             quota.hold(scope, until, &held.cause).await;
         }
@@ -250,7 +254,7 @@ async fn put_into_effect(changed: &Changed, quota: &dyn Quota, aliases: &Aliases
     let Some(scope) = scope else { return };
     let (account, address) = (account.as_ref().map(tracing::field::display), address.as_deref());
     for effect in effects(changed, clock.now()) {
-        info!(%source, account, address, ?effect, "an operator has set");
+        info!(%source, account, address, "{effect}");
         match effect {
             Effect::Release(as_of) => quota.release(scope, as_of).await,
             Effect::Pause(until, cause) => {

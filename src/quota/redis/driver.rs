@@ -364,7 +364,7 @@ impl Driver {
                 } else {
                     warn!(
                         key = self.key,
-                        "the quota's state is lost or incomplete: nobody calls until it is learned anew"
+                        "quota state missing in Redis; rebuilding it from what workers and reports know, calls paused meanwhile"
                     );
                 }
                 self.configure(server).await?;

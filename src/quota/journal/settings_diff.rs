@@ -1,5 +1,7 @@
 //! What an operator's setting changes for a running worker. Pure.
 
+use std::fmt;
+
 use super::known::Changed;
 use crate::{
     quota::{Cause, Share},
@@ -15,6 +17,17 @@ pub enum Effect {
     Pause(Option<Timestamp>, Cause),
     /// The share of its pace that it goes at.
     Pace(Share),
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Release(_) => f.write_str("resumed by an operator"),
+            Self::Pause(Some(until), cause) => write!(f, "{}, until {until}", cause.reason),
+            Self::Pause(None, cause) => write!(f, "{}, until resumed", cause.reason),
+            Self::Pace(share) => write!(f, "pace set to {}% by an operator", (share.get() * 1_000.0).round() / 10.0),
+        }
+    }
 }
 
 /// What has changed, in the order in which it is to be done.
@@ -85,6 +98,21 @@ mod tests {
             [Effect::Pace(Share::WHOLE)]
         );
         assert_eq!(of(Some(resumed.clone()), resumed), []);
+    }
+
+    #[test]
+    fn an_effect_is_told_in_words() {
+        let words = |before: Option<QuotaSetting>, now: QuotaSetting| of(before, now).remove(0).to_string();
+        assert_eq!(words(None, pause(None)), "paused by an operator: sale, until resumed");
+        let until = words(None, pause(Some(60)));
+        assert_eq!(until, format!("paused by an operator: sale, until {}", at(60)));
+        let (slow, resumed) = (Some(0.125), Some(at(5)));
+        assert_eq!(
+            words(Some(setting()), QuotaSetting { pace: slow, ..setting() }),
+            "pace set to 12.5% by an operator"
+        );
+        let resumed = QuotaSetting { resumed_at: resumed, ..setting() };
+        assert_eq!(words(Some(setting()), resumed), "resumed by an operator");
     }
 
     #[test]
