@@ -14,7 +14,7 @@ use super::{
     client::SESSION_TIMEOUT,
     kept::{Answer, Kept, Print},
     ledger::{Admit, LedgerError},
-    outbox::{Outbox, Position, Risk},
+    outbox::{Outbox, Position, PublishId, Risk},
 };
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::METRICS;
@@ -151,6 +151,18 @@ impl<R: Reader, W: Writer> Intake<R, W> {
     /// The same for one that was called for.
     pub fn complete_with(&mut self, position: Position, answer: Answer) {
         self.outbox.complete(position, answer);
+    }
+
+    /// Writes `records` for a record that is still worked on, without ending it, see [`Outbox::publish`]: it has to be
+    /// completed or given up all the same. `None`: nothing is written, the record is not worked on here any more.
+    pub fn publish(&mut self, position: &Position, records: Vec<Outgoing>) -> Option<PublishId> {
+        self.outbox.publish(position, records)
+    }
+
+    /// Whether that is committed. It changes with [`Input::Settled`].
+    #[must_use]
+    pub fn is_published(&self, id: PublishId) -> bool {
+        self.outbox.is_published(id)
     }
 
     /// What a record came to in an earlier life of the stage, see [`Kept`]: it is to be completed with that.
@@ -393,4 +405,41 @@ async fn under_way(transaction: &mut Option<Transaction>) -> Result<(), Transact
 
 fn ledger_error(partition: &Partition, error: &LedgerError) -> ReadError {
     ReadError::Ledger { partition: partition.clone(), reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        kafka::scripted::{Log, assigned, partition, records},
+        runtime::clock::Timestamp,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_published_is_on_the_log_while_its_record_is_still_worked_on() {
+        let log = Log::default();
+        let (events, reader) = log.reader();
+        let (instead, clock) = (Instead::new("dead", "w"), Clock::simulated(Timestamp::from_millis(0)));
+        let mut intake = Intake::new(reader, log.clone(), Duration::from_millis(50), instead, clock);
+        events.send(assigned()).unwrap();
+        events.send(records(0, [Bytes::from_static(b"1")])).unwrap();
+        let Input::Records(read) = intake.next().await.unwrap() else { panic!("a record was sent") };
+        let (position, _) = read.into_iter().next().unwrap();
+        let record =
+            |value| Outgoing { topic: "t".into(), key: None, value: Bytes::from_static(value), headers: vec![] };
+        let id = intake.publish(&position, vec![record(b"intent")]).unwrap();
+        assert!(!intake.is_published(id));
+        let seen = || {
+            let world = log.world();
+            (world.records.clone(), world.committed.get(&partition()).map(|committed| committed.offset))
+        };
+        let Input::Settled = intake.next().await.unwrap() else { panic!("nothing else happens") };
+        assert!(intake.is_published(id));
+        assert_eq!(seen(), (vec![record(b"intent")], Some(0)));
+        intake.complete(position, vec![record(b"end")]);
+        let Input::Settled = intake.next().await.unwrap() else { panic!("nothing else happens") };
+        assert_eq!(seen(), (vec![record(b"intent"), record(b"end")], Some(1)));
+    }
 }

@@ -21,14 +21,20 @@ pub struct Position {
     pub offset: i64,
 }
 
-/// A record's end: what is to be written for it.
+/// What is to be written for a record: its end, or something before that.
 #[derive(Debug)]
 struct Outcome {
     position: Position,
-    /// Of its request; missing if that was not admitted.
+    /// Of its request; missing if that was not admitted, or if something else was published for it: then it is not kept.
     print: Option<Print>,
     answer: Answer,
+    /// What it is called if the record is not done with it, see [`Outbox::publish`].
+    published: Option<PublishId>,
 }
+
+/// Names what was handed to [`Outbox::publish`]. Only good for the outbox that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PublishId(u64);
 
 impl Outcome {
     fn size(&self) -> usize {
@@ -82,8 +88,9 @@ pub struct Batch {
 #[derive(Debug)]
 struct Owned {
     ledger: Ledger,
-    /// Records admitted, and not yet completed or given up, by offset.
-    open: HashMap<i64, Print>,
+    /// Records admitted, and not yet completed or given up, by offset; without its print one for which something was
+    /// published.
+    open: HashMap<i64, Option<Print>>,
 }
 
 /// The ledgers of all partitions that are ours, and the outcomes that wait to be committed with them.
@@ -101,9 +108,13 @@ pub struct Outbox {
     under_way_bytes: usize,
     under_way_risk: Risk,
     /// Records of assignments that are over, and that may still come to something.
-    left: HashMap<(Partition, Epoch), HashMap<i64, Print>>,
+    left: HashMap<(Partition, Epoch), HashMap<i64, Option<Print>>>,
     /// Where outcomes go whose assignment is over, if anywhere.
     kept: Kept,
+    /// How often something was published that ends no record, and up to which of these all are committed or dropped:
+    /// they travel in their order.
+    published: u64,
+    published_through: u64,
 }
 
 impl Outbox {
@@ -156,8 +167,10 @@ impl Outbox {
     }
 
     fn keep(&self, outcomes: Vec<Outcome>) {
-        for Outcome { position, print, answer } in outcomes {
+        for Outcome { position, print, answer, published } in outcomes {
             match print {
+                // Whoever works on the record next publishes it anew.
+                None if published.is_some() => {}
                 Some(print) => self.kept.put(&position.partition, position.offset, print, answer),
                 None => self.kept.lose(answer.calls),
             }
@@ -175,7 +188,7 @@ impl Outbox {
         let Some(owned) = self.current(position) else { return Admit::Known };
         let admit = owned.ledger.admit(position.offset);
         match admit {
-            Admit::New => drop(owned.open.insert(position.offset, print)),
+            Admit::New => drop(owned.open.insert(position.offset, Some(print))),
             Admit::Known => self.kept.forget(&position.partition, position.offset),
         }
         admit
@@ -185,7 +198,8 @@ impl Outbox {
     #[must_use]
     pub fn kept(&self, position: &Position, now: Instant) -> Option<Answer> {
         let owned = self.owned.get(&position.partition).filter(|owned| owned.ledger.epoch() == position.epoch)?;
-        self.kept.take(&position.partition, position.offset, *owned.open.get(&position.offset)?, now)
+        let print = (*owned.open.get(&position.offset)?)?;
+        self.kept.take(&position.partition, position.offset, print, now)
     }
 
     /// Records before `until` have been deleted by retention.
@@ -213,14 +227,49 @@ impl Outbox {
     /// A record has its outcome. If its assignment is over that is kept, and written only if the record comes back.
     pub fn complete(&mut self, position: Position, answer: Answer) {
         if let Some(owned) = self.current(&position) {
-            let outcome = Outcome { print: owned.open.remove(&position.offset), position, answer };
-            self.waiting_bytes += outcome.size();
-            self.waiting_risk.add(&outcome.answer);
-            self.waiting.push(outcome);
+            let print = owned.open.remove(&position.offset).flatten();
+            self.push(Outcome { position, print, answer, published: None });
         } else {
             let print = self.leave(&position);
-            self.keep(vec![Outcome { position, print, answer }]);
+            self.keep(vec![Outcome { position, print, answer, published: None }]);
         }
+    }
+
+    /// Writes `records` on behalf of a record that is still worked on, and stays so: an intent, say, that has to be on
+    /// the log before a vendor is asked for something that it answers later. `None`: the record is not worked on here,
+    /// or not any more, and nothing is written.
+    ///
+    /// They travel in a transaction that the group fences as any other, and that does not count the record as done;
+    /// [`Self::is_published`] says when it is committed. One that is rolled back is tried again.
+    ///
+    /// # Ordering
+    /// In the order of the calls, and no later than the end of the record: who sees that sees these too.
+    ///
+    /// # How often they are seen
+    /// Once for each call. If the partition or the role leaves first, what is not committed is dropped, and so is the
+    /// record's end: it is not [kept](Kept), since that would come without these. Whoever works on the record next
+    /// publishes anew, so over several lives a reader may see the same more than once and tells it by what it says, such
+    /// as a request's id. One that is too large for its topic is replaced as an end would be, by a dead letter: they are
+    /// to be small.
+    pub fn publish(&mut self, position: &Position, records: Vec<Outgoing>) -> Option<PublishId> {
+        *self.current(position)?.open.get_mut(&position.offset)? = None;
+        self.published += 1;
+        let (id, answer) = (PublishId(self.published), Answer { records, calls: 0, since: Instant::now() });
+        self.push(Outcome { position: position.clone(), print: None, answer, published: Some(id) });
+        Some(id)
+    }
+
+    /// Whether what was published under this name is committed. It may be said of what was dropped with its partition,
+    /// too: for a record that is not [current](Self::is_current) it means nothing.
+    #[must_use]
+    pub fn is_published(&self, id: PublishId) -> bool {
+        id.0 <= self.published_through
+    }
+
+    fn push(&mut self, outcome: Outcome) {
+        self.waiting_bytes += outcome.size();
+        self.waiting_risk.add(&outcome.answer);
+        self.waiting.push(outcome);
     }
 
     /// A record that was admitted will not be worked on by us: it is read again by whoever owns it next.
@@ -234,17 +283,17 @@ impl Outbox {
     /// The same for one that has come to something already.
     pub fn give_up_with(&mut self, position: Position, answer: Answer) {
         let print = match self.current(&position) {
-            Some(owned) => owned.open.remove(&position.offset),
+            Some(owned) => owned.open.remove(&position.offset).flatten(),
             None => self.leave(&position),
         };
-        self.keep(vec![Outcome { position, print, answer }]);
+        self.keep(vec![Outcome { position, print, answer, published: None }]);
     }
 
     /// Takes a record out of those of an assignment that is over.
     fn leave(&mut self, position: &Position) -> Option<Print> {
         let key = (position.partition.clone(), position.epoch);
         let open = self.left.get_mut(&key)?;
-        let print = open.remove(&position.offset);
+        let print = open.remove(&position.offset).flatten();
         if open.is_empty() {
             self.left.remove(&key);
         }
@@ -291,7 +340,7 @@ impl Outbox {
         self.waiting_bytes = self.waiting.iter().map(Outcome::size).sum();
         self.under_way_bytes -= self.waiting_bytes;
         (self.under_way_risk, self.waiting_risk) = (Risk::of(&outcomes), Risk::of(&self.waiting));
-        for outcome in &outcomes {
+        for outcome in outcomes.iter().filter(|outcome| outcome.published.is_none()) {
             if let Some(owned) = self.owned.get_mut(&outcome.position.partition) {
                 owned.ledger.complete(outcome.position.offset);
             }
@@ -333,7 +382,9 @@ impl Outbox {
 
     /// The transaction has been committed.
     pub fn committed(&mut self) {
-        self.under_way = None;
+        let (outcomes, _) = self.under_way.take().unwrap_or_default();
+        let published = outcomes.iter().filter_map(|outcome| outcome.published).max();
+        self.published_through = published.map_or(self.published_through, |PublishId(number)| number);
         (self.under_way_bytes, self.under_way_risk) = (0, Risk::default());
     }
 
@@ -408,6 +459,9 @@ mod tests {
     struct Broker {
         committed: HashMap<Partition, Committed>,
         visible: HashMap<Bytes, u32>,
+        /// Outcomes whose record had published an intent in the same life, which nobody has seen.
+        without_intent: Vec<Bytes>,
+        intents: HashMap<Bytes, u32>,
     }
 
     /// One process that works on two partitions, with an in-flight transaction whose end it may not live to see.
@@ -425,6 +479,12 @@ mod tests {
         again: u32,
         /// Whether anything happened that loses what is kept.
         crashed: bool,
+        /// What was published without an end, by its name in the outbox of now.
+        published: HashMap<PublishId, (Position, Bytes)>,
+        /// How often for each record.
+        intents: HashMap<Bytes, u32>,
+        /// Records of the assignments of now that an intent was published for.
+        with_intent: HashMap<Bytes, Partition>,
     }
 
     const RECORDS: i64 = 60;
@@ -433,6 +493,8 @@ mod tests {
     enum Step {
         Read(i32, i64),
         Complete(prop::sample::Index),
+        /// An intent for a record that is still open.
+        Publish(prop::sample::Index),
         Begin,
         Commit,
         RollBack,
@@ -458,6 +520,9 @@ mod tests {
                 answered: HashSet::new(),
                 again: 0,
                 crashed: false,
+                published: HashMap::new(),
+                intents: HashMap::new(),
+                with_intent: HashMap::new(),
             };
             model.restart();
             model
@@ -473,6 +538,8 @@ mod tests {
             self.outbox = Outbox::keeping(self.kept.clone());
             self.batch = None;
             self.open.clear();
+            self.published.clear();
+            self.with_intent.clear();
             (0..2).for_each(|number| self.assign(&partition(number)));
         }
 
@@ -506,7 +573,15 @@ mod tests {
         }
 
         fn apply(&mut self, batch: Batch) {
-            for record in batch.records {
+            let (intents, outcomes): (Vec<_>, Vec<_>) =
+                batch.records.into_iter().partition(|record| *record.topic == *"intents");
+            for intent in intents {
+                *self.broker.intents.entry(intent.value).or_default() += 1;
+            }
+            for record in outcomes {
+                if self.with_intent.contains_key(&record.value) && !self.broker.intents.contains_key(&record.value) {
+                    self.broker.without_intent.push(record.value.clone());
+                }
                 *self.broker.visible.entry(record.value).or_default() += 1;
             }
             for (partition, _, committed) in batch.offsets {
@@ -520,10 +595,26 @@ mod tests {
                 Step::Complete(index) if !self.open.is_empty() => {
                     let position = self.open.swap_remove(index.index(self.open.len()));
                     let records = outcome(&position);
-                    self.answered.insert((position.partition.clone(), position.offset));
+                    // With an intent it is not kept.
+                    if !self.published.values().any(|(of, _)| *of == position) {
+                        self.answered.insert((position.partition.clone(), position.offset));
+                    }
                     self.outbox.complete(position, records);
                 }
-                Step::Complete(_) => {}
+                Step::Publish(index) if !self.open.is_empty() => {
+                    let position = self.open[index.index(self.open.len())].clone();
+                    let value = outcome(&position).records[0].value.clone();
+                    let intent = Outgoing { topic: "intents".into(), key: None, value: value.clone(), headers: vec![] };
+                    // Some are of an assignment that is over.
+                    if let Some(id) = self.outbox.publish(&position, vec![intent]) {
+                        *self.intents.entry(value.clone()).or_default() += 1;
+                        self.with_intent.insert(value.clone(), position.partition.clone());
+                        self.published.insert(id, (position, value));
+                    } else {
+                        assert!(!self.outbox.is_current(&position), "the record is open");
+                    }
+                }
+                Step::Complete(_) | Step::Publish(_) => {}
                 Step::Begin => self.batch = self.outbox.begin().or(self.batch.take()),
                 Step::Commit => {
                     if let Some(batch) = self.batch.take() {
@@ -558,9 +649,20 @@ mod tests {
                     // The reader lets a partition go only when the transaction that holds it has ended.
                     self.step(&Step::RollBack);
                     self.outbox.forget(&partition(*number));
+                    self.with_intent.retain(|_, of| *of != partition(*number));
                     self.assign(&partition(*number));
                 }
             }
+        }
+
+        /// What is said to be committed of what was published, and is not.
+        fn falsely_published(&self) -> Option<&Bytes> {
+            let is_false = |(id, (position, value)): &(&PublishId, &(Position, Bytes))| {
+                self.outbox.is_published(**id)
+                    && self.outbox.is_current(position)
+                    && !self.broker.intents.contains_key(value)
+            };
+            self.published.iter().find(is_false).map(|(_, (_, value))| value)
         }
 
         fn finish(&mut self) {
@@ -579,6 +681,7 @@ mod tests {
         prop_oneof![
             6 => (0..2_i32, 0..20_i64).prop_map(|(number, count)| Step::Read(number, count)),
             30 => any::<prop::sample::Index>().prop_map(Step::Complete),
+            5 => any::<prop::sample::Index>().prop_map(Step::Publish),
             4 => Just(Step::Begin),
             4 => Just(Step::Commit),
             1 => Just(Step::RollBack),
@@ -595,6 +698,7 @@ mod tests {
             let mut model = Model::new();
             for step in &steps {
                 model.step(step);
+                prop_assert_eq!(model.falsely_published(), None, "it is not on the log");
             }
             // One whose partition left and came back while its call was under way is called for twice at once.
             prop_assert!(model.crashed || model.again == 0, "called for again though the answer was there");
@@ -602,7 +706,45 @@ mod tests {
             let doubled: Vec<_> = model.broker.visible.iter().filter(|(_, times)| **times != 1).collect();
             prop_assert!(doubled.is_empty(), "doubled: {doubled:?}");
             prop_assert_eq!(model.broker.visible.len(), 2 * usize::try_from(RECORDS).unwrap());
+            prop_assert_eq!(&model.broker.without_intent, &Vec::<Bytes>::new(), "an end came before its intent");
+            for (intent, times) in &model.broker.intents {
+                prop_assert!(*times <= model.intents[intent], "{:?} was published once and came {} times", intent, times);
+            }
         }
+    }
+
+    #[test]
+    fn what_is_published_before_the_end_is_committed_while_the_record_stays_open() {
+        let mut outbox = Outbox::keeping(Kept::new(1_000_000));
+        let assign = |outbox: &mut Outbox, epoch| {
+            let assignment = Assignment { partition: partition(0), epoch: Epoch(epoch), committed: None, log: None };
+            outbox.assign(&assignment).unwrap();
+        };
+        let position = |epoch| Position { partition: partition(0), epoch: Epoch(epoch), offset: 0 };
+        let intent = || vec![Outgoing { topic: "intents".into(), key: None, value: "i".into(), headers: vec![] }];
+        assign(&mut outbox, 1);
+        assert_eq!(outbox.publish(&position(1), intent()), None, "it was not read");
+        outbox.admit(&position(1), print(0));
+        let id = outbox.publish(&position(1), intent()).unwrap();
+        assert!(outbox.has_waiting() && outbox.risk() == Risk::default() && !outbox.is_published(id));
+        let batch = outbox.begin().unwrap();
+        assert_eq!((batch.records, batch.offsets[0].2.offset), (intent(), 0), "it is fenced, and nothing is done");
+        outbox.rolled_back();
+        assert!(!outbox.is_published(id) && outbox.begin().is_some());
+        outbox.committed();
+        assert!(outbox.is_published(id) && !outbox.is_settled(&partition(0)), "its record is still worked on");
+
+        // The next one is not committed when the partition leaves; the record is worked on from its beginning then.
+        let next = outbox.publish(&position(1), intent()).unwrap();
+        outbox.complete(position(1), outcome(&position(1)));
+        assert!(!outbox.is_published(next));
+        outbox.forget(&partition(0));
+        assign(&mut outbox, 2);
+        assert_eq!(outbox.admit(&position(2), print(0)), Admit::New);
+        assert_eq!(outbox.kept(&position(2), Instant::now()), None, "its end would come without the intent");
+        assert_eq!(outbox.publish(&position(1), intent()), None, "that assignment is over");
+        outbox.complete(position(2), outcome(&position(2)));
+        assert_eq!(outbox.begin().map(|batch| batch.records.len()), Some(1));
     }
 
     #[test]
