@@ -23,7 +23,7 @@ use crate::{
     batches::Webhook,
     cache::Cache,
     config::{self, Config},
-    fetch::{Carry, FetchError, Room},
+    fetch::{CallLimiter, Carry, FetchError},
     kafka::{
         self, GroupConfig, KafkaReader, KafkaWriter, Reach, ReadError, TransactError, admin, client::SESSION_TIMEOUT,
         intake::IntakeError,
@@ -183,7 +183,7 @@ struct Process {
     dice: Dice,
     cache: Cache,
     /// For the calls of all sources.
-    room: Room,
+    limiter: CallLimiter,
     stop: CancellationToken,
 }
 
@@ -217,7 +217,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
         clock: Clock::System,
         dice: Dice::random(),
         cache,
-        room: Room::new(config.fetch.calls_in_flight_in_all),
+        limiter: CallLimiter::new(config.fetch.calls_in_flight_in_all),
         stop: stop.clone(),
         from: args.from,
         config,

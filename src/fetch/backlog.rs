@@ -1,6 +1,9 @@
 //! What waits for its partition's window: one queue per partition in the order of offsets, served in turn. Pure.
 
-use std::collections::{BTreeMap, HashMap, VecDeque, btree_map::OccupiedEntry};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::OccupiedEntry},
+    hash::{DefaultHasher, Hash, Hasher as _},
+};
 
 use crate::kafka::Partition;
 
@@ -12,6 +15,23 @@ pub(super) trait Placed {
     fn bytes(&self) -> usize {
         0
     }
+}
+
+/// Something that a call can be made for, with others of its group.
+pub(super) trait Waits: Placed {
+    /// What has to be the same in one call.
+    type Group: Clone + Eq + Hash + std::fmt::Debug;
+    fn group(&self) -> &Self::Group;
+    /// What is asked for in it.
+    fn item(&self) -> &str;
+    fn partition(&self) -> &Partition;
+}
+
+/// The same for requests that ask for the same; two others may share one.
+pub(super) fn fingerprint<T: Waits>(item: &T) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (item.group(), item.item()).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Queues by partition, the lowest offset first: what comes late may be the very one that the window waits for, and what

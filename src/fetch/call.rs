@@ -10,21 +10,17 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, error, info_span};
 
 use super::{
-    breakers::Tickets,
-    cached,
+    call_facts::CallFacts,
     end::End,
     job::Job,
-    outcome::{CallFacts, Outcomes},
-    splits::GroupId,
+    outcome::Outcomes,
+    reaction::{breakers::Tickets, splits::GroupId},
+    stale,
 };
 use crate::{
     cache::Answer,
-    kafka::{Outgoing, Partition, Record, outbox::Position},
-    message::{
-        AccountAlias, DeadLetter, Lane, Origin, Reason, Request, SourceName, Via,
-        codec::{self, Received},
-        trace,
-    },
+    kafka::outbox::Position,
+    message::{AccountAlias, Request, SourceName, Via},
     platform::{
         Account, Common, Denial, HttpReply, Refusal, RefusalKind, Reply, Secrets, Vendor,
         http::{self, CallPermit, NoReply, Unprocessed},
@@ -222,7 +218,7 @@ pub struct CallerParts {
     /// The time of day.
     pub clock: Clock,
     /// Randomness for trace ids.
-    pub dice: Dice,
+    pub rng: Dice,
 }
 
 /// Makes the calls of one source.
@@ -230,25 +226,18 @@ pub struct Caller {
     pub(super) source: SourceName,
     pub(super) tokens: Arc<Keeper>,
     parts: CallerParts,
-    express_topic: String,
-    outcomes: Outcomes,
+    outcomes: Arc<Outcomes>,
 }
 
 impl Caller {
     /// A caller made of these parts.
     #[must_use]
     pub fn new(parts: CallerParts) -> Self {
-        let outcomes = Outcomes::new(parts.source.clone(), &parts.topics);
+        let outcomes = Arc::new(Outcomes::new(parts.source.clone(), &parts.topics));
         let (source, store) = (parts.source.clone(), Arc::clone(&parts.tokens));
-        let (clock, dice) = (parts.clock.clone(), parts.dice.clone());
-        let tokens = Arc::new(Keeper::new(source, &parts.accounts, store, parts.client.timeout(), clock, dice));
-        Self {
-            source: parts.source.clone(),
-            tokens,
-            express_topic: parts.topics.express(&parts.source),
-            outcomes,
-            parts,
-        }
+        let (clock, rng) = (parts.clock.clone(), parts.rng.clone());
+        let tokens = Arc::new(Keeper::new(source, &parts.accounts, store, parts.client.timeout(), clock, rng));
+        Self { source: parts.source.clone(), tokens, outcomes, parts }
     }
 
     #[cfg(test)]
@@ -268,12 +257,16 @@ impl Caller {
         &self.parts.topics
     }
 
-    pub(super) fn outcomes(&self) -> &Outcomes {
+    pub(super) fn outcomes(&self) -> &Arc<Outcomes> {
         &self.outcomes
     }
 
     pub(super) fn clock(&self) -> Clock {
         self.parts.clock.clone()
+    }
+
+    pub(super) fn rng(&self) -> Dice {
+        self.parts.rng.clone()
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -289,77 +282,6 @@ impl Caller {
 
     pub(super) fn alias(&self, account: usize) -> &AccountAlias {
         &self.parts.accounts[account].alias
-    }
-
-    /// Reads a record as a request to call for; else its dead letter.
-    pub(super) fn receive(&self, position: Position, record: &Record) -> Result<Job, (Position, Vec<Outgoing>)> {
-        let now = self.parts.clock.now();
-        let raw = record.raw(&position.partition);
-        let traceparent = trace::continued(raw.traceparent(), &self.parts.dice);
-        let dead = match codec::read_request(&raw, &self.source) {
-            Ok(received) if is_expired(&received.request, now) => expired(received, &raw, &self.source, now),
-            Ok(Received { id, request }) => {
-                let lane = self.lane(&position.partition);
-                let (since, twins) = (Instant::now(), Vec::new());
-                return Ok(Job {
-                    position,
-                    id,
-                    request,
-                    lane,
-                    traceparent,
-                    since,
-                    twins,
-                    flight: None,
-                    unprocessed: 0,
-                });
-            }
-            Err(why) => codec::dead_letter(&raw, &self.source, &why, now),
-        };
-        let records = self.outcomes.dead_letter(&dead, &traceparent);
-        Err((position, records))
-    }
-
-    fn lane(&self, partition: &Partition) -> Lane {
-        if *partition.topic == *self.express_topic { Lane::Express } else { Lane::Bulk }
-    }
-
-    /// The end of a request whose batch has spent its money.
-    pub(super) fn over_budget(&self, job: Job) -> (Position, Vec<Outgoing>) {
-        self.uncalled(job, Reason::Budget, "the budget of its batch is spent: raise budget.per_batch and redrive it")
-    }
-
-    /// The end of a request whose batch has been cancelled.
-    pub(super) fn cancelled(&self, job: Job) -> (Position, Vec<Outgoing>) {
-        self.uncalled(job, Reason::Cancelled, "its batch was cancelled before it was called for")
-    }
-
-    /// The end of a request that gets an older answer since the source does not answer.
-    pub(super) fn stale_instead(&self, job: Job) -> (Position, End) {
-        let facts = CallFacts {
-            account: self.alias(0).clone(),
-            ended_at: self.now(),
-            latency: Duration::ZERO,
-            http_status: None,
-        };
-        let message = "the source does not answer: its breaker is open".to_owned();
-        let refusal = Refusal { kind: RefusalKind::Outage, code: "weir.held.breaker".to_owned(), message };
-        cached::failed(&self.outcomes, job, &refusal, &facts)
-    }
-
-    fn uncalled(&self, job: Job, reason: Reason, message: &str) -> (Position, Vec<Outgoing>) {
-        let Partition { topic, number } = &job.position.partition;
-        let dead = DeadLetter {
-            request_id: job.id,
-            source: self.source.clone(),
-            reason,
-            message: message.to_owned(),
-            died_at: self.now(),
-            origin: Origin { topic: topic.to_string(), partition: *number, offset: job.position.offset },
-            request: Some(job.request),
-            original_base64: None,
-        };
-        let records = self.outcomes.dead_letter(&dead, &job.traceparent);
-        (job.position, records)
     }
 
     /// Makes one call for these requests in this slot. Always ends, at the latest with the client's time-out.
@@ -575,7 +497,7 @@ impl Caller {
             Err(NoReply::Unprocessed(Unprocessed { refusal, is_certain })) => {
                 let most = if is_certain { Self::UNPROCESSED } else { Self::IDLE_CLOSES };
                 let is_spent = |job: &Job| job.unprocessed >= most;
-                let all_spent = jobs.iter().all(|job| is_spent(job) && job.twins.iter().all(is_spent));
+                let all_spent = jobs.iter().all(|job| is_spent(job) && job.coalesced.iter().all(is_spent));
                 if !all_spent {
                     let mut left = Job::apart(std::mem::take(jobs));
                     let spent: Vec<Job> = left.extract_if(.., |job| is_spent(job)).collect();
@@ -618,13 +540,13 @@ impl Caller {
 
     /// Looks up older answers for what has failed; then the records of each request.
     pub(super) async fn look_up(self: Arc<Self>, mut unrecorded: Unrecorded) -> Vec<(Position, End)> {
-        cached::recall(&mut unrecorded.jobs).await;
+        stale::recall(&mut unrecorded.jobs).await;
         self.record(unrecorded)
     }
 
     /// How each request ends; or what they are made of, if older answers are to be looked up first.
     pub(super) fn record_at_once(&self, unrecorded: Unrecorded) -> (Vec<(Position, End)>, Option<Unrecorded>) {
-        if has_outage(&unrecorded.reply) && cached::is_to_recall(&unrecorded.jobs) {
+        if has_outage(&unrecorded.reply) && stale::is_to_recall(&unrecorded.jobs) {
             return (Vec::new(), Some(unrecorded));
         }
         (self.record(unrecorded), None)
@@ -634,12 +556,12 @@ impl Caller {
     fn record(&self, Unrecorded { jobs, reply, facts }: Unrecorded) -> Vec<(Position, End)> {
         let record = |mut job: Job, answer: Result<Arc<Answer>, Refusal>, via: Via| match answer {
             Ok(answer) => {
-                if let Some(flight) = job.flight.take() {
+                if let Some(flight) = job.single_flight.take() {
                     flight.answered(&answer, &facts, &via);
                 }
                 (job.position.clone(), End::Result(Box::new(job), answer, facts.clone(), via))
             }
-            Err(refusal) => cached::failed(&self.outcomes, job, &refusal, &facts),
+            Err(refusal) => stale::failed(&self.outcomes, job, &refusal, &facts),
         };
         let answers = match reply {
             Reply::Each(answers) => answers,
@@ -648,8 +570,8 @@ impl Caller {
         let mut outcomes = Vec::with_capacity(jobs.len());
         for (mut job, answer) in jobs.into_iter().zip(answers) {
             let answer = answer.map(|answer| Arc::new(Answer::from(answer)));
-            for twin in std::mem::take(&mut job.twins) {
-                outcomes.push(record(twin, answer.clone(), Via::Cache));
+            for other in std::mem::take(&mut job.coalesced) {
+                outcomes.push(record(other, answer.clone(), Via::Cache));
             }
             outcomes.push(record(job, answer, Via::Call));
         }
@@ -700,22 +622,5 @@ fn clock_words(now: Timestamp, date: Option<Timestamp>) -> String {
         format!("this machine's clock is {} ahead of the reply's Date", whole(ahead))
     } else {
         format!("this machine's clock is {} behind the reply's Date", whole(behind))
-    }
-}
-
-fn is_expired(request: &Request, now: Timestamp) -> bool {
-    request.expires_at.is_some_and(|at| now.since(at) > Duration::ZERO)
-}
-
-fn expired(received: Received, raw: &codec::Raw<'_>, source: &SourceName, now: Timestamp) -> DeadLetter {
-    DeadLetter {
-        request_id: received.id,
-        source: source.clone(),
-        reason: Reason::Expired,
-        message: "its expires_at had passed before it was called for".to_owned(),
-        died_at: now,
-        origin: raw.origin(),
-        request: Some(received.request),
-        original_base64: None,
     }
 }

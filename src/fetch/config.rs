@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-pub use super::at_risk::AtRisk;
+pub use super::admission::at_risk::AtRisk;
 
 /// `[fetch]`
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -7,11 +7,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{
-    backlog::Placed,
-    job::Job,
-    outcome::{CallFacts, Outcomes},
-};
+use super::{backlog::Placed, call_facts::CallFacts, job::Job, outcome::Outcomes};
 use crate::{
     cache::{Answer, Kept},
     kafka::{

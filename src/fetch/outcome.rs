@@ -1,16 +1,16 @@
 //! What a call came to, as records. Pure but for counting them.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::job::Job;
+use super::{call_facts::CallFacts, job::Job};
 use crate::{
     cache::{Answer, Kept},
     kafka::{Instead, Outgoing, RECORD_LIMIT},
     message::{
-        AccountAlias, Attempt, Class, DeadLetter, Failure, Observation, SourceName, Via,
+        Attempt, Class, DeadLetter, Failure, Observation, SourceName, Via,
         codec::{self, Encoded},
         envelope::{Envelope, Kind},
     },
@@ -18,21 +18,6 @@ use crate::{
     runtime::{clock::Timestamp, metrics::METRICS},
     topics::Topics,
 };
-
-/// What is known of a call besides its reply.
-#[derive(Clone, Debug)]
-pub(super) struct CallFacts {
-    pub(super) account: AccountAlias,
-    pub(super) ended_at: Timestamp,
-    pub(super) latency: Duration,
-    pub(super) http_status: Option<u16>,
-}
-
-impl CallFacts {
-    fn latency_ms(&self) -> u32 {
-        u32::try_from(self.latency.as_millis()).unwrap_or(u32::MAX)
-    }
-}
 
 /// Makes the records of one source's outcomes.
 pub(super) struct Outcomes {

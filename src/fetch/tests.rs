@@ -4,10 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 
-use super::{
-    call::{Advice, Contact},
-    *,
-};
+use super::{call::Advice, *};
 use crate::{
     kafka::{
         Epoch, RECORD_LIMIT,
@@ -15,16 +12,8 @@ use crate::{
         scripted::{Log, assigned, partition, records},
     },
     message::{AccountAlias, Columns, DeadLetter, ItemId, Lane, Request, RequestId, SourceName, Status},
-    platform::{
-        Account, Affected, Answer, Exchange, HttpReply, Refusal, RefusalKind, Reply, Vendor, address::Address, http,
-    },
-    quota::{
-        Counting, Lease, Limit, Scope,
-        guard::Guard,
-        memory::Memory,
-        pace::Pacing,
-        plan::{AccountLimits, Limits},
-    },
+    platform::{Account, Answer, Exchange, HttpReply, Refusal, RefusalKind, Reply, Vendor, address::Address, http},
+    quota::{guard::Guard, memory::Memory, pace::Pacing},
     runtime::clock::{Clock, Dice, Timestamp},
     tokens::file::FileStore,
     topics::{self, Topics},
@@ -89,7 +78,7 @@ pub(super) fn caller_by(
         guard: Guard::new(&[], None, &Clock::System),
         topics: Topics::new(topics::Config::default()),
         clock: Clock::simulated(Timestamp::from_millis(0)),
-        dice: Dice::seeded(1),
+        rng: Dice::seeded(1),
     })
 }
 
@@ -154,8 +143,8 @@ pub(super) fn job(calls: u32) -> Job {
         lane: Lane::Bulk,
         traceparent: String::new(),
         since: Instant::now(),
-        twins: vec![],
-        flight: None,
+        coalesced: vec![],
+        single_flight: None,
         unprocessed: 0,
     }
 }
@@ -231,7 +220,7 @@ async fn what_a_vendor_echoes_is_in_no_record_whatever_it_says_of_the_item() {
 fn a_result_too_large_for_a_record_is_a_failure_that_says_so() {
     let raw = serde_json::value::RawValue::from_string(format!("\"{}\"", "x".repeat(RECORD_LIMIT + 1))).unwrap();
     let answer = Answer { status: Status::Found, columns: Columns::default(), raw: Some(raw) };
-    let facts = outcome::CallFacts {
+    let facts = call_facts::CallFacts {
         account: AccountAlias::new("a").unwrap(),
         ended_at: Timestamp::from_millis(0),
         latency: Duration::ZERO,
@@ -313,113 +302,6 @@ fn held_of(quota: &Memory, (account, address): (usize, usize)) -> Duration {
     Duration::from_secs((0..200_000).take_while(is_held).count() as u64)
 }
 
-#[tokio::test]
-async fn a_request_that_waited_for_anothers_answer_when_its_batch_was_cancelled_is_not_called_for() {
-    let (cancel, cancelled) = Cancelled::scripted();
-    let mut fetch = stage(Config::default()).0.heeding(cancelled);
-    let mut job = job(0);
-    job.request.batch = Some(BatchId::new("monday").unwrap());
-    job.request.requested_at = Some(Timestamp::from_millis(0));
-    cancel("monday", 1_000);
-    fetch.enlist(job);
-    let (_, end) = fetch.uncalled.pop(|_| true).expect("it has an end");
-    let End::Made(records) = end else { panic!("{end:?}") };
-    let dead: DeadLetter = serde_json::from_slice(&records[0].value).unwrap();
-    assert_eq!(dead.reason, crate::message::Reason::Cancelled);
-    assert!(fetch.backlog.is_empty());
-}
-
-fn replied_with(status: u16, retry_after: u64, used_up: u64) -> Advice {
-    let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
-    Advice::of(&HttpReply {
-        status,
-        retry_after: seconds(retry_after),
-        used_up: seconds(used_up),
-        date: None,
-        body: Bytes::new(),
-    })
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_quota_that_is_used_up_holds_the_account_though_the_reply_was_good() {
-    for (heed_hints, seconds) in [(true, 40), (false, 0)] {
-        let (mut fetch, quota) = stage(Config { heed_hints, ..Config::default() });
-        fetch.end_calls(ended(Instant::now(), replied_with(200, 0, 40), None)).await.unwrap();
-        assert_eq!(held(&quota, 0).as_secs(), seconds);
-        assert_eq!(held(&quota, 1).as_secs(), 0, "the other account goes on");
-    }
-    let (mut fetch, quota) = stage(Config::default());
-    fetch.end_calls(ended(Instant::now(), replied_with(200, 0, 1), None)).await.unwrap();
-    assert_eq!(held(&quota, 0).as_secs(), 0, "whole seconds say nothing of less than one");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_service_that_is_away_and_says_for_how_long_is_called_by_nobody() {
-    let (mut fetch, quota) = stage(Config::default());
-    let outage = Some(RefusalKind::Outage);
-    fetch.end_calls(ended(Instant::now(), replied_with(502, 30, 0), outage.clone())).await.unwrap();
-    assert_eq!(held(&quota, 1).as_secs(), 0, "Retry-After belongs to 503");
-    fetch.end_calls(ended(Instant::now(), replied_with(503, 30, 0), outage)).await.unwrap();
-    assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (30, 30));
-    assert_eq!(quota.pace(Scope::Source).refused, 0, "an outage is no sign of a wrong pace");
-    let counts = fetch.tally().of(0);
-    assert_eq!((counts.calls, counts.refused), (2, 0), "an outage is no refusal");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_burst_of_throttles_is_one_rest_and_one_step_of_the_pace() {
-    let (mut fetch, quota) = stage(Config::default());
-    let left = Instant::now();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let throttled = |scope, wait| Some(RefusalKind::Throttled { scope, wait });
-    for call in 0..5 {
-        let left = left + Duration::from_millis(call * 20);
-        let end = ended(left, replied_with(429, 0, 0), throttled(Affected::Account, None));
-        fetch.end_calls(end).await.unwrap();
-    }
-    assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (10, 0));
-    let pace = quota.pace(Scope::Account(0));
-    assert!((pace.share - 1.0 / 1.05).abs() < 1e-9 && pace.refused == 5, "{pace:?}");
-    assert_eq!(quota.pace(Scope::Account(1)).refused, 0);
-    assert_eq!(fetch.tally().of(0).refused, 5);
-
-    // The vendor's own time overrides its other headers, and an API's ban is everybody's.
-    let wait = Some(Duration::from_secs(7));
-    fetch.end_calls(ended(left, replied_with(429, 7, 3_000), throttled(Affected::Everyone, wait))).await.unwrap();
-    assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (10, 7));
-    assert_eq!(quota.pace(Scope::Source).refused, 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_ban_for_the_rest_of_the_day_is_obeyed_and_says_nothing_of_the_pace() {
-    let (mut fetch, quota) = stage(Config::default());
-    let day = RefusalKind::Throttled { scope: Affected::Account, wait: Some(Duration::from_secs(31_062)) };
-    fetch.end_calls(ended(Instant::now(), Advice::default(), Some(day))).await.unwrap();
-    assert_eq!(held(&quota, 0).as_secs(), 31_062);
-    assert_eq!(quota.pace(Scope::Account(0)), crate::quota::PaceState::default());
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_this_machine_or_a_peer_has_not_let_pass_spends_nothing_and_is_called_for_again() {
-    for (contact, pauses) in [
-        (call::Contact::Machine("no file descriptor left".to_owned()), true),
-        (call::Contact::Unprocessed("GOAWAY".to_owned()), false),
-    ] {
-        let (mut fetch, quota) = stage(Config::default());
-        for _ in 0..50 {
-            let tickets = fetch.breakers.admit(0, &[], Instant::now());
-            let end = ended(Instant::now(), Advice::default(), None);
-            let end = Ended { contact: contact.clone(), tickets, ..end };
-            fetch.end_calls(end).await.unwrap();
-        }
-        assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (0, 0), "nobody is to blame");
-        assert_eq!((fetch.tally().of(0).calls, fetch.tally().of(0).refused), (0, 0));
-        let now = Instant::now();
-        let until = fetch.exhaustion.pauses_until(now);
-        assert_eq!(until, pauses.then(|| now + Duration::from_millis(250)), "{contact:?}");
-    }
-}
-
 /// A vendor at this address whose replies nobody understands.
 struct At(String);
 impl Vendor for At {
@@ -478,7 +360,7 @@ async fn a_call_whose_idle_connection_was_closed_is_made_again_once_and_then_cou
 async fn a_request_whose_calls_came_to_nothing_too_often_fails_alone_and_is_no_outage() {
     let (spent, mut other) = (Job { unprocessed: 3, ..job(0) }, job(0));
     other.position.offset = 1;
-    let spent = Job { twins: vec![Job { position: Position { offset: 2, ..job(0).position }, ..job(0) }], ..spent };
+    let spent = Job { coalesced: vec![Job { position: Position { offset: 2, ..job(0).position }, ..job(0) }], ..spent };
     let closed = called_on_an_idle_connection_that_was_closed(vec![spent, other]).await;
     assert!(matches!(closed.contact, call::Contact::Unprocessed(_)), "{closed:?}");
     let missed: Vec<_> = closed.missed.iter().map(|job| (job.position.offset, job.unprocessed)).collect();
@@ -486,80 +368,6 @@ async fn a_request_whose_calls_came_to_nothing_too_often_fails_alone_and_is_no_o
     let [(failed, end::End::Made(records))] = &closed.outcomes[..] else { panic!("{closed:?}") };
     assert_eq!((failed.offset, records.len()), (0, 1));
     assert!(closed.refused.is_none() && closed.refusal.is_some_and(|refusal| refusal.kind == RefusalKind::Outage));
-}
-
-#[tokio::test(start_paused = true)]
-async fn calls_that_the_guard_holds_keep_no_process_from_stopping_and_spend_no_attempt() {
-    let log = Log::default();
-    let (events, reader) = log.reader();
-    let day = Limit::window(1, Duration::from_secs(86_400), Counting::Sliding).unwrap();
-    let account = AccountLimits { limits: vec![day], ..AccountLimits::default() };
-    let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
-    let guard = Guard::of(&Limits { accounts: vec![account; 2], ..Limits::default() }, &clock);
-    for account in [0, 1] {
-        let now = Instant::now();
-        assert!(guard.pass(&Slot { account, address: 0, at: now, latest: now }).await.is_some());
-    }
-    // At the pace of another limit, so that there are slots all the time.
-    let limit = Limit::new(10, Duration::from_secs(1), 5).unwrap();
-    let quota = Arc::new(Memory::new(vec![Some(limit); 2], Pacing::default()));
-    let stop = CancellationToken::new();
-    let fetch = Fetch::new(reader, log.clone(), caller().guarded_by(guard), quota, Config::default());
-    let fetch = Box::pin(fetch.run(stop.clone()));
-    events.send(assigned()).unwrap();
-    events.send(records(0, (0..5).map(|_| Bytes::from_static(b"1")))).unwrap();
-    let stopped = async {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        stop.cancel();
-        Instant::now()
-    };
-    let (ended, stopped_at) = tokio::join!(fetch, stopped);
-    ended.unwrap();
-    assert!(stopped_at.elapsed() <= Duration::from_millis(300), "{:?}", stopped_at.elapsed());
-    assert!(log.world().records.is_empty(), "no request has ended");
-    assert!(log.world().committed.is_empty(), "nor is one done: {:?}", log.world().committed);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_slot_in_which_no_call_left_gives_back_its_budget_and_one_in_which_one_did_does_not() {
-    let day = Limit::window(100, Duration::from_secs(86_400), Counting::Sliding).unwrap();
-    let limits = vec![Limit::new(10, Duration::from_secs(1), 5).unwrap(), day.clone()];
-    let account = AccountLimits { limits, in_flight: Some(2), ..AccountLimits::default() };
-    let limits = Limits { accounts: vec![account; 2], source: vec![day], ..Limits::default() };
-    let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
-    let quota = Arc::new(Memory::with_limits(&limits, &Pacing::default(), &clock));
-    let log = Log::default();
-    let (_, reader) = log.reader();
-    let mut fetch = Fetch::new(reader, log, caller(), Arc::clone(&quota) as Arc<dyn Quota>, Config::default());
-    let spent = |quota: &Memory| {
-        let of = |spent: Vec<crate::message::Spent>| spent.iter().flat_map(|spent| &spent.calls).sum::<u64>();
-        let snapshot = quota.snapshot(0..2, clock.now());
-        let accounts: u64 = snapshot.accounts.into_iter().map(|account| of(account.spent)).sum();
-        (accounts, of(snapshot.whole.spent))
-    };
-    let no_way = Contact::NoWay("the proxy is away".to_owned());
-    // As often as a leak of calls under way would be seen.
-    for round in 0..8 {
-        // An address that is taken out is not what this is about.
-        quota.release(Scope::Address(0), clock.now()).await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let Lease::Slots(slots) = quota.lease(4).await else { panic!("round {round}: all that was leased came back") };
-        let contacts = [Contact::None, no_way.clone()].into_iter().cycle();
-        for (slot, contact) in slots.into_iter().zip(contacts) {
-            tokio::time::sleep_until(slot.at + Duration::from_secs(1)).await;
-            let end = ended(slot.at, Advice::default(), None);
-            fetch.end_calls(Ended { account: slot.account, unused: Some(slot), contact, ..end }).await.unwrap();
-        }
-    }
-    quota.release(Scope::Address(0), clock.now()).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let Lease::Slots(slots) = quota.lease(1).await else { panic!("somebody may call") };
-    assert_eq!(spent(&quota), (1, 1), "only the slot that is out");
-    let end = ended(slots[0].at, Advice::default(), None);
-    fetch.end_calls(Ended { account: slots[0].account, ..end }).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let Lease::Slots(_) = quota.lease(1).await else { panic!("somebody may call") };
-    assert_eq!(spent(&quota), (2, 2), "the call has left");
 }
 
 #[test]

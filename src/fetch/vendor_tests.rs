@@ -74,7 +74,7 @@ impl Rig {
             guard: Guard::of(&limits, &Clock::System),
             topics: Topics::new(topics::Config::default()),
             clock: Clock::System,
-            dice: Dice::random(),
+            rng: Dice::random(),
         });
         // A machine that is busy with other tests delays a call by far more than a network does.
         let pacing = Pacing { jitter: Duration::from_secs(1), ..Pacing::default() };

@@ -77,7 +77,7 @@ impl Rig {
             guard: Guard::new(&limits, None, &Clock::System),
             topics: self.topics.clone(),
             clock: Clock::System,
-            dice: Dice::random(),
+            rng: Dice::random(),
         });
         let quota = Arc::new(Memory::new(limits, Pacing::default()));
         let fetch = Fetch::new(reader, writer, caller, quota, config).with_breaker(self.breaker, None);

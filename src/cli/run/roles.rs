@@ -69,7 +69,7 @@ impl Process {
             guard: Guard::of(&limits, &self.clock),
             topics: self.topics.clone(),
             clock: self.clock.clone(),
-            dice: self.dice.clone(),
+            rng: self.dice.clone(),
         });
         let aliases = source.accounts.iter().map(|account| account.alias.clone()).collect();
         let redis = self.config.redis.url.as_ref().map(ExposeSecret::expose_secret);
@@ -113,9 +113,9 @@ impl Process {
             .with_express_share(shares)
             .with_breaker(*breaker, fallback.clone())
             .with_cache(cache)
-            .with_room(self.room.clone())
+            .with_limiter(self.limiter.clone())
             .carrying(carry)
-            .heeding(cancelled);
+            .with_cancellations(cancelled);
         let has_budgets = limits.has_budgets() || purse.is_some();
         let reporter = Reporter {
             topic: topic.into(),

@@ -1,4 +1,4 @@
-//! Several sources in one room, against a server that answers one call at a time.
+//! Several sources under one limiter, against a server that answers one call at a time.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -9,8 +9,8 @@ use axum::{Router, extract::Path, routing::post};
 use bytes::Bytes;
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use super::{tests::caller_for, *};
 use crate::{
+    fetch::{tests::caller_for, *},
     kafka::{
         Event,
         scripted::{Log, assigned, records},
@@ -24,7 +24,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A vendor that has none of its items.
-pub(super) struct Empty(pub(super) String);
+pub(in crate::fetch) struct Empty(pub(in crate::fetch) String);
 
 impl Vendor for Empty {
     fn batch_max(&self) -> usize {
@@ -40,17 +40,17 @@ impl Vendor for Empty {
 
 /// Answers when it is let, and keeps count of who waits.
 #[derive(Clone)]
-pub(super) struct Server {
-    pub(super) url: String,
-    pub(super) gate: Arc<Semaphore>,
+pub(in crate::fetch) struct Server {
+    pub(in crate::fetch) url: String,
+    pub(in crate::fetch) gate: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     /// Whose calls came, in their order.
-    pub(super) order: Arc<std::sync::Mutex<Vec<String>>>,
+    pub(in crate::fetch) order: Arc<std::sync::Mutex<Vec<String>>>,
 }
 
 impl Server {
-    pub(super) async fn start(tasks: &mut JoinSet<()>) -> Self {
+    pub(in crate::fetch) async fn start(tasks: &mut JoinSet<()>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Self {
             url: format!("http://{}", listener.local_addr().unwrap()),
@@ -81,7 +81,7 @@ impl Server {
     }
 }
 
-pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(in crate::fetch) async fn until(what: &str, condition: impl Fn() -> bool) {
     let since = Instant::now();
     while !condition() {
         assert!(since.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
@@ -90,12 +90,12 @@ pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// A source with so many requests.
-fn stage(server: &Server, name: &str, room: &Room, requests: usize, stop: &CancellationToken) -> Stage {
+fn stage(server: &Server, name: &str, limiter: &CallLimiter, requests: usize, stop: &CancellationToken) -> Stage {
     let log = Log::default();
     let (events, reader) = log.reader();
     let caller = caller_for(name, Arc::new(Empty(format!("{}/{name}", server.url))));
     let quota = Arc::new(Memory::new(vec![None, None], Pacing::default()));
-    let fetch = Fetch::new(reader, log.clone(), caller, quota, Config::default()).with_room(room.clone());
+    let fetch = Fetch::new(reader, log.clone(), caller, quota, Config::default()).with_limiter(limiter.clone());
     events.send(assigned()).unwrap();
     events.send(records(0, (0..requests).map(|item| Bytes::from(item.to_string())))).unwrap();
     #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
@@ -118,13 +118,13 @@ impl Stage {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_sources_together_have_no_more_calls_under_way_than_there_is_room_for() {
-    let (mut tasks, room) = (JoinSet::new(), Room::new(3));
+async fn all_sources_together_have_no_more_calls_under_way_than_the_limiter_permits() {
+    let (mut tasks, limiter) = (JoinSet::new(), CallLimiter::new(3));
     let server = Server::start(&mut tasks).await;
     let stops = [CancellationToken::new(), CancellationToken::new()];
-    let long = stage(&server, "ali1688", &room, 60, &stops[0]);
-    until("the room is full", || server.waiting.load(Relaxed) == 3).await;
-    let short = stage(&server, "taobao", &room, 10, &stops[1]);
+    let long = stage(&server, "ali1688", &limiter, 60, &stops[0]);
+    until("there is no permit left", || server.waiting.load(Relaxed) == 3).await;
+    let short = stage(&server, "taobao", &limiter, 10, &stops[1]);
     server.let_through(70).await;
     long.ends(60, &stops[0]).await;
     short.ends(10, &stops[1]).await;
@@ -136,14 +136,14 @@ async fn all_sources_together_have_no_more_calls_under_way_than_there_is_room_fo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_source_without_anything_to_call_for_keeps_no_place() {
-    let (mut tasks, room) = (JoinSet::new(), Room::new(1));
+async fn a_source_without_anything_to_call_for_keeps_no_permit() {
+    let (mut tasks, limiter) = (JoinSet::new(), CallLimiter::new(1));
     let server = Server::start(&mut tasks).await;
     let stops = [CancellationToken::new(), CancellationToken::new()];
-    let done = stage(&server, "ali1688", &room, 2, &stops[0]);
+    let done = stage(&server, "ali1688", &limiter, 2, &stops[0]);
     server.let_through(2).await;
     until("it has nothing more to do", || done.log.world().records.len() == 2).await;
-    let other = stage(&server, "taobao", &room, 3, &stops[1]);
+    let other = stage(&server, "taobao", &limiter, 3, &stops[1]);
     server.let_through(3).await;
     other.ends(3, &stops[1]).await;
     done.ends(2, &stops[0]).await;
@@ -182,9 +182,9 @@ async fn calls_that_fill_their_address_keep_no_other_address_waiting_and_none_wa
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
 
-    let ways = [1, 2].map(|last| Route::Local([127, 0, 0, last].into()));
+    let ways_out = [1, 2].map(|last| Route::Local([127, 0, 0, last].into()));
     let manners = Manners { calls_per_host: 2, ..Manners::default() };
-    let caller = super::tests::caller_by(&ways, &manners, "ali1688", Arc::new(Empty(url)));
+    let caller = crate::fetch::tests::caller_by(&ways_out, &manners, "ali1688", Arc::new(Empty(url)));
     let mut limits = Limits::of_accounts(vec![Some(Limit::new(100, Duration::from_secs(1), 5).unwrap()); 2]);
     limits.accounts[1].address = 1;
     // Slots that were passed over cost nothing: with them it would be spent before half of the requests have ended.

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{
-    room_tests::{Empty, Server, until},
-    tests::caller_for,
-    *,
-};
 use crate::{
+    fetch::{
+        departure::limiter_tests::{Empty, Server, until},
+        tests::caller_for,
+        *,
+    },
     kafka::{
-        Assignment, Committed, Epoch, Event, TransactError,
+        Assignment, Committed, Epoch, Event, Record, TransactError,
+        kept::Answer,
         scripted::{Log, assigned, partition, records},
     },
     quota::{Limit, memory::Memory, pace::Pacing},

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use figment::providers::{Format, Toml};
 use tokio::task::JoinHandle;
 
-use super::{tests::caller_for, *};
 use crate::{
+    fetch::{tests::caller_for, *},
     kafka::scripted::{Log, assigned, records},
     message::{DeadLetter, Failure, Observation},
     platform::SourceConfig,

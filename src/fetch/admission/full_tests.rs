@@ -5,15 +5,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{
-    call::Advice,
-    tests::{caller, ended, job},
-    *,
-};
 use crate::{
     cache,
+    fetch::{
+        call::Advice,
+        call_facts::CallFacts,
+        tests::{caller, ended, job},
+        *,
+    },
     kafka::{
-        Assignment, Committed, Epoch, Event, Handover, TransactError,
+        Assignment, Committed, Epoch, Event, Handover, Record, TransactError,
+        outbox::Risk,
         scripted::{Log, Scripted, assigned, partition, records},
     },
     message::{AccountAlias, Columns, Status, Via},
@@ -69,13 +71,15 @@ impl Scene {
     /// What the stage reads of this; it is under way from now on.
     async fn read(&mut self, event: Event) -> Vec<(Position, Record)> {
         self.events.send(event).unwrap();
-        let Input::Records(read) = self.fetch.intake.next().await.unwrap() else { unreachable!("records were sent") };
+        let Input::Records(read) = self.fetch.admission.intake.next().await.unwrap() else {
+            unreachable!("records were sent")
+        };
         read
     }
 
     /// One call brings the same answer for all of these.
     async fn answer(&mut self, read: Vec<(Position, Record)>, answer: &Arc<cache::Answer>) {
-        let facts = outcome::CallFacts {
+        let facts = CallFacts {
             account: AccountAlias::new("a").unwrap(),
             ended_at: Timestamp::from_millis(0),
             latency: Duration::ZERO,
@@ -99,7 +103,11 @@ impl Scene {
     }
 
     fn is_bounded(&self) {
-        assert!(self.fetch.intake.bytes() < 9 * MIB, "{} bytes of records", self.fetch.intake.bytes());
+        assert!(
+            self.fetch.admission.intake.bytes() < 9 * MIB,
+            "{} bytes of records",
+            self.fetch.admission.intake.bytes()
+        );
     }
 
     fn visible(&self) -> usize {
@@ -112,14 +120,16 @@ async fn many_requests_that_share_a_long_reply_become_records_as_there_is_room_a
     let (mut scene, answer) = Scene::full(200).await;
     scene.is_bounded();
     assert!(Arc::strong_count(&answer) > 160, "the others wait with their share of it");
-    assert_eq!(scene.fetch.risk().calls, 1, "the call is paid for, and not committed");
-    assert!(scene.fetch.risk().since.is_some() && !scene.fetch.has_room_for_outcomes());
+    assert_eq!(scene.fetch.admission.risk().calls, 1, "the call is paid for, and not committed");
+    assert!(scene.fetch.admission.risk().since.is_some() && !scene.fetch.admission.has_room_for_outcomes());
     while scene.visible() < 200 {
-        scene.fetch.end_uncalled();
+        scene.fetch.settle();
         scene.is_bounded();
-        let Input::Settled = scene.fetch.intake.next().await.unwrap() else { unreachable!("nothing else happens") };
+        let Input::Settled = scene.fetch.admission.intake.next().await.unwrap() else {
+            unreachable!("nothing else happens")
+        };
     }
-    assert_eq!((scene.fetch.risk(), Arc::strong_count(&answer)), (Risk::default(), 1));
+    assert_eq!((scene.fetch.admission.risk(), Arc::strong_count(&answer)), (Risk::default(), 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,10 +137,10 @@ async fn a_partition_that_leaves_takes_along_what_was_paid_for_it_however_little
     let (mut scene, _) = Scene::full(200).await;
     scene.events.send(Event::Revoked(vec![partition()], Handover(None))).unwrap();
     loop {
-        let input = scene.fetch.intake.next().await.unwrap();
+        let input = scene.fetch.admission.intake.next().await.unwrap();
         let is_over = matches!(input, Input::Left(_));
-        scene.fetch.take(input);
-        scene.fetch.end_uncalled();
+        scene.fetch.take(Signal::Input(input));
+        scene.fetch.settle();
         scene.is_bounded();
         if is_over {
             break;
@@ -144,11 +154,11 @@ async fn what_was_paid_for_a_partition_that_is_lost_is_kept_for_its_return() {
     let (mut scene, _) = Scene::full(100).await;
     scene.log.world().is_away = true;
     scene.events.send(Event::Lost(vec![partition()])).unwrap();
-    let left = scene.fetch.intake.next().await.unwrap();
-    scene.fetch.take(left);
+    let left = scene.fetch.admission.intake.next().await.unwrap();
+    scene.fetch.take(Signal::Input(left));
     // Those of the transaction under way have its fate.
     let kept = scene.carry.kept.len();
-    assert!((60..100).contains(&kept) && scene.fetch.called.is_empty(), "{kept} are kept");
+    assert!((60..100).contains(&kept) && scene.fetch.admission.called.is_empty(), "{kept} are kept");
 
     let committed = Some(Committed { offset: 0, metadata: String::new() });
     let epoch = Epoch(2);
@@ -156,8 +166,12 @@ async fn what_was_paid_for_a_partition_that_is_lost_is_kept_for_its_return() {
     scene.events.send(Event::Assigned(vec![back])).unwrap();
     let Event::Records { partition, records, .. } = many(100) else { unreachable!() };
     let read = scene.read(Event::Records { partition, epoch, records }).await;
-    scene.fetch.take(Input::Records(read));
-    assert_eq!((scene.carry.kept.len(), scene.fetch.backlog.is_empty()), (0, false), "the others are called for again");
+    scene.fetch.take(Signal::Input(Input::Records(read)));
+    assert_eq!(
+        (scene.carry.kept.len(), scene.fetch.departure.is_empty()),
+        (0, false),
+        "the others are called for again"
+    );
     assert_eq!(scene.carry.kept.lost(), 0);
 }
 
@@ -166,8 +180,8 @@ async fn a_call_that_ends_after_its_partition_came_back_stands_in_nobodys_place(
     let (mut scene, answer) = (Scene::new(), Arc::new(long_answer()));
     let older = scene.read(many(60)).await;
     scene.events.send(Event::Lost(vec![partition()])).unwrap();
-    let left = scene.fetch.intake.next().await.unwrap();
-    scene.fetch.take(left);
+    let left = scene.fetch.admission.intake.next().await.unwrap();
+    scene.fetch.take(Signal::Input(left));
     let committed = Some(Committed { offset: 0, metadata: String::new() });
     let epoch = Epoch(2);
     let back = Assignment { partition: partition(), epoch, committed, log: None };
@@ -175,13 +189,17 @@ async fn a_call_that_ends_after_its_partition_came_back_stands_in_nobodys_place(
     let Event::Records { partition, records, .. } = many(60) else { unreachable!() };
     let newer = scene.read(Event::Records { partition, epoch, records }).await;
     scene.answer(newer, &answer).await;
-    assert!(!scene.fetch.called.is_empty());
+    assert!(!scene.fetch.admission.called.is_empty());
     scene.answer(older, &answer).await;
     for _ in 0..20 {
-        scene.fetch.end_uncalled();
-        let _ = tokio::time::timeout(Duration::from_secs(1), scene.fetch.intake.next()).await;
+        scene.fetch.settle();
+        let _ = tokio::time::timeout(Duration::from_secs(1), scene.fetch.admission.intake.next()).await;
     }
-    assert_eq!((scene.visible(), scene.fetch.called.is_empty()), (60, true), "each of the newer ones has its end");
+    assert_eq!(
+        (scene.visible(), scene.fetch.admission.called.is_empty()),
+        (60, true),
+        "each of the newer ones has its end"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -214,13 +232,13 @@ async fn a_role_that_fails_or_stops_without_kafka_keeps_all_that_was_paid_for() 
 async fn answers_from_the_cache_that_wait_for_room_are_bounded_by_their_bytes() {
     let mut scene = Scene::new().knowing();
     let read = scene.read(many(5_000)).await;
-    scene.fetch.take(Input::Records(read));
+    scene.fetch.take(Signal::Input(Input::Records(read)));
     for _ in 0..3 {
-        scene.fetch.end_uncalled();
+        scene.fetch.settle();
     }
     scene.is_bounded();
-    let (outcomes, answers) = (scene.fetch.intake.bytes(), scene.fetch.uncalled.bytes());
+    let (outcomes, answers) = (scene.fetch.admission.intake.bytes(), scene.fetch.admission.uncalled.bytes());
     assert!(outcomes + answers >= 8 * MIB, "it does what there is room for");
     assert!(answers < 9 * MIB, "{answers} bytes of answers");
-    assert!(scene.fetch.arrivals.waiting_in(&partition()) > 4_900);
+    assert!(scene.fetch.admission.arrivals.waiting_in(&partition()) > 4_900);
 }

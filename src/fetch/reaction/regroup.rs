@@ -1,65 +1,81 @@
 //! Calls that are refused for what may be one item's: their requests are called for again, in smaller calls, until it is
 //! known whose it is. None of that spends an attempt of theirs.
 
-use super::{
-    Fetch, batches,
-    call::{Contact, Ended, Travel, Unrecorded},
-    grouped::fingerprint,
-    job::Job,
-    set_aside::Aside,
-    splits::GroupId,
-};
+use super::{Aftermath, Aside, Reaction, splits::GroupId};
 use crate::{
+    fetch::{
+        admission::Admission,
+        backlog::fingerprint,
+        call::{Contact, Ended, Travel, Unrecorded},
+        job::Job,
+    },
     kafka::{Reader, Writer},
-    message::{Class, Lane},
+    message::Class,
     platform::{Refusal, RefusalKind, Reply},
-    quota::Pay,
 };
 
-impl<R: Reader, W: Writer> Fetch<R, W> {
+impl Reaction {
     /// Whether the request would only spoil a call that it shares: it was refused alone before.
-    pub(super) fn travels_alone(&self, job: &Job) -> bool {
+    pub(in crate::fetch) fn travels_alone(&self, job: &Job) -> bool {
         let failed = job.request.history.last().is_some_and(|last| last.class == Class::Malformed);
         self.caller.batch_max() > 1 && (failed || self.splits.knows(fingerprint(job)))
     }
 
-    /// The requests of a group whose turn it is, and that are paid for.
-    pub(super) fn take_split(&mut self) -> Option<(GroupId, Vec<Job>)> {
-        let intake = &self.intake;
-        let may_start = |job: &Job| intake.may_start(&job.position);
-        let express_waits = self.backlog.waits(Lane::Express, may_start);
-        if !self.splits.can_start(may_start) || !self.splits.is_turn(express_waits) {
+    /// This request is to be called for alone.
+    pub(in crate::fetch) fn push_alone(&mut self, job: Job) {
+        self.splits.push_alone(job);
+    }
+
+    /// Whether requests of refused calls are to be called for now that may be.
+    pub(in crate::fetch) fn can_start(&self, may_start: impl Fn(&Job) -> bool) -> bool {
+        self.splits.can_start(may_start)
+    }
+
+    /// How many calls are to be made for them now.
+    pub(in crate::fetch) fn calls(&self) -> usize {
+        self.splits.calls()
+    }
+
+    /// The requests of a group whose turn it is, and that are paid for. They take turns with express requests, if any may
+    /// start. Those go to `free` that are to be called for among all others.
+    pub(in crate::fetch) fn take_split<R: Reader, W: Writer>(
+        &mut self,
+        express_waits: bool,
+        admission: &mut Admission<R, W>,
+        free: &mut Vec<Job>,
+    ) -> Option<(GroupId, Vec<Job>)> {
+        if !self.can_start(|job| admission.may_start(job)) || !self.splits.is_turn(express_waits) {
             return None;
         }
-        let (group, jobs) = self.splits.take(may_start)?;
+        let (group, jobs) = self.splits.take(|job| admission.may_start(job))?;
         let (mut taken, mut paid) = (Vec::with_capacity(jobs.len()), Vec::new());
         for mut job in jobs {
-            let twins = std::mem::take(&mut job.twins);
-            let Some(mut job) = self.pay(job, &mut paid) else {
-                self.free(twins);
+            let coalesced = std::mem::take(&mut job.coalesced);
+            let Some(mut job) = admission.pay(job, &mut paid) else {
+                free.extend(coalesced);
                 continue;
             };
-            job.twins.extend(twins.into_iter().filter_map(|twin| self.pay(twin, &mut paid)));
+            job.coalesced.extend(coalesced.into_iter().filter_map(|other| admission.pay(other, &mut paid)));
             taken.push(job);
         }
-        self.end_unpaid();
+        admission.end_unpaid();
         if taken.is_empty() {
-            let free = self.splits.ended(group);
-            self.free(free);
+            free.extend(self.splits.ended(group));
             return None;
         }
         Some((group, taken))
     }
 
-    /// Pays for a call that serves this request; else the request waits for money, or ends.
-    fn pay(&mut self, job: Job, paid: &mut Vec<crate::message::BatchId>) -> Option<Job> {
-        match self.spending.pay(job.request.batch.as_ref(), paid) {
-            Pay::Go => Some(job),
-            pay @ (Pay::Wait | Pay::Spent) => {
-                self.unpaid.put(job, pay);
-                None
-            }
-        }
+    /// The source is to blame, and no item: the requests of refused calls that wait are free.
+    pub(in crate::fetch) fn free_splits(&mut self) -> Vec<Job> {
+        self.splits.free_waiting()
+    }
+
+    /// Takes out all that waits here.
+    pub(in crate::fetch) fn clear(&mut self) -> Vec<Job> {
+        let mut jobs = self.splits.clear();
+        jobs.extend(self.misfits.clear().into_iter().flat_map(|aside| aside.call.jobs));
+        Job::apart(jobs)
     }
 
     /// Counts what the end of a call says of items and of the source.
@@ -93,27 +109,33 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// What becomes of the requests of a refused call, and of those that have waited for the end of this one.
-    pub(super) async fn regroup(&mut self, ended: &mut Ended) {
+    pub(super) async fn regroup<R: Reader, W: Writer>(
+        &mut self,
+        ended: &mut Ended,
+        admission: &mut Admission<R, W>,
+    ) -> Aftermath {
         let group = ended.travel.group;
+        let mut aftermath = Aftermath::default();
         if ended.has_answer {
-            self.judge_aside(ended.left_at);
+            self.judge_aside(ended.left_at, admission, &mut aftermath);
         }
         if let Some(refused) = ended.refused.take() {
-            let Some(refusal) = ended.refusal.clone() else { return };
+            let Some(refusal) = ended.refusal.clone() else { return aftermath };
             if let Some(common) = refusal.common() {
-                // Rare, and not to be in the way of all other ends.
                 let aside = Aside { call: refused, refusal, group };
-                return Box::pin(self.set_aside(common, ended.left_at, aside)).await;
+                // Rare, and not to be in the way of all other ends.
+                Box::pin(self.set_aside(common, ended.left_at, aside, admission, &mut aftermath)).await;
+            } else {
+                self.split(group, refused, refusal, admission, &mut aftermath);
             }
-            let free = self.split(group, refused, refusal);
-            return self.free(free);
+            return aftermath;
         }
-        let Some(group) = group else { return };
+        let Some(group) = group else { return aftermath };
         let free = if !ended.missed.is_empty() {
             // What was not called for costs nothing.
-            self.spending.refund(&batches(&ended.missed));
+            admission.refund(&ended.missed);
             let missed = std::mem::take(&mut ended.missed);
-            let missed = missed.into_iter().filter_map(|job| self.unless_over(job)).collect();
+            let missed = missed.into_iter().filter_map(|job| admission.unless_over(job)).collect();
             // No more than the call had asked for.
             self.splits.put_back(group, Job::together(missed))
         } else if ended.has_answer {
@@ -122,18 +144,27 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         } else {
             self.splits.ended(group)
         };
-        self.free(free);
+        aftermath.again.extend(free);
+        aftermath
     }
 
-    /// Ends the only request of a refused call; several are called for again. Those that are free by that.
-    pub(super) fn split(&mut self, group: Option<GroupId>, mut refused: Unrecorded, mut refusal: Refusal) -> Vec<Job> {
+    /// Ends the only request of a refused call; several are called for again.
+    pub(super) fn split<R: Reader, W: Writer>(
+        &mut self,
+        group: Option<GroupId>,
+        mut refused: Unrecorded,
+        mut refusal: Refusal,
+        admission: &mut Admission<R, W>,
+        aftermath: &mut Aftermath,
+    ) {
         if refused.jobs.len() > 1 {
-            let jobs = self.unless_all_over(refused.jobs);
-            return match jobs.len() {
-                0 => group.map(|group| self.splits.ended(group)).unwrap_or_default(),
-                1 => group.map(|group| self.splits.ended(group)).into_iter().flatten().chain(jobs).collect(),
+            let jobs = unless_all_over(refused.jobs, admission, aftermath);
+            let free = match jobs.len() {
+                0 => self.ended_group(group),
+                1 => self.ended_group(group).into_iter().chain(jobs).collect(),
                 _ => self.splits.refused(group, jobs, (&refusal.code, &refusal.message)),
             };
+            return aftermath.again.extend(free);
         }
         if refusal.kind == RefusalKind::Unclear
             && group.is_some_and(|group| self.splits.is_to_blame(group, &refusal.code))
@@ -141,41 +172,31 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             refusal.kind = RefusalKind::Bug;
         }
         refused.reply = Reply::Refused(refusal);
-        self.end_refused(refused);
+        aftermath.over.push(refused);
+        aftermath.again.extend(self.ended_group(group));
+    }
+
+    /// Nobody will say any more what the others of this group wait for: they are free.
+    pub(super) fn ended_group(&mut self, group: Option<GroupId>) -> Vec<Job> {
         group.map(|group| self.splits.ended(group)).unwrap_or_default()
     }
+}
 
-    /// A request whose call was for nothing, unless there is no use in another one.
-    pub(super) fn unless_over(&mut self, job: Job) -> Option<Job> {
-        if self.stopping || !self.intake.may_start(&job.position) {
-            self.intake.give_up(&job.position);
-            return None;
-        }
-        self.unless_cancelled(job)
-    }
-
-    /// The same of requests with twins, which are put back among all others if theirs is over.
-    pub(super) fn unless_all_over(&mut self, jobs: Vec<Job>) -> Vec<Job> {
-        let (mut left, mut free) = (Vec::with_capacity(jobs.len()), Vec::new());
-        for mut job in jobs {
-            let twins = std::mem::take(&mut job.twins);
-            match self.unless_over(job) {
-                Some(job) => left.push(Job { twins, ..job }),
-                None => free.extend(twins),
-            }
-        }
-        self.free(free);
-        left
-    }
-
-    /// Puts requests back among all others.
-    pub(super) fn free(&mut self, jobs: Vec<Job>) {
-        for job in Job::apart(jobs) {
-            if let Some(job) = self.unless_over(job) {
-                self.backlog.push(job);
-            }
+/// Those of refused requests that are still wanted. What was coalesced with others is called for again for itself.
+pub(super) fn unless_all_over<R: Reader, W: Writer>(
+    jobs: Vec<Job>,
+    admission: &mut Admission<R, W>,
+    aftermath: &mut Aftermath,
+) -> Vec<Job> {
+    let mut left = Vec::with_capacity(jobs.len());
+    for mut job in jobs {
+        let coalesced = std::mem::take(&mut job.coalesced);
+        match admission.unless_over(job) {
+            Some(job) => left.push(Job { coalesced, ..job }),
+            None => aftermath.again.extend(coalesced),
         }
     }
+    left
 }
 
 #[cfg(test)]
@@ -188,7 +209,8 @@ mod tests {
     use crate::{
         cancelled::Cancelled,
         fetch::{
-            outcome::CallFacts,
+            Fetch,
+            call_facts::CallFacts,
             tests::{caller, ended, job},
         },
         kafka::scripted::{Log, assigned},
@@ -203,10 +225,11 @@ mod tests {
         let log = Log::default();
         let (events, reader) = log.reader();
         let quota = Arc::new(Memory::new(vec![None; 2], Pacing::default()));
-        let mut fetch = Fetch::new(reader, log, caller(), quota, crate::fetch::Config::default()).heeding(cancelled);
+        let mut fetch =
+            Fetch::new(reader, log, caller(), quota, crate::fetch::Config::default()).with_cancellations(cancelled);
         events.send(assigned()).unwrap();
-        let read = tokio::time::timeout(Duration::from_millis(100), fetch.intake.next()).await;
-        assert!(read.is_err(), "nothing but the assignment: {read:?}");
+        let read = tokio::time::timeout(Duration::from_millis(100), fetch.admission.next()).await;
+        assert!(read.is_err(), "nothing but the assignment");
         fetch
     }
 
@@ -219,8 +242,8 @@ mod tests {
         job
     }
 
-    fn with_twin(mut job: Job, twin: Job) -> Job {
-        job.twins.push(twin);
+    fn with_other(mut job: Job, other: Job) -> Job {
+        job.coalesced.push(other);
         job
     }
 
@@ -235,11 +258,18 @@ mod tests {
         Unrecorded { jobs, reply: Reply::Each(vec![]), facts }
     }
 
+    /// A call for these was refused for what may be one item's.
+    fn split(fetch: &mut Fetch<impl Reader, Log>, jobs: Vec<Job>) {
+        let mut aftermath = Aftermath::default();
+        let refusal = refusal(RefusalKind::Unclear);
+        fetch.reaction.split(None, call_for(jobs), refusal, &mut fetch.admission, &mut aftermath);
+        fetch.follow(aftermath);
+    }
+
     /// The offsets of all that waits for a call.
     fn waiting(fetch: &mut Fetch<impl Reader, Log>) -> Vec<i64> {
-        let mut jobs = fetch.backlog.clear();
-        jobs.extend(fetch.splits.clear());
-        jobs.extend(fetch.misfits.clear().into_iter().flat_map(|aside| aside.call.jobs));
+        let mut jobs = fetch.departure.clear();
+        jobs.extend(fetch.reaction.clear());
         let mut offsets: Vec<i64> = Job::apart(jobs).iter().map(|job| job.position.offset).collect();
         offsets.sort_unstable();
         offsets
@@ -250,13 +280,14 @@ mod tests {
         for kind in [RefusalKind::Unclear, RefusalKind::Misconfigured(Common::Params)] {
             let (cancel, cancelled) = Cancelled::scripted();
             let mut fetch = stage(cancelled).await;
-            let jobs = vec![with_twin(asks("7", 0, Some("monday")), asks("7", 1, None)), asks("8", 2, None)];
+            let jobs = vec![with_other(asks("7", 0, Some("monday")), asks("7", 1, None)), asks("8", 2, None)];
             cancel("monday", 1_000);
             let mut call = ended(Instant::now(), crate::fetch::call::Advice::default(), Some(kind.clone()));
             call.refused = Some(call_for(jobs));
-            fetch.regroup(&mut call).await;
+            let aftermath = fetch.reaction.regroup(&mut call, &mut fetch.admission).await;
+            fetch.follow(aftermath);
             assert_eq!(waiting(&mut fetch), [1, 2], "{kind:?}");
-            let (position, _) = fetch.uncalled.pop(|_| true).expect("it has an end");
+            let (position, _) = fetch.admission.pop_uncalled().expect("it has an end");
             assert_eq!(position.offset, 0);
         }
     }
@@ -266,18 +297,23 @@ mod tests {
         let (cancel, cancelled) = Cancelled::scripted();
         let mut fetch = stage(cancelled).await;
         let jobs = vec![asks("7", 0, Some("monday")), asks("8", 1, None)];
-        fetch.split(None, call_for(jobs), refusal(RefusalKind::Unclear));
-        let (group, jobs) = fetch.splits.take(|_| true).unwrap();
+        split(&mut fetch, jobs);
+        let (group, jobs) = fetch.reaction.splits.take(|_| true).unwrap();
         assert_eq!(jobs[0].position.offset, 0);
         let aside = Aside {
             call: call_for(jobs),
             refusal: refusal(RefusalKind::Misconfigured(Common::Params)),
             group: Some(group),
         };
-        fetch.set_aside(Common::Params, Instant::now(), aside).await;
+        let (admission, mut aftermath) = (&mut fetch.admission, Aftermath::default());
+        fetch.reaction.set_aside(Common::Params, Instant::now(), aside, admission, &mut aftermath).await;
+        fetch.follow(aftermath);
         cancel("monday", 1_000);
         fetch.sweep();
-        assert!(fetch.misfits.is_empty() && !fetch.backlog.is_empty(), "the other one need not wait any more");
+        assert!(
+            fetch.reaction.misfits.is_empty() && !fetch.departure.is_empty(),
+            "the other one need not wait any more"
+        );
         assert_eq!(waiting(&mut fetch), [1]);
     }
 
@@ -285,18 +321,19 @@ mod tests {
     async fn a_groups_call_that_did_not_leave_asks_for_each_item_once_the_next_time() {
         let mut fetch = stage(Cancelled::none()).await;
         let jobs = vec![
-            with_twin(asks("7", 0, None), asks("7", 1, None)),
-            with_twin(asks("8", 2, None), asks("8", 3, None)),
+            with_other(asks("7", 0, None), asks("7", 1, None)),
+            with_other(asks("8", 2, None), asks("8", 3, None)),
             asks("9", 4, None),
             asks("10", 5, None),
         ];
-        fetch.split(None, call_for(jobs), refusal(RefusalKind::Unclear));
-        let (group, jobs) = fetch.splits.take(|_| true).unwrap();
+        split(&mut fetch, jobs);
+        let (group, jobs) = fetch.reaction.splits.take(|_| true).unwrap();
         assert_eq!(jobs.len(), 2);
         let mut call = ended(Instant::now(), crate::fetch::call::Advice::default(), None);
         (call.contact, call.travel.group, call.missed) = (Contact::None, Some(group), Job::apart(jobs));
-        fetch.regroup(&mut call).await;
-        let (_, jobs) = fetch.splits.take(|_| true).unwrap();
+        let aftermath = fetch.reaction.regroup(&mut call, &mut fetch.admission).await;
+        fetch.follow(aftermath);
+        let (_, jobs) = fetch.reaction.splits.take(|_| true).unwrap();
         let items: Vec<&str> = jobs.iter().map(|job| job.request.item.as_str()).collect();
         assert_eq!(items, ["7", "8"], "no more than go into a call");
         assert_eq!(Job::apart(jobs).len(), 4);

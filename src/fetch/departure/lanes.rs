@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{grouped::Grouped, job::Job};
-use crate::{kafka::Partition, message::Lane, quota::turn::Arbiter};
+use super::grouped::Grouped;
+use crate::{fetch::job::Job, kafka::Partition, message::Lane, quota::turn::Arbiter};
 
 /// What waits for a call.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct Lanes {
 
 /// When requests leave that travel together.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Departure {
+pub(super) struct Batching {
     /// How many go into a call.
     pub(super) most: usize,
     /// How long one waits for others while slots are free.
@@ -99,24 +99,24 @@ impl Lanes {
     }
 
     /// When the call of this request leaves, if a slot is free: as soon as it is full, or has waited for others.
-    fn leaves_at(&self, job: &Job, Departure { most, window, now }: Departure) -> Instant {
+    fn leaves_at(&self, job: &Job, Batching { most, window, now }: Batching) -> Instant {
         let together = self.bulk.size(&job.request.params) + self.express.size(&job.request.params);
         if together >= most { now } else { job.since + window }
     }
 
     /// When the next call leaves, if a slot is free; `None`: nothing may start.
-    pub(super) fn departs_at(&self, departure: Departure, may_start: impl Fn(&Job) -> bool) -> Option<Instant> {
+    pub(super) fn departs_at(&self, batching: Batching, may_start: impl Fn(&Job) -> bool) -> Option<Instant> {
         let heads = Lane::ALL.into_iter().flat_map(|lane| self.of(lane).heads());
-        heads.filter(|job| may_start(job)).map(|job| self.leaves_at(job, departure)).min()
+        heads.filter(|job| may_start(job)).map(|job| self.leaves_at(job, batching)).min()
     }
 
     /// The request that the next slot is for: it counts as the turn of its lane. One whose call would wait for others goes
     /// behind one whose call would not.
-    pub(super) fn pop(&mut self, departure: Departure, may_start: impl Fn(&Job) -> bool) -> Option<Job> {
+    pub(super) fn pop(&mut self, batching: Batching, may_start: impl Fn(&Job) -> bool) -> Option<Job> {
         let waits = |lane| self.waits(lane, &may_start);
         let lane = self.arbiter.next(waits)?;
         let other_waits = waits(lane.other());
-        let leaves = |job: &Job| may_start(job) && self.leaves_at(job, departure) <= departure.now;
+        let leaves = |job: &Job| may_start(job) && self.leaves_at(job, batching) <= batching.now;
         let first = self.of(lane).heads().find(|job| leaves(job)).map(|job| job.position.clone());
         let job =
             self.of_mut(lane).pop(|job| first.as_ref().map_or_else(|| may_start(job), |at| job.position == *at))?;
@@ -176,7 +176,7 @@ mod tests {
     fn a_call_leaves_when_it_is_full_or_its_first_has_waited_and_takes_along_what_has_the_same_parameters() {
         let (mut lanes, start) = (Lanes::new(0.5), Instant::now());
         let window = Duration::from_millis(10);
-        let at = |now: Instant| Departure { most: 3, window, now };
+        let at = |now: Instant| Batching { most: 3, window, now };
         assert_eq!(lanes.departs_at(at(start), |_| true), None);
         for (offset, zip) in (0..).zip(["1", "2", "1", "2"]) {
             lanes.push(asks(zip, offset, start));

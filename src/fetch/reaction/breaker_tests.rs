@@ -6,14 +6,14 @@ use bytes::Bytes;
 
 use crate::kafka::Outgoing;
 
-use super::{
-    breakers::Breakers,
-    call::{Advice, Contact},
-    tests::{caller, ended, held, held_at, job, stage, stage_from},
-    *,
-};
 use crate::{
     breaker::{BreakerConfig, Verdict},
+    fetch::{
+        call::{Advice, Contact},
+        reaction::{breakers::Breakers, outage::REASON},
+        tests::{caller, ended, held, held_at, job, stage, stage_from},
+        *,
+    },
     kafka::{
         Assignment, Committed, Epoch, Event,
         scripted::{Log, World},
@@ -29,7 +29,7 @@ const NOW: Timestamp = Timestamp::from_millis(0);
 
 /// One call of the account, which ends so.
 async fn call<R: Reader, W: Writer>(fetch: &mut Fetch<R, W>, account: usize, kind: Option<RefusalKind>) {
-    let tickets = fetch.breakers.admit(account, &[], Instant::now());
+    let tickets = fetch.reaction.breakers.admit(account, &[], Instant::now());
     let has_answer = kind.is_none();
     let end = ended(Instant::now(), Advice::default(), kind);
     fetch.end_calls(Ended { account, has_answer, tickets, ..end }).await.unwrap();
@@ -128,7 +128,7 @@ async fn outages_count_in_the_order_of_their_replies_however_late_they_are_told_
     let (outages, answers): (Vec<u64>, Vec<u64>) = (0..100).partition(|number| number % 20 == 0);
     for number in outages.into_iter().chain(answers) {
         let kind = (number % 20 == 0).then_some(RefusalKind::Outage);
-        let tickets = fetch.breakers.admit(0, &[], start);
+        let tickets = fetch.reaction.breakers.admit(0, &[], start);
         let has_answer = kind.is_none();
         let end = ended(start, Advice::default(), kind);
         let replied_at = start + Duration::from_millis(number);
@@ -177,18 +177,21 @@ async fn only_outages_count() {
     }
     // No way to the vendor is the address's trouble.
     for _ in 0..50 {
-        let tickets = fetch.breakers.admit(1, &[], Instant::now());
+        let tickets = fetch.reaction.breakers.admit(1, &[], Instant::now());
         let end = ended(Instant::now(), Advice::default(), None);
-        fetch.judge(&Ended { account: 1, tickets, contact: Contact::NoWay("proxy".to_owned()), ..end }, false).await;
+        fetch
+            .reaction
+            .judge(&Ended { account: 1, tickets, contact: Contact::NoWay("proxy".to_owned()), ..end }, false)
+            .await;
     }
     let is_open = |quota: &Memory| {
         let held = quota.snapshot(0..2, NOW).whole.held;
-        held.is_some_and(|held| held.cause.reason.starts_with(breakers::REASON))
+        held.is_some_and(|held| held.cause.reason.starts_with(REASON))
     };
     assert!(!is_open(&quota));
     // Of a batch one item was answered: the vendor is there.
     for _ in 0..50 {
-        let tickets = fetch.breakers.admit(0, &[], Instant::now());
+        let tickets = fetch.reaction.breakers.admit(0, &[], Instant::now());
         let end = ended(Instant::now(), Advice::default(), Some(RefusalKind::Outage));
         fetch.end_calls(Ended { tickets, has_answer: true, ..end }).await.unwrap();
     }
@@ -201,16 +204,16 @@ async fn a_worker_that_meets_the_hold_of_another_opens_its_own_and_an_operator_e
     let cause = crate::quota::Cause::new("breaker open: 5 outages in a row", Timestamp::from_millis(1));
     let until = Instant::now() + Duration::from_secs(30);
     quota.hold(Scope::Source, crate::quota::Hold::Until(until), &cause).await;
-    fetch.backlog.push(job(0));
-    fetch.heed_fleet();
-    assert!(fetch.breakers.shut(Instant::now()).is_some());
+    fetch.departure.push(job(0));
+    fetch.reaction.heed_fleet();
+    assert!(fetch.reaction.breakers.shut(Instant::now()).is_some());
     tokio::time::sleep(Duration::from_secs(2)).await;
     fetch.sit_out(until).await;
-    assert!(fetch.breakers.shut(Instant::now()).is_some(), "the hold is still there");
+    assert!(fetch.reaction.breakers.shut(Instant::now()).is_some(), "the hold is still there");
     quota.release(Scope::Source, Timestamp::from_millis(2)).await;
     fetch.sit_out(until).await;
-    assert_eq!(fetch.breakers.shut(Instant::now()), None);
-    assert_eq!(fetch.breakers.room(Instant::now()), 3, "it tries");
+    assert_eq!(fetch.reaction.breakers.shut(Instant::now()), None);
+    assert_eq!(fetch.reaction.breakers.room(Instant::now()), 3, "it tries");
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,7 +221,7 @@ async fn one_proxys_retry_after_rests_that_proxy_until_a_second_one_says_the_sam
     let away = Advice { unavailable: Some(Duration::from_secs(60)), used_up: None };
     let (mut fetch, quota) = stage_from(2);
     for _ in 0..50 {
-        let tickets = fetch.breakers.admit(0, &[], Instant::now());
+        let tickets = fetch.reaction.breakers.admit(0, &[], Instant::now());
         let end = ended(Instant::now(), away, Some(RefusalKind::Outage));
         fetch.end_calls(Ended { tickets, ..end }).await.unwrap();
     }
@@ -241,7 +244,7 @@ async fn a_vendor_that_says_that_it_is_away_for_a_day_is_asked_again_after_five_
                 (breaker.open_max)";
     assert_eq!(&*reason, said);
     tokio::time::sleep(Duration::from_secs(301)).await;
-    assert_eq!(fetch.breakers.room(Instant::now()), 3, "a few calls find out");
+    assert_eq!(fetch.reaction.breakers.room(Instant::now()), 3, "a few calls find out");
 }
 
 fn names() -> Topics {

@@ -5,23 +5,12 @@
 //! parameters, and the whole knows which ask for the very same: so filling a call looks at no request that does not go
 //! along.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    hash::{DefaultHasher, Hash, Hasher as _},
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use crate::{
+    fetch::backlog::{Waits, fingerprint},
+    kafka::Partition,
 };
-
-use super::backlog::Placed;
-use crate::kafka::Partition;
-
-/// What can wait here.
-pub(super) trait Waits: Placed {
-    /// What has to be the same in one call.
-    type Group: Clone + Eq + Hash + std::fmt::Debug;
-    fn group(&self) -> &Self::Group;
-    /// What is asked for in it.
-    fn item(&self) -> &str;
-    fn partition(&self) -> &Partition;
-}
 
 /// The requests that wait.
 #[derive(Debug)]
@@ -47,13 +36,6 @@ impl<T: Waits> Default for Grouped<T> {
         let (queues, turns, sizes, alike) = (HashMap::new(), VecDeque::new(), HashMap::new(), HashMap::new());
         Self { queues, turns, sizes, alike, len: 0 }
     }
-}
-
-/// The same for requests that ask for the same; two others may share one.
-pub(super) fn fingerprint<T: Waits>(item: &T) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (item.group(), item.item()).hash(&mut hasher);
-    hasher.finish()
 }
 
 impl<T: Waits> Grouped<T> {
@@ -214,6 +196,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fetch::backlog::Placed;
 
     #[derive(Clone, Debug, PartialEq)]
     struct Ask {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 /// So many items are remembered; of more the first ones are forgotten.
 const MOST: usize = 10_000;
 
-/// What is known of items whose last call ended in an outage, by their [`super::grouped::fingerprint`]: of two that share
+/// What is known of items whose last call ended in an outage, by their [`fingerprint`](crate::fetch::backlog::fingerprint): of two that share
 /// one, one is at worst held to be like the other.
 ///
 /// One that fails while others are answered says nothing of the source when it fails again, in whatever request. Where

@@ -12,15 +12,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::grouped::Waits;
-use crate::kafka::Partition;
+use crate::{fetch::backlog::Waits, kafka::Partition};
 
 /// So many items are remembered that were refused alone; of more the first ones are forgotten.
 const MOST_KNOWN: usize = 10_000;
 
 /// Names the items that one refused call has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct GroupId(u64);
+pub(in crate::fetch) struct GroupId(u64);
 
 /// The items of refused calls.
 #[derive(Debug)]

@@ -4,35 +4,13 @@
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{
-    Fetch,
-    call::Unrecorded,
-    grouped::fingerprint,
-    job::Job,
-    misfits::{Parts, Shown},
-    splits::GroupId,
-};
+use super::{Aftermath, Aside, Reaction, misfits::Shown, regroup::unless_all_over};
 use crate::{
-    breaker::Shut,
+    fetch::{admission::Admission, backlog::fingerprint, job::Job},
     kafka::{Partition, Reader, Writer, outbox::Position},
     message::Lane,
     platform::{Common, Refusal, RefusalKind, Reply},
 };
-
-/// A refused call that waits until it is known whether it is about it alone.
-#[derive(Debug)]
-pub(super) struct Aside {
-    pub(super) call: Unrecorded,
-    pub(super) refusal: Refusal,
-    /// Its requests are of this group.
-    pub(super) group: Option<GroupId>,
-}
-
-impl Parts for Aside {
-    fn partitions(&self) -> impl Iterator<Item = &Partition> {
-        self.call.jobs.iter().map(|job| &job.position.partition)
-    }
-}
 
 const fn remedy(common: Common) -> &'static str {
     match common {
@@ -42,15 +20,21 @@ const fn remedy(common: Common) -> &'static str {
     }
 }
 
-impl<R: Reader, W: Writer> Fetch<R, W> {
+impl Reaction {
     /// Puts the requests of a refused call aside, and holds the source if all calls are refused alike.
-    pub(super) async fn set_aside(&mut self, common: Common, left_at: Instant, mut aside: Aside) {
+    pub(super) async fn set_aside<R: Reader, W: Writer>(
+        &mut self,
+        common: Common,
+        left_at: Instant,
+        mut aside: Aside,
+        admission: &mut Admission<R, W>,
+        aftermath: &mut Aftermath,
+    ) {
         let jobs = std::mem::take(&mut aside.call.jobs);
-        aside.call.jobs = self.unless_all_over(jobs);
+        aside.call.jobs = unless_all_over(jobs, admission, aftermath);
         let items: Vec<u64> = aside.call.jobs.iter().map(fingerprint).collect();
         if items.is_empty() {
-            let free = aside.group.map(|group| self.splits.ended(group)).unwrap_or_default();
-            return self.free(free);
+            return aftermath.again.extend(self.ended_group(aside.group));
         }
         let Refusal { code, message, .. } = aside.refusal.clone();
         let is_sure = common != Common::Params;
@@ -71,7 +55,12 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// A call was answered that had left at that time.
-    pub(super) fn judge_aside(&mut self, left_at: Instant) {
+    pub(super) fn judge_aside<R: Reader, W: Writer>(
+        &mut self,
+        left_at: Instant,
+        admission: &mut Admission<R, W>,
+        aftermath: &mut Aftermath,
+    ) {
         match self.misfits.answered(left_at) {
             Shown::Own(calls) => {
                 for Aside { mut call, refusal, group } in calls {
@@ -79,56 +68,55 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                     let is_clock = refusal.common() == Some(Common::Clock);
                     let kind = if is_clock { RefusalKind::Outage } else { RefusalKind::Bug };
                     let refusal = Refusal { kind, ..refusal };
-                    let free = if is_clock {
+                    if is_clock {
                         call.reply = Reply::Refused(refusal);
-                        self.end_refused(call);
-                        group.map(|group| self.splits.ended(group)).unwrap_or_default()
+                        aftermath.over.push(call);
+                        aftermath.again.extend(self.ended_group(group));
                     } else {
-                        self.split(group, call, refusal)
-                    };
-                    self.free(free);
+                        self.split(group, call, refusal, admission, aftermath);
+                    }
                 }
             }
             Shown::Over(calls) => {
                 let source = &self.caller.source;
                 info!(%source, calls = calls.len(), "the vendor answers again: what it refused is called for again");
                 for aside in calls {
-                    self.free_aside(aside);
+                    aftermath.again.extend(self.free_aside(aside));
                 }
             }
         }
     }
 
-    fn free_aside(&mut self, Aside { call, group, .. }: Aside) {
-        self.free(call.jobs);
-        let free = group.map(|group| self.splits.ended(group)).unwrap_or_default();
-        self.free(free);
+    fn free_aside(&mut self, Aside { mut call, group, .. }: Aside) -> Vec<Job> {
+        let mut free = std::mem::take(&mut call.jobs);
+        free.extend(self.ended_group(group));
+        free
     }
 
-    /// If nothing else is left to call for, requests that were refused find out whether they still are.
-    pub(super) async fn mind_aside(&mut self) {
-        if self.misfits.is_empty() || !self.calls.is_empty() || self.can_start() {
-            return;
-        }
-        let now = Instant::now();
-        match self.breakers.shut(now) {
-            Some(Shut::Until(until)) => Box::pin(self.sit_out(until)).await,
-            Some(Shut::Probing) => {}
-            None => match self.misfits.take_first(now) {
-                Ok(aside) => self.free_aside(aside),
-                Err(at) => self.wake_at = Some(at),
-            },
-        }
+    /// Whether refused calls wait until it is known what they are refused for.
+    pub(in crate::fetch) fn has_aside(&self) -> bool {
+        !self.misfits.is_empty()
     }
 
-    /// Puts back among the others what need not wait for the source: what is in a hurry or has an older answer, or all.
-    pub(super) fn free_from_aside(&mut self, all: bool) {
-        if self.misfits.is_empty() {
-            return;
-        }
+    /// The requests that find out whether they still are refused, if nothing else is left to call for.
+    ///
+    /// # Errors
+    /// When to ask again, if it is too early.
+    pub(in crate::fetch) fn take_aside(&mut self, now: Instant) -> Result<Vec<Job>, Instant> {
+        let aside = self.misfits.take_first(now)?;
+        Ok(self.free_aside(aside))
+    }
+
+    /// Of refused calls that wait, what need not wait for the source: what is in a hurry or has an older answer, or all if
+    /// another source stands in.
+    pub(in crate::fetch) fn free_from_aside(&mut self) -> Vec<Job> {
         let mut free = Vec::new();
+        if self.misfits.is_empty() {
+            return free;
+        }
+        let all = self.fallback.is_some();
         let is_free = |job: &mut Job| {
-            let has_stale = |job: &Job| job.flight.as_ref().is_some_and(|flight| flight.has_stale(job));
+            let has_stale = |job: &Job| job.single_flight.as_ref().is_some_and(|flight| flight.has_stale(&job.request));
             all || job.lane == Lane::Express || has_stale(job)
         };
         let splits = &mut self.splits;
@@ -140,49 +128,53 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             }
             Some(aside)
         });
-        self.free(free);
+        free
     }
 
-    /// Takes what waits of a partition out of refused calls.
-    pub(super) fn leave_refused(&mut self, partition: &Partition) -> Vec<Position> {
-        let (mut left, mut twins) = (Vec::new(), Vec::new());
-        let free = self.sift_refused(|_, mut job| {
+    /// How many requests of a partition wait here.
+    pub(in crate::fetch) fn waiting_in(&self, partition: &Partition) -> usize {
+        self.splits.waiting_in(partition) + self.misfits.waiting_in(partition)
+    }
+
+    /// Takes what waits of a partition out of refused calls: its places, and what is free by that.
+    pub(in crate::fetch) fn leave(&mut self, partition: &Partition) -> (Vec<Position>, Vec<Job>) {
+        let (mut left, mut coalesced) = (Vec::new(), Vec::new());
+        let mut free = self.sift(|mut job| {
             let is_left = |job: &mut Job| job.position.partition == *partition;
-            left.extend(job.twins.extract_if(.., is_left).map(|twin| twin.position));
+            left.extend(job.coalesced.extract_if(.., is_left).map(|other| other.position));
             if job.position.partition != *partition {
                 return Some(job);
             }
-            twins.append(&mut job.twins);
+            coalesced.append(&mut job.coalesced);
             left.push(job.position);
             None
         });
-        self.free(free);
-        self.free(twins);
-        left
+        free.extend(coalesced);
+        (left, free)
     }
 
-    /// Ends what waits in refused calls of a batch that has just been cancelled.
-    pub(super) fn sweep_refused(&mut self) {
-        let mut twins = Vec::new();
-        let free = self.sift_refused(|fetch, mut job| {
-            let all = std::mem::take(&mut job.twins);
-            job.twins = all.into_iter().filter_map(|twin| fetch.unless_cancelled(twin)).collect();
-            if fetch.cancelled.has(&job.request) {
-                twins.append(&mut job.twins);
+    /// Ends what waits in refused calls of a batch that has just been cancelled; what is free by that.
+    pub(in crate::fetch) fn sweep<R: Reader, W: Writer>(&mut self, admission: &mut Admission<R, W>) -> Vec<Job> {
+        let mut coalesced = Vec::new();
+        let mut free = self.sift(|mut job| {
+            let all = std::mem::take(&mut job.coalesced);
+            job.coalesced = all.into_iter().filter_map(|other| admission.unless_cancelled(other)).collect();
+            if admission.is_cancelled(&job) {
+                coalesced.append(&mut job.coalesced);
             }
-            fetch.unless_cancelled(job)
+            admission.unless_cancelled(job)
         });
-        self.free(free);
-        self.free(twins);
+        free.extend(coalesced);
+        free
     }
 
     /// Replaces each request of a refused call by what `keep` makes of it. What is free by that.
-    fn sift_refused(&mut self, mut keep: impl FnMut(&mut Self, Job) -> Option<Job>) -> Vec<Job> {
-        let (mut splits, mut misfits) = (std::mem::take(&mut self.splits), std::mem::take(&mut self.misfits));
-        let mut free = splits.sift(|job| keep(self, job));
-        misfits.sift(|mut aside| {
+    fn sift(&mut self, mut keep: impl FnMut(Job) -> Option<Job>) -> Vec<Job> {
+        let mut free = self.splits.sift(&mut keep);
+        let splits = &mut self.splits;
+        self.misfits.sift(|mut aside| {
             let jobs = std::mem::take(&mut aside.call.jobs);
-            aside.call.jobs = jobs.into_iter().filter_map(|job| keep(self, job)).collect();
+            aside.call.jobs = jobs.into_iter().filter_map(&mut keep).collect();
             if aside.call.jobs.is_empty() {
                 // Nobody will say any more what the others of its group wait for.
                 free.extend(aside.group.into_iter().flat_map(|group| splits.ended(group)));
@@ -190,7 +182,6 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             }
             Some(aside)
         });
-        (self.splits, self.misfits) = (splits, misfits);
         free
     }
 }

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use figment::providers::{Format, Toml};
 use tokio::task::JoinHandle;
 
-use super::*;
 use crate::{
     cache::{self, Cache},
+    fetch::*,
     kafka::scripted::{Log, assigned, records},
     message::{Failure, Observation, Via},
     platform::{Source, SourceConfig},
@@ -62,7 +62,7 @@ impl Rig {
             guard: Guard::of(&source.quota(), &Clock::System),
             topics: Topics::new(topics::Config::default()),
             clock: Clock::System,
-            dice: Dice::random(),
+            rng: Dice::random(),
         });
         let quota = Arc::new(Memory::with_limits(&source.quota(), &Pacing::default(), &Clock::System));
         let (log, stop) = (Log::default(), CancellationToken::new());

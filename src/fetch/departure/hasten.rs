@@ -4,37 +4,28 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Fetch;
+use super::Departure;
 use crate::{
-    kafka::{Reader, Writer},
+    fetch::job::Job,
     message::Lane,
     quota::{Lease, Passed},
 };
 
-/// What passes between this process and others.
-#[derive(Debug, Default)]
-pub(super) struct Haste {
-    /// When to look what others have passed on.
-    look_at: Option<Instant>,
-    /// Since everything was done last, slots were asked of others or passed on to them.
-    pub(super) has_passed: bool,
-}
-
-impl<R: Reader, W: Writer> Fetch<R, W> {
+impl Departure {
     /// A slot that leaves within so long is waited for: another one's would come no sooner.
     const SOON: Duration = Duration::from_millis(20);
 
-    /// Asks others for slots if an express request has none soon, and takes what they have passed on.
-    pub(super) async fn hasten(&mut self) {
+    /// Asks others for slots if so many calls of express requests are [late](Self::late_express_calls), and takes what they
+    /// have passed on. No more than `wanted` slots are leased.
+    pub(in crate::fetch) async fn hasten(&mut self, late: usize, wanted: usize) {
         let share = *self.express_share.borrow();
-        let calls = self.late_express_calls(share);
-        let Passed { come, look_at } = self.quota.hurry(calls, share);
-        self.backlog.lend(come);
-        self.haste.look_at = look_at;
-        self.haste.has_passed |= calls > 0;
+        let Passed { come, look_at } = self.quota.hurry(late, share);
+        self.lanes.lend(come);
+        self.look_at = look_at;
+        self.has_passed |= late > 0;
         // Without any slot more are leased anyway.
-        if (calls > 0 || come > 0) && !self.slots.is_empty() {
-            let wanted = self.calls_wanted().saturating_sub(self.slots.len()).max(come).max(1);
+        if (late > 0 || come > 0) && !self.slots.is_empty() {
+            let wanted = wanted.saturating_sub(self.slots.len()).max(come).max(1);
             if let Lease::Slots(slots) = self.quota.lease(wanted).await {
                 self.slots.extend(slots);
                 self.slots.make_contiguous().sort_by_key(|slot| slot.at);
@@ -43,8 +34,8 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     /// How many calls of express requests may leave, but have no slot of this process soon.
-    fn late_express_calls(&self, share: f64) -> usize {
-        let waits = |lane| self.backlog.waits(lane, |job| self.intake.may_start(&job.position));
+    pub(in crate::fetch) fn late_express_calls(&self, wanted: usize, may_start: impl Fn(&Job) -> bool) -> usize {
+        let waits = |lane| self.lanes.waits(lane, &may_start);
         if !waits(Lane::Express) {
             return 0;
         }
@@ -56,21 +47,21 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
             clippy::cast_sign_loss,
             reason = "some ten"
         )]
-        let near = if waits(Lane::Bulk) { (near as f64 * share).ceil() as usize } else { near };
-        self.backlog.calls_of(Lane::Express, self.caller.batch_max()).min(self.calls_wanted()).saturating_sub(near)
+        let near = if waits(Lane::Bulk) { (near as f64 * *self.express_share.borrow()).ceil() as usize } else { near };
+        self.lanes.calls_of(Lane::Express, self.caller.batch_max()).min(wanted).saturating_sub(near)
     }
 
     /// Looks again soon while others are asked.
-    pub(super) fn look_soon(&mut self) {
-        self.wake_at = self.wake_at.into_iter().chain(self.haste.look_at.take()).min();
+    pub(in crate::fetch) fn look_soon(&mut self) {
+        self.wake_at = self.wake_at.into_iter().chain(self.look_at.take()).min();
     }
 
     /// Nobody to call for: others may use what is left of the lease.
-    pub(super) async fn rest(&mut self) {
+    pub(in crate::fetch) async fn rest(&mut self) {
         if !self.slots.is_empty() {
             self.return_slots().await;
         }
-        if std::mem::take(&mut self.haste.has_passed) {
+        if std::mem::take(&mut self.has_passed) {
             self.quota.rest();
         }
     }
@@ -88,8 +79,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        fetch::{Config, tests::caller_for},
-        kafka::scripted::{Log, assigned, records},
+        fetch::{Config, Fetch, tests::caller_for},
+        kafka::{
+            Reader,
+            scripted::{Log, assigned, records},
+        },
         message::Request,
         platform::{Account, Exchange, HttpReply, Reply, Vendor},
         quota::{Cause, Hold, PaceBy, PaceState, Quota, Scope, Share, Slot, Snapshot},
@@ -181,17 +175,17 @@ mod tests {
         events.send(assigned()).unwrap();
         let items = (0..=bulk).map(|item| Bytes::from(item.to_string()));
         events.send(records(0, items)).unwrap();
-        while fetch.backlog.is_empty() {
-            let input = fetch.intake.next().await.unwrap();
-            fetch.take(input);
+        while fetch.departure.lanes.is_empty() {
+            let event = fetch.admission.next().await.unwrap();
+            fetch.take(event);
         }
-        let mut waiting = fetch.backlog.clear();
+        let mut waiting = fetch.departure.lanes.clear();
         let mut job = waiting.pop().unwrap();
         for job in waiting {
-            fetch.backlog.push(job);
+            fetch.departure.lanes.push(job);
         }
         job.lane = Lane::Express;
-        fetch.backlog.push(job);
+        fetch.departure.lanes.push(job);
         fetch
     }
 
@@ -205,30 +199,33 @@ mod tests {
         let (quota, start) = (Arc::new(Scripted::default()), Instant::now());
         let mut fetch = stage(&quota, 2).await;
         quota.script().slots.extend([80, 90, 100].map(|at| slot(start, at)));
-        fetch.dispatch().await;
+        fetch.turn().await;
         assert_eq!(quota.script().wanted, [1], "its own first slot is far away");
-        assert!(fetch.wake_at.is_some_and(|at| at <= start + ms(5)), "it looks again soon");
+        assert!(fetch.departure.wake_at.is_some_and(|at| at <= start + ms(5)), "it looks again soon");
 
         quota.script().slots.push_back(slot(start, 10));
         quota.script().come = 1;
-        fetch.dispatch().await;
-        fetch.dispatch().await;
+        fetch.turn().await;
+        fetch.turn().await;
         assert_eq!(quota.script().wanted, [1, 1, 0], "a slot has come");
-        assert_eq!(fetch.wake_at, Some(start + ms(10)));
+        assert_eq!(fetch.departure.wake_at, Some(start + ms(10)));
         tokio::time::sleep_until(start + ms(10)).await;
-        fetch.dispatch().await;
-        assert_eq!((fetch.calls.len(), fetch.backlog.len_of(Lane::Express), fetch.backlog.len()), (1, 0, 2));
+        fetch.turn().await;
+        assert_eq!(
+            (fetch.calls.len(), fetch.departure.lanes.len_of(Lane::Express), fetch.departure.lanes.len()),
+            (1, 0, 2)
+        );
 
         // The next one is passed on while it waits here.
         quota.script().passed.push(slot(start, 80));
         for (at, calls) in [(80, 1), (90, 2)] {
             tokio::time::sleep_until(start + ms(at)).await;
-            fetch.dispatch().await;
+            fetch.turn().await;
             assert_eq!(fetch.calls.len(), calls, "after {at} ms");
         }
         assert_eq!(quota.script().rests, 0);
         tokio::time::sleep_until(start + ms(100)).await;
-        fetch.dispatch().await;
+        fetch.turn().await;
         assert_eq!((fetch.calls.len(), quota.script().rests), (3, 1), "nothing is left to do");
     }
 
@@ -237,8 +234,8 @@ mod tests {
         let (quota, start) = (Arc::new(Scripted::default()), Instant::now());
         let mut fetch = stage(&quota, 2).await;
         quota.script().slots.extend([15, 90].map(|at| slot(start, at)));
-        fetch.slots.extend(quota.script().slots.drain(..));
-        fetch.dispatch().await;
-        assert_eq!((quota.script().wanted.as_slice(), fetch.wake_at), ([0].as_slice(), Some(start + ms(15))));
+        fetch.departure.slots.extend(quota.script().slots.drain(..));
+        fetch.turn().await;
+        assert_eq!((quota.script().wanted.as_slice(), fetch.departure.wake_at), ([0].as_slice(), Some(start + ms(15))));
     }
 }

@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_number_of_calls_or_a_time_and_nothing_else() {
-        let read = |toml: &str| toml::from_str::<super::super::Config>(toml).map(|config| config.at_risk);
+        let read = |toml: &str| toml::from_str::<crate::fetch::Config>(toml).map(|config| config.at_risk);
         assert_eq!(read("at_risk = 500").unwrap(), AtRisk::Calls(500));
         assert_eq!(read("at_risk = \"500\"").unwrap(), AtRisk::Calls(500));
         assert_eq!(read("at_risk = \"5s\"").unwrap(), AtRisk::Within(Duration::from_secs(5)));

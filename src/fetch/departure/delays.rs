@@ -39,7 +39,7 @@ struct Group {
 
 /// The delays of the calls of one source.
 #[derive(Debug)]
-pub(super) struct Delays {
+pub(in crate::fetch) struct Delays {
     limits: Vec<Limit>,
     pacing: Pacing,
     /// The process begins, and alone decides on the pace.
@@ -73,7 +73,7 @@ impl Delays {
     const USUAL: usize = 512;
 
     /// For calls under these limits. `is_soft`: begins at less than the pace.
-    pub(super) fn new(limits: Vec<Limit>, pacing: Pacing, is_soft: bool) -> Self {
+    pub(in crate::fetch) fn new(limits: Vec<Limit>, pacing: Pacing, is_soft: bool) -> Self {
         Self {
             limits: limits.into_iter().filter(Limit::is_paced).collect(),
             pacing,

@@ -1,8 +1,11 @@
 //! Requests that have come to their turn, and whose call is not paid for: their batch's budget is spent, or others have
 //! to say first what is left of it. Pure.
 
-use super::{backlog::Backlog, job::Job};
-use crate::{kafka::Partition, quota::Pay};
+use crate::{
+    fetch::{backlog::Backlog, job::Job},
+    kafka::Partition,
+    quota::Pay,
+};
 
 /// Out of the way of those that can be paid for; the answer puts them back into their place.
 #[derive(Default)]
