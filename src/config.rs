@@ -13,7 +13,6 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
@@ -194,12 +193,6 @@ fn read(
 pub fn variable(name: &str) -> Option<String> {
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// A duration as it is written in a configuration.
-#[must_use]
-pub fn duration_text(duration: Duration) -> String {
-    print::duration(duration)
 }
 
 /// The machine's name; in a container that is stable, its pod's.

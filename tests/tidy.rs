@@ -4,6 +4,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
+mod dependencies;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -85,7 +87,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "reqwest::",
-        &["src/platform/http.rs", "src/batches/webhook.rs", "tests"],
+        &["src/platform/http.rs", "src/batches/webhook.rs", "src/runtime/http_client.rs", "tests"],
         "vendors are called through src/platform/http.rs alone",
     ),
     (

@@ -1,12 +1,15 @@
 //! The webhook: one POST of JSON for the end of a batch.
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use reqwest::{Client, Url};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::Config;
-use crate::message::{BatchEnd, codec};
+use crate::{
+    message::{BatchEnd, codec},
+    runtime::{error_chain::chain, http_client},
+};
 
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -41,9 +44,10 @@ impl Webhook {
         if !matches!(address.scheme(), "http" | "https") || !address.has_host() {
             return Err(WebhookError::Address);
         }
-        // A redirect would carry the key to another place.
-        let client = Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build();
-        let client = client.map_err(|error| WebhookError::Client(error.without_url().to_string()))?;
+        let client = http_client::builder()
+            .timeout(TIMEOUT)
+            .build()
+            .map_err(|error| WebhookError::Client(error.without_url().to_string()))?;
         Ok(Some(Self { client, url: url.clone(), authorization: config.authorization.clone() }))
     }
 
@@ -57,10 +61,7 @@ impl Webhook {
         if let Some(authorization) = &self.authorization {
             post = post.header("authorization", authorization.expose_secret());
         }
-        let answer = post.send().await.map_err(|error| {
-            let error = error.without_url();
-            error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
-        })?;
+        let answer = post.send().await.map_err(|error| chain(&error.without_url()))?;
         let status = answer.status();
         if status.is_success() { Ok(()) } else { Err(format!("it answers {status}")) }
     }

@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::policy::Rules;
+use crate::runtime::duration_text::duration_text;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -51,7 +52,7 @@ impl Config {
         }
         let mut time = |key, found: Duration, [least, most]: [Duration; 2]| {
             if !(least..=most).contains(&found) {
-                let [found, least, most] = [found, least, most].map(humantime::format_duration);
+                let [found, least, most] = [found, least, most].map(duration_text);
                 problems.push((key, format!("found {found}, allowed: {least} to {most}")));
             }
         };
@@ -127,7 +128,7 @@ impl SourceCache {
             stale_if_error: self.stale_if_error.unwrap_or(true),
         };
         let time = |key, found: Duration, [least, most]: [Duration; 2]| {
-            let [least_text, most_text, found_text] = [least, most, found].map(humantime::format_duration);
+            let [least_text, most_text, found_text] = [least, most, found].map(duration_text);
             let wrong = || (key, format!("found {found_text}, allowed: {least_text} to {most_text}"));
             if (least..=most).contains(&found) { Ok(()) } else { Err(wrong()) }
         };

@@ -38,13 +38,14 @@ use crate::{
     message::Request,
     platform,
     runtime::{
+        backoff::Backoff,
         clock::{Clock, Dice, Timestamp},
         metrics::{Answered, METRICS},
     },
 };
 
-/// How soon Redis is asked again whether somebody else's call has ended; doubles up to the second.
-const POLL: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
+/// How soon Redis is asked again whether somebody else's call has ended.
+const POLL: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(250));
 
 /// How long to wait for a call of somebody who is alive, but has to wait for a slot: then one goes ahead alone.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -247,7 +248,7 @@ impl SourceCache {
         (due, patience): (Option<Kept>, Duration),
         place: &mut Option<OwnedSemaphorePermit>,
     ) -> Looked {
-        let (since, mut pause) = (Instant::now(), POLL[0]);
+        let (since, mut poll) = (Instant::now(), POLL);
         let oldest = due.as_ref().map(|due| due.ends.fetched_at);
         loop {
             let (claim, kept) = match far.claim(key).await {
@@ -271,8 +272,7 @@ impl SourceCache {
                 return Looked::Call(None);
             }
             drop(place.take());
-            sleep(pause).await;
-            pause = (pause * 2).min(POLL[1]);
+            sleep(poll.failed()).await;
         }
     }
 

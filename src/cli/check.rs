@@ -27,6 +27,7 @@ use crate::{
     runtime::{
         clock::{Clock, Timestamp},
         descriptors,
+        duration_text::duration_text,
     },
     sink::{
         Store,
@@ -388,7 +389,7 @@ fn offsets(kept: Duration, topics: &topics::Config) -> Verdict {
     .into_iter()
     .max()
     .unwrap_or_default();
-    let (days, longest_days) = (config::duration_text(kept), config::duration_text(longest));
+    let (days, longest_days) = (duration_text(kept), duration_text(longest));
     if kept >= longest {
         return Verdict::Fine(format!("remembered for {days} without a running weir"));
     }

@@ -13,7 +13,10 @@ use crate::{
     cache::Cache,
     config::Config,
     message::{ItemId, SourceName, Status, Via, price},
-    runtime::clock::{Clock, Dice},
+    runtime::{
+        clock::{Clock, Dice},
+        duration_text::duration_text,
+    },
     serve::{Answered, Desk, Given, Question, SourceParts, reply::Body},
     topics::Topics,
 };
@@ -136,7 +139,7 @@ fn show(question: &Question, answered: Answered, desk: &Desk, json: bool) -> any
                 || "does a role fetch run, and has an account a slot? `weir status` knows".to_owned(),
                 |failure| format!("the last call failed: {failure}"),
             );
-            let wait = humantime::format_duration(question.wait);
+            let wait = duration_text(question.wait);
             let message = format!("no answer within {wait}; the item is still asked for. {why}");
             Err(Ended { exit: Exit::Unavailable, message }.into())
         }

@@ -8,6 +8,7 @@ use crate::{
     kafka::admin,
     platform::{Source, SourceConfig},
     quota::{Limit, plan::Limits},
+    runtime::duration_text::duration_text,
     topics::{Groups, Topics},
 };
 
@@ -61,7 +62,7 @@ fn outlasts(waiting: u64, per_second: f64, keep: Duration) -> Option<String> {
          them before they are called for. Raise it and run `weir topics apply`, or ask for fewer at a time",
         counted(waiting, "request"),
         per_second * 60.0,
-        config::duration_text(keep),
+        duration_text(keep),
     ))
 }
 

@@ -9,11 +9,12 @@ use super::{
     terminal::{counted, note, say, table},
 };
 use crate::{
-    config::{Config, duration_text},
+    config::Config,
     kafka::{
         admin::{self, Change},
         logs,
     },
+    runtime::duration_text::duration_text,
     topics::{Topic, Topics},
 };
 

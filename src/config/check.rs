@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, ops::RangeInclusive, time::Duration};
 use bytesize::ByteSize;
 use secrecy::ExposeSecret;
 
-use super::{Config, Problem, print::duration};
+use super::{Config, Problem};
 use crate::{
     batches::Webhook,
     cache,
@@ -14,7 +14,7 @@ use crate::{
     message::Class,
     quota::{self, Pacing},
     retry::Policy,
-    runtime::logging,
+    runtime::{duration_text::duration_text, logging},
     sink::Store,
     tokens,
     topics::{self, Topics},
@@ -61,8 +61,8 @@ impl Check {
 
     fn duration(&mut self, key: &str, found: Duration, allowed: RangeInclusive<Duration>) {
         if !allowed.contains(&found) {
-            let (from, to) = (duration(*allowed.start()), duration(*allowed.end()));
-            self.add(key, format!("found {}, allowed: {from} to {to}", duration(found)));
+            let (from, to) = (duration_text(*allowed.start()), duration_text(*allowed.end()));
+            self.add(key, format!("found {}, allowed: {from} to {to}", duration_text(found)));
         }
     }
 
@@ -257,7 +257,7 @@ fn policy(check: &mut Check, key: &str, policy: &Policy) {
     check.range(&format!("{key}.factor"), policy.factor, [1.0, 100.0]);
     check.duration(&format!("{key}.cap"), policy.cap, Duration::from_millis(1)..=7 * DAY);
     if policy.cap < policy.base {
-        let (base, cap) = (duration(policy.base), duration(policy.cap));
+        let (base, cap) = (duration_text(policy.base), duration_text(policy.cap));
         check.add(&format!("{key}.cap"), format!("found {cap}, allowed: at least {key}.base, which is {base}"));
     }
     check.duration(&format!("{key}.age_limit"), policy.age_limit, SECOND..=365 * DAY);

@@ -6,9 +6,13 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Config, problem::is_secret};
-use crate::{cache, changes, fetch, kafka, platform::SourceConfig, quota, retry, runtime, serve, sink, tokens, topics};
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+use crate::{
+    cache, changes, fetch, kafka,
+    platform::SourceConfig,
+    quota, retry,
+    runtime::{self, duration_text::duration_text},
+    serve, sink, tokens, topics,
+};
 
 /// What stands in place of a secret.
 const HIDDEN: &str = "***";
@@ -147,20 +151,10 @@ fn hide_value(value: &mut Value, key: &str) {
     }
 }
 
-/// A duration as it is written in a configuration. humantime makes "2months 29days 2h 52m 48s" of 90 days, which
-/// nobody wrote and nobody reads.
-pub(super) fn duration(duration: Duration) -> String {
-    let days = duration.as_secs() / DAY.as_secs();
-    match days {
-        2.. if duration == DAY * u32::try_from(days).unwrap_or(0) => format!("{days}days"),
-        _ => humantime::format_duration(duration).to_string(),
-    }
-}
-
-/// The same for a text that serde has made of a duration; any other text is left alone.
+/// A text that serde has made of a duration, as [`duration_text`]; any other text is left alone.
 fn in_days(text: &str) -> Option<String> {
     let parsed = humantime::parse_duration(text).ok().filter(|_| text.contains(' '))?;
-    Some(duration(parsed))
+    Some(duration_text(parsed))
 }
 
 /// The key without its section; properties of Kafka have dots of their own.

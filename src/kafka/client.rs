@@ -7,6 +7,7 @@ use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use serde::{Deserialize, Serialize};
 
 use super::logs::Logs;
+use crate::runtime::backoff::Backoff;
 
 /// `[kafka]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 /// How long an open transaction may stand before the broker rolls it back. While it stands, every
 /// `read_committed` reader of its topics waits.
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between questions to a broker that answers at once, but not with what is needed.
+pub(super) const BROKER_PAUSES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
 
 /// The longest record, in bytes, for producers and topics alike: the longest reply of a vendor
 /// ([`crate::platform::http::BODY_LIMIT`]) byte for byte, its variants once more with every quote escaped, and

@@ -19,7 +19,6 @@ mod native;
 pub mod outbox;
 pub mod oversized;
 pub mod page;
-mod pauses;
 pub mod producer;
 mod reader;
 pub mod scan;

@@ -29,10 +29,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     Membership, Offsets, Outgoing, TransactError, Writer, admin,
-    client::{Config, TRANSACTION_TIMEOUT},
+    client::{BROKER_PAUSES, Config, TRANSACTION_TIMEOUT},
     native::{headers, offset_list},
     oversized::{Limit, TooLarge},
-    pauses::Pauses,
 };
 
 /// How long one step of a transaction waits before it is asked for again.
@@ -381,7 +380,7 @@ impl Transactions {
         mut step: impl FnMut(&BaseProducer<Deliveries>) -> Result<(), KafkaError>,
     ) -> Result<(), TransactError> {
         let since = Instant::now();
-        let mut pauses = Pauses::default();
+        let mut pauses = BROKER_PAUSES;
         loop {
             match step(&self.producer) {
                 Ok(()) => return Ok(()),
@@ -396,7 +395,7 @@ impl Transactions {
                 Err(error) => return Err(self.classify(&error)),
             }
             // What is answered at once, and not by yes or no, would else be asked thousands of times a second.
-            self.producer.poll(pauses.next());
+            self.producer.poll(pauses.failed());
         }
     }
 

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     message::codec::{printable, shorten},
-    runtime::clock::Clock,
+    runtime::{clock::Clock, error_chain::chain, http_client},
 };
 
 /// The longest body that is read, in bytes: far more than any product has, and little enough that its record
@@ -343,9 +343,8 @@ fn connections(
     route: &Route,
     resolver: Resolver,
 ) -> Result<reqwest::Client, reqwest::Error> {
-    let builder = reqwest::Client::builder()
+    let builder = http_client::builder()
         .tls_certs_merge(authorities.iter().cloned())
-        .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
         .timeout(timeouts.total)
         .connect_timeout(timeouts.connect)
         .tcp_nodelay(true)
@@ -353,12 +352,7 @@ fn connections(
         .http2_adaptive_window(true)
         .dns_resolver(Arc::new(resolver))
         .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(PACKINGS))]))
-        // A redirect would send the secrets in the form to somebody else, and a call that is repeated
-        // behind our back would have no slot.
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
         .connector_layer(tower::layer::layer_fn(NotesConnections))
-        .referer(false)
         .no_proxy();
     match route {
         Route::Direct => builder,
@@ -582,21 +576,6 @@ fn code_of(error: &reqwest::Error, why: &str) -> &'static str {
     } else {
         "closed"
     }
-}
-
-/// An error and its causes in one line, no words twice.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Whether a text is a URL that paths can be added to, without anything secret in it.

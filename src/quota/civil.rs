@@ -16,7 +16,7 @@ use jiff::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::limit::{Micros, micros};
-use crate::{config::duration_text, runtime::clock::Timestamp};
+use crate::runtime::{clock::Timestamp, duration_text::duration_text};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 

@@ -32,16 +32,16 @@ use super::{
     Aliases, Cause, CutOff, Hold, Lease, PaceBy, PaceState, Passed, Past, Quota, Scope, Share, Slot, Snapshot, State,
     limit::Micros, plan::Plan, purse::Purse,
 };
-use crate::{message::SourceName, runtime::clock::Timestamp};
+use crate::{
+    message::SourceName,
+    runtime::{clock::Timestamp, redis_server},
+};
+
+pub use crate::runtime::redis_server::InvalidUrl;
 
 /// How far ahead a slot may be leased: 16 workers that share 100/s lease blocks of a dozen in turn. After a loss of
 /// state nobody calls for so long.
 pub const AHEAD: Duration = Duration::from_secs(4);
-
-/// Why there is no quota from Redis.
-#[derive(Debug, thiserror::Error)]
-#[error("redis.url cannot be used: {0}")]
-pub struct InvalidUrl(#[from] ::redis::RedisError);
 
 /// Slots of one source, shared by all processes that use the same Redis.
 pub struct Redis {
@@ -102,7 +102,7 @@ impl Redis {
         plan: Plan,
         past: &Past,
     ) -> Result<Self, InvalidUrl> {
-        let client = driver::client(url)?;
+        let client = redis_server::client(url)?;
         let names: Vec<String> = aliases.iter().map(|alias| alias.as_str().to_owned()).collect();
         let known = |(name, account): (&String, &super::plan::AccountPlan)| Known {
             name: name.clone(),

@@ -15,13 +15,11 @@ use axum::{
     routing::get,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    http_client,
     listener::{self, Patience},
     metrics::{self, METRICS},
 };
@@ -179,19 +177,23 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
 }
 
 /// The longest answer that [`ask`] reads, in bytes.
-const ANSWER_LIMIT: u64 = 1024 * 1024;
+const ANSWER_LIMIT: usize = 1024 * 1024;
 
-/// What the process that listens there says of its roles.
+/// What the process that listens there says of its roles. Waits as long as that process does: give it a time-out.
 ///
 /// # Errors
 /// Nobody listens, or it is not weir.
 pub async fn ask(listen: SocketAddr) -> io::Result<Report> {
-    let mut stream = TcpStream::connect(listen).await?;
-    stream.write_all(b"GET /ready HTTP/1.0\r\n\r\n").await?;
-    let mut answer = String::new();
-    stream.take(ANSWER_LIMIT).read_to_string(&mut answer).await?;
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
-    serde_json::from_str(body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    let client = http_client::builder().no_proxy().build().map_err(io::Error::other)?;
+    let mut answer = client.get(format!("http://{listen}/ready")).send().await.map_err(io::Error::other)?;
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(io::Error::other)? {
+        body.extend_from_slice(&chunk);
+        if body.len() > ANSWER_LIMIT {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+    }
+    serde_json::from_slice(&body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 #[cfg(test)]

@@ -5,7 +5,25 @@
 //! or the same one with an empty memory. So whoever keeps a connection looks at the server's role and run id now and
 //! then, and takes a refused write for a lost server: a new connection leads to the one that took over.
 
-use ::redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind, aio::MultiplexedConnection};
+use ::redis::{
+    Client, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult, ServerErrorKind,
+    aio::MultiplexedConnection,
+};
+
+/// The address of Redis is none.
+#[derive(Debug, thiserror::Error)]
+#[error("redis.url cannot be used: {0}")]
+pub struct InvalidUrl(#[from] RedisError);
+
+/// A client that speaks RESP3, in which announcements come over the same connection. Connects to nothing.
+///
+/// # Errors
+/// [`InvalidUrl`]
+pub fn client(url: &str) -> Result<Client, InvalidUrl> {
+    let info = url.into_connection_info()?;
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    Ok(Client::open(info.set_redis_settings(settings))?)
+}
 
 /// The run id of the server that this connection leads to: another one after each of its starts.
 ///
@@ -24,6 +42,17 @@ pub async fn run_id(connection: &mut MultiplexedConnection) -> RedisResult<Strin
     Ok(field(&server, "run_id").unwrap_or_default().to_owned())
 }
 
+/// The same for those to whom it is enough that the server answers: empty if the user that we are may not ask.
+///
+/// # Errors
+/// As [`run_id`].
+pub async fn run_id_if_told(connection: &mut MultiplexedConnection) -> RedisResult<String> {
+    match run_id(connection).await {
+        Err(error) if is_forbidden(&error) => Ok(String::new()),
+        known => known,
+    }
+}
+
 /// Whether the connection is of no use any more: it is broken or silent, or its server has been demoted.
 #[must_use]
 pub fn is_lost(error: &RedisError) -> bool {
@@ -38,8 +67,7 @@ fn is_demoted(error: &RedisError) -> bool {
 }
 
 /// Whether the user that we are may not ask.
-#[must_use]
-pub fn is_forbidden(error: &RedisError) -> bool {
+fn is_forbidden(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) || error.code() == Some("NOPERM")
 }
 

@@ -6,7 +6,7 @@ use clickhouse::{Client, error::Error};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::message::codec::shorten;
+use crate::{message::codec::shorten, runtime::error_chain::chain};
 
 /// `[clickhouse]`
 #[derive(Clone, Debug, Deserialize)]
@@ -319,20 +319,6 @@ fn missing_name(message: &str) -> Option<&str> {
 fn first_line(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default().trim().trim_end_matches('.');
     shorten(line, 1_000).into_owned()
-}
-
-/// An error with its causes: the outer ones alone say "client error (Connect)".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.ends_with(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

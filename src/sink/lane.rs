@@ -16,7 +16,10 @@ use super::{
     sealed::{Reading, Sealed},
     settle::{End, Halt},
 };
-use crate::kafka::{Assignment, Committed, Epoch, Handover, Outgoing, Partition, Record};
+use crate::{
+    kafka::{Assignment, Committed, Epoch, Handover, Outgoing, Partition, Record},
+    runtime::backoff::Backoff,
+};
 
 /// An insert begins within this time after its block was announced; later it is announced again, which fails if the
 /// partition has gone. So nobody inserts on the strength of an intent that a new owner has dealt with long ago.
@@ -29,8 +32,8 @@ pub const INSERTS_MAX: usize = 4;
 /// second becomes 1.75.
 const GIVE_WAY: u32 = 4;
 
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), LONGEST_PAUSE);
 
 /// A partition that is ours, or was until a moment ago.
 pub struct Lane {
@@ -52,7 +55,7 @@ pub struct Lane {
     guard: Guard,
     /// When the table is asked about a block again that it could not be asked about.
     look_again_at: Option<Instant>,
-    look_pause: Duration,
+    look_pause: Backoff,
 }
 
 /// A block on its way.
@@ -69,7 +72,7 @@ struct Pending {
     /// When the commit that announces it was sent, at the latest, as uptime.
     announced_at: Option<Duration>,
     again_at: Option<Instant>,
-    pause: Duration,
+    pause: Backoff,
     split: bool,
     halt: Option<Halt>,
 }
@@ -95,7 +98,7 @@ impl Pending {
             came_at,
             announced_at: None,
             again_at: None,
-            pause: FIRST_PAUSE,
+            pause: PAUSES,
             split: false,
             halt: None,
         }
@@ -137,7 +140,7 @@ impl Lane {
             committed,
             guard,
             look_again_at: None,
-            look_pause: FIRST_PAUSE,
+            look_pause: PAUSES,
         })
     }
 
@@ -216,14 +219,13 @@ impl Lane {
     pub fn unread(&mut self, block: Block, now: Instant) {
         self.reading = None;
         self.blocks.put_back(block);
-        self.look_again_at = Some(now + self.look_pause);
-        self.look_pause = (self.look_pause * 2).min(LONGEST_PAUSE);
+        self.look_again_at = Some(now + self.look_pause.failed());
     }
 
     /// The block that was cut has been read.
     pub fn read(&mut self, mut reading: Reading, came_at: Instant) {
         self.reading = None;
-        (self.look_again_at, self.look_pause) = (None, FIRST_PAUSE);
+        (self.look_again_at, self.look_pause) = (None, PAUSES);
         self.guard = reading.guard.unwrap_or(self.guard);
         if let Some(rest) = reading.rest.take() {
             self.blocks.put_back(rest);
@@ -332,8 +334,7 @@ impl Lane {
             End::Split => return self.split(sealed),
             End::Refused(trouble) => {
                 front.split |= trouble.is_too_large();
-                front.again_at = Some(now + front.pause);
-                front.pause = (front.pause * 2).min(LONGEST_PAUSE);
+                front.again_at = Some(now + front.pause.failed());
             }
             End::Halted(halt) => {
                 front.halt = Some(halt);

@@ -74,25 +74,18 @@ struct Link {
 
 impl Link {
     async fn new(mut connection: MultiplexedConnection) -> RedisResult<Self> {
-        let run_id = run_id(&mut connection).await?;
+        let run_id = redis_server::run_id_if_told(&mut connection).await?;
         Ok(Self { connection, run_id, looked_at: Instant::now() })
     }
 
     /// Whether it still leads to the server that it led to.
     async fn is_still_there(&mut self) -> bool {
         if self.looked_at.elapsed() >= LOOK_EVERY {
-            let is_same = run_id(&mut self.connection).await.is_ok_and(|now| now == self.run_id);
+            let is_same = redis_server::run_id_if_told(&mut self.connection).await.is_ok_and(|now| now == self.run_id);
             self.looked_at = Instant::now();
             return is_same;
         }
         true
-    }
-}
-
-async fn run_id(connection: &mut MultiplexedConnection) -> RedisResult<String> {
-    match redis_server::run_id(connection).await {
-        Err(error) if redis_server::is_forbidden(&error) => Ok(String::new()),
-        known => known,
     }
 }
 

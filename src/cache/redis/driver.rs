@@ -8,8 +8,8 @@ use std::{
 };
 
 use ::redis::{
-    AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError,
-    RedisResult, Value, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value,
+    aio::MultiplexedConnection,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -18,10 +18,11 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{InvalidUrl, Read, Shared, announced, write::Write};
+use super::{Read, Shared, announced, write::Write};
 use crate::{
     cache::key::Key,
     runtime::{
+        backoff::Backoff,
         clock::{Clock, Timestamp},
         redis_server,
     },
@@ -33,8 +34,8 @@ const BATCH: usize = 256;
 const CHANGES: usize = 64;
 /// Trips of questions under way at once, at most.
 const TRIPS: usize = 8;
-/// Between two attempts to connect, growing up to the second.
-const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// Between two attempts to connect.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 /// Connecting takes a few trips.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is looked whether the connection still leads to the server that it led to.
@@ -49,13 +50,6 @@ const OWED_OTHERS: usize = 1_000;
 /// So many trips in a row may take too long before the connection is given up: a busy machine stands still for a moment,
 /// too. Whoever asked goes on meanwhile.
 const SLOW_TRIPS: u32 = 2;
-
-/// A client that speaks RESP3, in which announcements come over the same connection.
-pub fn client(url: &str) -> Result<Client, InvalidUrl> {
-    let info = url.into_connection_info()?;
-    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    Ok(Client::open(info.set_redis_settings(settings))?)
-}
 
 pub struct Driver {
     client: Client,
@@ -104,12 +98,12 @@ impl Driver {
 
     /// Works until it is aborted.
     pub async fn run(mut self) {
-        let mut pause = RETRY[0];
+        let mut retry = RETRY;
         loop {
             let lost = match timeout(CONNECT_WITHIN, self.connect()).await {
                 Ok(Ok(link)) => {
                     info!("connected to Redis for the cache");
-                    (pause, self.slow, self.is_said) = (RETRY[0], 0, false);
+                    (retry, self.slow, self.is_said) = (RETRY, 0, false);
                     self.shared.is_up.store(true, Ordering::Relaxed);
                     self.serve(link).await
                 }
@@ -121,8 +115,7 @@ impl Driver {
                 warn!(error = %lost, "Redis is lost for the cache: each process goes on with its own memory");
             }
             self.decline();
-            sleep(pause).await;
-            pause = (pause * 2).min(RETRY[1]);
+            sleep(retry.failed()).await;
         }
     }
 
@@ -159,7 +152,7 @@ impl Driver {
                 Ok(())
             });
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let run_id = run_id(&mut connection).await?;
+        let run_id = redis_server::run_id_if_told(&mut connection).await?;
         connection.subscribe(self.shared.channel()).await?;
         self.catch_up(&mut connection).await?;
         Ok(Link { connection, run_id })
@@ -225,7 +218,7 @@ impl Driver {
                 }
                 _ = probe.tick() => {
                     let now = self.clock.now();
-                    let looked = run_id(&mut connection.clone()).await;
+                    let looked = redis_server::run_id_if_told(&mut connection.clone()).await;
                     match &looked {
                         Ok(run_id) if *run_id == known => self.heard_until = Some(now),
                         // Behind the same address, as a proxy or a load balancer has it.
@@ -282,15 +275,6 @@ impl Driver {
             }
         }
         Ok(())
-    }
-}
-
-/// The run of the server; nothing if the user that we are may not ask.
-async fn run_id(connection: &mut MultiplexedConnection) -> RedisResult<String> {
-    match redis_server::run_id(connection).await {
-        // It answers, which is what a cache needs to know.
-        Err(error) if redis_server::is_forbidden(&error) => Ok(String::new()),
-        known => known,
     }
 }
 

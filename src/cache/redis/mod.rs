@@ -32,15 +32,15 @@ use super::{
     key::Key,
     near::Near,
 };
-use crate::{cache::Config, runtime::clock::Timestamp};
+use crate::{
+    cache::Config,
+    runtime::{clock::Timestamp, redis_server},
+};
+
+pub use crate::runtime::redis_server::InvalidUrl;
 
 /// How much may wait for the driver; beyond it requests go on without Redis.
 const QUEUE: usize = 16_384;
-
-/// Why there is no L2.
-#[derive(Debug, thiserror::Error)]
-#[error("redis.url cannot be used: {0}")]
-pub struct InvalidUrl(#[from] ::redis::RedisError);
 
 /// Answers in Redis. Clones share one connection, which ends with the last of them.
 #[derive(Clone, Debug)]
@@ -168,7 +168,7 @@ impl Far {
     /// # Errors
     /// [`InvalidUrl`].
     pub fn new(url: &str, config: &Config, near: Near) -> Result<Self, InvalidUrl> {
-        let client = driver::client(url)?;
+        let client = redis_server::client(url)?;
         let (reads, asked) = mpsc::channel(QUEUE);
         let (writes, written) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {

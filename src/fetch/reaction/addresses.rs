@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{platform::address::HealthConfig, runtime::clock::Timestamp};
+use crate::{
+    platform::address::HealthConfig,
+    runtime::{backoff::doubled, clock::Timestamp},
+};
 
 /// The addresses of one source, by index.
 #[derive(Debug)]
@@ -160,7 +163,7 @@ impl Addresses {
         if state.rests_until.is_some_and(|until| until > now) {
             return None;
         }
-        let rest = rest.saturating_mul(1 << state.rests.min(16)).min(rest_max);
+        let rest = doubled(rest, state.rests, rest_max);
         state.rests = state.rests.saturating_add(1);
         state.rests_until = Some(now + rest);
         state.tried_at = None;

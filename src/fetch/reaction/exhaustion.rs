@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::runtime::backoff::doubled;
+
 /// The pauses of one source in this process.
 #[derive(Debug, Default)]
 pub(super) struct Exhaustion {
@@ -27,7 +29,7 @@ impl Exhaustion {
         if self.pauses_until(now).is_some() {
             return None;
         }
-        let pause = Self::FIRST.saturating_mul(1 << self.pauses.min(10)).min(Self::LONGEST);
+        let pause = doubled(Self::FIRST, self.pauses, Self::LONGEST);
         (self.pauses, self.until) = (self.pauses + 1, Some(now + pause));
         Some(pause)
     }

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::kafka::Partition;
+use crate::{kafka::Partition, runtime::backoff::doubled};
 
 /// A refused call, by what it is made of.
 pub(super) trait Parts {
@@ -107,7 +107,7 @@ impl<T: Parts> Misfits<T> {
     }
 
     fn pause(times: u32) -> Duration {
-        Self::FIRST.saturating_mul(1 << times.min(10)).min(Self::LONGEST)
+        doubled(Self::FIRST, times, Self::LONGEST)
     }
 
     /// A call was answered that had left at `left_at`.

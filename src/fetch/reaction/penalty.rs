@@ -4,6 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
+use crate::runtime::backoff::doubled;
+
 /// Throttles in a row, per account.
 ///
 /// A rest lets the vendor's counter forget; the pace that gives way at each refusal ([`crate::quota::adapt`]) keeps the
@@ -26,7 +28,7 @@ impl Penalties {
     pub(super) fn punish(&mut self, account: usize, left_at: Instant, now: Instant) -> Instant {
         let row = self.0.entry(account).or_insert(Row { throttles: 0, rests_until: left_at });
         if left_at >= row.rests_until {
-            let rest = Self::FIRST.saturating_mul(1 << row.throttles.min(10)).min(Self::LONGEST);
+            let rest = doubled(Self::FIRST, row.throttles, Self::LONGEST);
             *row = Row { throttles: row.throttles + 1, rests_until: now + rest };
         }
         row.rests_until

@@ -28,7 +28,11 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{Offer, REPORTS, Reach, STEP, Transactions};
-use crate::kafka::{TransactError, client::Config, ledger::BROKERS_LIMIT, pauses::Pauses};
+use crate::kafka::{
+    TransactError,
+    client::{BROKER_PAUSES, Config},
+    ledger::BROKERS_LIMIT,
+};
 
 /// How long offsets may be pending without anything being wrong: as long as a transaction may be open, and until the
 /// broker has noticed that its producer has gone.
@@ -100,13 +104,13 @@ impl Transactions {
 fn is_stable(config: &Config, reach: &Reach, reads: &[(String, i32)]) -> Result<bool, TransactError> {
     let consumer = asker(config, reach, "read_committed")?;
     let wanted = list(reads);
-    let (deadline, mut pauses) = (Instant::now() + PENDING, Pauses::default());
+    let (deadline, mut pauses) = (Instant::now() + PENDING, BROKER_PAUSES);
     while Instant::now() < deadline {
         match consumer.committed_offsets(wanted.clone(), STEP) {
             Ok(_) => return Ok(true),
             Err(error) => debug!(group = reach.group, %error, "the group's commits cannot be read yet"),
         }
-        consumer.poll(pauses.next());
+        consumer.poll(pauses.failed());
     }
     Ok(false)
 }
@@ -114,13 +118,13 @@ fn is_stable(config: &Config, reach: &Reach, reads: &[(String, i32)]) -> Result<
 /// Waits until the group's coordinator answers: a producer of librdkafka 2.12 that asks for a coordinator before there
 /// is one can wait for ever.
 fn answer_of(consumer: &BaseConsumer, reach: &Reach, reads: &[(String, i32)]) -> Result<(), TransactError> {
-    let (deadline, mut pauses) = (Instant::now() + ANSWER, Pauses::default());
+    let (deadline, mut pauses) = (Instant::now() + ANSWER, BROKER_PAUSES);
     while let Err(error) = consumer.committed_offsets(list(reads), STEP) {
         if Instant::now() > deadline {
             return Err(TransactError::Rebuild(format!("asking about group {:?}: {error}", reach.group)));
         }
         // A coordinator that is just starting refuses at once.
-        consumer.poll(pauses.next());
+        consumer.poll(pauses.failed());
     }
     Ok(())
 }

@@ -2,26 +2,29 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ::redis::{
-    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisResult, Value,
-};
+use ::redis::{AsyncConnectionConfig, Client, PushInfo, PushKind, RedisResult, Value};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{
-    InvalidUrl, Shared,
+    Shared,
     local::Step,
     offset::Offset,
     purse_wire,
     spending::Spending,
     wire::{self, Knowledge, PIECE, Reply, Server, What, Word, Writing},
 };
-use crate::quota::{Aliases, Past, limit::Micros, plan::Plan, purse::register::News};
+use crate::{
+    quota::{Aliases, Past, limit::Micros, plan::Plan, purse::register::News},
+    runtime::backoff::Backoff,
+};
 
 /// A reply that takes longer is not waited for: its slots count as used.
 const REPLY_WITHIN: Duration = Duration::from_secs(1);
-/// Between two attempts to connect, growing up to the second.
-const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// Between two attempts to connect.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+/// Before a state that another process is writing is looked at again.
+const BUSY: Duration = Duration::from_millis(50);
 /// How often what is spent of long budgets is remembered, at most.
 const REMEMBER: Duration = Duration::from_secs(2);
 /// For so long after it began a worker can say that nobody has called before, if somebody has looked.
@@ -31,13 +34,6 @@ const READ_LASTS: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How many leases are timed.
 const TIMED: usize = 4_096;
-
-/// A client that speaks RESP3, in which announcements come over the same connection.
-pub fn client(url: &str) -> Result<Client, InvalidUrl> {
-    let info = url.into_connection_info()?;
-    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    Ok(Client::open(info.set_redis_settings(settings))?)
-}
 
 #[allow(clippy::struct_excessive_bools, reason = "each is said to the script as it is")]
 pub struct Driver {
@@ -106,13 +102,13 @@ impl Driver {
 
     /// Works until it is aborted.
     pub async fn run(mut self) {
-        let mut pause = RETRY[0];
+        let mut retry = RETRY;
         loop {
             let lost = match timeout(REPLY_WITHIN * 3, self.connect()).await {
                 Ok(Ok(mut server)) => match self.introduce(&mut server).await {
                     Ok(()) => {
                         info!(key = self.key, "connected to Redis");
-                        pause = RETRY[0];
+                        retry.reset();
                         self.shared.local().connected(true, Instant::now());
                         self.serve(&mut server).await
                     }
@@ -128,8 +124,7 @@ impl Driver {
                 "Redis is away: calls stop when this worker's lease is used up, in up to {} s, until it is back",
                 super::AHEAD.as_secs()
             );
-            sleep(pause).await;
-            pause = (pause * 2).min(RETRY[1]);
+            sleep(retry.failed()).await;
         }
     }
 
@@ -206,12 +201,12 @@ impl Driver {
                     server.write_accounts(writing, first).await?
                 }
                 What::Busy => {
-                    sleep(RETRY[0]).await;
+                    sleep(BUSY).await;
                     server.configure(writing).await?
                 }
                 What::Unknown { .. } if attempts > 0 => {
                     (attempts, written) = (attempts - 1, 0);
-                    sleep(RETRY[0]).await;
+                    sleep(BUSY).await;
                     server.configure(writing).await?
                 }
                 What::Unknown { .. }
