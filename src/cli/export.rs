@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     exit::{Ended, Exit},
-    sql::expect_format,
+    query::expect_format,
     terminal::say,
 };
 use crate::{
@@ -62,7 +62,7 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
         (Some(path), _) => (path, "CSVWithNames", "--csv"),
         (None, path) => (path.unwrap_or_else(|| "-".into()), "Parquet", "--parquet"),
     };
-    expect_format(&sql, format, option)?;
+    expect_format(config, &sql, format, option).await?;
     let format = Format::Named(format.to_owned());
     if path == Path::new("-") {
         answer(config, &sql, &format, &mut tokio::io::stdout()).await?;

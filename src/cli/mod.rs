@@ -21,7 +21,6 @@ mod rebuild;
 mod replay;
 pub mod run;
 mod schema;
-mod sql;
 mod status;
 pub mod terminal;
 mod topics;

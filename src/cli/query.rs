@@ -1,19 +1,13 @@
 //! `weir query`: SQL for ClickHouse, for machines that have no client of it.
 
-use std::{
-    io::{IsTerminal, Read},
-    path::PathBuf,
-};
+use std::{io::Read, path::PathBuf};
 
 use anyhow::Context;
 
-use super::{
-    exit::{Ended, Exit},
-    sql::expect_format,
-};
+use super::exit::{Ended, Exit};
 use crate::{
     config::Config,
-    sink::query::{Format, query},
+    sink::query::{Format, format_of, query},
 };
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -57,14 +51,25 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
     }
     let format = match args.format {
         Some(name) => {
-            expect_format(&sql, &name, "--format")?;
+            expect_format(config, &sql, &name, "--format").await?;
             Format::Named(name)
         }
-        None => Format::Table { colour: std::io::stdout().is_terminal() },
+        None => Format::Table { colour: console::colors_enabled() },
     };
     let answered = query(&config.clickhouse, &sql, &format, &mut tokio::io::stdout()).await;
     answered.map_err(|error| error.in_sql_by_hand(&config.clickhouse.database))?;
     Ok(Exit::Done)
+}
+
+/// Refuses SQL with a FORMAT of its own where `option` asks for another: ClickHouse would take the one in the SQL without a
+/// word.
+pub(super) async fn expect_format(config: &Config, sql: &str, wanted: &str, option: &str) -> Result<(), Ended> {
+    match format_of(&config.clickhouse, sql).await {
+        Some(found) if !found.eq_ignore_ascii_case(wanted) => Err(Ended::usage(format!(
+            "the SQL says FORMAT {found}, and {option} asks for {wanted}: take one of them away"
+        ))),
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn read_stdin() -> anyhow::Result<String> {

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
@@ -81,31 +82,23 @@ impl Default for Progress {
     }
 }
 
-/// A table with a head and columns as wide as their longest cell; numbers stand to the right.
+/// A table with a head, two spaces between columns as wide as their widest cell; columns of numbers stand to the right.
 #[must_use]
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(head.get(column).map(|cell| cell.chars().count())).max().unwrap_or(0)
-    };
     let is_number = |cell: &str| !cell.is_empty() && cell.chars().all(|c| c.is_ascii_digit() || ",.%-".contains(c));
-    let to_right = |column: usize| {
+    let is_of_numbers = |column: usize| {
         let mut cells = rows.iter().filter_map(|row| row.get(column)).peekable();
         cells.peek().is_some() && cells.all(|cell| is_number(cell))
     };
-    let columns: Vec<_> = (0..head.len()).map(|column| (width(column), to_right(column))).collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let cells =
-            cells.zip(&columns).map(
-                |(cell, &(width, to_right))| {
-                    if to_right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-                },
-            );
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    let mut lines = vec![line(&mut head.iter().copied())];
-    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
-    lines.join("\n")
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(head.to_vec()).add_rows(rows.iter().map(|row| row.to_vec()));
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if is_of_numbers(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
 }
 
 /// A number with a separator every three digits.
@@ -204,6 +197,12 @@ mod tests {
     fn a_table_is_aligned() {
         let rows = vec![vec!["a".to_owned(), "1,000".to_owned()], vec!["bcd".to_owned(), "7".to_owned()]];
         assert_eq!(table(&["name", "n"], &rows), "name      n\na     1,000\nbcd       7");
+    }
+
+    #[test]
+    fn characters_that_fill_two_places_keep_the_columns_in_line() {
+        let rows = vec![vec!["杯子".to_owned(), "x".to_owned()], vec!["cup".to_owned(), "y".to_owned()]];
+        assert_eq!(table(&["item", "z"], &rows), "item  z\n杯子  x\ncup   y");
     }
 
     #[tokio::test(start_paused = true)]

@@ -74,9 +74,9 @@ fn used_up(remaining: &str, reset: &str, now: Timestamp) -> Option<Duration> {
 /// The longest wait among the quotas of a `RateLimit` field that are used up. A field that is malformed anywhere is
 /// ignored as a whole, as RFC 9651 has it.
 fn of_list(field: &str, policies: Option<&str>) -> Option<Duration> {
-    let members = structured::list(field)?;
+    let members = structured::members(field)?;
     // How many calls may be under way: nothing is gained by waiting.
-    let policies = policies.and_then(structured::list).unwrap_or_default();
+    let policies = policies.and_then(structured::members).unwrap_or_default();
     let is_of_time = |name: &str| {
         let policy = policies.iter().find(|policy| policy.name == name);
         policy.is_none_or(|policy| policy.text("qu") != Some("concurrent-requests"))

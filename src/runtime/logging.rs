@@ -1,6 +1,6 @@
 //! Logs on standard error: text for people, or one JSON object a line for machines.
 
-use std::io::{self, IsTerminal};
+use std::io;
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, registry::Registry, util::SubscriberInitExt};
@@ -83,7 +83,7 @@ pub fn start(config: &Config, audience: Audience, verbose: u8) -> Result<(), Str
     let registry = Registry::default().with(filter);
     let lines = fmt::layer().with_writer(io::stderr).with_target(false);
     match config.format {
-        Format::Text => registry.with(lines.with_ansi(io::stderr().is_terminal())).try_init(),
+        Format::Text => registry.with(lines.with_ansi(console::colors_enabled_stderr())).try_init(),
         Format::Json => registry.with(lines.json().flatten_event(true).with_target(true)).try_init(),
     }
     .map_err(|error| error.to_string())

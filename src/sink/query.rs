@@ -19,6 +19,9 @@ use crate::message::BatchId;
 /// How long a query may go without a byte of its answer.
 const SILENCE: Duration = Duration::from_secs(600);
 
+/// How long ClickHouse may take to read SQL without answering it.
+const READING: Duration = Duration::from_secs(10);
+
 /// How an answer is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -82,6 +85,23 @@ pub async fn query(
         Format::Named(_) => &[],
     };
     insist(config, sql, format, settings, out).await
+}
+
+/// The name in the FORMAT clause of SQL, as ClickHouse reads it. Nothing if there is no such clause; nor if ClickHouse cannot
+/// read the SQL or does not answer within [`READING`]: whoever then asks for the answer hears why.
+pub async fn format_of(config: &ClickHouseConfig, sql: &str) -> Option<String> {
+    let ask = config.client().ok()?.query_raw("SELECT formatQuerySingleLine({sql: String})").param("sql", sql);
+    let sql: String = timeout(READING, ask.fetch_one()).await.ok()?.ok()?;
+    format_at_end(&sql).map(ToOwned::to_owned)
+}
+
+/// Of a query as ClickHouse writes it: in one line, without comments, keywords in capitals. The FORMAT of an INSERT is that
+/// of its data.
+fn format_at_end(sql: &str) -> Option<&str> {
+    let (_, clause) = sql.rsplit_once(" FORMAT ").filter(|_| !sql.starts_with("INSERT "))?;
+    let (name, rest) = clause.split_once(' ').unwrap_or((clause, ""));
+    let is_name = name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_');
+    (is_name && (rest.is_empty() || rest.starts_with("SETTINGS "))).then_some(name)
 }
 
 /// As [`query`], for SQL that has to have an answer: what would write is refused.

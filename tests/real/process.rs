@@ -103,6 +103,18 @@ breaker = {{ failures = 1000, sample = 100000 }}
         (output.status.code().unwrap_or(-1), text)
     }
 
+    /// Runs `weir <arguments>`, as a shell reads them, on a terminal; all that it prints there.
+    #[allow(dead_code, reason = "deploy/local/torture shares this file")]
+    pub async fn on_a_terminal(&self, arguments: &[&str], (name, value): (&str, &str)) -> String {
+        let weir = format!("{} {} --config {}", env!("CARGO_BIN_EXE_weir"), arguments.join(" "), self.config.display());
+        let mut command = tokio::process::Command::new("script");
+        command.args(["--quiet", "--return", "--command", &weir, "/dev/null"]).stdin(Stdio::null());
+        let output = command.env("TERM", "xterm").env(name, value).output().await.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "weir {arguments:?}: {text}");
+        text
+    }
+
     /// A file in its folder.
     pub fn file(&self, name: &str, text: &str) -> String {
         let path = self.folder.path().join(name);

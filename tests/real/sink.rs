@@ -28,12 +28,14 @@ use weir::{
         ClickHouseConfig, Config, Insert, Parts, Route, Store, Trouble, TroubleKind,
         block::{Block, Blocks, Cut, Limits},
         guard::Known,
-        query::{Format, Progress, QueryError, query},
+        query::{Format, Progress, QueryError, format_of, query},
         run, schema,
         sealed::{self, Grave, Sealed},
     },
     topics::Topic,
 };
+
+use crate::{process::Installation, stack::address};
 
 /// 2026-11-20T00:00:00Z
 pub const NOVEMBER: i64 = 1_795_132_800_000;
@@ -383,6 +385,76 @@ async fn a_query_is_a_table_for_people_or_any_format_and_its_errors_are_readable
     let error = database.text(late, "TSV").await.unwrap_err().to_string();
     assert!(error.contains("too far"), "an error in mid-stream is an error: {error}");
     database.drop().await;
+}
+
+#[tokio::test]
+async fn a_format_at_the_end_of_a_query_is_found_and_the_word_elsewhere_is_none() {
+    let database = Database::new().await;
+    for sql in [
+        "SELECT 1 FORMAT JSON",
+        "select * format JSON ;\n",
+        "SELECT count() FROM items\nFORMAT\nJSON -- as a document",
+        "SELECT a FROM items LIMIT 5 FORMAT JSON SETTINGS max_threads = 1",
+        "SELECT a FROM items LIMIT 5 SETTINGS max_threads = 1 FORMAT JSON",
+        "SELECT 'FORMAT CSV' AS format FORMAT JSON",
+        "SELECT format('{}', a) FROM items WHERE a = 'it''s' /* FORMAT CSV */ FORMAT JSON",
+        "SELECT [1] FORMAT JSON",
+        "SELECT $$ FORMAT CSV $$ FORMAT JSON",
+    ] {
+        assert_eq!(format_of(&database.0, sql).await.as_deref(), Some("JSON"), "{sql}");
+    }
+    for sql in [
+        "",
+        "FORMAT",
+        "SELECT 1",
+        "SELECT 'x FORMAT JSON'",
+        "SELECT 'it\\'s FORMAT JSON'",
+        "SELECT 1 -- FORMAT JSON",
+        "SELECT 1 # FORMAT JSON",
+        "SELECT 1 /* FORMAT JSON */",
+        "SELECT a AS \"x FORMAT JSON\", `b FORMAT JSON`",
+        "SELECT $x$ 1 FORMAT JSON $x$",
+        "SELECT a FROM t ORDER BY format DESC",
+        "SELECT a FROM t ORDER BY a, format DESC",
+        "SELECT format f",
+        "SELECT * FROM format f",
+        "SELECT format FROM t",
+        "SELECT a.format f",
+        "SELECT format('{} {}', a, b)",
+        "SELECT 1 AS format",
+        "INSERT INTO t FORMAT CSV 1,2",
+        "is this SQL? FORMAT JSON",
+    ] {
+        assert_eq!(format_of(&database.0, sql).await, None, "{sql}");
+    }
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn two_formats_are_refused_and_one_said_twice_is_not() {
+    let weir = Installation::of(&format!("[clickhouse]\nurl = \"{}\"\n", address("WEIR_TEST_CLICKHOUSE")));
+    let export = async |sql: &str| weir.outcome(&["export", sql, "--csv", "-"]).await;
+    let (code, said) = export("SELECT 1 FORMAT JSON").await;
+    assert_eq!(code, 64, "{said}");
+    assert!(
+        said.contains("the SQL says FORMAT JSON, and --csv asks for CSVWithNames: take one of them away"),
+        "{said}"
+    );
+    let one = (0, "\"1\"\n1\n".to_owned());
+    assert_eq!(export("SELECT 1 FORMAT CSVWithNames").await, one);
+    assert_eq!(export("SELECT 1").await, one);
+    let (code, said) = weir.outcome(&["query", "SELECT 1 FORMAT TSV", "--format", "JSON"]).await;
+    assert_eq!(code, 64, "{said}");
+}
+
+#[tokio::test]
+async fn a_terminal_that_wants_no_colours_gets_none() {
+    let weir = Installation::of(&format!("[clickhouse]\nurl = \"{}\"\n", address("WEIR_TEST_CLICKHOUSE")));
+    let on_a_terminal = async |variable| weir.on_a_terminal(&["query", "\"SELECT 1 AS one\""], variable).await;
+    let coloured = on_a_terminal(("TERM", "xterm")).await;
+    assert!(coloured.contains('\u{1b}') && coloured.contains("one"), "{coloured:?}");
+    let plain = on_a_terminal(("NO_COLOR", "1")).await;
+    assert!(!plain.contains('\u{1b}') && plain.contains("┌─one─┐"), "{plain:?}");
 }
 
 #[tokio::test]
