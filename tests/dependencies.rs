@@ -58,6 +58,7 @@ fn named(manifest: &str) -> Vec<(&str, bool)> {
             is_list = line.ends_with("dependencies]");
         } else if let Some((name, _)) = line.split_once(" = ")
             && is_list
+            && !line.starts_with('#')
         {
             found.push((name, before.starts_with("# ")));
         }
@@ -112,7 +113,7 @@ fn every_library_is_used() {
         let path = if name == "md-5" { "md5".to_owned() } else { name.replace('-', "_") };
         ["::", "!", ";"].iter().any(|end| super::mentions(&sources, &format!("{path}{end}")))
             // As in `#[serde(with = "humantime_serde")]`.
-            || sources.contains(&format!("\"{path}\""))
+            || sources.contains(&format!("with = \"{path}\""))
     };
     let unused: Vec<_> = named(&manifest).into_iter().map(|(name, _)| name).filter(|name| !is_used(name)).collect();
     assert!(unused.is_empty(), "nothing in src or tests names {unused:?}: take it out of Cargo.toml");
