@@ -91,7 +91,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         cells.peek().is_some() && cells.all(|cell| is_number(cell))
     };
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(head.to_vec()).add_rows(rows.iter().map(|row| row.to_vec()));
+    table.load_style(NOTHING).set_header(head.to_vec()).add_rows(rows.iter().cloned());
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
         if is_of_numbers(index) {

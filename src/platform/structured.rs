@@ -1,7 +1,7 @@
 //! Reads the part of HTTP's structured fields (RFC 9651) that limits are written in: a list or a dictionary whose members
 //! have parameters. Pure.
 
-use sfv::{BareItem, Dictionary, List, ListEntry, Parameters, Parser};
+use sfv::{BareItem, Dictionary, List, ListEntry, Parameters, Parser, StringRef, TokenRef};
 
 /// One member of a list: `"name";r=50;t=30`, or of a dictionary: `name=100`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,7 +63,7 @@ fn parts(entry: ListEntry) -> (Option<BareItem>, Parameters) {
 }
 
 fn text(item: &BareItem) -> Option<&str> {
-    item.as_string().map(|text| text.as_str()).or_else(|| item.as_token().map(|token| token.as_str()))
+    item.as_string().map(StringRef::as_str).or_else(|| item.as_token().map(TokenRef::as_str))
 }
 
 #[cfg(test)]
