@@ -430,9 +430,15 @@ async fn a_format_at_the_end_of_a_query_is_found_and_the_word_elsewhere_is_none(
     database.drop().await;
 }
 
+/// weir with the server alone: no database of its own.
+fn with_clickhouse() -> Installation {
+    let url = address("WEIR_TEST_CLICKHOUSE");
+    Installation::of(&format!("[clickhouse]\nurl = {url:?}\ndatabase = \"default\"\n"))
+}
+
 #[tokio::test]
 async fn two_formats_are_refused_and_one_said_twice_is_not() {
-    let weir = Installation::of(&format!("[clickhouse]\nurl = \"{}\"\n", address("WEIR_TEST_CLICKHOUSE")));
+    let weir = with_clickhouse();
     let export = async |sql: &str| weir.outcome(&["export", sql, "--csv", "-"]).await;
     let (code, said) = export("SELECT 1 FORMAT JSON").await;
     assert_eq!(code, 64, "{said}");
@@ -449,7 +455,7 @@ async fn two_formats_are_refused_and_one_said_twice_is_not() {
 
 #[tokio::test]
 async fn a_terminal_that_wants_no_colours_gets_none() {
-    let weir = Installation::of(&format!("[clickhouse]\nurl = \"{}\"\n", address("WEIR_TEST_CLICKHOUSE")));
+    let weir = with_clickhouse();
     let on_a_terminal = async |variable| weir.on_a_terminal(&["query", "\"SELECT 1 AS one\""], variable).await;
     let coloured = on_a_terminal(("TERM", "xterm")).await;
     assert!(coloured.contains('\u{1b}') && coloured.contains("one"), "{coloured:?}");
