@@ -193,8 +193,8 @@ impl Advice {
 
     pub(super) fn of(reply: &HttpReply) -> Self {
         Self {
-            unavailable: reply.retry_after.filter(|_| reply.status == 503),
-            used_up: reply.used_up.filter(|wait| *wait > Self::RESOLUTION),
+            unavailable: if reply.status == 503 { reply.retry_after() } else { None },
+            used_up: reply.used_up().filter(|wait| *wait > Self::RESOLUTION),
         }
     }
 }
@@ -489,7 +489,7 @@ impl Caller {
                 facts.http_status = Some(reply.status);
                 advice = Advice::of(&reply);
                 bytes = reply.body.len();
-                with_clock(self.understand(&requests, &reply), facts.ended_at, reply.date)
+                with_clock(self.understand(&requests, &reply), facts.ended_at, reply.date())
             }
             Err(NoReply::Refused(refusal)) => Reply::Refused(refusal),
             Err(NoReply::Address(why)) => return Err(Contact::NoWay(redact(account, &why).into_owned()).into()),

@@ -150,7 +150,7 @@ pub(super) fn job(calls: u32) -> Job {
 }
 
 fn replied() -> HttpReply {
-    HttpReply { status: 200, retry_after: None, used_up: None, date: None, body: Bytes::new() }
+    HttpReply::new(200, Bytes::new(), Timestamp::from_millis(0))
 }
 
 #[test]

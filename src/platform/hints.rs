@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-use super::structured::{self, Member};
+use super::{
+    headers::Headers,
+    structured::{self, Member},
+};
 use crate::runtime::clock::Timestamp;
 
 /// What a reply's headers ask for.
@@ -23,10 +26,10 @@ impl Hint {
     /// The longest time that a header is believed: a day's quota is back by then.
     pub const MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-    /// Reads the headers. `header` gives a field's value by its name in small letters, several lines of it joined by
-    /// `, `; `now` is the time on the sender's clock.
+    /// Reads the headers; `now` is the time on the sender's clock.
     #[must_use]
-    pub fn read(header: &dyn Fn(&str) -> Option<String>, now: Timestamp) -> Self {
+    pub fn read(headers: &Headers, now: Timestamp) -> Self {
+        let header = |name| headers.get(name);
         let retry_after = header("retry-after").and_then(|value| longest(&value, now, false));
         let listed = header("ratelimit").and_then(|value| of_list(&value, header("ratelimit-policy").as_deref()));
         let plain = [
@@ -182,10 +185,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(784_111_777_000);
 
     fn read_at(headers: &[(&str, &str)], now: Timestamp) -> Hint {
-        let header = |name: &str| {
-            headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| (*value).to_owned())
-        };
-        Hint::read(&header, now)
+        Hint::read(&Headers::new(headers.iter().copied()), now)
     }
 
     fn seconds(wait: Option<Duration>) -> Option<u64> {

@@ -11,9 +11,9 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{
-    Certificate, Proxy, Response, Url,
+    Certificate, Proxy, RequestBuilder, Response, Url,
     dns::{Addrs, Name, Resolve, Resolving},
-    header::{ACCEPT_ENCODING, HeaderMap, HeaderValue},
+    header::{ACCEPT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use secrecy::ExposeSecret;
 use tokio::{
@@ -23,10 +23,9 @@ use tokio::{
 use tower::Service;
 
 use super::{
-    Common, Exchange, HttpReply, Method, Refusal, RefusalKind,
+    Body, Common, Exchange, Headers, HttpReply, Method, Refusal, RefusalKind,
     address::{Address, Credentials},
     content::{self, Unpackable},
-    hints::{self, Hint},
     names::{self, Names},
     shortage::{self, Shortage},
 };
@@ -164,6 +163,8 @@ pub struct Unprocessed {
 pub struct ClientError(String);
 
 enum Broken {
+    /// This header is none that HTTP could carry. Nothing has left.
+    Header(String),
     /// Before the reply began.
     Unanswered {
         error: reqwest::Error,
@@ -181,7 +182,7 @@ impl Broken {
     const fn error(&self) -> Option<&reqwest::Error> {
         match self {
             Self::Unanswered { error, .. } | Self::Transport(error) => Some(error),
-            Self::TooLong | Self::Packed(_) => None,
+            Self::Header(_) | Self::TooLong | Self::Packed(_) => None,
         }
     }
 }
@@ -246,11 +247,12 @@ impl Client {
         }
     }
 
-    /// Makes one call from the first address: sends the form and reads the whole reply, whatever its status.
+    /// Makes one call from the first address: sends the exchange and reads the whole reply, whatever its status.
     ///
     /// # Errors
     /// A [`Refusal`] of kind [`RefusalKind::Outage`] if there is no whole reply, with one of the codes
-    /// `address`, `machine`, `timeout`, `connect`, `dns`, `tls`, `closed` and `body`.
+    /// `address`, `machine`, `timeout`, `connect`, `dns`, `tls`, `closed` and `body`; of kind
+    /// [`RefusalKind::Misconfigured`] with `url` or `header` if the exchange is none that HTTP could carry.
     ///
     /// # Cancellation
     /// As [`Self::exchange_from`].
@@ -397,11 +399,7 @@ impl Way {
     }
 
     async fn attempt(&self, exchange: &Exchange) -> Result<HttpReply, Broken> {
-        let request = match exchange.method {
-            Method::Post => self.http.post(&exchange.url).form(&exchange.form),
-            // What is no URL stays as it is: the client says so.
-            Method::Get => self.http.get(with_query(&exchange.url, &exchange.form).as_ref().unwrap_or(&exchange.url)),
-        };
+        let request = self.request(exchange)?;
         let began_at = Instant::now();
         let (response, has_connected) = noting_connections(request.send()).await;
         let response = response.map_err(|error| Broken::Unanswered {
@@ -410,14 +408,47 @@ impl Way {
             after: began_at.elapsed(),
         })?;
         let status = response.status().as_u16();
-        let hint = hint_of(&response);
-        let date = response.headers().get("date").and_then(|value| hints::date(value.to_str().ok()?));
-        let (encodings, content_type) = (header(&response, "content-encoding"), header(&response, "content-type"));
-        let (encodings, content_type) = (encodings.unwrap_or_default(), content_type.unwrap_or_default());
-        let body = content(encodings, body(response).await?).await?;
-        let body = content::text(&content_type, &body);
-        Ok(HttpReply { status, retry_after: hint.wait(), used_up: hint.used_up, date, body })
+        let received_at = Clock::System.now();
+        let headers = Headers::new(response.headers());
+        let header = |name| headers.get(name).unwrap_or_default();
+        let body = content(header("content-encoding").into_owned(), body(response).await?).await?;
+        let body = content::text(&header("content-type"), &body);
+        Ok(HttpReply { status, headers, received_at, body })
     }
+
+    fn request(&self, Exchange { method, url, query, headers, body }: &Exchange) -> Result<RequestBuilder, Broken> {
+        let method = match method {
+            Method::Get => reqwest::Method::GET,
+            Method::Post => reqwest::Method::POST,
+            Method::Put => reqwest::Method::PUT,
+        };
+        let whole = if query.is_empty() { None } else { with_query(url, query) };
+        // What is no URL stays as it is: the client says so.
+        let request = self.http.request(method, whole.as_ref().unwrap_or(url));
+        let request = match body {
+            Body::None => request,
+            Body::Form(form) => request.form(form),
+            Body::Json(json) => request.header(CONTENT_TYPE, "application/json").body(json.clone()),
+            Body::Bytes { content_type, bytes } => {
+                let (_, content_type) = header("content-type", content_type)?;
+                request.header(CONTENT_TYPE, content_type).body(bytes.clone())
+            }
+        };
+        if headers.is_empty() {
+            return Ok(request);
+        }
+        let own = headers.iter().map(|(name, value)| header(name, value));
+        Ok(request.headers(own.collect::<Result<HeaderMap, Broken>>()?))
+    }
+}
+
+/// A header as HTTP carries it: a line break in a value would make two of it. It may be a secret, so no error shows it.
+fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Broken> {
+    let none = || Broken::Header(name.to_owned());
+    let named = HeaderName::from_bytes(name.as_bytes()).map_err(|_| none())?;
+    let mut value = HeaderValue::from_str(value).map_err(|_| none())?;
+    value.set_sensitive(true);
+    Ok((named, value))
 }
 
 /// What is in a body that may be packed.
@@ -497,6 +528,12 @@ impl Broken {
     fn refusal(self, Exchange { method, url, .. }: &Exchange) -> Refusal {
         let to = url.split(['?', '#']).next().unwrap_or_default();
         let (kind, code, why) = match self {
+            Self::Header(name) => {
+                let why = format!(
+                    "the header {name:?}, or its value, is none that HTTP can carry: is there a line break in it?"
+                );
+                (RefusalKind::Misconfigured(Common::Form), "header", why)
+            }
             Self::TooLong => (RefusalKind::Outage, "body", format!("the reply has more than {BODY_LIMIT} bytes")),
             Self::Packed(packing) => {
                 (RefusalKind::Outage, "body", format!("the reply is {packing} and breaks off or is damaged"))
@@ -608,19 +645,6 @@ pub(super) fn is_proxy_url(text: &str) -> bool {
         && url.fragment().is_none()
         && url.username().is_empty()
         && url.password().is_none()
-}
-
-/// All lines of a header.
-fn header(response: &Response, name: &str) -> Option<String> {
-    let lines: Vec<&str> = response.headers().get_all(name).iter().filter_map(|line| line.to_str().ok()).collect();
-    (!lines.is_empty()).then(|| lines.join(", "))
-}
-
-fn hint_of(response: &Response) -> Hint {
-    let header = |name: &str| header(response, name);
-    // Times are meant on the sender's clock, which it sends along.
-    let now = header("date").and_then(|value| hints::date(&value)).unwrap_or_else(|| Clock::System.now());
-    Hint::read(&header, now)
 }
 
 #[cfg(test)]

@@ -10,13 +10,13 @@ use axum::{
     body::Body,
     extract::Request,
     http::{HeaderMap, HeaderValue, StatusCode},
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use futures::{StreamExt as _, stream};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
 
 use super::*;
-use crate::platform::proxies::Proxy;
+use crate::platform::{Body as Sent, proxies::Proxy};
 
 /// `{"ok":true}` as gzip, in hex.
 const GZIPPED: &str = "1f8b0800000000000203ab56cacf56b22a292a4dad0500905fd4a70b000000";
@@ -59,6 +59,7 @@ fn router() -> Router {
         .route("/echo", post(async |request: Request| request.into_body()))
         .route("/query", get(async |request: Request| request.uri().query().unwrap_or_default().to_owned()))
         .route("/type", post(async |headers: HeaderMap| headers["content-type"].to_str().unwrap().to_owned()))
+        .route("/told", any(told))
         .route("/spent", post((spent, "{}")))
         .route("/busy", post((StatusCode::TOO_MANY_REQUESTS, busy, "slow down")))
         .route("/dated", post((StatusCode::SERVICE_UNAVAILABLE, dated, "")))
@@ -82,6 +83,21 @@ fn router() -> Router {
         .route("/announced", post(async || vec![b' '; BODY_LIMIT + 1]))
         .route("/slow", post(async || Body::from_stream(stream::iter(chunks(1)).chain(stream::pending()))))
         .route("/never", post(async || std::future::pending::<()>().await))
+}
+
+/// What was sent: method, query, type, body (in hex if it is no text), a key and who it says it is.
+async fn told(request: Request) -> (HeaderMap, String) {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1_000).await.unwrap();
+    let body = std::str::from_utf8(&body).map_or_else(|_| hex::encode(&body), str::to_owned);
+    let header =
+        |name: &str, none: &str| head.headers.get(name).map_or(none, |value| value.to_str().unwrap()).to_owned();
+    let (method, query) = (head.method.as_str(), head.uri.query().unwrap_or_default());
+    let (content_type, key, agent) = (header("content-type", "-"), header("x-key", "-"), header("user-agent", "-"));
+    let mut two = HeaderMap::new();
+    two.append("x-two", HeaderValue::from_static("1"));
+    two.append("x-two", HeaderValue::from_static("2"));
+    (two, format!("{method} {query} {content_type} {body} {key} {agent}"))
 }
 
 fn chunks(count: usize) -> impl Iterator<Item = Result<Bytes, Infallible>> {
@@ -142,6 +158,56 @@ async fn a_form_can_be_a_query_which_no_error_shows() {
 }
 
 #[tokio::test]
+async fn whatever_an_exchange_says_is_sent_and_all_headers_of_the_reply_are_kept() {
+    let server = Server::start().await;
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let asked = |method, query: &[(&str, &str)], headers: &[(&str, &str)], body| Exchange {
+        query: query.iter().map(|(name, value)| pair(name, value)).collect(),
+        headers: headers.iter().map(|(name, value)| pair(name, value)).collect(),
+        body,
+        ..Exchange::new(method, format!("{}/told", server.url))
+    };
+    let bytes =
+        Sent::Bytes { content_type: "text/csv; charset=gbk".to_owned(), bytes: Bytes::from_static(b"\xb2\xa3") };
+    let table = [
+        (asked(Method::Get, &[], &[], Sent::None), "GET  -  - weir/"),
+        (asked(Method::Get, &[("a", "1 2")], &[("X-Key", "k"), ("User-Agent", "me")], Sent::None), "GET a=1+2 -  k me"),
+        (
+            asked(Method::Post, &[("a", "1")], &[], Sent::Form(vec![pair("b", "玻")])),
+            "POST a=1 application/x-www-form-urlencoded b=%E7%8E%BB - weir/",
+        ),
+        (
+            asked(Method::Put, &[], &[], Sent::Json("{\"n\":1.0}".to_owned())),
+            "PUT  application/json {\"n\":1.0} - weir/",
+        ),
+        (
+            asked(Method::Post, &[], &[("content-type", "application/graphql+json")], Sent::Json("{}".to_owned())),
+            "POST  application/graphql+json {} - weir/",
+        ),
+        (asked(Method::Post, &[], &[], bytes), "POST  text/csv; charset=gbk b2a3 - weir/"),
+    ];
+    for (exchange, expected) in table {
+        let reply = client().exchange(&exchange).await.unwrap();
+        let told = String::from_utf8_lossy(&reply.body).into_owned();
+        assert!(told.starts_with(expected), "{told:?} should begin with {expected:?}");
+        assert_eq!(reply.headers.get("x-two").as_deref(), Some("1, 2"));
+        assert!(reply.headers.get("date").is_some() && reply.headers.get("content-length").is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_header_with_a_line_break_leaves_nothing_and_shows_nothing() {
+    let server = Server::start().await;
+    for (name, value) in [("x-key", "hunter22\r\nx-admin: 1"), ("x key", "hunter22")] {
+        let headers = vec![(name.to_owned(), value.to_owned())];
+        let exchange = Exchange { headers, ..Exchange::new(Method::Get, format!("{}/told", server.url)) };
+        let refusal = client().exchange(&exchange).await.unwrap_err();
+        assert_eq!((refusal.kind, &*refusal.code), (RefusalKind::Misconfigured(Common::Form), "header"));
+        assert!(refusal.message.contains(name) && !refusal.message.contains("hunter22"), "{}", refusal.message);
+    }
+}
+
+#[tokio::test]
 async fn a_host_is_called_by_name_and_its_address_is_kept() {
     let server = Server::start().await;
     let client = client();
@@ -193,16 +259,16 @@ async fn no_more_calls_than_allowed_are_under_way_to_a_host() {
 async fn a_status_is_no_error_and_retry_after_is_read_in_both_forms() {
     let server = Server::start().await;
     let busy = server.call("/busy").await.unwrap();
-    assert_eq!((busy.status, busy.retry_after), (429, Some(Duration::from_secs(7))));
+    assert_eq!((busy.status, busy.retry_after()), (429, Some(Duration::from_secs(7))));
     assert_eq!(busy.body, "slow down");
     let dated = server.call("/dated").await.unwrap();
-    assert_eq!((dated.status, dated.retry_after), (503, Some(Duration::from_secs(60))));
+    assert_eq!((dated.status, dated.retry_after()), (503, Some(Duration::from_secs(60))));
 }
 
 #[tokio::test]
 async fn a_good_reply_says_that_a_quota_is_used_up() {
     let spent = Server::start().await.call("/spent").await.unwrap();
-    assert_eq!((spent.status, spent.used_up), (200, Some(Duration::from_secs(40))));
+    assert_eq!((spent.status, spent.used_up()), (200, Some(Duration::from_secs(40))));
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@ pub mod address;
 pub mod ali1688;
 pub mod config;
 mod content;
+pub mod exchange;
+pub mod headers;
 pub mod hints;
 pub mod http;
 mod kind;
@@ -35,6 +37,8 @@ use serde_json::value::RawValue;
 
 pub use accounts::Account;
 pub use config::{OpenError, Source, SourceConfig};
+pub use exchange::{Body, Exchange, HttpReply, Method};
+pub use headers::Headers;
 pub use kind::{Dialect, Kind};
 pub use redact::{Secrets, redact};
 
@@ -42,70 +46,6 @@ use crate::{
     message::{Class, Columns, Request, Status},
     runtime::clock::Timestamp,
 };
-
-/// One HTTP exchange to be made.
-///
-/// Secrets and signatures travel in the form alone, which nobody prints: there is no `Debug`, and errors show the URL.
-#[derive(Clone)]
-pub struct Exchange {
-    /// Where the form goes.
-    pub method: Method,
-    /// The URL, without anything secret.
-    pub url: String,
-    /// `application/x-www-form-urlencoded` fields, UTF-8.
-    pub form: Vec<(String, String)>,
-}
-
-/// How a form travels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// As the body.
-    Post,
-    /// As the query of the URL, for vendors that take nothing else: servers on the way may write it down.
-    Get,
-}
-
-impl Method {
-    /// Its name in HTTP.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Post => "POST",
-            Self::Get => "GET",
-        }
-    }
-}
-
-impl Exchange {
-    /// A form as a body.
-    #[must_use]
-    pub const fn post(url: String, form: Vec<(String, String)>) -> Self {
-        Self { method: Method::Post, url, form }
-    }
-
-    /// A form as a query.
-    #[must_use]
-    pub const fn get(url: String, form: Vec<(String, String)>) -> Self {
-        Self { method: Method::Get, url, form }
-    }
-}
-
-/// An HTTP reply, body and all.
-#[derive(Clone, Debug)]
-pub struct HttpReply {
-    /// The status.
-    pub status: u16,
-    /// How long whoever is refused has to wait: `Retry-After` in either form, else until a quota that is used up
-    /// comes back. See [`hints`].
-    pub retry_after: Option<Duration>,
-    /// When there is more of a quota of which nothing is left, if the headers say so; on good replies too.
-    pub used_up: Option<Duration>,
-    /// What the sender's clock showed (`Date`), if it says so.
-    pub date: Option<Timestamp>,
-    /// The body, unpacked and in UTF-8 whatever it was sent as, at most [`http::BODY_LIMIT`] bytes; as it came if it is
-    /// no text.
-    pub body: bytes::Bytes,
-}
 
 /// What the vendor said about one request.
 #[derive(Clone, Debug)]

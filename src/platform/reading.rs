@@ -68,7 +68,7 @@ pub(super) fn by_status(reply: &HttpReply, otherwise: RefusalKind, what: &str) -
 /// What the status alone means, if it means anything.
 pub(super) fn kind_of_status(reply: &HttpReply) -> Option<RefusalKind> {
     match reply.status {
-        429 => Some(RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after }),
+        429 => Some(RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after() }),
         500.. => Some(RefusalKind::Outage),
         _ => None,
     }

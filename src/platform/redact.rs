@@ -5,7 +5,7 @@ use std::{borrow::Cow, ops::Range};
 use secrecy::ExposeSecret;
 use serde_json::value::RawValue;
 
-use super::{Account, Exchange};
+use super::{Account, Body, Exchange};
 
 const MASK: &str = "[secret]";
 /// A secret shorter than this is never looked for in free text, in bytes: it may be part of any word. It is hidden where
@@ -63,17 +63,55 @@ impl Secrets {
         Self(all.filter(|(value, _)| !value.is_empty()).map(|(value, names)| Secret::new(value, names)).collect())
     }
 
-    /// And what a call carries: a secret under whatever name, and its signature.
+    /// And what a call carries in its query, its headers and its body: a secret under whatever name, its signature, and
+    /// credentials that were made of secrets.
     #[must_use]
     pub fn with_sent(mut self, exchange: &Exchange) -> Self {
-        for (name, value) in &exchange.form {
-            if let Some(known) = self.0.iter_mut().find(|secret| secret.value == *value) {
-                known.names.push(name.clone());
-            } else if is_signature(name) && !value.is_empty() {
-                self.0.push(Secret::new(value, &[name]));
+        for (name, value) in exchange.params() {
+            self.note(name, value, is_signature(name));
+        }
+        for (name, value) in &exchange.headers {
+            let is_secret = is_credential(name) || is_signature(name);
+            self.note(name, value, is_secret);
+            // `Bearer …`, `Basic …`: vendors quote it with and without the word.
+            if let Some((_, credential)) = value.split_once(' ')
+                && self.note(name, credential, is_secret)
+            {
+                self.0.push(Secret::new(value, &[name, &name.to_ascii_lowercase()]));
             }
         }
+        if let Body::Json(json) = &exchange.body {
+            // What is no JSON is hidden by its value alone.
+            self.note_leaves("", &serde_json::from_str(json).unwrap_or_default());
+        }
         self
+    }
+
+    /// Learns that a value goes by a name, if it is one of them, or `is_secret` whatever it is. Whether it is one now.
+    fn note(&mut self, name: &str, value: &str, is_secret: bool) -> bool {
+        if let Some(known) = self.0.iter_mut().find(|secret| secret.value == value) {
+            // A JSON text by itself has no name, and no name stands everywhere.
+            known.names.extend((!name.is_empty()).then(|| name.to_owned()));
+            return true;
+        }
+        let is_new = is_secret && !value.is_empty();
+        if is_new {
+            self.0.push(Secret::new(value, &[name]));
+        }
+        is_new
+    }
+
+    fn note_leaves(&mut self, name: &str, json: &serde_json::Value) {
+        match json {
+            serde_json::Value::Object(members) => {
+                members.iter().for_each(|(name, inner)| self.note_leaves(name, inner));
+            }
+            serde_json::Value::Array(elements) => elements.iter().for_each(|inner| self.note_leaves(name, inner)),
+            serde_json::Value::String(text) => {
+                self.note(name, text, is_signature(name));
+            }
+            serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {}
+        }
     }
 
     /// `text` without any of them, nor anything that looks like a signature.
@@ -168,6 +206,11 @@ pub fn redact<'t>(account: &Account, text: &'t str) -> Cow<'t, str> {
 fn is_signature(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     matches!(name.as_str(), "sign" | "signature") || name.ends_with("_signature")
+}
+
+/// Whether a header of this name carries nothing but what proves who calls.
+fn is_credential(name: &str) -> bool {
+    ["authorization", "proxy-authorization", "cookie"].iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// The length of the JSON string that a text begins with, quotes and all.
@@ -360,6 +403,29 @@ mod tests {
         let signature = "D1C523F97E03FD206938AB605F5D5BB338BDAB1B";
         assert_eq!(secrets.hide_in_code(signature), signature);
         assert_eq!(Secrets::of(&account("a-long-secret", "1")).hide_in_code("isv.a-long-secret"), "isv.[secret]");
+    }
+
+    #[test]
+    fn what_headers_and_a_json_body_carry_is_hidden_under_their_names_too() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let exchange = Exchange {
+            headers: vec![pair("Authorization", "Bearer tt"), pair("X-Key", "1234"), pair("User-Agent", "weir")],
+            body: Body::Json(r#"{"auth":{"code":["1234"]},"signature":"abc","n":1234,"agent":"weir"}"#.to_owned()),
+            ..Exchange::post("http://gw/".to_owned(), Vec::new())
+        };
+        let secrets = Secrets::of(&account("tt", "1234")).with_sent(&exchange);
+        let table = [
+            ("sent Authorization: Bearer tt and X-Key: 1234.", "sent Authorization: [secret] and X-Key: [secret]."),
+            ("authorization=Bearer tt", "authorization=[secret]"),
+            (r#"{"code":"1234","signature":"abc"}"#, r#"{"code":"[secret]","signature":"[secret]"}"#),
+            ("User-Agent: weir, agent=weir, n=1234", "User-Agent: weir, agent=weir, n=1234"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(secrets.hide(text), expected);
+        }
+        let basic = Exchange { headers: vec![pair("authorization", "Basic dHQ6dHQ=")], ..exchange };
+        let secrets = Secrets::of(&account("tt", "1234")).with_sent(&basic);
+        assert_eq!(secrets.hide("we got dHQ6dHQ= there"), "we got [secret] there");
     }
 
     #[test]

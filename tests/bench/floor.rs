@@ -48,7 +48,7 @@ pub async fn http(bench: &Bench, simulator: &Simulator, ids: &[u64], at_once: us
         let (client, exchanges) = (client.clone(), Arc::clone(&exchanges));
         loops.spawn(async move {
             for exchange in exchanges.iter().skip(first).step_by(at_once) {
-                let reply = client.post(&exchange.url).form(&exchange.form).send().await?;
+                let reply = client.post(&exchange.url).form(exchange.form()).send().await?;
                 ensure!(reply.status().is_success(), "the simulator said {}", reply.status());
                 std::hint::black_box(reply.bytes().await?);
             }

@@ -12,6 +12,7 @@ use weir::{
         Affected, Answer, Common, Denial, HttpReply, Refusal, RefusalKind, Reply, Vendor as _,
         ali1688::{Ali1688, Dialect, Pointers, Settings},
     },
+    runtime::clock::Timestamp,
 };
 
 const ITEM: &str = "584051070147";
@@ -62,7 +63,9 @@ fn vendor() -> Ali1688 {
 
 fn interpret(item: &str, status: u16, retry_after: Option<Duration>, body: &[u8]) -> Result<Answer, Refusal> {
     let request = Request::new(ItemId::new(item).unwrap());
-    let reply = HttpReply { status, retry_after, used_up: None, date: None, body: Bytes::copy_from_slice(body) };
+    let retry_after = retry_after.map(|wait| ("retry-after", wait.as_secs().to_string()));
+    let reply =
+        HttpReply::new(status, Bytes::copy_from_slice(body), Timestamp::from_millis(0)).with_headers(retry_after);
     match vendor().interpret(&[&request], &reply) {
         Reply::Each(mut each) => {
             assert_eq!(each.len(), 1, "one entry per request");
@@ -118,8 +121,7 @@ fn bytes_that_are_no_text_are_an_outage() {
 #[test]
 fn a_call_for_several_items_is_our_own_mistake() {
     let request = Request::new(ItemId::new(ITEM).unwrap());
-    let reply =
-        HttpReply { status: 200, retry_after: None, used_up: None, date: None, body: Bytes::from_static(b"{}") };
+    let reply = HttpReply::new(200, Bytes::from_static(b"{}"), Timestamp::from_millis(0));
     let outcome = vendor().interpret(&[&request, &request], &reply);
     assert!(matches!(outcome, Reply::Refused(Refusal { kind: RefusalKind::Bug, .. })), "{outcome:?}");
 }

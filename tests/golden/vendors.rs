@@ -11,6 +11,7 @@ use serde_json::Value;
 use weir::{
     message::{Columns, ItemId, Request, Status},
     platform::{Affected, Answer, Common, Denial, HttpReply, Refusal, RefusalKind, Reply, SourceConfig, Vendor},
+    runtime::clock::Timestamp,
 };
 
 /// Replies to calls of one source.
@@ -76,7 +77,7 @@ fn vendor(source: &str) -> Arc<dyn Vendor> {
 fn interpret(vendor: &dyn Vendor, items: &[String], status: u16, body: &[u8]) -> Vec<Result<Answer, Refusal>> {
     let requests: Vec<Request> = items.iter().map(|item| Request::new(ItemId::new(item).unwrap())).collect();
     let requests: Vec<&Request> = requests.iter().collect();
-    let reply = HttpReply { status, retry_after: None, used_up: None, date: None, body: Bytes::copy_from_slice(body) };
+    let reply = HttpReply::new(status, Bytes::copy_from_slice(body), Timestamp::from_millis(0));
     match vendor.interpret(&requests, &reply) {
         Reply::Each(each) => {
             assert_eq!(each.len(), items.len(), "one entry per request");

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
@@ -13,17 +12,15 @@ use crate::{
     },
     platform::{Affected, HttpReply, RefusalKind},
     quota::{Quota as _, Scope},
+    runtime::clock::Timestamp,
 };
 
 fn replied_with(status: u16, retry_after: u64, used_up: u64) -> Advice {
-    let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
-    Advice::of(&HttpReply {
-        status,
-        retry_after: seconds(retry_after),
-        used_up: seconds(used_up),
-        date: None,
-        body: Bytes::new(),
-    })
+    let [retry_after, used_up] = [retry_after, used_up].map(|n| (n > 0).then(|| n.to_string()));
+    let lines =
+        [("retry-after", retry_after), ("x-ratelimit-remaining", Some("0".to_owned())), ("x-ratelimit-reset", used_up)];
+    let lines = lines.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    Advice::of(&HttpReply::new(status, "", Timestamp::from_millis(0)).with_headers(lines))
 }
 
 #[tokio::test(start_paused = true)]

@@ -97,7 +97,7 @@ pub fn signature<K: AsRef<str>, V: AsRef<str>>(dialect: Dialect, params: &[(K, V
 /// An article counts 403 among what is to be repeated: it pauses the account, and the item goes to another one.
 pub fn of_status(reply: &HttpReply) -> Option<RefusalKind> {
     match reply.status {
-        403 | 429 => Some(RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after }),
+        403 | 429 => Some(RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after() }),
         500.. => Some(RefusalKind::Outage),
         _ => None,
     }
@@ -107,7 +107,7 @@ pub fn of_status(reply: &HttpReply) -> Option<RefusalKind> {
 pub fn of_error(error: &ErrorResponse, reply: &HttpReply) -> Said {
     match error.code() {
         "403" | "429" | "100001" => {
-            Said::Refused(RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after })
+            Said::Refused(RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after() })
         }
         "500" | "502" | "503" | "504" => Said::Refused(RefusalKind::Outage),
         _ => error.meaning(reply),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     fn value<'e>(exchange: &'e Exchange, name: &str) -> Vec<&'e str> {
-        exchange.form.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str()).collect()
+        exchange.params().filter(|(found, _)| *found == name).map(|(_, value)| value).collect()
     }
 
     #[test]

@@ -126,7 +126,7 @@ fn code_in(exception: &str) -> Option<String> {
 
 fn said_with(error: &GatewayError<'_>, reply: &HttpReply) -> Said {
     let says = |what: fn(&str) -> bool| what(&error.words) || what(&error.exception);
-    if let Some(kind) = errors::known(&error.code, reply.retry_after) {
+    if let Some(kind) = errors::known(&error.code, reply.retry_after()) {
         Said::Refusal(kind)
     } else if says(errors::says_unauthorised) {
         Said::Refusal(RefusalKind::Denied(Denial::Token))

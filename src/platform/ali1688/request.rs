@@ -90,7 +90,7 @@ mod tests {
     }
 
     fn value<'e>(exchange: &'e Exchange, name: &str) -> Vec<&'e str> {
-        exchange.form.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str()).collect()
+        exchange.params().filter(|(found, _)| *found == name).map(|(_, value)| value).collect()
     }
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(exchange.url, url);
         assert_eq!(value(&exchange, "_aop_signature"), ["D1C523F97E03FD206938AB605F5D5BB338BDAB1B"]);
         assert_eq!(value(&exchange, "access_token"), ["at-0001"]);
-        assert!(!exchange.form.iter().any(|(_, value)| value.contains("test123")));
+        assert!(!exchange.params().any(|(_, value)| value.contains("test123")));
     }
 
     #[test]
@@ -120,7 +120,7 @@ mod tests {
         let plain = fill(Some("at-0001"), &[]);
         let names = ["_aop_timestamp", "_AOP_signature", "_aop_datePattern", "Access_Token", "productid", "WEBSITE"];
         for name in names {
-            assert_eq!(fill(Some("at-0001"), &[(name, "mine")]).form, plain.form, "{name}");
+            assert_eq!(fill(Some("at-0001"), &[(name, "mine")]).form(), plain.form(), "{name}");
         }
     }
 

@@ -100,7 +100,7 @@ fn refused(body: &Body, reply: &HttpReply) -> Refusal {
     let words = [&body.error_message, &body.error_description, &body.exception];
     let words = words.into_iter().flatten().find(|words| !words.trim().is_empty());
     let words = words.map_or("no token in the reply", String::as_str);
-    let kind = errors::known(&code, reply.retry_after)
+    let kind = errors::known(&code, reply.retry_after())
         .or_else(|| errors::says_unauthorised(words).then_some(RefusalKind::Denied(Denial::Token)))
         .or_else(|| oauth(&code))
         .or_else(|| kind_of_status(reply))
@@ -148,17 +148,11 @@ mod tests {
     }
 
     fn reply(status: u16, body: &str) -> HttpReply {
-        HttpReply {
-            status,
-            retry_after: None,
-            used_up: None,
-            date: None,
-            body: Bytes::copy_from_slice(body.as_bytes()),
-        }
+        HttpReply::new(status, Bytes::copy_from_slice(body.as_bytes()), Timestamp::from_millis(0))
     }
 
     fn pairs(exchange: &Exchange) -> Vec<(&str, &str)> {
-        exchange.form.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+        exchange.params().collect()
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub enum Said {
 
 /// What a code means, with the words beside it.
 pub fn meaning(code: &str, words: &str, reply: &HttpReply) -> Said {
-    let throttled = |wait| RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after.or(wait) };
+    let throttled = |wait| RefusalKind::Throttled { scope: Affected::Account, wait: reply.retry_after().or(wait) };
     let kind = match code.trim() {
         "" | "0" | "0000" => return Said::Nothing,
         "2000" => return Said::Absent,

@@ -152,7 +152,7 @@ mod tests {
     }
 
     fn pairs(exchange: &Exchange) -> Vec<(&str, &str)> {
-        exchange.form.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+        exchange.params().collect()
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl ErrorResponse {
             Some(Meaning::Banned(scope)) => RefusalKind::Throttled { scope, wait: Some(self.ban(reply)) },
             Some(Meaning::Busy) => {
                 let wait = Duration::from_millis(1_000 + jitter(&reply.body, 4_000));
-                RefusalKind::Throttled { scope: Affected::Everyone, wait: Some(reply.retry_after.unwrap_or(wait)) }
+                RefusalKind::Throttled { scope: Affected::Everyone, wait: Some(reply.retry_after().unwrap_or(wait)) }
             }
             Some(Meaning::Denied(denial)) => RefusalKind::Denied(denial),
             Some(Meaning::Misconfigured(common)) => RefusalKind::Misconfigured(common),
@@ -166,7 +166,7 @@ impl ErrorResponse {
 
     /// How long the ban lasts: one code is for a burst of a second and for the rest of a day.
     fn ban(&self, reply: &HttpReply) -> Duration {
-        if let Some(wait) = reply.retry_after {
+        if let Some(wait) = reply.retry_after() {
             return wait;
         }
         let said = ban_seconds(&self.sub_msg).or_else(|| ban_seconds(&self.msg));
@@ -196,10 +196,11 @@ pub fn jitter(body: &[u8], limit: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::clock::Timestamp;
 
     fn said(code: u32, sub_code: &str, sub_msg: &str) -> Said {
         let json = serde_json::json!({"code": code, "msg": "?", "sub_code": sub_code, "sub_msg": sub_msg}).to_string();
-        let reply = HttpReply { status: 200, retry_after: None, used_up: None, date: None, body: json.clone().into() };
+        let reply = HttpReply::new(200, json.clone(), Timestamp::from_millis(0));
         ErrorResponse::of(&RawValue::from_string(json).unwrap()).unwrap().meaning(&reply)
     }
 

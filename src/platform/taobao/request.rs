@@ -161,7 +161,7 @@ mod tests {
     }
 
     fn value<'e>(exchange: &'e Exchange, name: &str) -> Vec<&'e str> {
-        exchange.form.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str()).collect()
+        exchange.params().filter(|(found, _)| *found == name).map(|(_, value)| value).collect()
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(value(&exchange, "timestamp"), ["2016-01-01 12:00:00"]);
         let expected = "0751C7E067DB2CF2C318E69FF82C541F0C2C29B5BBBA182812BB2D705CB27277";
         assert_eq!(value(&exchange, "sign"), [expected]);
-        assert!(!exchange.form.iter().any(|(_, value)| value.contains("helloworld")));
+        assert!(!exchange.params().any(|(_, value)| value.contains("helloworld")));
     }
 
     #[test]

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     fn reply(body: &str) -> HttpReply {
-        HttpReply { status: 200, retry_after: None, used_up: None, date: None, body: body.to_owned().into() }
+        HttpReply::new(200, body.to_owned(), Timestamp::from_millis(0))
     }
 
     #[test]

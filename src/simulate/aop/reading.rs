@@ -33,11 +33,11 @@ fn call(vendor: &Ali1688, gateway: &Gateway, account: &Account, item: u64) -> (O
     let exchange = vendor.prepare(account, &[&request], Timestamp::from_millis(1_750_000_000_000));
     let path = exchange.url.strip_prefix("http://gateway/openapi/").unwrap();
     let verdict =
-        gateway.judge(&Call { path, params: &exchange.form, arrived: Duration::ZERO, is_address_within: true });
+        gateway.judge(&Call { path, params: exchange.form(), arrived: Duration::ZERO, is_address_within: true });
     let reading = match verdict.reply {
         Reply::Cut => None,
         Reply::Http { status, body, .. } => {
-            let reply = HttpReply { status, retry_after: None, used_up: None, date: None, body: body.into() };
+            let reply = HttpReply::new(status, body, Timestamp::from_millis(0));
             Some(vendor.interpret(&[&request], &reply))
         }
     };

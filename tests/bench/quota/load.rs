@@ -274,7 +274,7 @@ impl Worker {
         let request = Request::new(ItemId::new((610_000_000_000 + item).to_string()).unwrap());
         let account = &self.source.accounts[account];
         let exchange = self.source.vendor.prepare(account, &[&request], Clock::System.now());
-        let reply = self.bare.post(&exchange.url).form(&exchange.form).send().await.unwrap();
+        let reply = self.bare.post(&exchange.url).form(exchange.form()).send().await.unwrap();
         reply.bytes().await.unwrap();
     }
 }
