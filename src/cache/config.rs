@@ -62,19 +62,19 @@ impl Config {
     }
 }
 
-/// How long answers count, as the articles have it. Explicit keys go before it.
+/// How long answers count, as published clients of a vendor have it. Explicit keys go before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
 pub enum Preset {
     /// Five minutes without a thought, an hour at most.
     ///
     /// Source: the article "处理限流、缓存与数据一致性" (`local_ttl=300, redis_ttl=3600`).
-    #[serde(rename = "1688")]
-    Ali1688,
+    #[serde(rename = "1688-5m-to-1h", alias = "1688")]
+    Ali5mTo1h,
     /// One minute without a thought, five to six minutes at most.
     ///
     /// Source: the article on a high-concurrency Taobao API (`local_ttl=60`, `redis_ttl=300`, jitter 0–60 s).
-    Taobao,
+    #[serde(rename = "taobao-1m-to-5m", alias = "taobao")]
+    Taobao1mTo5m,
 }
 
 /// `[source.cache]`: the answers of this source are given again.
@@ -148,11 +148,12 @@ impl SourceCache {
 
     fn times(&self) -> Result<(Duration, Duration, Duration), (&'static str, String)> {
         let preset = self.preset.map(|preset| match preset {
-            Preset::Ali1688 => [300, 3_600, 0].map(Duration::from_secs),
-            Preset::Taobao => [60, 300, 60].map(Duration::from_secs),
+            Preset::Ali5mTo1h => [300, 3_600, 0].map(Duration::from_secs),
+            Preset::Taobao1mTo5m => [60, 300, 60].map(Duration::from_secs),
         });
         let missing = |key| {
-            let what = "not set; allowed: a duration such as \"5m\", or preset = \"1688\" or \"taobao\"";
+            let what =
+                "not set; allowed: a duration such as \"5m\", or preset = \"1688-5m-to-1h\" or \"taobao-1m-to-5m\"";
             (key, what.to_owned())
         };
         let fresh = self.fresh.or(preset.map(|[fresh, ..]| fresh)).ok_or_else(|| missing("fresh"))?;
@@ -173,10 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn presets_are_the_articles_and_explicit_keys_go_before_them() {
+    fn presets_have_the_published_times_and_explicit_keys_go_before_them() {
         let secs = |rules: &Rules| [rules.fresh, rules.kept, rules.jitter].map(|time| time.as_secs());
         assert_eq!(secs(&rules("preset = \"1688\"").unwrap()), [300, 3_600, 0]);
         assert_eq!(secs(&rules("preset = \"taobao\"").unwrap()), [60, 300, 60]);
+        assert_eq!(secs(&rules("preset = \"1688-5m-to-1h\"").unwrap()), [300, 3_600, 0]);
+        let shown = |name: &str| serde_json::to_value(serde_json::from_value::<Preset>(name.into()).unwrap()).unwrap();
+        assert_eq!([shown("1688"), shown("taobao")], ["1688-5m-to-1h", "taobao-1m-to-5m"], "by their former names too");
         assert_eq!(secs(&rules("preset = \"taobao\"\nfresh = \"10m\"").unwrap()), [600, 600, 60]);
         let own = rules("fresh = \"10m\"").unwrap();
         assert_eq!(secs(&own), [600, 600, 0]);

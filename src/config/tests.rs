@@ -56,7 +56,7 @@ fn a_refusal_names_the_key_the_place_and_what_is_allowed() {
         ("[fetch]\ncommit_every = \"1m\"", &["fetch.commit_every", "1m", "1ms to 1s"]),
         ("[topics]\nprefix = \"we ir\"", &["topics.prefix", "\"we ir\"", "a-z"]),
         ("[topics]\noutcome_partitions = 0", &["topics.outcome_partitions", "found 0", "1 to"]),
-        ("[retry]\npreset = \"002\"", &["retry.preset", "\"002\"", "\"standard\", \"000\", \"001\""]),
+        ("[retry]\npreset = \"002\"", &["retry.preset", "\"002\"", "\"standard\"", "\"1688-3-attempts-from-2s\"", "\"001\""]),
         ("[retry]\njitter = \"some\"", &["retry.jitter", "\"some\"", "full", "none"]),
         ("[[retry.rule]]\nclass = [\"outage\"]\nattempts = 0", &["retry.rule.#1.attempts", "found 0"]),
         ("[[retry.rule]]\nsource = \"nobody\"", &["retry.rule.#1.source", "nobody"]),

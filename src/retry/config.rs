@@ -63,13 +63,13 @@ pub enum Preset {
     /// 5 attempts, 5 s doubling to 10 min, all of it left to chance, a day.
     #[default]
     Standard,
-    /// As the 1688 article tries again (`retry_count = 3`, `retry_delay = 2`, times 2ⁿ): 3 attempts, after 2 s and
-    /// 4 s to the point.
-    #[serde(rename = "000")]
-    Article000,
-    /// As the Celery article tries again (`countdown=5`): 3 attempts, 5 s each time, to the point.
-    #[serde(rename = "001")]
-    Article001,
+    /// 3 attempts, after 2 s and 4 s to the point: as a published client of 1688 tries again (`retry_count = 3`,
+    /// `retry_delay = 2`, times 2ⁿ).
+    #[serde(rename = "1688-3-attempts-from-2s", alias = "000")]
+    Ali3AttemptsFrom2s,
+    /// 3 attempts, 5 s each time, to the point: as a published client on Celery tries again (`countdown=5`).
+    #[serde(rename = "celery-3-attempts-every-5s", alias = "001")]
+    Celery3AttemptsEvery5s,
 }
 
 impl Preset {
@@ -86,8 +86,10 @@ impl Preset {
         };
         match self {
             Self::Standard => standard,
-            Self::Article000 => Policy { attempts: 3, base: Duration::from_secs(2), jitter: Jitter::None, ..standard },
-            Self::Article001 => Policy { attempts: 3, factor: 1.0, jitter: Jitter::None, ..standard },
+            Self::Ali3AttemptsFrom2s => {
+                Policy { attempts: 3, base: Duration::from_secs(2), jitter: Jitter::None, ..standard }
+            }
+            Self::Celery3AttemptsEvery5s => Policy { attempts: 3, factor: 1.0, jitter: Jitter::None, ..standard },
         }
     }
 }
