@@ -114,13 +114,13 @@ impl Config {
     /// The source of this name.
     #[must_use]
     pub fn source(&self, name: &str) -> Option<&SourceConfig> {
-        self.sources.iter().find(|source| source.name.as_str() == name)
+        self.sources.iter().find(|source| source.common.name.as_str() == name)
     }
 
     /// The names of all sources, in the order of the file.
     #[must_use]
     pub fn source_names(&self) -> Vec<SourceName> {
-        self.sources.iter().map(|source| source.name.clone()).collect()
+        self.sources.iter().map(|source| source.common.name.clone()).collect()
     }
 
     /// What is wrong with it beyond the form: limits, duplicates, names that Kafka does not take.

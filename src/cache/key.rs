@@ -1,44 +1,11 @@
 //! What an answer is kept under: source, item, and everything else that changes the reply. Pure.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
-
-use sha1::{Digest as _, Sha1};
+use std::{fmt, sync::Arc};
 
 use crate::{message::Request, platform::SourceConfig};
 
 /// A longer key is not worth the room: such requests are always called for.
 const LIMIT: usize = 1_024;
-
-/// Settings of a source that change no reply. Whatever is not named here does, also a setting that comes later: at
-/// worst the cache begins anew when it is changed.
-const NO_MATTER: [&str; 26] = [
-    "account",
-    "accounts_file",
-    "address",
-    "address_health",
-    "address_limit",
-    "authorise_url",
-    "batch_max",
-    "budget",
-    "ca_file",
-    "cache",
-    "calls_in_flight",
-    "calls_in_flight_per_host",
-    "connect_timeout",
-    "cost_per_call",
-    "currency",
-    "dns_cache",
-    "express_share",
-    "limit",
-    "limits",
-    "name",
-    "on_budget",
-    "preset",
-    "shared_limits",
-    "sign_method",
-    "timeout",
-    "unlimited",
-];
 
 /// What one answer is kept under. Two requests have the same key only if the vendor is asked the same.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,17 +46,12 @@ pub struct Keys {
 
 impl Keys {
     /// The keys of a source as it is configured: with another API, other columns or other fixed parameters, nothing
-    /// that was kept before fits.
+    /// that was kept before fits. Its protocol says what of its keys decides a reply.
     #[must_use]
     pub fn new(source: &SourceConfig) -> Self {
-        let mut settings: BTreeMap<String, serde_json::Value> =
-            serde_json::to_value(source).and_then(serde_json::from_value).unwrap_or_default();
-        settings.retain(|key, _| !NO_MATTER.contains(&key.as_str()));
-        let text = serde_json::to_string(&settings).unwrap_or_default();
-        let digest = hex::encode(&Sha1::digest(text)[..4]);
         let mut prefix = String::new();
-        encode(&mut prefix, source.name.as_str());
-        Self { prefix: format!("{prefix}/{digest}/") }
+        encode(&mut prefix, source.common.name.as_str());
+        Self { prefix: format!("{prefix}/{}/", source.protocol.digest()) }
     }
 
     /// The key of a request; `None` if it would be too long.
@@ -123,6 +85,8 @@ fn encode(text: &mut String, part: &str) {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -167,6 +131,8 @@ pub(super) mod tests {
         assert_eq!(keys.key(&other), keys.key(&request("1", &[])));
         let slower = Keys::new(&source("timeout = \"5s\"\nunlimited = true\ncalls_in_flight = 7\nexpress_share = 0.3"));
         assert_eq!(slower.key(&other), keys.key(&other));
+        let steadier = Keys::new(&source("breaker = { share = 0.9 }\nfallback = \"taobao\""));
+        assert_eq!(steadier.key(&other), keys.key(&other));
         for more in ["version = \"2\"", "params = { webSite = \"alibaba\" }", "columns = { title = \"/a\" }"] {
             assert_ne!(Keys::new(&source(more)).key(&other), keys.key(&other), "{more}");
         }

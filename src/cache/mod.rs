@@ -79,14 +79,14 @@ impl Cache {
     #[must_use]
     pub fn source(&self, source: &platform::SourceConfig, clock: &Clock, dice: &Dice) -> Option<SourceCache> {
         // Values that are not allowed were refused when the configuration was read.
-        let rules = source.cache.as_ref()?.rules().ok()?;
+        let rules = source.common.cache.as_ref()?.rules().ok()?;
         Some(SourceCache(Arc::new(Parts {
             cache: self.clone(),
             keys: Keys::new(source),
             rules,
             clock: clock.clone(),
             dice: dice.clone(),
-            counts: METRICS.answered(source.name.as_str()),
+            counts: METRICS.answered(source.common.name.as_str()),
         })))
     }
 

@@ -17,7 +17,10 @@ use crate::{
     config::{self, Config},
     kafka::admin::{self, AdminError},
     message::SourceName,
-    platform::{Account, Source, SourceConfig, address::Address, http::Route},
+    platform::{
+        Account, Source, SourceConfig,
+        route::{Address, Route},
+    },
     quota::{
         Limit,
         calendar::Window,
@@ -143,7 +146,7 @@ fn sources(config: &Config) -> Vec<Finding> {
     }
     let folder = config.folder();
     let finding = |source: &SourceConfig| Finding {
-        what: format!("source {}", source.name),
+        what: format!("source {}", source.common.name),
         verdict: match open(source, folder, config) {
             Ok(text) => Verdict::Fine(text),
             Err(text) => Verdict::Wrong(Exit::Usage, text),
@@ -164,8 +167,8 @@ fn sources(config: &Config) -> Vec<Finding> {
 pub(super) fn descriptors_wanted(config: &Config) -> u64 {
     let fetch = &config.fetch;
     let calls_of = |source: &SourceConfig| {
-        let [in_all, per_host] = source.in_flight();
-        let of_all_addresses = per_host.map(|calls| calls.saturating_mul(source.address.len().max(1)));
+        let [in_all, per_host] = source.common.in_flight();
+        let of_all_addresses = per_host.map(|calls| calls.saturating_mul(source.common.address.len().max(1)));
         in_all.into_iter().chain(of_all_addresses).chain([fetch.calls_in_flight]).min().unwrap_or_default()
     };
     let calls = config.sources.iter().map(calls_of).fold(0, usize::saturating_add).min(fetch.calls_in_flight_in_all);
@@ -208,7 +211,7 @@ fn open(source: &SourceConfig, folder: &Path, config: &Config) -> Result<String,
     let addresses = addresses(&opened);
     let limits = opened.quota().or_unknown(&quota.unknown);
     let limit = limits_in_words(&limits, &opened.accounts);
-    let preset = source.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
+    let preset = source.common.preset.map_or_else(String::new, |preset| format!(" (preset {})", preset.name()));
     let money = money(source);
     let ids = match opened.vendor.batch_max() {
         1 => String::new(),
@@ -220,7 +223,7 @@ fn open(source: &SourceConfig, folder: &Path, config: &Config) -> Result<String,
     let at_once = format!(", {} at once", counted(at_once as u64, "call"));
     Ok(format!(
         "{} with {}{preset}{ids}{at_once}; {limit}{addresses}{money}",
-        source.url,
+        source.protocol.protocol().url(),
         counted(accounts as u64, "account")
     ))
 }
@@ -280,8 +283,8 @@ fn limits_in_words(limits: &Limits, accounts: &[Account]) -> String {
 
 /// What a call costs and how many calls its budgets pay for.
 fn money(source: &SourceConfig) -> String {
-    let Some(budgets) = source.budgets() else { return String::new() };
-    let currency = source.currency.as_ref().map_or_else(String::new, |currency| format!(" {currency}"));
+    let Some(budgets) = source.common.budgets() else { return String::new() };
+    let currency = source.common.currency.as_ref().map_or_else(String::new, |currency| format!(" {currency}"));
     let of = |calls: Option<u64>, what: &str| {
         calls.map(|calls| format!(", {} {what}", counted(calls, "call"))).unwrap_or_default()
     };

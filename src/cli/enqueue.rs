@@ -132,7 +132,7 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
 /// The source of this name, or an error that lists those that there are.
 pub(super) fn known_source<'a>(config: &'a Config, name: &SourceName) -> anyhow::Result<&'a SourceConfig> {
     config.source(name.as_str()).ok_or_else(|| {
-        let names: Vec<_> = config.sources.iter().map(|source| source.name.as_str()).collect();
+        let names: Vec<_> = config.sources.iter().map(|source| source.common.name.as_str()).collect();
         let file =
             config.file.as_ref().map_or("no configuration file was read".to_owned(), |f| f.display().to_string());
         let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
@@ -146,8 +146,8 @@ fn order(args: &Args, config: &Config, clock: &Clock) -> anyhow::Result<Order> {
     let now = clock.now();
     let lane = if args.express { Lane::Express } else { Lane::Bulk };
     Ok(Order {
-        source: source.name.clone(),
-        topic: Topics::new(config.topics.clone()).requests_by(&source.name, lane).into(),
+        source: source.common.name.clone(),
+        topic: Topics::new(config.topics.clone()).requests_by(&source.common.name, lane).into(),
         batch: args.batch.clone().map_or_else(|| default_batch(&args.file, now), Ok)?,
         params: args.param.iter().cloned().collect::<BTreeMap<_, _>>(),
         expires_at: args.expires_in.map(|by| now.after(by)),

@@ -76,8 +76,8 @@ pub(super) fn age(text: &str) -> Result<Duration, String> {
 pub(super) fn sources(config: &Config, cache: &Cache, clock: &Clock, dice: &Dice) -> Vec<SourceParts> {
     let topics = Topics::new(config.topics.clone());
     let parts = |source: &crate::platform::SourceConfig| SourceParts {
-        name: source.name.clone(),
-        topic: topics.express(&source.name).into(),
+        name: source.common.name.clone(),
+        topic: topics.express(&source.common.name).into(),
         cache: cache.source(source, clock, dice),
     };
     config.sources.iter().map(parts).collect()

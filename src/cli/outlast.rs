@@ -15,8 +15,8 @@ use crate::{
 /// What is wrong with the backlog of a source, if anything; nothing also if that cannot be told here.
 pub(super) async fn warning(source: &SourceConfig, config: &Config) -> Option<String> {
     let groups = Groups::new(&config.kafka.group_prefix);
-    let topics = Topics::new(config.topics.clone()).every_request(&source.name);
-    let lags = admin::lag(&config.kafka, &groups.fetch(&source.name), &topics).await.ok()?;
+    let topics = Topics::new(config.topics.clone()).every_request(&source.common.name);
+    let lags = admin::lag(&config.kafka, &groups.fetch(&source.common.name), &topics).await.ok()?;
     let waiting = lags.iter().map(|lag| u64::try_from(lag.behind()).unwrap_or(0)).sum();
     warning_of(source, waiting, config)
 }
@@ -27,10 +27,10 @@ pub(super) fn warning_of(source: &SourceConfig, waiting: u64, config: &Config) -
     let opened = Source::open(source, config.folder(), &config::variable).ok()?;
     let limits = opened.quota().or_unknown(&config.quota.unknown);
     let calls = calls_per_second(&limits)?;
-    let money = source.budgets().and_then(|budgets| budgets.per_day).map(per_day);
+    let money = source.common.budgets().and_then(|budgets| budgets.per_day).map(per_day);
     #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
     let ids = money.map_or(calls, |money| money.min(calls)) * opened.vendor.batch_max() as f64;
-    outlasts(waiting, ids, config.topics.keep_requests).map(|text| format!("source {}: {text}", source.name))
+    outlasts(waiting, ids, config.topics.keep_requests).map(|text| format!("source {}: {text}", source.common.name))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]

@@ -59,8 +59,8 @@ pub(super) async fn run(
     expect_table(&store, database, table, Kind::Result).await?;
     let mut vendors = HashMap::new();
     for source in &config.sources {
-        let vendor = source.vendor().with_context(|| format!("source {}", source.name))?;
-        vendors.insert(source.name.clone(), vendor);
+        let vendor = source.vendor().with_context(|| format!("source {}", source.common.name))?;
+        vendors.insert(source.common.name.clone(), vendor);
     }
     let reach = from.reach(&wanted).await?;
     let target = Target { store, place, names: Names::default() };

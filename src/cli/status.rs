@@ -134,7 +134,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
 fn outlasting(lines: &[Line], config: &Config) -> Vec<String> {
     let topics = Topics::new(config.topics.clone());
     let of_source = |source: &SourceConfig| {
-        let own = topics.every_request(&source.name);
+        let own = topics.every_request(&source.common.name);
         let lines = lines.iter().filter(|line| line.stage == "fetch" && own.contains(&line.topic));
         let waiting = lines.map(|line| u64::try_from(line.waiting).unwrap_or(0)).sum();
         outlast::warning_of(source, waiting, config)

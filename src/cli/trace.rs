@@ -80,7 +80,7 @@ type Events = BTreeMap<(String, String), Event>;
 
 pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     if config.source(args.source.as_str()).is_none() {
-        let names: Vec<_> = config.sources.iter().map(|source| source.name.to_string()).collect();
+        let names: Vec<_> = config.sources.iter().map(|source| source.common.name.to_string()).collect();
         return Err(Ended::usage(format!("{} is none of the sources: {}", args.source, names.join(", "))).into());
     }
     let mut events = Events::new();

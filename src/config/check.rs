@@ -181,8 +181,8 @@ fn cache(check: &mut Check, config: &Config) {
     }
     check.name("cache.prefix", &config.cache.prefix, 100);
     for source in &config.sources {
-        if let Some(Err((key, what))) = source.cache.as_ref().map(cache::SourceConfig::rules) {
-            check.add(&format!("source.{}.cache.{key}", source.name), what);
+        if let Some(Err((key, what))) = source.common.cache.as_ref().map(cache::SourceConfig::rules) {
+            check.add(&format!("source.{}.cache.{key}", source.common.name), what);
         }
     }
 }
@@ -290,18 +290,18 @@ fn sources(check: &mut Check, config: &Config) {
     let topics = Topics::new(config.topics.clone());
     let mut seen = BTreeSet::new();
     for source in &config.sources {
-        let key = |name: &str| format!("source.{}.{name}", source.name);
-        if !seen.insert(&source.name) {
+        let key = |name: &str| format!("source.{}.{name}", source.common.name);
+        if !seen.insert(&source.common.name) {
             check.add(&key("name"), "there are two sources of this name");
         }
-        if source.name.as_str().ends_with(topics::EXPRESS) {
+        if source.common.name.as_str().ends_with(topics::EXPRESS) {
             check.add(
                 &key("name"),
                 format!("a name that ends in {} is another source's express topic", topics::EXPRESS),
             );
         }
-        if let Some(fallback) = &source.fallback {
-            let is_other = *fallback != source.name && config.source(fallback.as_str()).is_some();
+        if let Some(fallback) = &source.common.fallback {
+            let is_other = *fallback != source.common.name && config.source(fallback.as_str()).is_some();
             if !is_other {
                 check.add(
                     &key("fallback"),
@@ -310,8 +310,8 @@ fn sources(check: &mut Check, config: &Config) {
             }
         }
         // It becomes part of a topic's name.
-        check.name(&key("name"), source.name.as_str(), 64);
-        if topics.express(&source.name).len() > TOPIC_LIMIT {
+        check.name(&key("name"), source.common.name.as_str(), 64);
+        if topics.express(&source.common.name).len() > TOPIC_LIMIT {
             check.add(&key("name"), format!("its topic's name would be longer than {TOPIC_LIMIT} characters"));
         }
     }

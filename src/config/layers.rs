@@ -198,18 +198,29 @@ fn decode_sources(list: Value, places: &Figment, problems: &mut Vec<Problem>) ->
         (format!("source.{}", name.unwrap_or_else(|| format!("#{}", index + 1))), element)
     };
     let each = elements.into_iter().enumerate().map(named);
-    each.filter_map(|(key, element)| decode(element, places, &key, problems)).collect()
+    each.filter_map(|(key, element)| decode_by(SourceConfig::read, element, places, &key, problems)).collect()
+}
+
+/// Reads a `T` as serde does.
+fn decode<T: DeserializeOwned>(tree: Value, places: &Figment, prefix: &str, problems: &mut Vec<Problem>) -> Option<T> {
+    decode_by(as_serde_does, tree, places, prefix, problems)
+}
+
+#[allow(clippy::result_large_err, reason = "figment's, and read once at a start")]
+fn as_serde_does<T: DeserializeOwned>(tree: &Value) -> Result<T, figment::Error> {
+    tree.deserialize()
 }
 
 /// Reads a `T`; a value that does not fit is reported, taken out, and the rest is read again.
-fn decode<T: DeserializeOwned>(
+fn decode_by<T>(
+    read: impl Fn(&Value) -> Result<T, figment::Error>,
     mut tree: Value,
     places: &Figment,
     prefix: &str,
     problems: &mut Vec<Problem>,
 ) -> Option<T> {
     loop {
-        let error = match tree.deserialize::<T>() {
+        let error = match read(&tree) {
             Ok(value) => return Some(value),
             Err(error) => error,
         };

@@ -56,7 +56,10 @@ fn a_refusal_names_the_key_the_place_and_what_is_allowed() {
         ("[fetch]\ncommit_every = \"1m\"", &["fetch.commit_every", "1m", "1ms to 1s"]),
         ("[topics]\nprefix = \"we ir\"", &["topics.prefix", "\"we ir\"", "a-z"]),
         ("[topics]\noutcome_partitions = 0", &["topics.outcome_partitions", "found 0", "1 to"]),
-        ("[retry]\npreset = \"002\"", &["retry.preset", "\"002\"", "\"standard\"", "\"1688-3-attempts-from-2s\"", "\"001\""]),
+        (
+            "[retry]\npreset = \"002\"",
+            &["retry.preset", "\"002\"", "\"standard\"", "\"1688-3-attempts-from-2s\"", "\"001\""],
+        ),
         ("[retry]\njitter = \"some\"", &["retry.jitter", "\"some\"", "full", "none"]),
         ("[[retry.rule]]\nclass = [\"outage\"]\nattempts = 0", &["retry.rule.#1.attempts", "found 0"]),
         ("[[retry.rule]]\nsource = \"nobody\"", &["retry.rule.#1.source", "nobody"]),
@@ -272,5 +275,5 @@ fn the_source_in_the_example_is_valid_and_has_every_key_with_its_default() {
 fn the_demo_is_valid() {
     let demo = with(include_str!("../../deploy/config/demo.toml"), &[]).unwrap();
     assert_eq!(demo.instance.name, "demo");
-    assert_eq!(demo.sources[0].limit.as_ref().map(|limit| (limit.calls, limit.burst)), Some((10, 5)));
+    assert_eq!(demo.sources[0].common.limit.as_ref().map(|limit| (limit.calls, limit.burst)), Some((10, 5)));
 }

@@ -12,7 +12,10 @@ use crate::{
         scripted::{Log, assigned, partition, records},
     },
     message::{AccountAlias, Columns, DeadLetter, ItemId, Lane, Request, RequestId, SourceName, Status},
-    platform::{Account, Answer, Exchange, HttpReply, Refusal, RefusalKind, Reply, Vendor, address::Address, http},
+    platform::{
+        Account, Answer, Exchange, HttpReply, Refusal, RefusalKind, Reply, Vendor, http,
+        route::{Address, Route},
+    },
     quota::{guard::Guard, memory::Memory, pace::Pacing},
     runtime::clock::{Clock, Dice, Timestamp},
     tokens::file::FileStore,
@@ -47,16 +50,11 @@ pub(super) fn caller_for(source: &str, vendor: Arc<dyn Vendor>) -> Caller {
 }
 
 fn caller_from(addresses: usize, source: &str, vendor: Arc<dyn Vendor>) -> Caller {
-    caller_by(&vec![http::Route::Direct; addresses], &http::Manners::default(), source, vendor)
+    caller_by(&vec![Route::Direct; addresses], &http::Manners::default(), source, vendor)
 }
 
-pub(super) fn caller_by(
-    routes: &[http::Route],
-    manners: &http::Manners,
-    source: &str,
-    vendor: Arc<dyn Vendor>,
-) -> Caller {
-    let address = |route: &http::Route| Address { name: "a".to_owned(), route: route.clone(), limit: None };
+pub(super) fn caller_by(routes: &[Route], manners: &http::Manners, source: &str, vendor: Arc<dyn Vendor>) -> Caller {
+    let address = |route: &Route| Address { name: "a".to_owned(), route: route.clone(), limit: None };
     let addresses: Vec<_> = routes.iter().map(address).collect();
     let timeouts = http::Timeouts { total: Duration::from_secs(5), connect: Duration::from_secs(2) };
     Caller::new(CallerParts {

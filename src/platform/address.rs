@@ -6,12 +6,12 @@
 
 use std::{cmp::Reverse, collections::HashSet, net::IpAddr, time::Duration};
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
 use super::{
-    http::{self, Route},
+    route::{Address, Credentials, Route, is_proxy_url},
     secrets::{SecretError, SecretRef, Surroundings},
 };
 use crate::{message::AccountAlias, quota::Limit};
@@ -60,17 +60,6 @@ impl Default for HealthConfig {
     }
 }
 
-/// An address that is ready to be called from.
-#[derive(Clone, Debug)]
-pub struct Address {
-    /// What accounts and logs call it.
-    pub name: String,
-    /// How its calls leave.
-    pub route: Route,
-    /// What the vendor allows it, if it differs from the others.
-    pub limit: Option<Limit>,
-}
-
 /// Why addresses cannot be used. No message has a secret in it.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
@@ -113,7 +102,7 @@ impl AddressConfig {
             return wrong("name", format!("{:?}", self.name), "1 to 64 ASCII letters, digits, - _ .");
         }
         if let Some(url) = &self.url
-            && !http::is_proxy_url(url)
+            && !is_proxy_url(url)
         {
             // What stands there may be a password.
             let found = if url.contains('@') { "a URL with credentials".to_owned() } else { format!("{url:?}") };
@@ -146,22 +135,6 @@ impl AddressConfig {
             (None, None) => Route::Direct,
         };
         Ok(Address { name: self.name.clone(), route, limit: self.limit.clone() })
-    }
-}
-
-/// A proxy's user and password.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// Many proxies put a session's id here, so that it is no less secret.
-    pub user: SecretString,
-    /// The password.
-    pub password: SecretString,
-}
-
-impl Credentials {
-    fn read(text: &SecretString) -> Self {
-        let (user, password) = text.expose_secret().split_once(':').unwrap_or_default();
-        Self { user: user.into(), password: password.into() }
     }
 }
 

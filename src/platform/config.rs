@@ -6,20 +6,23 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use figment::{
+    error::Kind as Wrong,
+    value::{Dict, Num, Value},
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeMap};
 
 use super::{
     Account, Vendor,
-    accounts::{self, AccountConfig, AccountsError},
-    address::{self, Address, AddressConfig, AddressError, HealthConfig},
-    ali1688::Overrides,
-    http::{self, Authorities, Client, Manners, Timeouts},
-    kind::{Dialect, Kind, Params},
+    accounts::{self, AccountConfig},
+    address::{self, AddressConfig, HealthConfig},
+    http::{Authorities, Client, Manners, Timeouts},
     limits::SourceLimits,
-    pick::InvalidPointer,
     preset::Preset,
+    problem::{Problem, check_time, require},
+    protocol::{Chosen, Kind, known_keys},
+    route::Address,
     secrets::Surroundings,
-    taobao::sign::SignMethod,
 };
 use crate::{
     breaker::BreakerConfig,
@@ -32,46 +35,23 @@ use crate::{
     },
 };
 
-/// `[[source]]`
+/// `[[source]]`: one table, in which each protocol has keys of its own beside those that all sources have.
 ///
-/// Keys whose default depends on the kind are filled in when it is read: what is shown is what is in effect.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, remote = "Self")]
+/// Keys whose default depends on the protocol are filled in when it is read: what is shown is what is in effect.
+#[derive(Clone, Debug)]
 pub struct SourceConfig {
+    /// What all sources have.
+    pub common: Common,
+    /// Which protocol it speaks (`kind`), and the keys of that.
+    pub protocol: Chosen,
+}
+
+/// The keys of `[[source]]` that do not depend on its protocol.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Common {
     /// What topics, records and rows call it.
     pub name: SourceName,
-    /// Which protocol it speaks.
-    pub kind: Kind,
-    /// Which form of it, where there are several.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dialect: Option<Dialect>,
-    /// Scheme, host and perhaps a path; for all but the gateway of 1688 the endpoint, path and all.
-    #[serde(default)]
-    pub url: String,
-    /// The page where a user authorises an app.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub authorise_url: String,
-    /// Name of the API, at 1688's gateway with its namespace.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub api: String,
-    /// The API's version.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub version: String,
-    /// How calls are signed, where there is a choice.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sign_method: Option<SignMethod>,
-    /// The name of the parameter that carries the item's id, or the ids.
-    #[serde(default)]
-    pub item_param: String,
-    /// The most ids that one call carries, where it can be several.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub batch_max: Option<usize>,
-    /// Parameters of every call; those of a request cannot change them.
-    #[serde(default)]
-    pub params: Option<Params>,
-    /// Where the reply has its columns.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub columns: Option<Overrides>,
     /// How long a call may take, from connecting to the last byte.
     #[serde(default = "default_timeout", with = "humantime_serde")]
     pub timeout: Duration,
@@ -158,17 +138,85 @@ const fn default_dns_cache() -> Duration {
     Duration::from_secs(5 * 60)
 }
 
-impl Serialize for SourceConfig {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Self::serialize(self, serializer)
+impl SourceConfig {
+    /// Reads a table that knows where its values stand.
+    ///
+    /// # Errors
+    /// The first key that is missing, unknown to this protocol or has a value that it cannot have, with its path.
+    #[allow(clippy::result_large_err, reason = "figment's, and read once at a start")]
+    pub fn read(table: &Value) -> Result<Self, figment::Error> {
+        let Value::Dict(tag, keys) = table else {
+            return Err(Wrong::InvalidType(table.to_actual(), "a table".to_owned()).into());
+        };
+        let (tag, mut keys) = (*tag, keys.clone());
+        let (shared, mut own) = (known_keys::<Common>(), Dict::new());
+        let kind = keys.remove("kind").map(|kind| Kind::named(&kind).map_err(|error| error.with_path("kind")));
+        let kind = kind.transpose()?;
+        keys.retain(|key, value| {
+            let is_shared = shared.contains(&key.as_str());
+            if !is_shared {
+                own.insert(key.clone(), value.clone());
+            }
+            is_shared
+        });
+        let common = Value::Dict(tag, keys).deserialize()?;
+        let kind = kind.ok_or_else(|| Wrong::MissingField("kind".into()))?;
+        Ok(Self { common, protocol: kind.read(&Value::Dict(tag, own), shared)? })
+    }
+
+    /// The protocol, set up as configured.
+    ///
+    /// # Errors
+    /// [`Problem`] names the key, what was found and what is allowed.
+    pub fn vendor(&self) -> Result<Arc<dyn Vendor>, Problem> {
+        self.protocol.protocol().vendor()
     }
 }
 
+/// The protocol's keys after the first of the others, as one would write them.
+impl Serialize for SourceConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let common = toml::Table::try_from(&self.common).map_err(serde::ser::Error::custom)?;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("name", &self.common.name)?;
+        map.serialize_entry("kind", self.protocol.kind())?;
+        let rest = common.iter().filter(|(key, _)| *key != "name");
+        self.protocol.shown().iter().chain(rest).try_for_each(|(key, value)| map.serialize_entry(key, value))?;
+        map.end()
+    }
+}
+
+/// As [`SourceConfig::read`], from a form that does not say where its values stand.
 impl<'de> Deserialize<'de> for SourceConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut config = Self::deserialize(deserializer)?;
-        config.fill();
-        Ok(config)
+        let table = value_of(serde_json::Value::deserialize(deserializer)?);
+        Self::read(&table).map_err(|error| {
+            if let Wrong::UnknownField(key, allowed) = &error.kind {
+                return D::Error::unknown_field(key, allowed);
+            }
+            if let Wrong::UnknownVariant(word, allowed) = &error.kind {
+                return D::Error::unknown_variant(word, allowed);
+            }
+            D::Error::custom(error)
+        })
+    }
+}
+
+/// Numbers of JSON keep their text, which no other reader of them expects.
+fn value_of(json: serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::Empty(figment::value::Tag::Default, figment::value::Empty::None),
+        serde_json::Value::Bool(is) => is.into(),
+        serde_json::Value::Number(number) => {
+            let whole = number.as_i64().map(Num::I64).or_else(|| number.as_u64().map(Num::U64));
+            let number = whole.or_else(|| number.as_f64().map(Num::F64)).unwrap_or(Num::F64(f64::NAN));
+            Value::Num(figment::value::Tag::Default, number)
+        }
+        serde_json::Value::String(text) => text.into(),
+        serde_json::Value::Array(elements) => elements.into_iter().map(value_of).collect::<Vec<_>>().into(),
+        serde_json::Value::Object(members) => {
+            members.into_iter().map(|(key, value)| (key, value_of(value))).collect::<Dict>().into()
+        }
     }
 }
 
@@ -212,42 +260,6 @@ pub struct OpenError {
     pub problem: Problem,
 }
 
-/// What is wrong with a source's configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum Problem {
-    /// A key has a value that it cannot have.
-    #[error("{key} is {found}; it must be {allowed}")]
-    Key {
-        /// The key.
-        key: String,
-        /// Its value.
-        found: String,
-        /// What it may be.
-        allowed: &'static str,
-    },
-    /// A key of another kind.
-    #[error("{key} is not a key of this kind and dialect: leave it out")]
-    Stranger {
-        /// The key.
-        key: &'static str,
-    },
-    /// A column pointer is none.
-    #[error("columns: {0}")]
-    Pointer(#[from] InvalidPointer),
-    /// An address cannot be used, or an account's is none.
-    #[error(transparent)]
-    Address(#[from] AddressError),
-    /// An account cannot be used.
-    #[error(transparent)]
-    Accounts(#[from] AccountsError),
-    /// There is nobody to call as.
-    #[error("it has no account: add [[source.account]] or an accounts_file with [[account]] tables")]
-    NoAccount,
-    /// The TLS library, or the like, does not start.
-    #[error("cannot make an HTTP client: {0}")]
-    Client(String),
-}
-
 impl Source {
     /// Checks a source's configuration, reads its secrets and prepares its connections. Connects to nothing.
     ///
@@ -257,7 +269,7 @@ impl Source {
     /// [`OpenError`] names the key, what was found and what is allowed.
     pub fn open(config: &SourceConfig, folder: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, OpenError> {
         Self::build(config, Surroundings { folder, env })
-            .map_err(|problem| OpenError { source_name: config.name.clone(), problem })
+            .map_err(|problem| OpenError { source_name: config.common.name.clone(), problem })
     }
 
     /// Everything that the vendor allows, as the quota reads it.
@@ -282,14 +294,17 @@ impl Source {
     }
 
     fn build(config: &SourceConfig, at: Surroundings<'_>) -> Result<Self, Problem> {
+        let SourceConfig { common: config, protocol } = config;
+        let protocol = protocol.protocol();
+        protocol.check()?;
         config.check()?;
-        let vendor = config.vendor()?;
+        let vendor = protocol.vendor()?;
         let accounts = accounts::load(&config.account, config.accounts_file.as_deref(), at)?;
         if accounts.is_empty() {
             return Err(Problem::NoAccount);
         }
         for account in &accounts {
-            account.check_key(config.needs_app_key())?;
+            account.check_key(protocol.needs_app_key())?;
             for limit in account.limit.iter().chain(&account.limits) {
                 check_limit(&format!("a limit of account {}", account.alias), limit)?;
             }
@@ -327,7 +342,7 @@ impl Source {
     }
 }
 
-impl SourceConfig {
+impl Common {
     /// How many calls may be under way: in all, and to the host from each address. The preset's unless said otherwise.
     pub(crate) fn in_flight(&self) -> [Option<usize>; 2] {
         let [in_all, per_host] = self.preset.and_then(Preset::calls_in_flight).map_or([None; 2], |both| both.map(Some));
@@ -359,12 +374,7 @@ impl SourceConfig {
     }
 
     fn check(&self) -> Result<(), Problem> {
-        self.check_kind()?;
         self.check_budget()?;
-        require("url", &self.url, http::is_base_url(&self.url), "http:// or https://, a host and perhaps a path")?;
-        let page = &self.authorise_url;
-        let is_page = page.is_empty() || http::is_base_url(page);
-        require("authorise_url", page, is_page, "http:// or https://, a host and perhaps a path")?;
         let health = &self.address_health;
         let failures = health.failures.to_string();
         require("address_health.failures", &failures, health.failures > 0, "at least 1")?;
@@ -401,24 +411,10 @@ fn authorities(file: &Path) -> Result<Authorities, Problem> {
     })
 }
 
-pub(super) fn require(key: &str, found: &str, is_right: bool, allowed: &'static str) -> Result<(), Problem> {
-    if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found: format!("{found:?}"), allowed }) }
-}
-
-fn check_time(key: &str, time: Duration) -> Result<(), Problem> {
-    let is_right = (Duration::from_millis(1)..=Duration::from_secs(600)).contains(&time);
-    let found = humantime::format_duration(time).to_string();
-    if is_right { Ok(()) } else { Err(Problem::Key { key: key.to_owned(), found, allowed: "from 1ms to 10m" }) }
-}
-
 fn check_limit(key: &str, limit: &Limit) -> Result<(), Problem> {
     let Err(problem) = limit.validate() else { return Ok(()) };
     let found = format!("{} calls per {}, burst {} ({problem})", limit.calls, limit.per, limit.burst);
     Err(Problem::Key { key: key.to_owned(), found, allowed: "as the brackets say" })
-}
-
-pub(super) fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 #[cfg(test)]

@@ -115,8 +115,9 @@ fn each_kind_and_dialect_has_its_own_defaults_and_batches() {
     for (kind, more, url, item_param, batch_max) in table {
         let text = of_kind(kind, more);
         let config = <Toml as Format>::from_str::<SourceConfig>(&text).unwrap();
-        assert!(config.url.ends_with(url), "{kind} {more}: {}", config.url);
-        assert_eq!(config.item_param, item_param, "{kind} {more}");
+        let found = config.protocol.protocol().url();
+        assert!(found.ends_with(url), "{kind} {more}: {found}");
+        assert_eq!(config.protocol.shown()["item_param"].as_str(), Some(item_param), "{kind} {more}");
         assert_eq!(open(&text).unwrap().vendor.batch_max(), batch_max, "{kind} {more}");
         // What is shown can be read again, and says the same.
         let shown = serde_json::to_string(&config).unwrap();

@@ -3,7 +3,6 @@
 use std::{
     cell::Cell,
     error::Error,
-    net::IpAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -24,9 +23,9 @@ use tower::Service;
 
 use super::{
     Body, Common, Exchange, Headers, HttpReply, Method, Refusal, RefusalKind,
-    address::{Address, Credentials},
     content::{self, Unpackable},
     names::{self, Names},
+    route::{Address, Credentials, Route},
     shortage::{self, Shortage},
 };
 use crate::{
@@ -93,22 +92,6 @@ impl Default for Manners {
         let authorities = Authorities::default();
         Self { dns_cache: Duration::from_secs(300), calls_per_host: Semaphore::MAX_PERMITS, authorities }
     }
-}
-
-/// How calls leave.
-#[derive(Clone, Debug)]
-pub enum Route {
-    /// From whichever address the system takes.
-    Direct,
-    /// From this address of the machine.
-    Local(IpAddr),
-    /// Through a proxy.
-    Proxy {
-        /// Without anything secret.
-        url: String,
-        /// If the proxy wants some.
-        credentials: Option<Credentials>,
-    },
 }
 
 /// A pool of connections for each address that calls leave from. Clones share them.
@@ -615,36 +598,9 @@ fn code_of(error: &reqwest::Error, why: &str) -> &'static str {
     }
 }
 
-/// Whether a text is a URL that paths can be added to, without anything secret in it.
-pub(super) fn is_base_url(text: &str) -> bool {
-    let Ok(url) = text.parse::<Url>() else {
-        return false;
-    };
-    let is_http = matches!(url.scheme(), "http" | "https") && url.has_host();
-    is_http
-        && url.query().is_none()
-        && url.fragment().is_none()
-        && url.username().is_empty()
-        && url.password().is_none()
-}
-
 /// A URL with these parameters as its query; nothing if it is no URL.
 pub(super) fn with_query<K: AsRef<str>, V: AsRef<str>>(url: &str, params: &[(K, V)]) -> Option<String> {
     Url::parse_with_params(url, params).ok().map(String::from)
-}
-
-/// Whether a text is a proxy's URL: scheme, host and perhaps a port, and nothing secret.
-pub(super) fn is_proxy_url(text: &str) -> bool {
-    let Ok(url) = text.parse::<Url>() else {
-        return false;
-    };
-    matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h")
-        && url.has_host()
-        && matches!(url.path(), "" | "/")
-        && url.query().is_none()
-        && url.fragment().is_none()
-        && url.username().is_empty()
-        && url.password().is_none()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Which limits are in effect for a source: what is said for an account, else for the source, else by a preset.
 
-use super::{Account, SourceConfig, address::Address};
+use super::{Account, config::Common, route::Address};
 use crate::quota::{
     Limit,
     plan::{AccountLimits, AddressLimits, Limits},
@@ -20,7 +20,7 @@ pub(super) struct SourceLimits {
 }
 
 impl SourceLimits {
-    pub(super) fn of(config: &SourceConfig) -> Self {
+    pub(super) fn of(config: &Common) -> Self {
         let preset = config.preset;
         Self {
             account: config.limit.clone().or_else(|| preset?.account()),
@@ -84,7 +84,7 @@ mod tests {
     use figment::providers::{Format, Toml};
 
     use super::*;
-    use crate::platform::Source;
+    use crate::platform::{Source, SourceConfig};
 
     fn open(more: &str, account: &str) -> Result<Source, String> {
         let text = format!(

@@ -13,18 +13,20 @@ pub mod exchange;
 pub mod headers;
 pub mod hints;
 pub mod http;
-mod kind;
 mod limits;
 mod names;
 mod params;
 pub mod pick;
 pub mod preset;
 pub mod private;
+mod problem;
+pub mod protocol;
 #[cfg(test)]
 pub(crate) mod proxies;
 mod reading;
 mod redact;
 pub mod reseller;
+pub mod route;
 pub mod secrets;
 mod shortage;
 mod structured;
@@ -39,7 +41,8 @@ pub use accounts::Account;
 pub use config::{OpenError, Source, SourceConfig};
 pub use exchange::{Body, Exchange, HttpReply, Method};
 pub use headers::Headers;
-pub use kind::{Dialect, Kind};
+pub use problem::Problem;
+pub use protocol::Protocol;
 pub use redact::{Secrets, redact};
 
 use crate::{

@@ -55,9 +55,11 @@ struct Secrets {
 
 pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     let source = source_named(config, &args.source)?;
-    let Some(path) = source.accounts_file.as_ref().map(|path| config.folder().join(path)) else {
-        let text =
-            format!("source {} has no accounts_file: set one, such as accounts_file = \"accounts.toml\"", source.name);
+    let Some(path) = source.common.accounts_file.as_ref().map(|path| config.folder().join(path)) else {
+        let text = format!(
+            "source {} has no accounts_file: set one, such as accounts_file = \"accounts.toml\"",
+            source.common.name
+        );
         return Err(Ended::usage(text).into());
     };
     // Through a link the file that it names is replaced, not the link.
@@ -95,14 +97,16 @@ fn present(path: &Path) -> anyhow::Result<String> {
 
 /// Refuses an account that is there already, in the file or in the configuration, before any secret is asked for.
 fn check(source: &SourceConfig, path: &Path, text: &str, args: &Args) -> anyhow::Result<()> {
-    if args.app_key.is_empty() && source.needs_app_key() {
-        return Err(Ended::usage(format!("accounts of source {} need an --app-key", source.name)).into());
+    if args.app_key.is_empty() && source.protocol.protocol().needs_app_key() {
+        return Err(Ended::usage(format!("accounts of source {} need an --app-key", source.common.name)).into());
     }
     let of_file = accounts::parse(path, text).map_err(|error| Ended::usage(error.to_string()))?;
     let known = of_file.iter().map(|account| (&account.alias, &account.app_key));
-    let known: Vec<_> = known.chain(source.account.iter().map(|account| (&account.alias, &account.app_key))).collect();
+    let known: Vec<_> =
+        known.chain(source.common.account.iter().map(|account| (&account.alias, &account.app_key))).collect();
     if known.iter().any(|(alias, _)| **alias == args.alias) {
-        let text = format!("source {} has an account {} already: choose another --alias", source.name, args.alias);
+        let text =
+            format!("source {} has an account {} already: choose another --alias", source.common.name, args.alias);
         return Err(Ended::usage(text).into());
     }
     if let Some((alias, key)) = known.iter().find(|(_, key)| !key.is_empty() && **key == args.app_key) {

@@ -31,7 +31,7 @@ pub struct Args {
 
 pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     let names = match &args.source {
-        Some(name) => vec![super::source_named(config, name)?.name.clone()],
+        Some(name) => vec![super::source_named(config, name)?.common.name.clone()],
         None => config.source_names(),
     };
     let store = config.token_store()?;

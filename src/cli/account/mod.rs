@@ -50,7 +50,7 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
 /// The configuration of the source of this name.
 fn source_named<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c SourceConfig> {
     config.source(name).ok_or_else(|| {
-        let names: Vec<_> = config.sources.iter().map(|source| source.name.as_str()).collect();
+        let names: Vec<_> = config.sources.iter().map(|source| source.common.name.as_str()).collect();
         let there =
             if names.is_empty() { "none is configured".to_owned() } else { format!("there is {}", names.join(", ")) };
         Ended::usage(format!("there is no source {name:?}: {there}")).into()

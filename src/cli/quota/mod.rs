@@ -163,9 +163,9 @@ fn configured(config: &Config) -> Configured {
                 let aliases = opened.accounts.iter().map(|account| account.alias.clone());
                 aliases.zip(allowed(&opened.quota().or_unknown(&config.quota.unknown))).collect()
             }
-            Err(_) => source.account.iter().map(|account| (account.alias.clone(), String::new())).collect(),
+            Err(_) => source.common.account.iter().map(|account| (account.alias.clone(), String::new())).collect(),
         };
-        (source.name.clone(), accounts)
+        (source.common.name.clone(), accounts)
     };
     config.sources.iter().map(of).collect()
 }

@@ -140,8 +140,8 @@ impl Process {
     fn allowance(&self, source: &Source, limits: &quota::plan::Limits) -> Allowance {
         let configured = self.config.source(source.name.as_str());
         let money = source.budgets.clone().map(|budgets| {
-            let per_day = configured.and_then(|configured| configured.budget.per_day);
-            (budgets, per_day, configured.and_then(|configured| configured.currency.clone()).unwrap_or_default())
+            let per_day = configured.and_then(|configured| configured.common.budget.per_day);
+            (budgets, per_day, configured.and_then(|configured| configured.common.currency.clone()).unwrap_or_default())
         });
         let limits = limits.or_unknown(&self.config.quota.unknown);
         Allowance { limits, pacing: self.config.quota.pacing(), money }

@@ -156,7 +156,7 @@ async fn calls_that_fill_their_address_keep_no_other_address_waiting_and_none_wa
     use axum::extract::ConnectInfo;
 
     use crate::{
-        platform::http::{Manners, Route},
+        platform::{http::Manners, route::Route},
         quota::{Counting, Limit, plan::Limits},
         runtime::clock::Clock,
     };

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use rust_decimal::Decimal;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -73,7 +74,7 @@ impl Default for Pointers {
 }
 
 /// `[source.columns]`: JSON pointers into the reply of the chosen API, each in place of the dialect's own.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Overrides {
     /// [`Pointers::item`]

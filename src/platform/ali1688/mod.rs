@@ -9,6 +9,7 @@
 pub mod article;
 mod columns;
 mod errors;
+mod keys;
 mod reply;
 mod request;
 pub mod sign;
@@ -16,6 +17,8 @@ pub mod token;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
@@ -28,16 +31,20 @@ use crate::{
 };
 
 pub use columns::{Overrides, Pointers};
+pub use keys::Keys;
 
 /// In which form the API is called.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Dialect {
     /// The gateway's own.
     #[default]
+    #[serde(rename = "aop")]
     Aop,
     /// `/router/json`, as one article has it: see [`article`].
+    #[serde(rename = "router")]
     Router,
     /// `alibaba.item.get` as another one has it: see [`article`].
+    #[serde(rename = "item-get")]
     ItemGet,
 }
 

@@ -5,11 +5,14 @@
 //! <https://open.onebound.cn/help/api/onebound.taobao.item_get.html>.
 
 mod errors;
+mod keys;
 mod reply;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
@@ -24,15 +27,20 @@ use crate::{
     runtime::clock::Timestamp,
 };
 
+pub use keys::Keys;
+
 /// The protocol's own parameters, which no request may set.
 const PROTOCOL: [&str; 6] = ["key", "secret", "num_iid", "num_iids", "api_name", "result_type"];
 
 /// Which reseller's form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Dialect {
     /// The article's: `key` alone, which is the account's secret.
+    #[default]
+    #[serde(rename = "pool")]
     Pool,
     /// `OneBound`'s: `key`, the account's name there, and `secret`.
+    #[serde(rename = "onebound")]
     OneBound,
 }
 

@@ -5,6 +5,7 @@
 
 pub(super) mod errors;
 pub(super) mod item;
+mod keys;
 mod method;
 mod reply;
 mod request;
@@ -21,6 +22,7 @@ use crate::{
     runtime::clock::Timestamp,
 };
 
+pub use keys::Keys;
 pub use method::Method;
 pub(super) use reply::list;
 pub use request::timestamp;

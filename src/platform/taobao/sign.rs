@@ -4,6 +4,7 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest as _, Md5};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
@@ -11,7 +12,7 @@ use sha2::Sha256;
 pub const SIGNATURE: &str = "sign";
 
 /// How a call is signed; `sign_method` of a call says which.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SignMethod {
     /// MD5 over secret, parameters and secret.
     #[serde(rename = "md5")]
