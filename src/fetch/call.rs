@@ -527,12 +527,12 @@ impl Caller {
         // would else end the stage at every start.
         let understood = AssertUnwindSafe(|| self.parts.vendor.interpret(requests, reply));
         match catch_unwind(understood) {
-            Ok(Reply::Each(answers)) if answers.len() != requests.len() => {
+            Ok(understood) if !understood.is_for(requests.len()) => {
                 refused(RefusalKind::Malformed, "reply.count", "the reply does not answer for each item of the call")
             }
             Ok(mut understood) => {
                 understood.quote(&reply.body);
-                understood
+                understood.at_once()
             }
             Err(_) => refused(RefusalKind::Bug, "reply.panic", "weir's code for this vendor failed at the reply"),
         }
@@ -563,10 +563,7 @@ impl Caller {
             }
             Err(refusal) => stale::failed(&self.outcomes, job, &refusal, &facts),
         };
-        let answers = match reply {
-            Reply::Each(answers) => answers,
-            Reply::Refused(refusal) => jobs.iter().map(|_| Err(refusal.clone())).collect(),
-        };
+        let answers = reply.each(jobs.len());
         let mut outcomes = Vec::with_capacity(jobs.len());
         for (mut job, answer) in jobs.into_iter().zip(answers) {
             let answer = answer.map(|answer| Arc::new(Answer::from(answer)));
@@ -581,20 +578,12 @@ impl Caller {
 
 /// A refusal that may concern more than one request, and whether there is any answer.
 fn sum_up(reply: &Reply) -> (Option<Refusal>, bool) {
-    match reply {
-        Reply::Refused(refusal) => (Some(refusal.clone()), false),
-        Reply::Each(answers) => {
-            let last = answers.iter().rev().find_map(|answer| answer.as_ref().err());
-            (last.cloned(), answers.iter().any(Result::is_ok))
-        }
-    }
+    let has_answer = matches!(reply, Reply::Each(answers) if answers.iter().any(Result::is_ok));
+    (reply.refusals().next_back().cloned(), has_answer)
 }
 
 fn has_outage(reply: &Reply) -> bool {
-    match reply {
-        Reply::Each(answers) => answers.iter().filter_map(|answer| answer.as_ref().err()).any(Refusal::is_outage),
-        Reply::Refused(refusal) => refusal.is_outage(),
-    }
+    reply.refusals().any(Refusal::is_outage)
 }
 
 /// A refusal of this machine's time says how its clock goes.

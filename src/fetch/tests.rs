@@ -158,6 +158,8 @@ fn a_vendors_code_that_panics_or_answers_for_too_few_refuses_the_call() {
     assert!(matches!(panicking, Reply::Refused(Refusal { kind: RefusalKind::Bug, .. })), "{panicking:?}");
     let too_few = caller_of(|| Reply::Each(vec![])).understand(&[&request, &request], &replied());
     assert!(matches!(too_few, Reply::Refused(Refusal { kind: RefusalKind::Malformed, .. })), "{too_few:?}");
+    let too_few = caller_of(|| Reply::Pending(vec![])).understand(&[&request], &replied());
+    assert!(matches!(too_few, Reply::Refused(Refusal { kind: RefusalKind::Malformed, .. })), "{too_few:?}");
 }
 
 #[tokio::test]
@@ -373,9 +375,9 @@ fn a_reply_that_makes_no_sense_is_quoted_in_one_line_without_control_characters(
     let request = job(0).request;
     let body = Bytes::from(format!("\u{7}{{\"msg\":\r\n\t\"系统维护中\u{1b}[2J\"}}{}", "x".repeat(9_000)));
     let reply = HttpReply { body, ..replied() };
-    let quoted = |answer: fn() -> Reply| match caller_of(answer).understand(&[&request, &request], &reply) {
-        Reply::Refused(refusal) => refusal.message,
-        Reply::Each(each) => each.into_iter().filter_map(Result::err).map(|refusal| refusal.message).collect(),
+    let quoted = |answer: fn() -> Reply| {
+        let understood = caller_of(answer).understand(&[&request, &request], &reply);
+        understood.refusals().map(|refusal| refusal.message.as_str()).collect::<String>()
     };
     let message = quoted(|| Reply::Refused(refused(RefusalKind::Malformed)));
     assert!(

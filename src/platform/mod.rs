@@ -124,6 +124,9 @@ pub enum Common {
     /// The parameters. One of them is the item's, and requests may have some of their own: it takes other calls to tell
     /// whether all are refused.
     Params,
+    /// When the answer comes: later, and this source is not set up to take it. Some vendors do so to slow calls alone: it
+    /// takes other calls to tell.
+    Later,
 }
 
 /// Why an account was refused.
@@ -208,14 +211,67 @@ impl Reply {
     /// The reply without any of these.
     #[must_use]
     pub fn without(self, secrets: &Secrets) -> Self {
-        let each = |answer: Result<Answer, Refusal>| {
-            answer.map(|answer| answer.without(secrets)).map_err(|refusal| refusal.without(secrets))
-        };
+        let refused = |refusal: Refusal| refusal.without(secrets);
+        let each = |answer: Result<Answer, Refusal>| answer.map(|answer| answer.without(secrets)).map_err(refused);
         match self {
             Self::Each(answers) => Self::Each(answers.into_iter().map(each).collect()),
+            Self::Pending(tasks) => Self::Pending(tasks.into_iter().map(|task| task.map_err(refused)).collect()),
             Self::Refused(refusal) => Self::Refused(refusal.without(secrets)),
         }
     }
+
+    /// Whether it says something of each of so many requests.
+    #[must_use]
+    pub fn is_for(&self, requests: usize) -> bool {
+        match self {
+            Self::Each(answers) => answers.len() == requests,
+            Self::Pending(tasks) => tasks.len() == requests,
+            Self::Refused(_) => true,
+        }
+    }
+
+    /// The refusals in it.
+    pub fn refusals(&self) -> impl DoubleEndedIterator<Item = &Refusal> {
+        let (answers, tasks, whole) = match self {
+            Self::Each(answers) => (answers.as_slice(), [].as_slice(), None),
+            Self::Pending(tasks) => ([].as_slice(), tasks.as_slice(), None),
+            Self::Refused(refusal) => ([].as_slice(), [].as_slice(), Some(refusal)),
+        };
+        let answers = answers.iter().filter_map(|answer| answer.as_ref().err());
+        answers.chain(tasks.iter().filter_map(|task| task.as_ref().err())).chain(whole)
+    }
+
+    /// What it means to whoever takes no later answers: what the vendor would answer later is refused, as
+    /// [`Common::Later`].
+    #[must_use]
+    pub fn at_once(self) -> Self {
+        let Self::Pending(tasks) = self else { return self };
+        if !tasks.is_empty() && tasks.iter().all(Result::is_ok) {
+            let names: Vec<_> = tasks.iter().flatten().map(|Task(name)| name.as_str()).collect();
+            return Self::Refused(later(&names.join(", ")));
+        }
+        let refused = |task: Result<Task, Refusal>| match task {
+            Ok(Task(name)) => Err(later(&name)),
+            Err(refusal) => Err(refusal),
+        };
+        Self::Each(tasks.into_iter().map(refused).collect())
+    }
+
+    /// What each of so many requests gets at once.
+    #[must_use]
+    pub fn each(self, requests: usize) -> Vec<Result<Answer, Refusal>> {
+        match self.at_once() {
+            Self::Each(answers) => answers,
+            Self::Refused(refusal) => vec![Err(refusal); requests],
+            Self::Pending(_) => Vec::new(),
+        }
+    }
+}
+
+/// The refusal of what the vendor answers later.
+fn later(tasks: &str) -> Refusal {
+    let message = format!("the vendor answers later (as {tasks}), which this source is not set up for");
+    reading::refusal(RefusalKind::Misconfigured(Common::Later), "pending", &message)
 }
 
 /// What a call came to, request by request.
@@ -223,6 +279,9 @@ impl Reply {
 pub enum Reply {
     /// One entry per request of the call, in the same order.
     Each(Vec<Result<Answer, Refusal>>),
+    /// The vendor has taken the requests on and answers later: what it calls each, in the same order. Several may be one
+    /// task.
+    Pending(Vec<Result<Task, Refusal>>),
     /// The whole call was refused: all of its requests alike.
     Refused(Refusal),
 }
@@ -230,15 +289,20 @@ pub enum Reply {
 impl Reply {
     /// Lets each refusal of what makes no sense say how the reply begins: who reads it may know what it is.
     pub(crate) fn quote(&mut self, body: &[u8]) {
-        let refusals = match self {
+        let refusals: Vec<&mut Refusal> = match self {
             Self::Refused(refusal) => vec![refusal],
             Self::Each(answers) => answers.iter_mut().filter_map(|answer| answer.as_mut().err()).collect(),
+            Self::Pending(tasks) => tasks.iter_mut().filter_map(|task| task.as_mut().err()).collect(),
         };
         for refusal in refusals.into_iter().filter(|refusal| refusal.kind == RefusalKind::Malformed) {
             refusal.message = format!("{}; the reply begins: {}", refusal.message, reading::beginning(body));
         }
     }
 }
+
+/// What a vendor calls the work that it has taken on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task(pub String);
 
 /// What a vendor gave for a refresh token, or for the code of a user who authorised the app.
 #[derive(Clone, Debug)]
@@ -299,5 +363,33 @@ pub trait Vendor: Send + Sync {
     fn prepare_authorisation(&self, account: &Account, code: &str, redirect_uri: &str) -> Option<Exchange> {
         let _ = (account, code, redirect_uri);
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> Refusal {
+        Refusal { kind: RefusalKind::Bug, code: "15".to_owned(), message: "no such item".to_owned() }
+    }
+
+    #[test]
+    fn what_comes_later_is_refused_where_nobody_waits_for_it() {
+        let task = |name: &str| Ok(Task(name.to_owned()));
+        let Reply::Refused(refusal) = Reply::Pending(vec![task("s_1"), task("s_2")]).at_once() else { panic!() };
+        assert_eq!((refusal.common(), refusal.class()), (Some(Common::Later), Class::Bug));
+        assert_eq!(refusal.message, "the vendor answers later (as s_1, s_2), which this source is not set up for");
+        let each = Reply::Pending(vec![task("s_1"), Err(refused())]).each(2);
+        assert_eq!(each.iter().map(|each| &*each.as_ref().unwrap_err().code).collect::<Vec<_>>(), ["pending", "15"]);
+        assert!(matches!(Reply::Pending(vec![]).at_once(), Reply::Each(none) if none.is_empty()));
+    }
+
+    #[test]
+    fn the_refusals_of_a_reply_are_those_of_its_requests_or_of_the_call() {
+        let pending = Reply::Pending(vec![Ok(Task("s_1".to_owned())), Err(refused())]);
+        assert_eq!((pending.refusals().count(), pending.is_for(2), pending.is_for(1)), (1, true, false));
+        assert_eq!(Reply::Refused(refused()).refusals().count(), 1);
+        assert_eq!(Reply::Refused(refused()).each(3).len(), 3);
     }
 }

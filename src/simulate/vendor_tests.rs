@@ -60,10 +60,7 @@ impl Caller {
             Ok(reply) => self.vendor.interpret(&requests, &reply),
             Err(refusal) => Reply::Refused(refusal),
         };
-        match reply {
-            Reply::Each(each) => each,
-            Reply::Refused(refusal) => items.iter().map(|_| Err(refusal.clone())).collect(),
-        }
+        reply.each(items.len())
     }
 
     async fn call(&self, items: &[u64]) -> Vec<Result<Answer, Refusal>> {

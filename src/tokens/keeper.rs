@@ -285,7 +285,7 @@ impl Keeper {
             RefusalKind::Outage
             | RefusalKind::Unclear
             // Of no account's making: it is mended without another authorisation.
-            | RefusalKind::Misconfigured(Common::Clock | Common::Form)
+            | RefusalKind::Misconfigured(Common::Clock | Common::Form | Common::Later)
             | RefusalKind::Throttled { .. } => false,
         };
         if is_final {

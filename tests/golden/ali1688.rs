@@ -66,13 +66,9 @@ fn interpret(item: &str, status: u16, retry_after: Option<Duration>, body: &[u8]
     let retry_after = retry_after.map(|wait| ("retry-after", wait.as_secs().to_string()));
     let reply =
         HttpReply::new(status, Bytes::copy_from_slice(body), Timestamp::from_millis(0)).with_headers(retry_after);
-    match vendor().interpret(&[&request], &reply) {
-        Reply::Each(mut each) => {
-            assert_eq!(each.len(), 1, "one entry per request");
-            each.remove(0)
-        }
-        Reply::Refused(refusal) => Err(refusal),
-    }
+    let mut each = vendor().interpret(&[&request], &reply).each(1);
+    assert_eq!(each.len(), 1, "one entry per request");
+    each.remove(0)
 }
 
 fn kind(words: &str, wait: Option<Duration>) -> RefusalKind {

@@ -78,13 +78,9 @@ fn interpret(vendor: &dyn Vendor, items: &[String], status: u16, body: &[u8]) ->
     let requests: Vec<Request> = items.iter().map(|item| Request::new(ItemId::new(item).unwrap())).collect();
     let requests: Vec<&Request> = requests.iter().collect();
     let reply = HttpReply::new(status, Bytes::copy_from_slice(body), Timestamp::from_millis(0));
-    match vendor.interpret(&requests, &reply) {
-        Reply::Each(each) => {
-            assert_eq!(each.len(), items.len(), "one entry per request");
-            each
-        }
-        Reply::Refused(refusal) => requests.iter().map(|_| Err(refusal.clone())).collect(),
-    }
+    let reply = vendor.interpret(&requests, &reply);
+    assert!(reply.is_for(items.len()) && !matches!(reply, Reply::Pending(_)), "one entry per request: {reply:?}");
+    reply.each(items.len())
 }
 
 /// The kind in words, and its wait.
@@ -101,6 +97,7 @@ fn words(kind: &RefusalKind) -> (&'static str, Option<Duration>) {
         RefusalKind::Misconfigured(Common::Clock) => ("misconfigured clock", None),
         RefusalKind::Misconfigured(Common::Form) => ("misconfigured form", None),
         RefusalKind::Misconfigured(Common::Params) => ("misconfigured params", None),
+        RefusalKind::Misconfigured(Common::Later) => ("misconfigured later", None),
         RefusalKind::Bug => ("bug", None),
     }
 }

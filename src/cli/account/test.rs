@@ -7,7 +7,7 @@ use crate::{
     cli::terminal::say,
     config::Config,
     message::{AccountAlias, ItemId, Request, Status},
-    platform::{Common, Denial, Refusal, RefusalKind, Reply},
+    platform::{Common, Denial, Refusal, RefusalKind},
     runtime::clock::Clock,
 };
 
@@ -41,10 +41,10 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     let source = &found.source;
     let exchange = source.vendor.prepare(&account, &[&request], Clock::System.now());
     let answer = match source.client.exchange(&exchange).await {
-        Ok(reply) => match source.vendor.interpret(&[&request], &reply) {
-            Reply::Each(answers) => answers.into_iter().next().context("the reply answers for nothing")?,
-            Reply::Refused(refusal) => Err(refusal),
-        },
+        Ok(reply) => {
+            let each = source.vendor.interpret(&[&request], &reply).each(1);
+            each.into_iter().next().context("the reply answers for nothing")?
+        }
         Err(refusal) => Err(refusal),
     };
     let (name, alias) = (&source.name, &args.alias);
@@ -82,6 +82,10 @@ fn advice(refusal: &Refusal, source: &str, alias: &str) -> String {
         }
         RefusalKind::Misconfigured(Common::Clock) => {
             "the vendor refuses this machine's time: set its clock; nothing is said about the account".to_owned()
+        }
+        RefusalKind::Misconfigured(Common::Later) => {
+            "the vendor answers later, which this source is not set up for; nothing is said about the account"
+                .to_owned()
         }
         RefusalKind::Misconfigured(Common::Form | Common::Params) | RefusalKind::Malformed | RefusalKind::Bug => {
             "the vendor does not understand the call, or weir not its answer: see api, params and columns of the source"

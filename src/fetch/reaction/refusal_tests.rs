@@ -18,8 +18,8 @@ use tokio::task::JoinHandle;
 use crate::{
     fetch::{tests::caller_for, *},
     kafka::scripted::{Log, assigned, records},
-    message::{DeadLetter, Failure, Observation},
-    platform::SourceConfig,
+    message::{DeadLetter, Failure, Observation, Request},
+    platform::{self, SourceConfig},
     quota::{memory::Memory, pace::Pacing},
     runtime::clock::Timestamp,
     topics::{self, Topics},
@@ -52,6 +52,15 @@ struct Rig {
 
 impl Rig {
     async fn start(source: &str, says: impl Fn(usize, &Params) -> Response + Send + Sync + 'static) -> Self {
+        Self::start_as(|vendor| vendor, source, says).await
+    }
+
+    /// The same with a protocol that is made of the source's.
+    async fn start_as(
+        made_of: impl FnOnce(Arc<dyn platform::Vendor>) -> Arc<dyn platform::Vendor>,
+        source: &str,
+        says: impl Fn(usize, &Params) -> Response + Send + Sync + 'static,
+    ) -> Self {
         async fn answer(State(vendor): State<Vendor>, Form(form): Form<Params>) -> Response {
             let number = {
                 let mut calls = vendor.calls.lock().unwrap();
@@ -73,7 +82,7 @@ impl Rig {
         let (events, reader) = log.reader();
         events.send(assigned()).unwrap();
         let config = Config { calls_in_flight: 4, ..Config::default() };
-        let caller = caller_for("it", vendor);
+        let caller = caller_for("it", made_of(vendor));
         let fetch = Fetch::new(reader, log.clone(), caller, Arc::clone(&quota) as Arc<dyn Quota>, config);
         #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
         let stage = tokio::spawn(fetch.run(stop.clone()));
@@ -288,6 +297,56 @@ async fn what_is_refused_of_one_request_alone_ends_that_and_holds_nobody() {
     let [failure] = &failures[..] else { panic!("{failures:?}") };
     assert_eq!((failure.attempt.class, failure.attempt.code.as_str()), (crate::message::Class::Bug, "41"));
     assert_eq!(failure.request.item.as_str(), (FIRST + 777).to_string());
+}
+
+/// A protocol in which `task …` says that the answer comes later.
+struct AnswersLater(Arc<dyn platform::Vendor>);
+
+impl platform::Vendor for AnswersLater {
+    fn batch_max(&self) -> usize {
+        self.0.batch_max()
+    }
+    fn prepare(&self, account: &platform::Account, requests: &[&Request], now: Timestamp) -> platform::Exchange {
+        self.0.prepare(account, requests, now)
+    }
+    fn interpret(&self, requests: &[&Request], reply: &platform::HttpReply) -> platform::Reply {
+        let task = std::str::from_utf8(&reply.body).unwrap().strip_prefix("task ");
+        let Some(task) = task else { return self.0.interpret(requests, reply) };
+        platform::Reply::Pending(requests.iter().map(|_| Ok(platform::Task(task.to_owned()))).collect())
+    }
+}
+
+fn product(form: &Params) -> Response {
+    json(format!(r#"{{"productInfo":{{"productID":{},"subject":"cup","status":"published"}}}}"#, form["productID"]))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vendor_that_answers_everything_later_holds_a_source_that_waits_for_nothing() {
+    let later = |vendor| Arc::new(AnswersLater(vendor)) as Arc<dyn platform::Vendor>;
+    let rig = Rig::start_as(later, "kind = \"ali1688\"", |_, _| json("task s_1")).await;
+    rig.request(0, FIRST..FIRST + 1_000);
+    rig.until("the source is held", |rig| held(rig).is_some()).await;
+    let why = held(&rig).unwrap();
+    assert!(why.contains("answers later") && why.contains("(pending") && why.contains("s_1"), "{why}");
+    assert!(rig.calls() <= 7, "each may be paid for: {} calls", rig.calls());
+    let (results, failures) = rig.end().await;
+    assert!(results.is_empty() && failures.is_empty(), "no request ends by it: {failures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_answer_that_comes_later_ends_that_request_by_the_name_of_its_task() {
+    let later = |vendor| Arc::new(AnswersLater(vendor)) as Arc<dyn platform::Vendor>;
+    let slow = (FIRST + 77).to_string();
+    let says = move |_, form: &Params| if form["productID"] == slow { json("task s_77") } else { product(form) };
+    let rig = Rig::start_as(later, "kind = \"ali1688\"", says).await;
+    rig.request(0, FIRST..FIRST + 200);
+    rig.until("all have ended", |rig| rig.ended() == 200).await;
+    assert_eq!((held(&rig), rig.calls()), (None, 200));
+    let (results, failures) = rig.end().await;
+    let [failure] = &failures[..] else { panic!("{failures:?}") };
+    assert_eq!((results.len(), failure.request.item.as_str()), (199, (FIRST + 77).to_string().as_str()));
+    assert_eq!((failure.attempt.class, failure.attempt.code.as_str()), (crate::message::Class::Bug, "pending"));
+    assert!(failure.attempt.message.contains("(as s_77)"), "{}", failure.attempt.message);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

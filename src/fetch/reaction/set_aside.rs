@@ -17,6 +17,9 @@ const fn remedy(common: Common) -> &'static str {
         Common::Clock => "the vendor refuses this machine's time: set its clock",
         Common::Form => "the vendor refuses the form of the calls: see url, api and version of the source",
         Common::Params => "the vendor refuses the parameters of the calls: see api and params of the source",
+        Common::Later => {
+            "the vendor answers later, which this source is not set up for: see api and params of the source"
+        }
     }
 }
 
@@ -37,7 +40,7 @@ impl Reaction {
             return aftermath.again.extend(self.ended_group(aside.group));
         }
         let Refusal { code, message, .. } = aside.refusal.clone();
-        let is_sure = common != Common::Params;
+        let is_sure = matches!(common, Common::Clock | Common::Form);
         let source = &self.caller.source;
         match self.misfits.refused(aside, (left_at, items), is_sure, Instant::now()) {
             None => {

@@ -45,10 +45,7 @@ fn call(vendor: &Ali1688, gateway: &Gateway, account: &Account, item: u64) -> (O
 }
 
 fn agree(outcome: Outcome, reading: &Reading) -> bool {
-    let one = match reading {
-        Reading::Each(each) => each.first().cloned(),
-        Reading::Refused(refusal) => Some(Err(refusal.clone())),
-    };
+    let one = reading.clone().each(1).into_iter().next();
     match (outcome, one) {
         (Outcome::Found, Some(Ok(answer))) => {
             let columns = &answer.columns;
