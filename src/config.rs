@@ -26,7 +26,7 @@ use crate::{
     platform::SourceConfig,
     quota, retry,
     runtime::{health, logging},
-    serve, sink,
+    serve, sink, store,
     tokens::{self, TokenStore},
     topics,
 };
@@ -48,7 +48,7 @@ pub struct Config {
     /// `[topics]`
     pub topics: topics::Config,
     /// `[clickhouse]`; a relative `password_file` has been joined to the file's folder.
-    pub clickhouse: sink::ClickHouseConfig,
+    pub clickhouse: store::ClickHouseConfig,
     /// `[redis]`
     pub redis: Redis,
     /// `[cache]`

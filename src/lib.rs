@@ -34,6 +34,7 @@ pub mod fetch;
 pub mod retry;
 pub mod serve;
 pub mod sink;
+pub mod store;
 
 pub mod batches;
 

@@ -98,8 +98,8 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "clickhouse::",
-        &["src/sink", "tests/real", "tests/bench/sink"],
-        "ClickHouse is written and queried in src/sink/ alone",
+        &["src/store", "tests/real", "tests/bench/sink"],
+        "ClickHouse is written and queried in src/store/ alone",
     ),
     (
         "redis::",

@@ -27,7 +27,7 @@ use crate::{
         clock::{Clock, Dice, Timestamp},
         health::RoleHealth,
     },
-    sink::{Store, Trouble},
+    store::{Store, Trouble},
 };
 
 /// How often the tables are asked.

@@ -23,7 +23,10 @@ use crate::{
         envelope::{Envelope, Kind},
     },
     runtime::clock::{Clock, Timestamp},
-    sink::query::{Format, query},
+    store::{
+        query::{Format, query},
+        quoting::quoted,
+    },
     topics::Topics,
 };
 
@@ -148,7 +151,7 @@ pub(super) async fn one(args: OneArgs, config: &Config, stop: &CancellationToken
 
 /// The row of the batch; `None` if there is none.
 async fn progress(batch: &BatchId, config: &Config) -> anyhow::Result<Option<Value>> {
-    Ok(rows(config, &format!("{SELECT} WHERE batch = {}", quoted(batch))).await?.into_iter().next())
+    Ok(rows(config, &format!("{SELECT} WHERE batch = {}", quoted(batch.as_str()))).await?.into_iter().next())
 }
 
 fn unknown(batch: &BatchId) -> Ended {
@@ -167,16 +170,11 @@ async fn appears(batch: &BatchId, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As an SQL text.
-fn quoted(batch: &BatchId) -> String {
-    format!("'{}'", batch.as_str().replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
 async fn items(batch: &BatchId, status: Option<String>, format: String, config: &Config) -> anyhow::Result<Exit> {
     let only = status.map(|status| format!(" AND status = '{status}'")).unwrap_or_default();
     let sql = format!(
         "SELECT source, item, status, changed_at, request_id FROM item_status WHERE batch = {}{only} ORDER BY source, item",
-        quoted(batch)
+        quoted(batch.as_str())
     );
     query(&config.clickhouse, &sql, &Format::Named(format), &mut tokio::io::stdout()).await?;
     Ok(Exit::Done)
@@ -202,16 +200,4 @@ async fn cancel(batch: &BatchId, config: &Config, now: Timestamp) -> anyhow::Res
         note(&format!("Is that its name? {}", unknown(batch)));
     }
     Ok(Exit::Done)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_stays_a_text_in_sql() {
-        let quoted = |name: &str| quoted(&BatchId::new(name).unwrap());
-        assert_eq!(quoted("monday"), "'monday'");
-        assert_eq!(quoted("o'clock\\"), "'o\\'clock\\\\'");
-    }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::{
     changes::{Key, Memory},
     message::Watched,
-    sink::{Store, Trouble},
+    store::{Store, Trouble},
 };
 
 impl Memory for Store {

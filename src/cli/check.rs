@@ -32,7 +32,7 @@ use crate::{
         descriptors,
         duration_text::duration_text,
     },
-    sink::{
+    store::{
         Store,
         schema::{self, Difference, MIGRATIONS, Standing},
     },

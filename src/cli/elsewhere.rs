@@ -3,7 +3,7 @@
 use super::exit::Ended;
 use crate::{
     message::envelope::Kind,
-    sink::{Store, TroubleKind, present::Place},
+    store::{Store, TroubleKind, present::Place},
 };
 
 /// Fails with the command that makes the table, if it is not there.

@@ -10,7 +10,8 @@ use crate::{
     platform::OpenError,
     replay::when::WhenError,
     runtime::shutdown::INTERRUPTED,
-    sink::{ConnectionError, SinkError, Trouble, TroubleKind, query::QueryError, schema::SchemaError},
+    sink::SinkError,
+    store::{ConnectionError, Trouble, TroubleKind, query::QueryError, schema::SchemaError},
 };
 
 /// The exit codes, as in sysexits.h.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    sink::query::{Format, QueryError, read, samples},
+    store::query::{Format, QueryError, read, samples},
 };
 
 pub(super) const LONG_ABOUT: &str = "\

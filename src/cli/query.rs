@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::exit::{Ended, Exit};
 use crate::{
     config::Config,
-    sink::query::{Format, format_of, query},
+    store::query::{Format, format_of, query},
 };
 
 pub(super) const LONG_ABOUT: &str = "\

@@ -23,7 +23,7 @@ use crate::{
         when::{WhenError, time},
     },
     runtime::clock::Clock,
-    sink::{
+    store::{
         Store,
         present::Place,
         stored::{Reach, Wanted},

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::{exit::Exit, terminal::say};
-use crate::{config::Config, sink::schema};
+use crate::{config::Config, store::schema};
 
 /// `weir schema …`
 #[derive(Debug, Subcommand)]

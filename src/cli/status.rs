@@ -19,7 +19,7 @@ use crate::{
     kafka::admin::{self, Lag},
     platform::SourceConfig,
     runtime::health::{self, Condition},
-    sink::query::{Format, query},
+    store::query::{Format, query},
     topics::Topics,
 };
 

@@ -28,6 +28,7 @@ use crate::{
     },
     retry,
     runtime::clock::Timestamp,
+    store::quoting::quoted,
     topics::{Groups, Topics},
 };
 
@@ -128,11 +129,6 @@ fn passed(time: Duration) -> String {
 
 fn parsed(text: &str) -> Option<Timestamp> {
     serde_json::from_value(text.into()).ok()
-}
-
-/// A text in SQL.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 /// Each table, its time, and the columns that its line is made of.
@@ -305,11 +301,6 @@ fn is_about(args: &Args, id: &str, request: Option<&Request>) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_text_in_sql_cannot_end_its_quotes() {
-        assert_eq!(quoted(r"a'b\"), r"'a\'b\\'");
-    }
 
     #[test]
     fn only_records_about_the_item_are_told() {

@@ -28,7 +28,7 @@ use crate::{
     },
     replay::when::time,
     runtime::clock::{Clock, Timestamp},
-    sink::{Store, present::Place, unended::Unended},
+    store::{Store, present::Place, unended::Unended},
     topics::{Groups, Topics},
     verify::{
         self, Places, Report, Scope, Unaccounted,

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     config::Config,
     message::BatchId,
-    sink::{Store, Trouble, TroubleKind, query::Progress as Counts},
+    store::{Store, Trouble, TroubleKind, query::Progress as Counts},
 };
 
 /// How often ClickHouse is asked; less often when its answer takes long.

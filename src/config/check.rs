@@ -15,7 +15,7 @@ use crate::{
     quota::{self, Pacing},
     retry::Policy,
     runtime::{duration_text::duration_text, logging},
-    sink::Store,
+    store::Store,
     tokens,
     topics::{self, Topics},
 };

@@ -24,7 +24,7 @@ use crate::{
         trace,
     },
     runtime::clock::{Dice, Timestamp},
-    sink::{
+    store::{
         Route,
         row::{Parsed, parse},
     },

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     message::{BatchId, Class, ItemId, Reason, Request, SourceName},
-    sink::row::Parsed,
+    store::row::Parsed,
 };
 
 /// What a record has to be; what is not said does not matter.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{message::envelope::Kind, sink::present::Place};
+use crate::{message::envelope::Kind, store::present::Place};
 
 /// The target of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ pub mod when;
 
 use crate::{
     kafka::{ScanError, TransactError, admin::AdminError},
-    sink::Trouble,
+    store::Trouble,
 };
 
 /// Why a run stopped. It can be run again: it goes on where it stopped.

@@ -13,7 +13,7 @@ use crate::{
     kafka::Partition,
     message::{Observation, SourceName},
     platform::Vendor,
-    sink::{
+    store::{
         Rows, Store,
         row::Parsed,
         stored::{Reach, Wanted},

@@ -15,7 +15,7 @@ use crate::{
     },
     message::codec::Raw,
     runtime::clock::{Clock, Dice},
-    sink::{
+    store::{
         Route,
         row::{Parsed, parse},
     },

@@ -27,7 +27,7 @@ use crate::{
         page::Page,
         scan::{Piece, Span},
     },
-    sink::{Route, Rows, Store, TroubleKind, present::Place, row::parse},
+    store::{Route, Rows, Store, TroubleKind, present::Place, row::parse},
 };
 
 /// Inserts at once: the server works on some while another is on its way.

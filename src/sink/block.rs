@@ -8,10 +8,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{insert::ROWS_MAX, intent::Intent};
+use super::intent::Intent;
 use crate::{
     kafka::{Partition, Record},
     runtime::clock::Timestamp,
+    store::write::ROWS_MAX,
 };
 
 /// What a record weighs in memory beside its bytes: the struct, its headers' names, the row made of it.
@@ -273,7 +274,7 @@ fn weight(record: &Record) -> usize {
 
 /// The month of a record's time as `toYYYYMM(recorded_at)` has it.
 pub(super) fn month(time: Timestamp) -> u32 {
-    let at = jiff::Timestamp::from_millisecond(super::row::storable(time)).unwrap_or_default();
+    let at = jiff::Timestamp::from_millisecond(crate::store::row::storable(time)).unwrap_or_default();
     let date = at.to_zoned(jiff::tz::TimeZone::UTC).date();
     u32::from(date.year().unsigned_abs()) * 100 + u32::from(date.month().unsigned_abs())
 }

@@ -7,7 +7,8 @@
 
 use std::collections::HashSet;
 
-use super::{block::Block, connection::Trouble, insert::Insert, row::Route};
+use super::{block::Block, insert::Insert};
+use crate::store::{Route, Trouble};
 
 /// What is known of the rows of a partition beyond its commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,13 +12,13 @@ use super::{
     doubt::Doubt,
     guard::Guard,
     intent::{self, AHEAD, Intent, IntentError},
-    row::Route,
     sealed::{Reading, Sealed},
     settle::{End, Halt},
 };
 use crate::{
     kafka::{Assignment, Committed, Epoch, Handover, Outgoing, Partition, Record},
     runtime::backoff::Backoff,
+    store::Route,
 };
 
 /// An insert begins within this time after its block was announced; later it is announced again, which fails if the

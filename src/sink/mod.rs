@@ -5,8 +5,8 @@
 //!             rows, bytes or age    waits for the ack       counted if in doubt       last + 1, next intents
 //! ```
 //!
-//! [`block`] cuts a partition's records into offset ranges, [`sealed`] reads them into rows ([`row`]) and these at once
-//! into the bytes that ClickHouse is sent ([`columns`]), [`intent`] is what the commit says of them, [`insert`] stores
+//! [`block`] cuts a partition's records into offset ranges, [`sealed`] reads them into rows and these at once into the
+//! bytes that ClickHouse is sent ([`crate::store`] has both), [`intent`] is what the commit says of them, [`insert`] stores
 //! them, [`doubt`] decides what an answer means and `settle` asks, `lane` is one partition's state, and `stage` holds
 //! them together. While ClickHouse takes nothing, blocks wait, partitions pause, and what waits stays within
 //! `sink.memory`.
@@ -17,27 +17,15 @@
 //! transaction with the intent of its block.
 
 pub mod block;
-pub mod columns;
-pub mod connection;
 pub mod doubt;
-pub mod ends;
 pub mod guard;
-pub mod hottest;
 pub mod insert;
 pub mod intent;
 mod lane;
-mod missing;
 mod patience;
-pub mod present;
-pub mod query;
-pub mod row;
-pub mod schema;
 pub mod sealed;
 mod settle;
 mod stage;
-pub mod stored;
-pub mod unended;
-mod watched;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -45,19 +33,14 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-pub use connection::{ClickHouseConfig, ConnectionError, Trouble, TroubleKind};
-pub use insert::{Insert, Store};
-pub use missing::Rows;
-pub use row::Route;
+pub use insert::Insert;
 
 use crate::{
     kafka::{ReadError, Reader, TransactError, Writer},
     runtime::{clock::Clock, health::RoleHealth},
+    store::{Route, write::ROWS_MAX},
     topics::Topic,
 };
-
-/// The headers of a record that its row is made with.
-pub const HEADERS: [&str; 3] = ["ce_type", "ce_id", "traceparent"];
 
 /// `[sink]`: when a block is full, and how much may wait.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,7 +67,7 @@ impl Default for Config {
 impl Config {
     fn limits(&self) -> block::Limits {
         let bytes = usize::try_from(self.bytes.as_u64()).unwrap_or(usize::MAX);
-        block::Limits { rows: self.rows.clamp(1, insert::ROWS_MAX), bytes: bytes.max(1), age: self.age }
+        block::Limits { rows: self.rows.clamp(1, ROWS_MAX), bytes: bytes.max(1), age: self.age }
     }
 
     fn memory(&self) -> usize {

@@ -8,8 +8,8 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{block::Limits, connection::Trouble};
-use crate::message::envelope::Kind;
+use super::block::Limits;
+use crate::{message::envelope::Kind, store::Trouble};
 
 /// What ClickHouse refuses now, by kind of record: one table may be wrong while the others are not.
 #[derive(Debug, Default)]
@@ -104,7 +104,7 @@ impl Pressure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::connection::TroubleKind;
+    use crate::store::TroubleKind;
 
     fn trouble(kind: TroubleKind) -> Trouble {
         Trouble { kind, code: None, message: "m".to_owned(), view: None }

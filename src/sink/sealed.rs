@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use super::{
     block::{self, Block},
-    columns::Columns,
     guard::{Guard, Known},
     intent::Intent,
-    row::{self, Parsed, Route},
 };
 use crate::{
     kafka::{Outgoing, Partition, Record},
@@ -17,6 +15,11 @@ use crate::{
         envelope::{Envelope, Kind},
     },
     runtime::clock::Timestamp,
+    store::{
+        Route,
+        columns::Columns,
+        row::{self, Parsed},
+    },
 };
 
 /// The name of this stage in `ce_source`.

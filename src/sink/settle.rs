@@ -5,13 +5,14 @@ use std::fmt;
 use tokio::time::Instant;
 
 use super::{
-    connection::{Trouble, TroubleKind},
     doubt::{Doubt, Step, TOKENS_MAX, Verdict},
     insert::{Insert, range_of},
-    row,
     sealed::{Sealed, Unusable},
 };
-use crate::runtime::metrics::METRICS;
+use crate::{
+    runtime::metrics::METRICS,
+    store::{Trouble, TroubleKind, row},
+};
 
 /// How a try has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,14 +15,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Parts, SinkError,
     block::{Block, Cut, Limits},
-    connection::Trouble,
     doubt::Doubt,
     guard,
     insert::Insert,
     intent::IntentError,
     lane::{self, INSERTS_MAX, Lane},
     patience::{Pressure, Troubles},
-    row::Route,
     sealed::{self, Grave, Reading, Sealed},
     settle::{End, Terms, Told, settle},
 };
@@ -32,6 +30,7 @@ use crate::{
         Record, TransactError, WriteError, Writer, outbox::Position,
     },
     runtime::{clock::Clock, health::RoleHealth, metrics::METRICS},
+    store::{Route, Trouble},
 };
 
 /// How soon a refused commit is tried again.

@@ -5,7 +5,7 @@ use crate::{
     kafka::Partition,
     message::{Status, envelope::Kind},
     runtime::clock::Timestamp,
-    sink::{Store, Trouble},
+    store::{Store, Trouble},
 };
 
 /// Enters the ends of a partition before `low` into the balance: those recorded since a time, since all else is of requests

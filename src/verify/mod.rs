@@ -37,7 +37,7 @@ use crate::{
         envelope::{Kind, header},
     },
     runtime::clock::Timestamp,
-    sink::{
+    store::{
         Route, Store, Trouble,
         present::Place,
         row::{Parsed, parse},

@@ -6,7 +6,7 @@ use crate::{
     enqueue::feed::Few,
     kafka::{Partition, page::Page},
     message::envelope::Kind,
-    sink::{Store, Trouble, present::Place},
+    store::{Store, Trouble, present::Place},
 };
 
 /// A record or row, named by partition and offset.

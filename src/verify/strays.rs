@@ -11,7 +11,7 @@ use crate::{
         scan::{self, Span},
     },
     message::envelope::Kind,
-    sink::{Store, Trouble, present::Place},
+    store::{Store, Trouble, present::Place},
     topics::Topic,
 };
 

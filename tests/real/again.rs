@@ -11,7 +11,7 @@ use weir::{
     kafka::Producer,
     message::SourceName,
     simulate::{self, Shares},
-    sink::query::{Format, query, read},
+    store::query::{Format, query, read},
 };
 
 use crate::{
@@ -141,7 +141,7 @@ async fn a_batch_can_be_followed_as_soon_as_it_was_enqueued_and_a_wrong_name_is_
 #[tokio::test]
 async fn an_export_only_reads_and_who_may_only_read_can_still_ask() {
     let url = address("WEIR_TEST_CLICKHOUSE");
-    let all = weir::sink::ClickHouseConfig { url, database: "default".to_owned(), ..Default::default() };
+    let all = weir::store::ClickHouseConfig { url, database: "default".to_owned(), ..Default::default() };
     let mut out = Vec::new();
     let format = Format::Named("TSV".to_owned());
     let write = "CREATE TABLE default.exported (a Int8) ENGINE = Memory";
@@ -150,7 +150,7 @@ async fn an_export_only_reads_and_who_may_only_read_can_still_ask() {
     read(&all, "SELECT 7 SETTINGS max_threads = 1", &format, &mut out).await.unwrap();
     assert_eq!(out, b"7\n");
 
-    let bi = weir::sink::ClickHouseConfig { user: "bi".to_owned(), password: Some("reader".into()), ..all };
+    let bi = weir::store::ClickHouseConfig { user: "bi".to_owned(), password: Some("reader".into()), ..all };
     for colour in [true, false] {
         let mut out = Vec::new();
         query(&bi, "SELECT 7 AS a", &Format::Table { colour }, &mut out).await.unwrap();

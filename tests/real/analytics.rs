@@ -11,7 +11,7 @@ use weir::{
     message::{SourceName, envelope::Kind},
     runtime::clock::{Clock, Dice},
     simulate::{self, Options},
-    sink::{ClickHouseConfig, query::samples, schema},
+    store::{ClickHouseConfig, query::samples, schema},
 };
 
 use crate::{

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 use weir::{
     message::envelope::Kind,
-    sink::{ClickHouseConfig, Insert, Store, TroubleKind},
+    sink::Insert,
+    store::{ClickHouseConfig, Store, TroubleKind},
 };
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use weir::{simulate::Shares, sink::ClickHouseConfig};
+use weir::{simulate::Shares, store::ClickHouseConfig};
 
 use crate::{
     process::Process,

@@ -13,7 +13,7 @@ use weir::{
     message::SourceName,
     runtime::clock::Clock,
     simulate::{self, Latency, Options, Quota, Shares, Simulator},
-    sink::{ClickHouseConfig, schema},
+    store::{ClickHouseConfig, schema},
     topics::Topics,
 };
 

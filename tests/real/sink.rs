@@ -25,12 +25,16 @@ use weir::{
         health::Health,
     },
     sink::{
-        ClickHouseConfig, Config, Insert, Parts, Route, Store, Trouble, TroubleKind,
+        Config, Insert, Parts,
         block::{Block, Blocks, Cut, Limits},
         guard::Known,
-        query::{Format, Progress, QueryError, format_of, query},
-        run, schema,
+        run,
         sealed::{self, Grave, Sealed},
+    },
+    store::{
+        ClickHouseConfig, Route, Store, Trouble, TroubleKind,
+        query::{Format, Progress, QueryError, format_of, query},
+        schema,
     },
     topics::Topic,
 };

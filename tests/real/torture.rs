@@ -16,7 +16,7 @@ use weir::{
     message::SourceName,
     runtime::clock::{Clock, Dice},
     simulate::{self, Options, Simulator},
-    sink::{
+    store::{
         ClickHouseConfig,
         query::{Format, query},
         schema,

@@ -21,7 +21,7 @@ use crate::{
     message::{Observation, Request, SourceName},
     platform::Vendor,
     runtime::clock::Clock,
-    sink::{Store, hottest::Hot},
+    store::{Store, hottest::Hot},
 };
 
 /// How far back items are counted.

@@ -29,7 +29,7 @@ use crate::{
         when::Edge,
     },
     runtime::clock::{Clock, Dice},
-    sink::{Route, Store, present::Place},
+    store::{Route, Store, present::Place},
     topics::{Groups, Topic, Topics},
 };
 

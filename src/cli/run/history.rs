@@ -13,7 +13,7 @@ use crate::{
     kafka::{admin, logs},
     message::envelope::Kind,
     runtime::health::RoleHealth,
-    sink::{self, present::Place},
+    store::{self, present::Place},
 };
 
 /// How long before it is looked again whether somebody has given the group its offsets back.
@@ -98,7 +98,7 @@ impl Process {
             let names = logs::names(&self.config.kafka, std::slice::from_ref(topic)).await.map_err(failed)?;
             let lows: Vec<_> = of_topic().map(|lag| (lag.partition, lag.low)).collect();
             let store =
-                sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+                store::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
             match store.knows_ends(&Place::of(kind), names.name(topic), &lows).await {
                 Ok(true) => return Ok(Some(Forgotten { group: group.to_owned(), topic: topic.clone(), records })),
                 Ok(false) => {}

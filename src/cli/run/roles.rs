@@ -29,6 +29,7 @@ use crate::{
     runtime::{health::RoleHealth, metrics::METRICS},
     serve::Desk,
     sink,
+    store::{self, row::HEADERS},
     tokens::{Store, TokenStore},
     topics,
 };
@@ -267,7 +268,7 @@ impl Process {
         };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
         let reader = self.reader(group, vec![vec![self.topics.results()]])?;
-        let memory = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        let memory = store::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         let (topic, config) = (self.topics.changes().into(), self.config.changes.clone());
         let instead = Instead::new(self.topics.dead(), changes::WRITER);
@@ -283,7 +284,7 @@ impl Process {
             return Ok(());
         }
         let reader = self.reader(self.groups.batches(), vec![vec![self.topics.control()]])?;
-        let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        let store = store::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         let (settle, webhook) = (self.config.batches.settle, webhook.cloned());
         let failed = |error: WriteError| RoleError::Failed(error.into());
@@ -303,12 +304,11 @@ impl Process {
             return Ok(());
         }
         let group = self.groups.sink();
-        let store = sink::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
+        let store = store::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
         let reach = Reach { group: group.clone(), reads: names.clone(), writes: vec![self.topics.dead()] };
         let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
-        let reader =
-            KafkaReader::open_for(&self.config.kafka, self.group(group, topics::alike(&topics)), &sink::HEADERS);
+        let reader = KafkaReader::open_for(&self.config.kafka, self.group(group, topics::alike(&topics)), &HEADERS);
         let reader = reader.map_err(IntakeError::from)?;
         health.ready();
         let parts = sink::Parts {

@@ -22,10 +22,8 @@ use crate::{
         clock::{Dice, Timestamp},
         health::Health,
     },
-    sink::{
-        Config,
-        connection::{Trouble, TroubleKind},
-    },
+    sink::Config,
+    store::{Trouble, TroubleKind},
     topics::Topic,
 };
 

@@ -18,7 +18,8 @@ use crate::{
     kafka::scripted::Log,
     message::{SourceName, envelope::Kind},
     runtime::{clock::Timestamp, health::Health},
-    sink::{Config, connection::Trouble, connection::TroubleKind},
+    sink::Config,
+    store::{Trouble, TroubleKind},
     topics::Topic,
 };
 

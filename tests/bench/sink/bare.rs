@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use weir::{
     message::{Observation, codec::Raw},
     runtime::clock::Timestamp,
-    sink::row::ObservationRow,
+    store::row::ObservationRow,
 };
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clickhouse::Client;
-use weir::sink::{ClickHouseConfig, schema};
+use weir::store::{ClickHouseConfig, schema};
 
 /// A database with weir's tables.
 pub struct Tables {

@@ -6,7 +6,7 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::{connection::Trouble, insert::Store, row::storable};
+use super::{connection::Store, row::storable, trouble::Trouble};
 use crate::{
     message::{ItemId, SourceName, Status, Watched},
     runtime::clock::Timestamp,

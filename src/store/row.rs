@@ -17,6 +17,9 @@ use crate::{
     topics::Topic,
 };
 
+/// The headers of a record that its row is made with.
+pub const HEADERS: [&str; 3] = ["ce_type", "ce_id", "traceparent"];
+
 /// The last millisecond that a `DateTime64(3)` can hold: the end of the year 2299.
 const LAST_MILLIS: i64 = 10_413_791_999_999;
 

@@ -343,8 +343,8 @@ macro_rules! table_row {
         #[derive(Debug, clickhouse::Row, serde::Serialize)]
         $visible struct $name $(<$life>)? { $(pub(super) $field: $type,)* }
 
-        impl $(<$life>)? $crate::sink::columns::Columnar for $name $(<$life>)? {
-            fn fill(&self, cells: &mut $crate::sink::columns::Cells<'_>) {
+        impl $(<$life>)? $crate::store::columns::Columnar for $name $(<$life>)? {
+            fn fill(&self, cells: &mut $crate::store::columns::Cells<'_>) {
                 $(cells.add(stringify!($field), &self.$field);)*
             }
         }

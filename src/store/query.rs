@@ -10,9 +10,9 @@ use tokio::{
 };
 
 use super::{
-    connection::{ClickHouseConfig, ConnectionError, Trouble},
-    insert::Store,
-    schema,
+    connection::{ClickHouseConfig, ConnectionError, Store},
+    migrations,
+    trouble::Trouble,
 };
 use crate::message::BatchId;
 
@@ -63,7 +63,7 @@ impl QueryError {
     #[must_use]
     pub fn in_sql_by_hand(self, database: &str) -> Self {
         match self {
-            Self::Trouble(trouble) => Self::Trouble(trouble.in_sql_by_hand(|table| schema::lacks(database, table))),
+            Self::Trouble(trouble) => Self::Trouble(trouble.in_sql_by_hand(|table| migrations::lacks(database, table))),
             Self::Connection(_) | Self::Output(_) => self,
         }
     }

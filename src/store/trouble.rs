@@ -1,119 +1,10 @@
-//! The way to ClickHouse: where it is, who we are there, and what its refusals mean.
+//! What ClickHouse's refusals mean, and what a person can do about them.
 
-use std::{fmt, fs, io, path::PathBuf, time::Duration};
+use std::{fmt, time::Duration};
 
-use clickhouse::{Client, error::Error};
-use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use clickhouse::error::Error;
 
 use crate::{message::codec::shorten, runtime::error_chain::chain};
-
-/// `[clickhouse]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ClickHouseConfig {
-    /// The HTTP interface.
-    pub url: String,
-    /// The database; `schema apply` creates it.
-    pub database: String,
-    /// The user.
-    pub user: String,
-    /// The password, from the environment (`WEIR_CLICKHOUSE__PASSWORD`) or from `password_file`.
-    pub password: Option<SecretString>,
-    /// A file with the password.
-    pub password_file: Option<PathBuf>,
-    /// How long one insert or statement may take.
-    #[serde(with = "humantime_serde")]
-    pub timeout: Duration,
-}
-
-impl Default for ClickHouseConfig {
-    fn default() -> Self {
-        Self {
-            url: "http://127.0.0.1:8123".to_owned(),
-            database: "weir".to_owned(),
-            user: "default".to_owned(),
-            password: None,
-            password_file: None,
-            timeout: Duration::from_secs(60),
-        }
-    }
-}
-
-/// What is wrong with `[clickhouse]`.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectionError {
-    /// The password's file.
-    #[error("clickhouse.password_file {path:?} cannot be read: {error}")]
-    PasswordFile {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        error: io::Error,
-    },
-    /// Two passwords.
-    #[error("clickhouse.password and clickhouse.password_file are both set: remove one")]
-    TwoPasswords,
-    /// A database name that would need quoting everywhere.
-    #[error("clickhouse.database is {found:?}: use letters, digits and _, not a digit first")]
-    Database {
-        /// The name.
-        found: String,
-    },
-    /// Not an address.
-    #[error("clickhouse.url is {found:?}: it begins with http:// or https:// and holds no user or password")]
-    Url {
-        /// What stands there, without what may be a secret.
-        found: String,
-    },
-}
-
-impl ClickHouseConfig {
-    /// A client for this server and database. Makes no connection yet.
-    ///
-    /// # Errors
-    /// [`ConnectionError`]: the configuration is wrong.
-    pub(super) fn client(&self) -> Result<Client, ConnectionError> {
-        Ok(self.server()?.with_database(&self.database))
-    }
-
-    /// A client that names no database: the one to create it with.
-    pub(super) fn server(&self) -> Result<Client, ConnectionError> {
-        self.check()?;
-        let client = Client::default().with_url(&self.url).with_user(&self.user);
-        Ok(match self.password()? {
-            Some(password) => client.with_password(password.expose_secret()),
-            None => client,
-        })
-    }
-
-    fn check(&self) -> Result<(), ConnectionError> {
-        let mut letters = self.database.chars();
-        let first = letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-        if !first || !letters.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(ConnectionError::Database { found: self.database.clone() });
-        }
-        let host = self.url.strip_prefix("http://").or_else(|| self.url.strip_prefix("https://"));
-        match host {
-            // A password in the address would stand in errors and logs.
-            Some(host) if !host.is_empty() && !host.contains('@') => Ok(()),
-            Some(host) => Err(ConnectionError::Url { found: host.rsplit('@').next().unwrap_or_default().to_owned() }),
-            None => Err(ConnectionError::Url { found: self.url.rsplit('@').next().unwrap_or_default().to_owned() }),
-        }
-    }
-
-    fn password(&self) -> Result<Option<SecretString>, ConnectionError> {
-        match (&self.password, &self.password_file) {
-            (Some(_), Some(_)) => Err(ConnectionError::TwoPasswords),
-            (Some(password), None) => Ok(Some(password.clone())),
-            (None, Some(path)) => match fs::read_to_string(path) {
-                Ok(text) => Ok(Some(text.trim_end_matches(['\r', '\n']).into())),
-                Err(error) => Err(ConnectionError::PasswordFile { path: path.clone(), error }),
-            },
-            (None, None) => Ok(None),
-        }
-    }
-}
 
 /// ClickHouse's code for what a user or a query may not do who or which only reads.
 const READONLY: u32 = 164;
@@ -363,7 +254,7 @@ mod tests {
     fn a_slip_in_sql_by_hand_is_no_matter_of_the_schema_but_a_table_of_ours_that_is_missing_is() {
         let hint = |text: &str| {
             let trouble = Trouble::from(Error::BadResponse(text.to_owned()));
-            trouble.in_sql_by_hand(|name| crate::sink::schema::lacks("weir", name)).hint()
+            trouble.in_sql_by_hand(|name| crate::store::migrations::lacks("weir", name)).hint()
         };
         let apply = "Run `weir schema apply`";
         let table = [
@@ -391,33 +282,5 @@ mod tests {
         let shown = Trouble::from(Error::BadResponse(syntax.to_owned())).in_sql_by_hand(|_| true).to_string();
         assert_eq!(shown, "ClickHouse says no, code 62: Syntax error: failed at position 7 (1): 1");
         assert_eq!(hint("502 Bad Gateway"), "Is it running, and is clickhouse.url right?");
-    }
-
-    #[test]
-    fn a_wrong_configuration_is_refused_without_showing_a_password() {
-        let with = |change: fn(&mut ClickHouseConfig)| {
-            let mut config = ClickHouseConfig::default();
-            change(&mut config);
-            config.client().map(|_| ()).unwrap_err().to_string()
-        };
-        assert!(with(|c| c.database = "we ir".to_owned()).contains("\"we ir\""));
-        assert!(with(|c| c.url = "127.0.0.1:8123".to_owned()).contains("http://"));
-        let shown = with(|c| c.url = "http://me:hush@host:8123".to_owned());
-        assert!(shown.contains("host:8123") && !shown.contains("hush"), "{shown}");
-        assert!(
-            with(|c| {
-                c.password = Some("a".into());
-                c.password_file = Some("b".into());
-            })
-            .contains("both")
-        );
-    }
-
-    #[test]
-    fn a_password_file_may_end_in_a_newline() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "s3cret\n").unwrap();
-        let config = ClickHouseConfig { password_file: Some(file.path().to_owned()), ..Default::default() };
-        assert_eq!(config.password().unwrap().unwrap().expose_secret(), "s3cret");
     }
 }

@@ -1,13 +1,14 @@
 //! Which records of a topic have a row, by their offsets: what `verify` proves and `replay` fills up.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use tokio::time::timeout;
 
 use super::{
-    connection::Trouble,
-    insert::{Store, quoted},
+    connection::Store,
+    quoting::{identifier, quoted},
     row,
+    trouble::Trouble,
 };
 use crate::{
     kafka::{Partition, page::Page},
@@ -27,6 +28,47 @@ impl Place {
     #[must_use]
     pub fn of(kind: Kind) -> Self {
         Self { table: row::table(kind).to_owned() }
+    }
+}
+
+impl Store {
+    /// How many rows of a kind there are for which `range` holds.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn count_where(&self, kind: Kind, range: &str) -> Result<u64, Trouble> {
+        let sql = format!("SELECT count() FROM {} WHERE {range}", row::table(kind));
+        let query = self.client.query_raw(&sql).with_setting("use_query_cache", "0");
+        self.within(query.fetch_one::<u64>()).await
+    }
+
+    /// The offsets of the rows of a kind for which `range` holds.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn offsets_where(&self, kind: Kind, range: &str) -> Result<HashSet<i64>, Trouble> {
+        let sql = format!("SELECT offset FROM {} WHERE {range}", row::table(kind));
+        let query = self.client.query_raw(&sql).with_setting("use_query_cache", "0");
+        Ok(self.within(query.fetch_all()).await?.into_iter().collect())
+    }
+
+    /// The offset after the last record of a partition that has a row, or a dead letter since it could not be read. 0 if
+    /// none has.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn dealt_with_until(&self, kind: Kind, partition: &Partition) -> Result<i64, Trouble> {
+        let sql = format!(
+            "SELECT max(next) FROM (SELECT ifNull(maxOrNull(offset) + 1, 0) AS next FROM {} \
+             WHERE topic = {{topic: String}} AND partition = {} \
+             UNION ALL SELECT ifNull(maxOrNull(origin_offset) + 1, 0) FROM dead_letters \
+             WHERE origin_topic = {{topic: String}} AND origin_partition = {} AND reason = 'invalid')",
+            row::table(kind),
+            partition.number,
+            partition.number,
+        );
+        let query = self.client.query_raw(&sql).param("topic", partition.topic.as_ref());
+        self.within(query.with_setting("use_query_cache", "0").fetch_one::<i64>()).await
     }
 }
 
@@ -234,7 +276,22 @@ impl Store {
     }
 }
 
-/// A table's name as SQL takes it, whatever is in it.
-pub(super) fn identifier(name: &str) -> String {
-    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
+/// The rows of a range of offsets, as a condition of SQL. `times` are those of their records: they let ClickHouse skip all parts but those of that moment: the tables are
+/// not sorted by offset.
+#[must_use]
+pub fn range(partition: &Partition, offsets: Range<i64>, times: impl Iterator<Item = i64> + Clone) -> String {
+    let range = format!(
+        "topic = {} AND partition = {} AND offset >= {} AND offset < {}",
+        quoted(&partition.topic),
+        partition.number,
+        offsets.start,
+        offsets.end
+    );
+    match times.clone().min().zip(times.max()) {
+        Some((from, to)) => {
+            let time = |millis: i64| format!("fromUnixTimestamp64Milli({millis}, 'UTC')");
+            format!("{range} AND recorded_at >= {} AND recorded_at <= {}", time(from), time(to))
+        }
+        None => range,
+    }
 }

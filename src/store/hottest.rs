@@ -7,7 +7,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use super::{TroubleKind, connection::Trouble, insert::Store};
+use super::{
+    connection::Store,
+    trouble::{Trouble, TroubleKind},
+};
 use crate::{
     message::{Columns, ItemId, SourceName, Status},
     runtime::clock::Timestamp,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     message::{Columns, Request, envelope::Headers},
-    sink::columns::{Blob, Time},
+    store::columns::{Blob, Time},
 };
 
 const TIME: i64 = 1_795_824_000_123;

@@ -2,10 +2,10 @@
 
 use super::{
     columns::Columns,
-    connection::Trouble,
-    insert::Store,
+    connection::Store,
     present::Place,
     row::{self, Parsed},
+    trouble::Trouble,
 };
 use crate::message::codec::Raw;
 
@@ -99,13 +99,12 @@ impl Rows {
 }
 
 impl Store {
-    /// Inserts rows under a token: repeated under the same one, they are there once. ClickHouse killed in mid-insert may
-    /// know the token and not have the rows, so whoever is not sure counts them.
+    /// Inserts rows under a token, as [`Store::insert_columns`] does.
     ///
     /// # Errors
     /// [`Trouble`]: perhaps stored, perhaps not.
     pub async fn insert_missing(&self, place: &Place, rows: &Rows, token: &str) -> Result<(), Trouble> {
-        self.within(self.write(&place.table, &rows.columns, token)).await
+        self.insert_columns(&place.table, &rows.columns, token).await
     }
 }
 

@@ -6,7 +6,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{connection::Trouble, insert::Store, row::storable};
+use super::{connection::Store, row::storable, trouble::Trouble};
 use crate::{kafka::Partition, message::BatchId, runtime::clock::Timestamp};
 
 /// How long the whole history may be looked through before the first row comes.

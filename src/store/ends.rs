@@ -4,7 +4,7 @@ use clickhouse::{Row, error::Error};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::{connection::Trouble, insert::Store, row::storable};
+use super::{connection::Store, row::storable, trouble::Trouble};
 use crate::{
     message::{BatchEnd, BatchId},
     runtime::clock::Timestamp,

@@ -12,7 +12,7 @@ use crate::{
         price,
     },
     runtime::clock::Timestamp,
-    sink::columns::{Blob, Exact, Time, table_row},
+    store::columns::{Blob, Exact, Time, table_row},
 };
 
 /// What every table begins and ends with: the record that a row is of, and its trace.

@@ -8,7 +8,11 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use super::{connection::Trouble, insert::Store, present::identifier};
+use super::{
+    connection::Store,
+    quoting::identifier,
+    trouble::{Trouble, TroubleKind},
+};
 use crate::{
     kafka::{Partition, Record},
     message::{BatchId, Columns, ItemId, Observation, SourceName, price},
@@ -183,7 +187,7 @@ impl Observations {
         row.map(|row| {
             let offset = row.offset;
             record(row).map_err(|what| Trouble {
-                kind: super::TroubleKind::Refused,
+                kind: TroubleKind::Refused,
                 code: None,
                 view: None,
                 message: format!("the row of offset {offset} is no observation of weir: {what}"),
