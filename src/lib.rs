@@ -35,6 +35,7 @@ pub mod retry;
 pub mod serve;
 pub mod sink;
 pub mod store;
+pub mod timer;
 
 pub mod batches;
 

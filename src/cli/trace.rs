@@ -26,9 +26,9 @@ use crate::{
         codec::{self, Raw},
         envelope::{Kind, header},
     },
-    retry,
     runtime::clock::Timestamp,
     store::quoting::quoted,
+    timer,
     topics::{Groups, Topics},
 };
 
@@ -288,7 +288,7 @@ fn told_of_record(args: &Args, partition: &Partition, record: &Record, kind: Opt
 fn waits(args: &Args, record: &Record, raw: &Raw<'_>) -> Option<(Timestamp, String, String, String)> {
     let received = codec::read_request(raw, &args.source).ok()?;
     is_about(args, received.id.as_str(), Some(&received.request))?;
-    let due_at = retry::due_at(raw)?;
+    let due_at = timer::due_at(raw)?;
     let details =
         received.request.history.last().map_or_else(String::new, |last| format!("after {}", last.class.as_str()));
     Some((record.time, received.id.to_string(), format!("waits until {due_at}"), details))

@@ -2,7 +2,7 @@
 //!
 //! What to do with a failure is decided by the pure [`policy`]. A request that has to wait leaves the failures topic
 //! at once, for the largest delay topic not longer than its time; from there it hops to shorter ones, and for the
-//! last second it is held in memory (`wheel`), still open in the ledger. Each step is in a transaction with the
+//! last second it is held in memory ([`crate::timer`]), still open in the ledger. Each step is in a transaction with the
 //! offset that it ends, so a restart goes on where it was; nobody waits behind somebody who has to wait longer, and
 //! memory does not grow with what waits.
 
@@ -10,8 +10,6 @@ mod config;
 mod history;
 mod lateness;
 pub mod policy;
-mod waiting;
-mod wheel;
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
@@ -21,13 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use config::{Config, Jitter, Policy, Preset, Rule};
-pub use waiting::due_at;
 
 use self::{
     lateness::Lateness,
     policy::{Decision, decide},
-    waiting::Waiting,
-    wheel::{Held, Item, Wheel},
 };
 use crate::{
     cancelled::Cancelled,
@@ -38,7 +33,7 @@ use crate::{
         outbox::Position,
     },
     message::{
-        DeadLetter, Failure, Lane, Reason, SourceName,
+        DeadLetter, Failure, Lane, Reason, Request, SourceName,
         codec::{self, Encoded, Raw},
         envelope::{Envelope, Kind},
         trace,
@@ -46,6 +41,10 @@ use crate::{
     runtime::{
         clock::{Clock, Dice, Timestamp},
         metrics::METRICS,
+    },
+    timer::{
+        Entry, Item, Waiting, Weight, Wheel,
+        wheel::{goes_on_at, tier},
     },
     topics::Topics,
 };
@@ -82,11 +81,29 @@ const UNKNOWN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often it is told how late requests were sent.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
+/// What is in memory.
+#[derive(Debug)]
+enum Held {
+    /// A request that is on its way through the delay topics.
+    Waiting(Box<Waiting>),
+    /// A dead letter, which only waits for room.
+    Ended(Outgoing),
+}
+
+impl Weight for Held {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Waiting(waiting) => waiting.bytes(),
+            Self::Ended(record) => record.size() + size_of::<Outgoing>() + 64 * record.headers.len(),
+        }
+    }
+}
+
 /// The retry stage.
 pub struct Retry<R, W> {
     config: Config,
     intake: Intake<R, W>,
-    wheel: Wheel,
+    wheel: Wheel<Held>,
     /// Whose requests go to which topic, by `Lane as usize`.
     sources: HashMap<SourceName, [Arc<str>; 2]>,
     cancelled: Cancelled,
@@ -211,7 +228,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         };
         match self.decided(&failure, now) {
             Decision::Again { at, request } => {
-                Held::Waiting(Box::new(Waiting::new(&failure, &request, at, raw, traceparent)))
+                Held::Waiting(Box::new(waiting(&failure, &request, at, raw, traceparent)))
             }
             Decision::Dead { reason, message, request } => {
                 let Failure { request_id, source, .. } = failure;
@@ -255,7 +272,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
 
     /// A record of a delay topic, and when it goes on.
     fn on_the_way(&self, record: &Record, raw: &Raw<'_>, now: Timestamp) -> (Timestamp, Held) {
-        let waiting = match Waiting::read(record, raw) {
+        let waiting = match Waiting::read(record, raw, WRITER) {
             Ok(waiting) => waiting,
             Err(why) => return (now, self.unreadable(raw, &why, now)),
         };
@@ -263,7 +280,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
             return (now, Held::Waiting(Box::new(waiting)));
         }
         let delay = self.tiers.get(topic_of(raw.topic)).map_or(Duration::ZERO, |&tier| self.delays[tier]);
-        let at = wheel::goes_on_at(waiting.due_at, delay, record.time, Waiting::hopped_at(raw), now);
+        let at = goes_on_at(waiting.due_at, delay, record.time, Waiting::hopped_at(raw), now);
         (at, Held::Waiting(Box::new(waiting)))
     }
 
@@ -332,7 +349,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         }
     }
 
-    fn move_on(&mut self, item: Item, now: Timestamp) {
+    fn move_on(&mut self, item: Item<Held>, now: Timestamp) {
         let Item { position, held } = item;
         let (outcome, record) = match held {
             Held::Ended(record) => ("dead", record),
@@ -364,7 +381,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                     return self.move_on(Item { position, held: Held::Waiting(waiting) }, now);
                 }
             }
-            Held::Waiting(waiting) => match wheel::tier(&self.delays, waiting.due_at.since(now)) {
+            Held::Waiting(waiting) => match tier(&self.delays, waiting.due_at.since(now)) {
                 Some(tier) => ("later", waiting.into_hop(Arc::clone(&self.delay_topics[tier]), now)),
                 None => return self.wheel.hold(waiting.due_at, Item { position, held: Held::Waiting(waiting) }),
             },
@@ -405,6 +422,27 @@ impl<R: Reader, W: Writer> Retry<R, W> {
             self.intake.set_flowing(&partition, flows);
         }
     }
+}
+
+/// `request`, which is `failure`'s with its history extended, waits until `due_at`. `raw` is the failure's record.
+fn waiting(failure: &Failure, request: &Request, due_at: Timestamp, raw: &Raw<'_>, traceparent: String) -> Waiting {
+    let first = request.history.first().unwrap_or(&failure.attempt);
+    let remarks = [
+        request.calls.to_string(),
+        failure.attempt.class.as_str().to_owned(),
+        first.at.as_millis().to_string(),
+        raw.position_id().to_string(),
+    ];
+    let entry = Entry {
+        writer: WRITER,
+        id: &failure.request_id,
+        source: &failure.source,
+        lane: failure.lane,
+        request,
+        traceparent,
+        remarks: remarks.map(Some),
+    };
+    Waiting::new(entry, due_at)
 }
 
 /// The settings of clients that hold little: what waits is to wait on the brokers, of dozens of partitions.

@@ -328,8 +328,7 @@ async fn what_cannot_be_read_ends_as_a_dead_letter_and_what_has_no_home_after_a_
     let hop = |name: &str, change: &dyn Fn(&mut Outgoing)| {
         let failure = failure(name, START, Duration::from_secs(9));
         let raw = Raw { topic: "f", partition: 0, offset: 0, time: START, headers: &[], value: None };
-        let waiting =
-            Waiting::new(&failure, &failure.request, START.after(Duration::from_secs(9)), &raw, String::new());
+        let waiting = waiting(&failure, &failure.request, START.after(Duration::from_secs(9)), &raw, String::new());
         let mut record = waiting.into_hop(names().delay(4).into(), START);
         change(&mut record);
         record

@@ -1,18 +1,16 @@
 //! What of the delay topics is in memory, by the time at which it goes on. Pure.
 //!
-//! The delay topics are the wheel: each is a queue whose records all wait equally long. A record waits on the
-//! largest topic whose delay is not longer than the time that it has left; then it moves to a shorter one, and for
-//! the last second it stays here. What is read ahead of a partition is bounded, so however much waits, it waits on
-//! the topics.
+//! A record waits on the largest topic whose delay is not longer than the time that it has left; then it moves to a
+//! shorter one, and for the last second it stays here. What is read ahead of a partition is bounded, so however much
+//! waits, it waits on the topics.
 
 use std::{
     collections::{BTreeMap, HashMap},
     time::Duration,
 };
 
-use super::waiting::Waiting;
 use crate::{
-    kafka::{Outgoing, Partition, outbox::Position},
+    kafka::{Partition, outbox::Position},
     runtime::clock::Timestamp,
 };
 
@@ -22,43 +20,37 @@ const READ_AHEAD: usize = 96 * 1024;
 /// How long before the first record goes on a partition has to flow again: to fetch takes a while.
 const FLOW_BEFORE: Duration = Duration::from_millis(500);
 
-/// What is in memory.
-#[derive(Debug)]
-pub enum Held {
-    /// A request that is on its way through the wheel.
-    Waiting(Box<Waiting>),
-    /// A dead letter, which only waits for room.
-    Ended(Outgoing),
-}
-
-impl Held {
-    fn size(&self) -> usize {
-        match self {
-            Self::Waiting(waiting) => waiting.size(),
-            Self::Ended(record) => record.size() + size_of::<Outgoing>() + 64 * record.headers.len(),
-        }
-    }
+/// What a thing takes in memory.
+pub trait Weight {
+    /// About how many bytes; the same as long as it is held.
+    fn bytes(&self) -> usize;
 }
 
 /// Something in memory, and the record that it stems from.
 #[derive(Debug)]
-pub struct Item {
+pub struct Item<T> {
     /// The record.
     pub position: Position,
     /// What is to become of it.
-    pub held: Held,
+    pub held: T,
 }
 
 /// One partition.
-#[derive(Debug, Default)]
-struct Lane {
+#[derive(Debug)]
+struct Lane<T> {
     /// By the time at which it goes on; the second part keeps those of one millisecond apart.
-    items: BTreeMap<(Timestamp, u64), Item>,
+    items: BTreeMap<(Timestamp, u64), Item<T>>,
     bytes: usize,
     paused: bool,
 }
 
-impl Lane {
+impl<T> Default for Lane<T> {
+    fn default() -> Self {
+        Self { items: BTreeMap::new(), bytes: 0, paused: false }
+    }
+}
+
+impl<T> Lane<T> {
     fn first(&self) -> Option<Timestamp> {
         self.items.first_key_value().map(|((at, _), _)| *at)
     }
@@ -66,15 +58,15 @@ impl Lane {
 
 /// What is in memory of all partitions.
 #[derive(Debug)]
-pub struct Wheel {
-    lanes: HashMap<Partition, Lane>,
+pub struct Wheel<T> {
+    lanes: HashMap<Partition, Lane<T>>,
     sequence: u64,
     bytes: usize,
     /// When so many bytes are held, partitions that hold more than their share flow no further.
     memory: usize,
 }
 
-impl Wheel {
+impl<T: Weight> Wheel<T> {
     /// A wheel that holds about `memory` bytes, at most twice that.
     #[must_use]
     pub fn new(memory: usize) -> Self {
@@ -82,8 +74,8 @@ impl Wheel {
     }
 
     /// Keeps something until `at`.
-    pub fn hold(&mut self, at: Timestamp, item: Item) {
-        let size = item.held.size();
+    pub fn hold(&mut self, at: Timestamp, item: Item<T>) {
+        let size = item.held.bytes();
         let lane = self.lanes.entry(item.position.partition.clone()).or_default();
         self.sequence += 1;
         self.bytes += size;
@@ -92,11 +84,11 @@ impl Wheel {
     }
 
     /// Takes out one thing whose time has come.
-    pub fn take(&mut self, now: Timestamp) -> Option<Item> {
-        let is_due = |lane: &&mut Lane| lane.first().is_some_and(|at| at <= now);
+    pub fn take(&mut self, now: Timestamp) -> Option<Item<T>> {
+        let is_due = |lane: &&mut Lane<T>| lane.first().is_some_and(|at| at <= now);
         let lane = self.lanes.values_mut().filter(is_due).min_by_key(|lane| lane.first())?;
         let (_, item) = lane.items.pop_first()?;
-        let size = item.held.size();
+        let size = item.held.bytes();
         lane.bytes -= size;
         self.bytes -= size;
         Some(item)
@@ -112,6 +104,12 @@ impl Wheel {
     #[must_use]
     pub fn len(&self) -> usize {
         self.lanes.values().map(|lane| lane.items.len()).sum()
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lanes.values().all(|lane| lane.items.is_empty())
     }
 
     /// The partitions whose flow has to change, and whether they are to flow.
@@ -184,10 +182,18 @@ mod tests {
         Partition { topic: "t".into(), number }
     }
 
-    fn item(number: i32, offset: i64) -> Item {
-        let position = Position { partition: partition(number), epoch: Epoch(1), offset };
-        let value = vec![b'x'; 1_000].into();
-        Item { position, held: Held::Ended(Outgoing { topic: "dead".into(), key: None, value, headers: vec![] }) }
+    /// Something of 1,100 bytes.
+    #[derive(Debug)]
+    struct Thing;
+
+    impl Weight for Thing {
+        fn bytes(&self) -> usize {
+            1_100
+        }
+    }
+
+    fn item(number: i32, offset: i64) -> Item<Thing> {
+        Item { position: Position { partition: partition(number), epoch: Epoch(1), offset }, held: Thing }
     }
 
     fn millis(millis: u64) -> Duration {
@@ -195,7 +201,7 @@ mod tests {
     }
 
     /// Fills a partition as a log would as long as it flows; how many bytes that makes.
-    fn fill(wheel: &mut Wheel, partitions: i32, at: Timestamp) -> usize {
+    fn fill(wheel: &mut Wheel<Thing>, partitions: i32, at: Timestamp) -> usize {
         let mut flowing: Vec<_> = (0..partitions).collect();
         for offset in 0..20_000 {
             for &number in &flowing {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::WRITER;
+use super::wheel::Weight;
 use crate::{
     kafka::{Outgoing, Partition, Record, outbox::Position},
     message::{
-        BatchId, Failure, Lane, Request, SourceName,
+        BatchId, Lane, Request, RequestId, SourceName,
         codec::{self, Raw, Unreadable},
         envelope::{Envelope, Headers, Kind, header},
     },
@@ -27,8 +27,9 @@ const SOURCE: &str = "x-source";
 const LANE: &str = "x-lane";
 /// Since when it would be due, but for a source that nobody knows who has read it, in milliseconds since 1970.
 const UNKNOWN_SINCE: &str = "x-unknown-since";
-/// What nobody needs to go on, but who looks at a topic wants to know; carried along as it came.
-const REMARKS: [&str; 4] = ["x-attempt", "x-error-class", "x-first-failed-at", "x-origin"];
+/// What nobody needs to go on, but who looks at a topic wants to know; carried along as it came. Calls so far, the class of
+/// the last failure, when the first one was (in milliseconds since 1970), and the record that the request waits because of.
+pub const REMARKS: [&str; 4] = ["x-attempt", "x-error-class", "x-first-failed-at", "x-origin"];
 
 /// When a record of a delay topic is due.
 #[must_use]
@@ -40,9 +41,29 @@ fn millis(raw: &Raw<'_>, name: &str) -> Option<Timestamp> {
     header(raw.headers, name)?.parse().ok().map(Timestamp::from_millis)
 }
 
+/// A request that begins to wait.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// Who lets it wait, as `ce_source` names it.
+    pub writer: &'static str,
+    /// The request's id.
+    pub id: &'a RequestId,
+    /// Its source.
+    pub source: &'a SourceName,
+    /// Which of the source's topics it goes to.
+    pub lane: Lane,
+    /// What is sent when it is due.
+    pub request: &'a Request,
+    /// The trace that it continues.
+    pub traceparent: String,
+    /// In the order of [`REMARKS`].
+    pub remarks: [Option<String>; REMARKS.len()],
+}
+
 /// A request that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
+    writer: &'static str,
     /// The request's id.
     id: String,
     /// Its source.
@@ -61,34 +82,29 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// `request`, which is `failure`'s with its history extended, waits until `due_at`. `raw` is the failure's record.
+    /// This request waits until `due_at`.
     #[must_use]
-    pub fn new(failure: &Failure, request: &Request, due_at: Timestamp, raw: &Raw<'_>, traceparent: String) -> Self {
-        let first = request.history.first().unwrap_or(&failure.attempt);
-        let remarks = [
-            request.calls.to_string(),
-            failure.attempt.class.as_str().to_owned(),
-            first.at.as_millis().to_string(),
-            raw.position_id().to_string(),
-        ];
+    pub fn new(entry: Entry<'_>, due_at: Timestamp) -> Self {
+        let Entry { writer, id, source, lane, request, traceparent, remarks } = entry;
         Self {
-            id: failure.request_id.to_string(),
-            source: failure.source.clone(),
-            lane: failure.lane,
+            writer,
+            id: id.to_string(),
+            source: source.clone(),
+            lane,
             due_at,
             unknown_since: None,
             traceparent: Some(traceparent),
-            remarks: remarks.map(Some),
+            remarks,
             key: Some(Bytes::copy_from_slice(request.item.as_str().as_bytes())),
             value: codec::json_of(request),
         }
     }
 
-    /// Reads a record of a delay topic.
+    /// Reads a record of a delay topic; `writer` is who moves it on.
     ///
     /// # Errors
     /// [`Unreadable`] if nobody knows when it is due or what it is, or if a newer weir wrote it.
-    pub fn read(record: &Record, raw: &Raw<'_>) -> Result<Self, Unreadable> {
+    pub fn read(record: &Record, raw: &Raw<'_>, writer: &'static str) -> Result<Self, Unreadable> {
         codec::expect_type(raw, Kind::Request)?;
         let text = |name| header(raw.headers, name).map(str::to_owned);
         let missing = |name, expected| {
@@ -97,6 +113,7 @@ impl Waiting {
         };
         let source = text(SOURCE).and_then(|name| SourceName::new(&name).ok());
         Ok(Self {
+            writer,
             id: text("ce_id").ok_or_else(|| missing("ce_id", "the request's id"))?,
             source: source.ok_or_else(|| missing(SOURCE, "the name of a source"))?,
             // One that a newer weir knows waits with the others.
@@ -114,15 +131,6 @@ impl Waiting {
     #[must_use]
     pub fn hopped_at(raw: &Raw<'_>) -> Option<Timestamp> {
         millis(raw, HOPPED_AT)
-    }
-
-    /// About how many bytes it takes in memory.
-    #[must_use]
-    pub fn size(&self) -> usize {
-        let remarks: usize = self.remarks.iter().flatten().map(String::len).sum();
-        let texts = self.id.len() + self.source.as_str().len() + self.traceparent.as_ref().map_or(0, String::len);
-        // Each of these is an allocation of its own, with a head of 16 bytes; the rest is the map's.
-        size_of::<Self>() + 16 * 9 + 64 + remarks + texts + self.value.len() + self.key.as_ref().map_or(0, Bytes::len)
     }
 
     /// The record for its source's topic, now that it is due.
@@ -177,6 +185,15 @@ impl Waiting {
     /// The headers of the request; its time is when it is due, so that a reader can tell how late it came.
     fn envelope(&self) -> Headers {
         let traceparent = self.traceparent.as_deref();
-        Envelope { kind: Kind::Request, id: &self.id, writer: WRITER, time: self.due_at, traceparent }.headers()
+        Envelope { kind: Kind::Request, id: &self.id, writer: self.writer, time: self.due_at, traceparent }.headers()
+    }
+}
+
+impl Weight for Waiting {
+    fn bytes(&self) -> usize {
+        let remarks: usize = self.remarks.iter().flatten().map(String::len).sum();
+        let texts = self.id.len() + self.source.as_str().len() + self.traceparent.as_ref().map_or(0, String::len);
+        // Each of these is an allocation of its own, with a head of 16 bytes; the rest is the map's.
+        size_of::<Self>() + 16 * 9 + 64 + remarks + texts + self.value.len() + self.key.as_ref().map_or(0, Bytes::len)
     }
 }
