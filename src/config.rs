@@ -21,7 +21,9 @@ use serde::Deserialize;
 pub use problem::{ConfigError, Problem};
 
 use crate::{
-    batches, cache, changes, fetch, kafka,
+    batches,
+    cache::{self, Cache},
+    changes, fetch, kafka,
     message::SourceName,
     platform::SourceConfig,
     quota, retry,
@@ -142,6 +144,15 @@ impl Config {
     pub fn token_store(&self) -> anyhow::Result<Arc<dyn TokenStore>> {
         let redis = self.redis.url.as_ref().map(ExposeSecret::expose_secret);
         Ok(tokens::open(&self.tokens, self.folder(), redis, &self.quota.prefix)?)
+    }
+
+    /// The cache, as it is configured. Connects in the background.
+    ///
+    /// # Errors
+    /// `InvalidUrl` of Redis.
+    pub fn open_cache(&self) -> anyhow::Result<Cache> {
+        let redis = self.redis.url.as_ref().map(ExposeSecret::expose_secret);
+        Ok(Cache::open(&self.cache, redis)?)
     }
 
     /// Where relative paths begin: the file's folder, without a file the working directory.

@@ -54,6 +54,8 @@ pub mod runtime;
 
 pub mod config;
 
+pub mod run;
+
 pub mod simulate;
 
 pub mod cli;

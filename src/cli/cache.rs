@@ -9,13 +9,13 @@ use anyhow::Context;
 use super::{
     enqueue::{known_source, parameter},
     exit::{Ended, Exit},
-    get::{desk, open_cache},
     terminal::{agree, counted, note, say, spoken, table},
 };
 use crate::{
     cache::{Cache, Kept, Key, SourceCache},
     config::Config,
     message::{ItemId, Request, SourceName, price},
+    run::desk,
     runtime::clock::{Clock, Dice, Timestamp},
     serve::Question,
 };
@@ -104,7 +104,7 @@ async fn cache_of(config: &Config, name: &SourceName) -> anyhow::Result<(Cache, 
         let message = "the cache is in the memory of each process alone: set redis.url (and cache.shared) to share it";
         return Err(Ended::usage(message).into());
     }
-    let cache = open_cache(config)?;
+    let cache = config.open_cache()?;
     let of_source = cache.source(source, &Clock::System, &Dice::random()).ok_or_else(|| {
         Ended::usage(format!("the answers of {name} are not kept: give it a [source.cache], as in the example file"))
     })?;
@@ -199,7 +199,7 @@ async fn drop_all(which: &Which, config: &Config, refresh: bool) -> anyhow::Resu
         wait: Duration::ZERO,
     };
     let questions: Vec<_> = items.iter().map(question).collect();
-    desk(config, &whole)?.send(&which.source, &questions).await?;
+    desk(config, &whole, config.serve.waiting)?.send(&which.source, &questions).await?;
     say(&format!("Dropped what was kept of {count} of {}, and asked for {them} anew", which.source))?;
     Ok(Exit::Done)
 }

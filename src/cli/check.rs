@@ -27,6 +27,7 @@ use crate::{
         money::OnBudget,
         plan::{AccountLimits, Limits},
     },
+    run::descriptors_wanted,
     runtime::{
         clock::{Clock, Timestamp},
         descriptors,
@@ -161,20 +162,6 @@ fn sources(config: &Config) -> Vec<Finding> {
         )),
     };
     config.sources.iter().map(finding).chain([together]).collect()
-}
-
-/// How many files and connections a process that runs all roles may want at once.
-pub(super) fn descriptors_wanted(config: &Config) -> u64 {
-    let fetch = &config.fetch;
-    let calls_of = |source: &SourceConfig| {
-        let [in_all, per_host] = source.common.in_flight();
-        let of_all_addresses = per_host.map(|calls| calls.saturating_mul(source.common.address.len().max(1)));
-        in_all.into_iter().chain(of_all_addresses).chain([fetch.calls_in_flight]).min().unwrap_or_default()
-    };
-    let calls = config.sources.iter().map(calls_of).fold(0, usize::saturating_add).min(fetch.calls_in_flight_in_all);
-    // A reader and a writer for each source and each of the other roles.
-    let clients = 2 * (config.sources.len() + 4);
-    descriptors::wanted(calls as u64, clients as u64)
 }
 
 fn descriptors_finding(config: &Config) -> Finding {

@@ -4,11 +4,13 @@ use std::process::ExitCode;
 
 use super::terminal;
 use crate::{
+    cache::InvalidUrl,
     config::ConfigError,
     fetch::FetchError,
     kafka::{ReadError, TransactError, WriteError, admin::AdminError, intake::IntakeError},
     platform::OpenError,
     replay::when::WhenError,
+    run::RunError,
     runtime::shutdown::INTERRUPTED,
     sink::SinkError,
     store::{ConnectionError, Trouble, TroubleKind, query::QueryError, schema::SchemaError},
@@ -110,7 +112,9 @@ fn exit_of_cause(cause: Cause<'_>) -> Option<Exit> {
     let usage = cause.is::<ConfigError>()
         || cause.is::<OpenError>()
         || cause.is::<ConnectionError>()
-        || cause.is::<WhenError>();
+        || cause.is::<WhenError>()
+        || cause.is::<InvalidUrl>()
+        || cause.is::<RunError>();
     cause
         .downcast_ref::<Ended>()
         .map(|ended| ended.exit)
@@ -174,6 +178,7 @@ mod tests {
             (anyhow::anyhow!("anything"), Exit::Failed),
             (ConfigError::Invalid(Vec::new()).into(), Exit::Usage),
             (Ended::usage("no such source").into(), Exit::Usage),
+            (RunError::NothingToFetch.into(), Exit::Usage),
             (unreachable.into(), Exit::Unavailable),
             (away().into(), Exit::Unavailable),
             (QueryError::Trouble(away()).into(), Exit::Unavailable),

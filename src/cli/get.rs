@@ -1,6 +1,6 @@
 //! `weir get`: one item now.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -10,15 +10,11 @@ use super::{
     terminal::{note, say, spoken},
 };
 use crate::{
-    cache::Cache,
     config::Config,
     message::{ItemId, SourceName, Status, Via, price},
-    runtime::{
-        clock::{Clock, Dice},
-        duration_text::duration_text,
-    },
-    serve::{Answered, Desk, Given, Question, SourceParts, reply::Body},
-    topics::Topics,
+    run,
+    runtime::duration_text::duration_text,
+    serve::{Answered, Desk, Given, Question, reply::Body},
 };
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -72,23 +68,9 @@ pub(super) fn age(text: &str) -> Result<Duration, String> {
     seconds.map_or_else(|| super::duration(text), Ok)
 }
 
-/// Each source as a desk knows it.
-pub(super) fn sources(config: &Config, cache: &Cache, clock: &Clock, dice: &Dice) -> Vec<SourceParts> {
-    let topics = Topics::new(config.topics.clone());
-    let parts = |source: &crate::platform::SourceConfig| SourceParts {
-        name: source.common.name.clone(),
-        topic: topics.express(&source.common.name).into(),
-        cache: cache.source(source, clock, dice),
-    };
-    config.sources.iter().map(parts).collect()
-}
-
 pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
     known_source(config, &args.source)?;
-    let (clock, dice) = (Clock::System, Dice::random());
-    let cache = open_cache(config)?;
-    let sources = sources(config, &cache, &clock, &dice);
-    let desk = Desk::new(sources, Topics::new(config.topics.clone()), &config.kafka, (clock, dice), 1)?;
+    let desk = run::desk(config, &config.open_cache()?, 1)?;
     let question = Question {
         source: args.source,
         item: args.id,
@@ -109,13 +91,6 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
     let exit = show(&question, answered, &desk, args.json);
     desk.finish(FINISH).await;
     exit
-}
-
-/// The cache, as it is configured.
-pub(super) fn open_cache(config: &Config) -> anyhow::Result<Cache> {
-    use secrecy::ExposeSecret;
-    let redis = config.redis.url.as_ref().map(ExposeSecret::expose_secret);
-    Cache::open(&config.cache, redis).map_err(|error| Ended::usage(error.to_string()).into())
 }
 
 fn show(question: &Question, answered: Answered, desk: &Desk, json: bool) -> anyhow::Result<Exit> {
@@ -182,12 +157,4 @@ fn sheet(question: &Question, given: &Given, desk: &Desk) -> String {
     ];
     let lines = lines.into_iter().filter_map(|(name, value)| Some(format!("{name:<8}{}", value?)));
     lines.collect::<Vec<_>>().join("\n")
-}
-
-/// A desk for commands.
-pub(super) fn desk(config: &Config, cache: &Cache) -> anyhow::Result<Arc<Desk>> {
-    let (clock, dice) = (Clock::System, Dice::random());
-    let sources = sources(config, cache, &clock, &dice);
-    let topics = Topics::new(config.topics.clone());
-    Ok(Arc::new(Desk::new(sources, topics, &config.kafka, (clock, dice), config.serve.waiting)?))
 }

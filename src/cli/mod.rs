@@ -19,7 +19,7 @@ mod quota;
 mod reading;
 mod rebuild;
 mod replay;
-pub mod run;
+mod run;
 mod schema;
 mod status;
 pub mod terminal;
@@ -38,9 +38,10 @@ use std::{
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use self::{exit::Exit, run::Role};
+use self::exit::Exit;
 use crate::{
     config::Config,
+    run::Role,
     runtime::{
         clock::Clock,
         logging::{Audience, Format},

@@ -1,4 +1,4 @@
-//! What each role is made of.
+//! What fetch is made of, one source each: its quota and journal, its cache, its budgets, and who tells how it is.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
@@ -7,13 +7,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Process, RoleError};
+use super::process::{Process, RoleError};
 use crate::{
-    batches::{Batches, Followed, Herald, Webhook},
-    cancelled::Cancelled,
-    changes::{self, Changes, ChangesParts},
     fetch::{Caller, CallerParts, Carry, Fetch},
-    kafka::{Instead, KafkaReader, Producer, Reach, ReadError, Reader, WriteError, Writer, intake::IntakeError},
+    kafka::{Reach, Reader, Writer},
     message::{SourceName, envelope::Kind},
     platform::config::Source,
     quota::{
@@ -25,11 +22,7 @@ use crate::{
         },
         used_up::{self, Allowance},
     },
-    retry::{self, Retry},
     runtime::{health::RoleHealth, metrics::METRICS},
-    serve::Desk,
-    sink,
-    store::{self, row::HEADERS},
     tokens::{Store, TokenStore},
     topics,
 };
@@ -183,12 +176,6 @@ impl Process {
         }
     }
 
-    /// The batches that have been cancelled by now, and from now on.
-    async fn cancelled(&self) -> Result<Cancelled, RoleError> {
-        let followed = Cancelled::follow(&self.config.kafka, &self.topics.control()).await;
-        followed.map_err(|error| RoleError::Failed(error.into()))
-    }
-
     /// Where the source's renewed tokens are kept.
     fn tokens(&self, source: &Source) -> anyhow::Result<Arc<dyn TokenStore>> {
         let can_be_renewed = source.accounts.iter().any(|account| account.refresh_token.is_some());
@@ -227,116 +214,6 @@ impl Process {
                 fetch.await?;
                 Ok(lost?)
             }
-        }
-    }
-
-    pub(super) async fn retry(&self, health: &RoleHealth) -> Result<(), RoleError> {
-        let group = self.groups.retry();
-        let topics = [self.topics.all(&self.config.source_names()), self.topics.delays()].concat();
-        if !self.topics_are_there(&topics, health).await || !self.delays_are_fit(health).await {
-            return Ok(());
-        }
-        let sources = self.config.source_names();
-        let requests = sources.iter().flat_map(|source| self.topics.every_request(source));
-        let delays = self.topics.delays().into_iter().map(|topic| topic.name);
-        let targets = requests.chain(delays).chain([self.topics.dead()]).collect();
-        let reach = Reach { group: group.clone(), reads: self.topics.retried(), writes: targets };
-        let kafka = retry::frugal(&self.config.kafka);
-        let Some(writer) = self.writer_of(&kafka, reach, health).await? else { return Ok(()) };
-        if !self.has_its_place((&group, &[self.topics.failures()], Kind::Failure), health).await? {
-            return Ok(());
-        }
-        let cancelled = self.cancelled().await?;
-        // What failed and what waits are spread over the workers each by itself.
-        let reader = self.reader_of(&kafka, group, vec![vec![self.topics.failures()], self.topics.waiting()])?;
-        health.ready();
-        let (clock, dice) = (self.clock.clone(), self.dice.clone());
-        let retry = Retry::new(reader, writer, sources, &self.topics, self.config.retry.clone(), clock, dice)
-            .heeding(cancelled);
-        Ok(retry.run(self.stop.clone()).await?)
-    }
-
-    pub(super) async fn changes(&self, health: &RoleHealth) -> Result<(), RoleError> {
-        let group = self.groups.changes();
-        if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
-            return Ok(());
-        }
-        let reach = Reach {
-            group: group.clone(),
-            reads: vec![self.topics.results()],
-            writes: vec![self.topics.changes(), self.topics.dead()],
-        };
-        let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
-        let reader = self.reader(group, vec![vec![self.topics.results()]])?;
-        let memory = store::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
-        health.ready();
-        let (topic, config) = (self.topics.changes().into(), self.config.changes.clone());
-        let instead = Instead::new(self.topics.dead(), changes::WRITER);
-        let (clock, dice) = (self.clock.clone(), self.dice.clone());
-        let parts = ChangesParts { reader, writer, memory, topic, instead, config, clock, dice };
-        Ok(Changes::new(parts).run(self.stop.clone()).await?)
-    }
-
-    /// Beside the sink, since it is about rows; in one process of all, since each end is to be told once.
-    pub(super) async fn batches(&self, webhook: Option<&Webhook>, health: &RoleHealth) -> Result<(), RoleError> {
-        let topics = self.topics.all(&self.config.source_names());
-        if !self.topics_are_there(&topics, health).await {
-            return Ok(());
-        }
-        let reader = self.reader(self.groups.batches(), vec![vec![self.topics.control()]])?;
-        let store = store::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
-        health.ready();
-        let (settle, webhook) = (self.config.batches.settle, webhook.cloned());
-        let failed = |error: WriteError| RoleError::Failed(error.into());
-        let producer =
-            self.config.batches.topic.then(|| Producer::new(&self.config.kafka)).transpose().map_err(failed)?;
-        let herald = producer.map(|producer| Herald::new(producer, self.topics.batches().into()));
-        let stored = self.topics.rows(&self.config.source_names()).into_iter().map(|topic| topic.name).collect();
-        let followed = Followed { kafka: self.config.kafka.clone(), group: self.groups.sink(), topics: stored };
-        let (clock, dice, health) = (self.clock.clone(), self.dice.clone(), health.clone());
-        let batches = Batches { reader, store, followed, webhook, herald, settle, clock, dice, health };
-        Ok(batches.run(self.stop.clone()).await.map_err(IntakeError::from)?)
-    }
-
-    pub(super) async fn sink(&self, health: &RoleHealth) -> Result<(), RoleError> {
-        let topics = self.topics.rows(&self.config.source_names());
-        if !self.topics_are_there(&topics, health).await {
-            return Ok(());
-        }
-        let group = self.groups.sink();
-        let store = store::Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
-        let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
-        let reach = Reach { group: group.clone(), reads: names.clone(), writes: vec![self.topics.dead()] };
-        let Some(writer) = self.writer(reach, health).await? else { return Ok(()) };
-        let reader = KafkaReader::open_for(&self.config.kafka, self.group(group, topics::alike(&topics)), &HEADERS);
-        let reader = reader.map_err(IntakeError::from)?;
-        health.ready();
-        let parts = sink::Parts {
-            reader,
-            writer,
-            store,
-            topics,
-            dead_topic: self.topics.dead().into(),
-            clock: self.clock.clone(),
-            health: health.clone(),
-        };
-        sink::run(parts, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
-    }
-
-    /// Hears of the outcomes that somebody waits for.
-    pub(super) async fn serve(&self, desk: &Desk, health: &RoleHealth) -> Result<(), RoleError> {
-        if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
-            return Ok(());
-        }
-        let failed = |error: ReadError| RoleError::Failed(error.into());
-        let tail = tokio::select! {
-            () = self.stop.cancelled() => return Ok(()),
-            tail = desk.open() => tail.map_err(failed)?,
-        };
-        health.ready();
-        tokio::select! {
-            () = self.stop.cancelled() => Ok(()),
-            lost = desk.listen(tail) => match lost.map_err(failed)? {},
         }
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use tracing::warn;
 
-use super::{Process, RoleError};
+use super::process::{Process, RoleError};
 use crate::{
     kafka::{admin, logs},
     message::envelope::Kind,
@@ -63,7 +63,7 @@ impl Process {
                 found = self.forgotten(group, topics, kind) => found?,
             };
             let Some(forgotten) = found else { return Ok(true) };
-            match self.from {
+            match self.begin {
                 Some(Begin::Earliest) => {
                     warn!(group, topic = forgotten.topic, "the group has lost its offsets: all is done again, as told");
                     return Ok(true);
