@@ -1,7 +1,7 @@
 //! batches: tells a webhook, a topic or both that a batch has come to its end, when nobody's terminal is open for it.
 //!
-//! Runs beside the sink, in one process of the fleet: the one that has the only partition of the control topic in a
-//! group made for this. Which ends have been told stands in ClickHouse, so another process goes on where this one
+//! Runs beside the sink, in one process of the fleet: the one that leads ([`Leadership`]), by the only partition of the
+//! control topic in a group made for this. Which ends have been told stands in ClickHouse, so another process goes on where this one
 //! was. An end is told at least once: a process that dies between the answer and its note tells it again. An end that
 //! the webhook does not take is on the topic all the same.
 
@@ -21,7 +21,7 @@ pub use topic::Herald;
 pub use webhook::{Webhook, WebhookError};
 
 use crate::{
-    kafka::{Event, ReadError, Reader},
+    kafka::{ReadError, Reader, leadership::Leadership},
     message::{BatchEnd, BatchId},
     runtime::{
         clock::{Clock, Dice, Timestamp},
@@ -68,8 +68,8 @@ impl Default for Config {
 
 /// What it works with.
 pub struct Batches<R> {
-    /// A member of the group whose only partition says who tells.
-    pub reader: R,
+    /// Whether this process tells.
+    pub leadership: Leadership<R>,
     /// The tables.
     pub store: Store,
     /// What the tables follow from.
@@ -101,13 +101,16 @@ impl<R: Reader> Batches<R> {
     /// # Errors
     /// [`ReadError`]: start again.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), ReadError> {
-        let (mut leads, mut next, mut pause) = (false, Instant::now(), PAUSE_FIRST);
+        let (mut next, mut pause) = (Instant::now(), PAUSE_FIRST);
         let (mut all_at, mut tries) = (Instant::now(), Tries::new());
         loop {
+            let leads = self.leadership.leads();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                event = self.reader.next() => leads = leads_after(leads, event?),
+                changed = self.leadership.changed() => {
+                    changed?;
+                }
                 () = sleep_until(next), if leads => {
                     let all = Instant::now() >= all_at;
                     // What was posted and not noted is posted again.
@@ -204,15 +207,6 @@ fn in_turn(mut ends: Vec<BatchEnd>, tries: &mut Tries) -> Vec<BatchEnd> {
     tries.retain(|batch, _| ends.iter().any(|end| end.batch == *batch));
     ends.sort_by_key(|end| tries.get(&end.batch).copied().unwrap_or_default());
     ends
-}
-
-/// Whether this process tells, after an event of the reader. What is on the topic does not matter.
-fn leads_after(leads: bool, event: Event) -> bool {
-    match event {
-        Event::Assigned(partitions) => leads || !partitions.is_empty(),
-        Event::Revoked(..) | Event::Lost(_) => false,
-        Event::Records { .. } | Event::Gone { .. } => leads,
-    }
 }
 
 #[cfg(test)]

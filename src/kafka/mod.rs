@@ -12,6 +12,7 @@ pub mod follow;
 pub mod intake;
 pub mod job;
 pub mod kept;
+pub mod leadership;
 pub mod ledger;
 pub mod logs;
 mod membership;

@@ -13,7 +13,9 @@ use crate::{
     changes::{self, Changes, ChangesParts},
     config::{self, Config},
     fetch::Carry,
-    kafka::{Instead, KafkaReader, Producer, Reach, ReadError, WriteError, intake::IntakeError},
+    kafka::{
+        Instead, KafkaReader, Producer, Reach, ReadError, WriteError, intake::IntakeError, leadership::Leadership,
+    },
     message::envelope::Kind,
     platform::config::{Source, SourceConfig},
     retry::{self, Retry},
@@ -204,7 +206,7 @@ impl Process {
         if !self.topics_are_there(&topics, health).await {
             return Ok(());
         }
-        let reader = self.reader(self.groups.batches(), vec![vec![self.topics.control()]])?;
+        let leadership = Leadership::new(self.reader(self.groups.batches(), vec![vec![self.topics.control()]])?);
         let store = Store::connect(&self.config.clickhouse).map_err(|error| RoleError::Failed(error.into()))?;
         health.ready();
         let (settle, webhook) = (self.config.batches.settle, webhook.cloned());
@@ -215,7 +217,7 @@ impl Process {
         let stored = self.topics.rows(&self.config.source_names()).into_iter().map(|topic| topic.name).collect();
         let followed = Followed { kafka: self.config.kafka.clone(), group: self.groups.sink(), topics: stored };
         let (clock, dice, health) = (self.clock.clone(), self.dice.clone(), health.clone());
-        let batches = Batches { reader, store, followed, webhook, herald, settle, clock, dice, health };
+        let batches = Batches { leadership, store, followed, webhook, herald, settle, clock, dice, health };
         Ok(batches.run(self.stop.clone()).await.map_err(IntakeError::from)?)
     }
 
