@@ -8,7 +8,7 @@ use crate::{
     kafka::{
         Partition, ReadError, Record, client,
         follow::{Follower, Seen},
-        logs::KEY,
+        log_names::KEY,
     },
     message::{BatchId, Cancellation, Request, codec},
     runtime::clock::Timestamp,

@@ -190,7 +190,7 @@ fn read(
 ) -> Result<Config, ConfigError> {
     let (mut config, mut problems) = layers::assemble(file, variables)?;
     config.file = file.map(|(path, _)| path.to_owned());
-    config.kafka.logs = kafka::logs::Logs::noted_on(&topics::Topics::new(config.topics.clone()).control());
+    config.kafka.logs = kafka::log_names::Logs::noted_on(&topics::Topics::new(config.topics.clone()).control());
     let folder = config.folder().to_owned();
     if let Some(path) = config.clickhouse.password_file.as_mut().filter(|path| path.is_relative()) {
         *path = folder.join(&path);

@@ -178,6 +178,106 @@ fn names_item(line: &str, module: &str) -> bool {
     })
 }
 
+/// The folders and files of `src/`, the lowest first: each imports only from those before it, and none of two on one line
+/// from the other.
+const ORDER: &[&[&str]] = &[
+    &["runtime"],
+    &["breaker", "message"],
+    &["topics"],
+    &["kafka"],
+    &["store", "timer", "cancelled", "quota", "cache"],
+    &["platform"],
+    &["tokens", "simulate"],
+    &["enqueue", "fetch", "retry", "changes", "sink"],
+    &["batches", "serve", "verify", "replay"],
+    &["config"],
+    &["run"],
+    &["cli"],
+    &["lib", "main"],
+];
+
+/// Where a module stands in [`ORDER`].
+fn height(module: &str) -> Option<usize> {
+    ORDER.iter().position(|level| level.contains(&module))
+}
+
+fn no_folder_imports_one_above_it(source: &Source) -> Vec<Finding> {
+    let Some(own) = source.path.strip_prefix("src/").and_then(|path| path.split(['/', '.']).next()) else {
+        return Vec::new();
+    };
+    // Tests may know everything.
+    if source.name().ends_with("tests.rs") || source.path.contains("/tests/") {
+        return Vec::new();
+    }
+    let Some(height_of_own) = height(own) else {
+        return vec![(1, format!("`{own}` is not in the order of folders in tests/tidy.rs: say what it stands on"))];
+    };
+    let is_above = |module: &str| module != own && height(module).is_some_and(|height| height >= height_of_own);
+    let found = modules_named(source).into_iter().filter(|(_, module)| is_above(module));
+    found
+        .map(|(line, module)| (line, format!("src/{own} must not import src/{module}, which does not stand below it")))
+        .collect()
+}
+
+/// The modules of the crate that a file names, with the lines: of `crate::a::b` and `use crate::{a, b::{c, d}}` a and b.
+fn modules_named(source: &Source) -> Vec<(usize, String)> {
+    let (mut found, mut open, mut begins) = (Vec::new(), 0_usize, false);
+    for (number, line) in without_tests(source) {
+        let mut rest = line;
+        while !rest.is_empty() {
+            let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+            let first = rest.chars().next().map_or(1, char::len_utf8);
+            let (text, after) = rest.split_at(word.max(first));
+            match text {
+                "crate" if open == 0 && after.starts_with("::{") => (open, begins, rest) = (1, true, &after[3..]),
+                "crate" if open == 0 && after.starts_with("::") => {
+                    let end = after[2..].find(|c: char| !c.is_alphanumeric() && c != '_');
+                    found.push((number, after[2..][..end.unwrap_or(after.len() - 2)].to_owned()));
+                    rest = &after[2..];
+                }
+                _ if open > 0 && word > 0 => {
+                    if begins && open == 1 {
+                        found.push((number, text.to_owned()));
+                    }
+                    (begins, rest) = (false, after);
+                }
+                _ => {
+                    match text {
+                        "{" if open > 0 => open += 1,
+                        "}" if open > 0 => open -= 1,
+                        "," if open == 1 => begins = true,
+                        _ => {}
+                    }
+                    rest = after;
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The lines without what is only there for tests: `#[cfg(test)]` and the item after it, and a module of tests at the end.
+fn without_tests(source: &Source) -> Vec<(usize, &str)> {
+    let (mut kept, mut lines) = (Vec::new(), source.code());
+    while let Some((number, line)) = lines.next() {
+        if line.trim() != "#[cfg(test)]" {
+            kept.push((number, line));
+            continue;
+        }
+        let Some((_, item)) = lines.next() else { break };
+        if item.starts_with("mod ") && item.ends_with('{') {
+            break;
+        }
+        // `mod a;`, `use a;`, or braces that end where they began.
+        let indent = item.len() - item.trim_start().len();
+        if !item.trim_end().ends_with([';', ',']) {
+            lines
+                .find(|(_, line)| line.len() - line.trim_start().len() == indent && line.trim_start().starts_with('}'));
+        }
+    }
+    kept
+}
+
 fn names_that_say_nothing(source: &Source) -> Vec<Finding> {
     let empty = ["utils", "util", "common", "types", "core", "helpers", "misc"];
     let bad = source.path.split('/').find(|part| empty.contains(&part.trim_end_matches(".rs")));
@@ -257,6 +357,11 @@ fn stages_never_import_each_other() {
 }
 
 #[test]
+fn folders_import_only_what_stands_below_them() {
+    enforce(no_folder_imports_one_above_it, &["src"]);
+}
+
+#[test]
 fn no_file_has_a_name_that_says_nothing() {
     enforce(names_that_say_nothing, &["src", "tests"]);
 }
@@ -285,6 +390,21 @@ fn each_rule_finds_what_it_forbids_and_nothing_else() {
         (stages_never_meet, "src/retry/mod.rs", "use crate::fetch::Config;"),
         (stages_never_meet, "src/sink/block.rs", "use crate::{\n    message::Class,\n    retry::policy,\n};"),
         (stages_never_meet, "src/sink/block.rs", "use crate::{fetch, message::Class};"),
+        (no_folder_imports_one_above_it, "src/quota/limit.rs", "use crate::config::duration_text;"),
+        (
+            no_folder_imports_one_above_it,
+            "src/runtime/metrics.rs",
+            "use crate::{\n    message::{Lane, codec::{a, b}},\n};",
+        ),
+        (no_folder_imports_one_above_it, "src/store/row.rs", "use crate::{message::Class, quota, topics::Topic};"),
+        (no_folder_imports_one_above_it, "src/breaker.rs", "fn a(x: crate::message::Class) {}"),
+        (no_folder_imports_one_above_it, "src/kafka/mod.rs", "#[cfg(test)]\nmod scripted;\nuse crate::store::Store;"),
+        (
+            no_folder_imports_one_above_it,
+            "src/kafka/a.rs",
+            "#[cfg(test)]\nfn a() {\n    b();\n}\nuse crate::cli::exit;",
+        ),
+        (no_folder_imports_one_above_it, "src/elsewhere/mod.rs", "//! Nobody knows what it stands on."),
         (names_that_say_nothing, "src/utils.rs", "//! Things."),
         (names_that_say_nothing, "src/common/mod.rs", "//! Things."),
         (topic_names_in_one_place, "src/sink/mod.rs", "let topic = \"weir.results\";"),
@@ -313,6 +433,14 @@ fn each_rule_finds_what_it_forbids_and_nothing_else() {
             "use crate::{\n    message::Class,\n    runtime::{fetching, sinks},\n};",
         ),
         (stages_never_meet, "src/fetch/mod.rs", "use crate::fetch::window::Window;"),
+        (no_folder_imports_one_above_it, "src/cli/run.rs", "use crate::{config::Config, run::{self, Role}};"),
+        (no_folder_imports_one_above_it, "src/store/row.rs", "use crate::store::Route;\n// use crate::cli;"),
+        (
+            no_folder_imports_one_above_it,
+            "src/kafka/logs.rs",
+            "use crate::{message::{cli, run}, topics::Topics};\n#[cfg(test)]\nuse crate::cli;\n#[cfg(test)]\nmod tests {\n    use crate::fetch::Fetch;\n}",
+        ),
+        (no_folder_imports_one_above_it, "src/quota/journal/tests.rs", "use crate::simulate::Simulator;"),
         (names_that_say_nothing, "src/quota/memory.rs", ""),
         (
             topic_names_in_one_place,

@@ -7,7 +7,6 @@ use std::{sync::Arc, time::Duration};
 use super::policy::{Ends, Habit};
 use crate::{
     message::{Columns, Status},
-    platform,
     runtime::clock::Timestamp,
 };
 
@@ -40,13 +39,6 @@ pub struct Answer {
     /// The vendor's JSON for the item, byte for byte.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,
-}
-
-impl From<platform::Answer> for Answer {
-    fn from(platform::Answer { status, columns, raw }: platform::Answer) -> Self {
-        let fingerprint = columns.fingerprint(status);
-        Self { status, columns, fingerprint, raw }
-    }
 }
 
 impl Answer {

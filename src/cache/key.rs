@@ -2,7 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{message::Request, platform::SourceConfig};
+use super::config::SourceCache;
+use crate::message::{Request, SourceName};
 
 /// A longer key is not worth the room: such requests are always called for.
 const LIMIT: usize = 1_024;
@@ -37,6 +38,18 @@ impl fmt::Debug for Key {
     }
 }
 
+/// A source, as far as its cache has to know it.
+pub trait CachedSource {
+    /// Its name.
+    fn name(&self) -> &SourceName;
+
+    /// How long its answers count; `None`: they are not given again.
+    fn cache(&self) -> Option<&SourceCache>;
+
+    /// A digest of everything in its configuration that may change a reply: with another one its cache begins anew.
+    fn digest(&self) -> &str;
+}
+
 /// Makes the keys of one source.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -48,10 +61,10 @@ impl Keys {
     /// The keys of a source as it is configured: with another API, other columns or other fixed parameters, nothing
     /// that was kept before fits. Its protocol says what of its keys decides a reply.
     #[must_use]
-    pub fn new(source: &SourceConfig) -> Self {
+    pub fn new(source: &impl CachedSource) -> Self {
         let mut prefix = String::new();
-        encode(&mut prefix, source.common.name.as_str());
-        Self { prefix: format!("{prefix}/{}/", source.protocol.digest()) }
+        encode(&mut prefix, source.name().as_str());
+        Self { prefix: format!("{prefix}/{}/", source.digest()) }
     }
 
     /// The key of a request; `None` if it would be too long.
@@ -90,7 +103,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::ItemId;
+    use crate::{message::ItemId, platform::SourceConfig};
 
     pub fn source(more: &str) -> SourceConfig {
         use figment::providers::{Format, Toml};

@@ -26,7 +26,7 @@ use tokio::{
 
 pub use answer::{Answer, Kept};
 pub use config::{Config, Preset, SourceCache as SourceConfig};
-pub use key::{Key, Keys};
+pub use key::{CachedSource, Key, Keys};
 pub use near::Near;
 pub use redis::{Claim, Counts as RedisCounts, Far, InvalidUrl};
 
@@ -36,7 +36,6 @@ use self::{
 };
 use crate::{
     message::Request,
-    platform,
     runtime::{
         backoff::Backoff,
         clock::{Clock, Dice, Timestamp},
@@ -77,16 +76,16 @@ impl Cache {
 
     /// The cache of one source; `None` if its answers are not given again.
     #[must_use]
-    pub fn source(&self, source: &platform::SourceConfig, clock: &Clock, dice: &Dice) -> Option<SourceCache> {
+    pub fn source(&self, source: &impl CachedSource, clock: &Clock, dice: &Dice) -> Option<SourceCache> {
         // Values that are not allowed were refused when the configuration was read.
-        let rules = source.common.cache.as_ref()?.rules().ok()?;
+        let rules = source.cache()?.rules().ok()?;
         Some(SourceCache(Arc::new(Parts {
             cache: self.clone(),
             keys: Keys::new(source),
             rules,
             clock: clock.clone(),
             dice: dice.clone(),
-            counts: METRICS.answered(source.common.name.as_str()),
+            counts: METRICS.answered(source.name().as_str()),
         })))
     }
 

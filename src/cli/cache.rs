@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context;
 
 use super::{
-    enqueue::{known_source, parameter},
+    arguments::{known_source, parameter},
     exit::{Ended, Exit},
     terminal::{agree, counted, note, say, spoken, table},
 };

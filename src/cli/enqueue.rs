@@ -15,6 +15,7 @@ use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    arguments::{age, duration, known_source, parameter},
     exit::{Ended, Exit},
     outlast,
     terminal::{Progress, Rate, agree, counted, grouped, note, say},
@@ -25,7 +26,6 @@ use crate::{
     enqueue::{Chunk, Order, Summary, feed, feed::Few},
     kafka::{Producer, WriteError, admin},
     message::{BatchId, Lane, MaxAge, SourceName},
-    platform::SourceConfig,
     runtime::clock::{Clock, Dice, Timestamp},
     topics::Topics,
 };
@@ -79,18 +79,11 @@ pub struct Args {
     #[arg(long)]
     express: bool,
     /// Do not call any more after this time; what is left becomes dead letters.
-    #[arg(long, value_name = "DURATION", value_parser = super::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     expires_in: Option<Duration>,
     /// How old the answers may be, where a cache has some; 0: by a call each.
-    #[arg(long, value_name = "DURATION", value_parser = super::get::age)]
+    #[arg(long, value_name = "DURATION", value_parser = age)]
     max_age: Option<Duration>,
-}
-
-pub(super) fn parameter(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("write it as NAME=VALUE".to_owned()),
-    }
 }
 
 pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -> anyhow::Result<Exit> {
@@ -127,18 +120,6 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
     let sent = Expected { topic: order.topic.to_string(), sent: sender.sent };
     let watched = watch::run(config, batch, Some(sent), stop).await?;
     Ok(if watched == Exit::Done { exit } else { watched })
-}
-
-/// The source of this name, or an error that lists those that there are.
-pub(super) fn known_source<'a>(config: &'a Config, name: &SourceName) -> anyhow::Result<&'a SourceConfig> {
-    config.source(name.as_str()).ok_or_else(|| {
-        let names: Vec<_> = config.sources.iter().map(|source| source.common.name.as_str()).collect();
-        let file =
-            config.file.as_ref().map_or("no configuration file was read".to_owned(), |f| f.display().to_string());
-        let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        let message = format!("there is no source {:?}; configured are: {known} ({file})", name.as_str());
-        Ended::usage(message).into()
-    })
 }
 
 fn order(args: &Args, config: &Config, clock: &Clock) -> anyhow::Result<Order> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    enqueue::{known_source, parameter},
+    arguments::{age, duration, known_source, parameter},
     exit::{Ended, Exit},
     terminal::{note, say, spoken},
 };
@@ -55,17 +55,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
     param: Vec<(String, String)>,
     /// How long to wait for it.
-    #[arg(long, value_name = "DURATION", value_parser = super::duration, default_value = "30s")]
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
     wait: Duration,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
-}
-
-/// A duration; a bare number counts seconds.
-pub(super) fn age(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().map(Duration::from_secs);
-    seconds.map_or_else(|| super::duration(text), Ok)
 }
 
 pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {

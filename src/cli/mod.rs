@@ -1,6 +1,7 @@
 //! One file per command that is not a stage; here the command line as a whole.
 
 mod account;
+mod arguments;
 mod batches;
 mod cache;
 mod changes;
@@ -32,7 +33,6 @@ mod watch;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
 use clap::{Parser, Subcommand};
@@ -272,11 +272,6 @@ pub async fn run(cli: Cli, config: Config, stop: CancellationToken) -> anyhow::R
     }
 }
 
-/// Reads a duration.
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "give a time such as 90s, 10m, 2h".to_owned())
-}
-
 /// A command that may be dropped at any point.
 async fn until(
     stop: CancellationToken,
@@ -297,14 +292,6 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_duration_that_is_none_is_told_how_to_be_written() {
-        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
-        for text in ["soon", "10", ""] {
-            assert_eq!(duration(text), Err("give a time such as 90s, 10m, 2h".to_owned()), "{text:?}");
-        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    kafka::logs::Names,
+    kafka::log_names::Names,
     message::envelope::Kind,
     replay::{
         into::Into,

@@ -109,7 +109,7 @@ struct Order<'a> {
 
 pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -> anyhow::Result<Exit> {
     if let Some(source) = &args.piece.source {
-        super::enqueue::known_source(config, source)?;
+        super::arguments::known_source(config, source)?;
     }
     let Some(which) = args.topic else {
         let table = args.from_table.unwrap_or_default();
@@ -124,7 +124,7 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
 
 pub(super) async fn redrive(args: RedriveArgs, config: &Config, stop: &CancellationToken) -> anyhow::Result<Exit> {
     if let Some(source) = &args.piece.source {
-        super::enqueue::known_source(config, source)?;
+        super::arguments::known_source(config, source)?;
     }
     let mut order = order((Which::Dead, false), Into::Requests, &args.piece, args.consent, config)?;
     let kept = config.topics.keep_requests;

@@ -19,7 +19,8 @@ use crate::{
     kafka::{
         Outgoing, Producer,
         admin::{self, Lag},
-        logs::{self, topic_of},
+        log_names::topic_of,
+        logs,
     },
     message::{
         BatchId, DeadLetter, ItemId, Origin, Reason, Request, RequestId, SourceName,

@@ -97,7 +97,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     pub fn new(reader: R, writer: W, caller: Caller, quota: Arc<dyn Quota>, config: Config) -> Self {
         let (tally, caller) = (caller.tally(), Arc::new(caller));
         Self {
-            metrics: METRICS.fetching(caller.source.as_str()),
+            metrics: METRICS.fetching(caller.source.as_str(), Lane::ALL.map(Lane::as_str)),
             admission: Admission::new(reader, writer, Arc::clone(&caller), Arc::clone(&tally), config.clone()),
             departure: Departure::new(Arc::clone(&caller), Arc::clone(&quota), Arc::clone(&tally), &config),
             reaction: Reaction::new(Arc::clone(&caller), Arc::clone(&quota), config.heed_hints),
@@ -284,7 +284,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn turn(&mut self) {
         self.departure.begin_turn();
         let is_shut = self.reaction.is_shut(Instant::now());
-        self.metrics.now(|lane| self.departure.waiting_of(lane), self.calls.len(), is_shut);
+        self.metrics.now(Lane::ALL.map(|lane| self.departure.waiting_of(lane)), self.calls.len(), is_shut);
         self.settle();
         self.admission.is_too_much_at_risk();
         self.admission.tell_lost();

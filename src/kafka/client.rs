@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use serde::{Deserialize, Serialize};
 
-use super::logs::Logs;
+use super::log_names::Logs;
 use crate::runtime::backoff::Backoff;
 
 /// `[kafka]`

@@ -5,15 +5,7 @@
 //! start of its id: no topic can be called so. The id of the first one is noted on the control topic, under the key
 //! `log/<topic>`, by whoever meets the topic first; what rows there are from before are of that log.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, sync::PoisonError, time::Duration};
 
 use rdkafka::{
     error::{KafkaError, KafkaResult},
@@ -24,81 +16,21 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 use super::{
-    Partition,
     admin::AdminError,
+    ask,
     client::Config,
-    scan,
+    log_names::{KEY, Logs, Names, name},
     topic_ids::{self, TopicId, TopicIds},
 };
 
 /// How long the brokers may take for one answer.
 const ASK: Duration = Duration::from_secs(10);
 
-/// What the key of a note begins with.
-pub const KEY: &str = "log/";
-
 /// A note on the control topic: the first log of a topic's name.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     topic: String,
     first_id: String,
-}
-
-/// Where the notes are, and what has been read of them. Clones share it.
-#[derive(Clone, Default)]
-pub struct Logs {
-    /// The control topic; `None`: nothing is noted, and every log is called by its topic's name.
-    control: Option<Arc<str>>,
-    firsts: Arc<Mutex<HashMap<String, TopicId>>>,
-    /// Whether an assignment has gone on without.
-    unread: Arc<AtomicBool>,
-}
-
-impl fmt::Debug for Logs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Logs")
-    }
-}
-
-/// What logs are called that are not called by their topic's name.
-#[derive(Clone, Debug, Default)]
-pub struct Names(HashMap<String, Arc<str>>);
-
-impl Names {
-    /// The name of a topic's log, if it is not the topic's.
-    #[must_use]
-    pub fn of(&self, topic: &str) -> Option<&Arc<str>> {
-        self.0.get(topic)
-    }
-
-    /// Those of other topics too; of the same, what they are called now.
-    pub(super) fn extend(&mut self, more: Self) {
-        self.0.extend(more.0);
-    }
-
-    /// The name of a topic's log.
-    #[must_use]
-    pub fn name<'a>(&'a self, topic: &'a str) -> &'a str {
-        self.of(topic).map_or(topic, |name| name)
-    }
-
-    /// The partition as rows name it.
-    #[must_use]
-    pub fn partition(&self, partition: &Partition) -> Partition {
-        let topic = self.of(&partition.topic).unwrap_or(&partition.topic);
-        Partition { topic: Arc::clone(topic), number: partition.number }
-    }
-}
-
-/// What a later log is called.
-fn name(topic: &str, id: TopicId) -> Arc<str> {
-    format!("{topic}@{}", id.short()).into()
-}
-
-/// The topic of a log.
-#[must_use]
-pub fn topic_of(log: &str) -> &str {
-    log.split_once('@').map_or(log, |(topic, _)| topic)
 }
 
 /// Whether a first log that is not noted yet is to be.
@@ -111,29 +43,6 @@ pub(super) enum Noting {
 }
 
 impl Logs {
-    /// The notes are on this topic.
-    #[must_use]
-    pub fn noted_on(control: &str) -> Self {
-        Self { control: Some(control.into()), ..Self::default() }
-    }
-
-    /// Whether asking again for what logs are called would be in vain: for want of a permission, or since it was already.
-    pub(super) fn is_hopeless(&self, error: &KafkaError) -> bool {
-        self.unread.load(Ordering::Relaxed) || is_forbidden(error)
-    }
-
-    /// Says, once, that logs are called by their topics' names since the notes cannot be read.
-    pub(super) fn do_without(&self, error: &KafkaError) {
-        if !self.unread.swap(true, Ordering::Relaxed) {
-            let control = self.control.as_deref().unwrap_or_default();
-            warn!(
-                control, %error,
-                "the control topic cannot be read: topics that are deleted and made anew are not told from the former \
-                 ones. Does this user have the permissions Read and Describe on topic {control}, and are its replicas there?"
-            );
-        }
-    }
-
     /// What the logs with these ids are called. Blocks.
     ///
     /// # Errors
@@ -167,20 +76,11 @@ impl Logs {
     }
 }
 
-/// Whether the brokers refuse this user.
-fn is_forbidden(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        error.rdkafka_error_code(),
-        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::ClusterAuthorizationFailed)
-    )
-}
-
 /// The notes; `None` if there is no such topic.
 fn read(config: &Config, control: &str) -> KafkaResult<Option<HashMap<String, TopicId>>> {
     let mut noted = HashMap::new();
-    let consumer = scan::consumer(config, true)?;
-    let done = scan::read_whole(&consumer, control, |record| {
+    let consumer = ask::consumer(config, true)?;
+    let done = ask::read_whole(&consumer, control, |record| {
         let is_note = record.key.as_ref().is_some_and(|key| key.starts_with(KEY.as_bytes()));
         let note = record.value.filter(|_| is_note).and_then(|value| serde_json::from_slice::<Note>(&value).ok());
         if let Some((topic, id)) = note.and_then(|note| Some((note.topic, note.first_id.parse().ok()?))) {
@@ -223,7 +123,7 @@ pub async fn note(config: &Config, topics: &[String]) -> Result<(), AdminError> 
 
 async fn look(config: &Config, topics: &[String], noting: Noting) -> Result<Names, AdminError> {
     let (of, topics) = (config.clone(), topics.to_vec());
-    scan::blocking(config, "looking up the ids of topics", move || names_of(&of, &topics, noting)).await
+    ask::blocking(config, "looking up the ids of topics", move || names_of(&of, &topics, noting)).await
 }
 
 /// The same, blocking.
@@ -231,7 +131,7 @@ pub(super) fn names_of(config: &Config, topics: &[String], noting: Noting) -> Re
     if config.logs.control.is_none() || topics.is_empty() {
         return Ok(Names::default());
     }
-    let consumer = scan::consumer(config, false)?;
+    let consumer = ask::consumer(config, false)?;
     let ids = topic_ids::ask(rdkafka::consumer::Consumer::client(&consumer), topics.iter().map(String::as_str), ASK)?;
     config.logs.names(config, &ids, noting)
 }
@@ -239,16 +139,7 @@ pub(super) fn names_of(config: &Config, topics: &[String], noting: Noting) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn without_a_permission_nobody_asks_again_and_after_going_on_without_nobody_asks_often() {
-        let logs = Logs::noted_on("control");
-        let forbidden = KafkaError::MessageConsumption(RDKafkaErrorCode::TopicAuthorizationFailed);
-        let away = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
-        assert!(logs.is_hopeless(&forbidden) && !logs.is_hopeless(&away));
-        logs.clone().do_without(&away);
-        assert!(logs.is_hopeless(&away));
-    }
+    use crate::kafka::{Partition, log_names::topic_of};
 
     #[test]
     fn the_first_log_is_called_as_its_topic_and_a_later_one_as_no_topic_can_be() {

@@ -6,6 +6,7 @@
 //! [`outbox`] gathers completed records into transactions.
 
 pub mod admin;
+mod ask;
 pub mod client;
 mod commit_mark;
 pub mod follow;
@@ -14,6 +15,7 @@ pub mod job;
 pub mod kept;
 pub mod leadership;
 pub mod ledger;
+pub mod log_names;
 pub mod logs;
 mod membership;
 mod native;

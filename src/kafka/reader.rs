@@ -37,7 +37,8 @@ use super::{
     Assignment, Committed, Event, Handover, Membership, Offsets, Partition, ReadError, Reader, WriteError,
     client::Config,
     commit_mark,
-    logs::{Names, Noting},
+    log_names::Names,
+    logs::Noting,
     native::{offset_list, partitions},
     topic_ids::{self, TopicIds},
 };

@@ -7,12 +7,7 @@ use rdkafka::{
 };
 use tracing::warn;
 
-use super::{
-    Partition, ReadError, Record,
-    client::Config,
-    logs::{self, Names},
-    native, scan,
-};
+use super::{Partition, ReadError, Record, client::Config, log_names::Names, logs, native, scan};
 
 /// After an error that may pass.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);

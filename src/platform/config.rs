@@ -1,6 +1,7 @@
 //! `[[source]]`: a vendor's API that weir collects from, and the accounts that it is called with.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -339,6 +340,20 @@ impl Source {
             breaker: (config.breaker, config.fallback.clone()),
             limits: SourceLimits::of(config),
         })
+    }
+}
+
+impl cache::CachedSource for SourceConfig {
+    fn name(&self) -> &SourceName {
+        &self.common.name
+    }
+
+    fn cache(&self) -> Option<&cache::SourceConfig> {
+        self.common.cache.as_ref()
+    }
+
+    fn digest(&self) -> &str {
+        self.protocol.digest()
     }
 }
 

@@ -46,6 +46,7 @@ pub use protocol::Protocol;
 pub use redact::{Secrets, redact};
 
 use crate::{
+    cache,
     message::{Class, Columns, Request, Status},
     runtime::clock::Timestamp,
 };
@@ -204,6 +205,13 @@ impl Answer {
     pub fn without(self, secrets: &Secrets) -> Self {
         let clean = self.raw.as_deref().and_then(|raw| secrets.hide_in_json(raw));
         Self { raw: clean.or(self.raw), ..self }
+    }
+}
+
+impl From<Answer> for cache::Answer {
+    fn from(Answer { status, columns, raw }: Answer) -> Self {
+        let fingerprint = columns.fingerprint(status);
+        Self { status, columns, fingerprint, raw }
     }
 }
 

@@ -15,7 +15,7 @@ use jiff::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::limit::{Micros, micros};
+use super::micros::{Micros, micros};
 use crate::runtime::{clock::Timestamp, duration_text::duration_text};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

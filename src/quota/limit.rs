@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::civil::{Calendar, Per, StartsAt, is_whole_days};
-use crate::runtime::clock::Timestamp;
+pub use super::micros::Micros;
+pub(super) use super::micros::{micros, micros_since_1970};
 
 /// How the vendor counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,19 +211,6 @@ impl Limit {
         // An unchecked zero counts as one: the slowest pace, not a crash.
         div_ceil(*self.per, self.calls)
     }
-}
-
-/// Microseconds: what the arithmetic counts in here and in Redis, whose numbers hold them exactly until 2255.
-pub type Micros = u64;
-
-/// Rounded up: later is always lawful.
-pub(super) fn micros(time: Duration) -> Micros {
-    u64::try_from(time.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX)
-}
-
-/// A time of day in microseconds; zero before 1970.
-pub(super) fn micros_since_1970(at: Timestamp) -> Micros {
-    u64::try_from(at.as_millis()).unwrap_or_default() * 1_000
 }
 
 /// `time / by`, rounded up to nanoseconds; `by` = 0 counts as 1.

@@ -15,11 +15,12 @@ pub mod calendar;
 pub mod civil;
 mod config;
 #[cfg(test)]
-mod feedback;
+mod feedback_tests;
 pub mod guard;
 pub mod journal;
 mod limit;
 pub mod memory;
+mod micros;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod money;

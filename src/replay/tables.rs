@@ -23,7 +23,7 @@ use super::{ReplayError, filter::Filter, plan::Mark};
 use crate::{
     kafka::{
         Committed, Job, Partition, Record, Scan,
-        logs::Names,
+        log_names::Names,
         page::Page,
         scan::{Piece, Span},
     },

@@ -29,7 +29,7 @@ use crate::{
     kafka::{
         Instead, Outgoing, Reader, Record, Writer, client,
         intake::{Input, Intake, IntakeError},
-        logs::topic_of,
+        log_names::topic_of,
         outbox::Position,
     },
     message::{

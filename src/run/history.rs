@@ -8,7 +8,7 @@ use std::fmt;
 
 use tracing::warn;
 
-use super::process::{Process, RoleError};
+use super::process::{Begin, Process, RoleError};
 use crate::{
     kafka::{admin, logs},
     message::envelope::Kind,
@@ -18,15 +18,6 @@ use crate::{
 
 /// How long before it is looked again whether somebody has given the group its offsets back.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
-
-/// Where a group begins that has lost its offsets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Begin {
-    /// At the first record: everything on the topic is done again, and paid for again.
-    Earliest,
-    /// At what comes from now on: what is on the topic and has no end yet never gets one by itself.
-    Latest,
-}
 
 /// A topic that a group without offsets would begin anew.
 #[derive(Debug, PartialEq, Eq)]

@@ -18,8 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-pub use history::Begin;
-pub use process::descriptors_wanted;
+pub use process::{Begin, RunError, descriptors_wanted};
 pub use roles::{Role, desk};
 
 use self::{
@@ -50,17 +49,6 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A role that outlived this was well: its next failure counts as the first.
 const WELL_AFTER: Duration = Duration::from_secs(60);
-
-/// Roles that cannot run as they are configured.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// Fetch without a source.
-    #[error("there is nothing to fetch: the configuration has no [[source]]")]
-    NothingToFetch,
-    /// Serve without an address.
-    #[error("there is nowhere to serve items: [http] listen is \"off\"")]
-    NowhereToServe,
-}
 
 /// Runs these roles until `stop`, or until another process takes this one's name. `begin`: where a group begins that has
 /// lost its offsets.

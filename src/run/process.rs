@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::history::Begin;
 use crate::{
     cache::Cache,
     config::Config,
@@ -27,6 +26,26 @@ use crate::{
 
 /// How long to wait before Kafka is asked for its topics again.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Where a group begins that has lost its offsets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Begin {
+    /// At the first record: everything on the topic is done again, and paid for again.
+    Earliest,
+    /// At what comes from now on: what is on the topic and has no end yet never gets one by itself.
+    Latest,
+}
+
+/// Roles that cannot run as they are configured.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Fetch without a source.
+    #[error("there is nothing to fetch: the configuration has no [[source]]")]
+    NothingToFetch,
+    /// Serve without an address.
+    #[error("there is nowhere to serve items: [http] listen is \"off\"")]
+    NowhereToServe,
+}
 
 /// Why a role ended.
 pub enum RoleError {

@@ -2,10 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{
-    RunError,
-    process::{Process, RoleError},
-};
+use super::process::{Process, RoleError, RunError};
 use crate::{
     batches::{Batches, Followed, Herald, Webhook},
     cache::Cache,

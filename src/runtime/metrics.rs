@@ -12,8 +12,6 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use crate::message::Lane;
-
 /// The format of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -60,7 +58,7 @@ pub struct Metrics {
 #[derive(Clone, Debug)]
 pub struct Fetching {
     /// Requests that wait for a slot, by lane.
-    waiting: [(Lane, Gauge); 2],
+    waiting: [Gauge; 2],
     /// Calls that have left.
     in_flight: Gauge,
     /// 1 while the source's breaker is open.
@@ -166,14 +164,14 @@ impl Metrics {
         self.outcomes.get_or_create(&of_source(source, more)).inc();
     }
 
-    /// What fetch is doing for a source.
+    /// What fetch is doing for a source, whose requests come by these lanes.
     #[must_use]
-    pub fn fetching(&self, source: &str) -> Fetching {
+    pub fn fetching(&self, source: &str, lanes: [&'static str; 2]) -> Fetching {
         let waiting =
-            |lane: Lane| (lane, self.waiting.get_or_create_owned(&of_source(source, [("lane", lane.as_str().into())])));
+            |lane: &'static str| self.waiting.get_or_create_owned(&of_source(source, [("lane", lane.into())]));
         let labels = of_source(source, []);
         Fetching {
-            waiting: Lane::ALL.map(waiting),
+            waiting: lanes.map(waiting),
             in_flight: self.in_flight.get_or_create_owned(&labels),
             breaker_open: self.breaker_open.get_or_create_owned(&labels),
             uncommitted: self.uncommitted.get_or_create_owned(&labels),
@@ -255,10 +253,10 @@ impl Metrics {
 }
 
 impl Fetching {
-    /// What it is doing now.
-    pub fn now(&self, waiting: impl Fn(Lane) -> usize, in_flight: usize, breaker_open: bool) {
-        for (lane, gauge) in &self.waiting {
-            gauge.set(whole(waiting(*lane)));
+    /// What it is doing now; `waiting` in the order of the lanes that it was made with.
+    pub fn now(&self, waiting: [usize; 2], in_flight: usize, breaker_open: bool) {
+        for (gauge, waiting) in self.waiting.iter().zip(waiting) {
+            gauge.set(whole(waiting));
         }
         self.in_flight.set(whole(in_flight));
         self.breaker_open.set(breaker_open.into());
@@ -313,7 +311,7 @@ mod tests {
         metrics.budget_spent("shop", "fetch/shop", true);
         metrics.call_items("shop", 40);
         metrics.outcome("shop", "found", "call");
-        metrics.fetching("shop").now(|lane| if lane.is_bulk() { 7 } else { 0 }, 3, false);
+        metrics.fetching("shop", ["express", "bulk"]).now([0, 7], 3, false);
         metrics.slots("shop", "a").missed.inc();
         metrics.answered("shop").far.inc();
         metrics.retried("again");

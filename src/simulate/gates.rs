@@ -5,39 +5,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     gate::{Front, Verdict},
-    stats::{Outcome, Refused},
+    stats::{GatewayReport, Outcome, Refused},
 };
-
-/// One gateway's counts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct GatewayReport {
-    /// Calls that were answered, in whatever way.
-    pub calls: u64,
-    /// Calls that were about items, and were not refused.
-    pub item_calls: u64,
-    /// Ids in those.
-    pub items: u64,
-    /// `items` / `item_calls`; 0 without calls.
-    pub items_per_call: f64,
-    /// The most ids of a call.
-    pub items_per_call_max: u64,
-    /// Refused for a reason that is the caller's.
-    pub refused: u64,
-    /// Of those: over the quota of an account, of an address or of the API.
-    pub violations: u64,
-    /// Of those: while a ban lasted. Calls that were under way when it began are among them.
-    pub during_bans: u64,
-    /// Of those: with more ids than a call may have.
-    pub too_many_ids: u64,
-    /// Throttled or failed on purpose.
-    pub injected: u64,
-    /// Tokens given.
-    pub renewals: u64,
-}
 
 /// The counts of all gateways that were called.
 #[derive(Debug, Default)]

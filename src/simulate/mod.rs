@@ -40,7 +40,6 @@ pub use self::{
     catalogue::Shares,
     chaos::{Mode, Order, OrderError},
     gate::Front,
-    gates::GatewayReport,
     ids::sample,
     limiter::Quota,
     meter::Rates,
@@ -50,6 +49,7 @@ pub use self::{
     stats::{AddressReport, Offender, Report},
 };
 use crate::{message::InvalidId, runtime::clock::Clock};
+pub use stats::GatewayReport;
 
 /// Why a simulator does not run.
 #[derive(Debug, thiserror::Error)]

@@ -12,95 +12,41 @@
 pub mod balance;
 mod deleted;
 pub mod rows;
+pub mod scope;
 mod snapshot;
 pub mod strays;
 
 use std::collections::HashMap;
 
+pub use scope::{Places, Scope, VerifyError};
+
 use self::{
     balance::{Balance, End, Fault, Faults, Sum},
     rows::{Comparison, TopicReport},
+    scope::SKEW_MS,
     snapshot::Snapshot,
     strays::Foreign,
 };
 use crate::{
     enqueue::feed::Few,
     kafka::{
-        Partition, Record, Scan, ScanError,
-        admin::AdminError,
-        client,
-        ledger::{Admit, LedgerError},
+        Partition, Record, Scan,
+        ledger::Admit,
         scan::{Bounds, Piece, Span},
     },
-    message::{
-        BatchId, SourceName,
-        envelope::{Kind, header},
-    },
+    message::envelope::{Kind, header},
     runtime::clock::Timestamp,
     store::{
-        Route, Store, Trouble,
+        Route,
         present::Place,
         row::{Parsed, parse},
         unended::Unended,
     },
-    topics::{Groups, Topic, Topics},
+    topics::Topic,
 };
-
-/// How much earlier than the requests their outcomes may be stamped: the clocks of two machines differ.
-const SKEW_MS: i64 = 10 * 60 * 1_000;
 
 /// How often what looks wrong is looked at again.
 const LOOKS: usize = 3;
-
-/// Why nothing can be said.
-#[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
-    /// Kafka.
-    #[error("{0}")]
-    Admin(#[from] AdminError),
-    /// Kafka, in the middle of reading.
-    #[error("{0}")]
-    Scan(#[from] ScanError),
-    /// ClickHouse.
-    #[error("{0}")]
-    Trouble(#[from] Trouble),
-    /// What a stage has done cannot be told.
-    #[error("what group {group:?} has done of {partition} cannot be read: {error}")]
-    Ledger {
-        /// The stage's group.
-        group: String,
-        /// The partition.
-        partition: Partition,
-        /// Why.
-        error: LedgerError,
-    },
-}
-
-/// What is to be proved.
-#[derive(Clone, Debug, Default)]
-pub struct Scope {
-    /// Only the requests of this batch; rows are compared all the same.
-    pub batch: Option<BatchId>,
-    /// Only requests that were sent from this time on.
-    pub since: Option<Timestamp>,
-    /// How many of the faults of each kind are named.
-    pub named: usize,
-}
-
-/// Where everything is.
-#[derive(Clone, Copy)]
-pub struct Places<'a> {
-    /// The brokers.
-    pub kafka: &'a client::Config,
-    /// The topics' names.
-    pub topics: &'a Topics,
-    /// The groups' names.
-    pub groups: &'a Groups,
-    /// The sources.
-    pub sources: &'a [SourceName],
-    /// The tables.
-    pub store: &'a Store,
-}
 
 /// A request with something wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::{Places, SKEW_MS, Scope, VerifyError};
+use super::scope::{Places, SKEW_MS, Scope, VerifyError};
 use crate::{
     kafka::{
         Committed, Epoch, Partition, client,
         ledger::{Ledger, LedgerError},
-        logs::{self, Names},
+        log_names::Names,
+        logs,
         scan::{self, Bounds, Span},
     },
     message::envelope::Kind,

@@ -3,11 +3,11 @@
 //! The comparison page by page ends where the records end. But a row that was written by hand with a place that a record
 //! will have one day would be taken for that record's.
 
-use super::VerifyError;
+use super::scope::VerifyError;
 use crate::{
     kafka::{
         client,
-        logs::Names,
+        log_names::Names,
         scan::{self, Span},
     },
     message::envelope::Kind,

@@ -26,7 +26,7 @@ pub enum Wish {
 
 /// Reads `--for`.
 pub fn read_time(text: &str) -> Result<Duration, String> {
-    let time = crate::cli::duration(text)?;
+    let time = crate::cli::arguments::duration(text)?;
     if (Duration::from_secs(1)..=Limit::PER_MAX).contains(&time) {
         return Ok(time);
     }

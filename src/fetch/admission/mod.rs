@@ -115,7 +115,7 @@ impl<R: Reader, W: Writer> Admission<R, W> {
             gate: Gate::default(),
             touched: HashSet::new(),
             is_stopping: false,
-            metrics: METRICS.fetching(caller.source.as_str()),
+            metrics: METRICS.fetching(caller.source.as_str(), Lane::ALL.map(Lane::as_str)),
             tally,
             caller,
             config,

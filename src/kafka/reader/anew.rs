@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{ASK, Context, Noting, ReadError, TopicIds, commit_mark, list_of, topic_ids};
-use crate::kafka::{logs::Names, topic_ids::Asking};
+use crate::kafka::{log_names::Names, topic_ids::Asking};
 
 /// How often the ids of the topics are asked for. What is read of another log in the meantime is read under the wrong
 /// offsets, and once more when it is noticed.
