@@ -1,4 +1,4 @@
-//! What a compiler cannot say about the source: confined crates, stages that never meet, files that stay short.
+//! What a compiler cannot say about the source: confined crates, stages that never meet, the order of folders.
 //!
 //! Each rule is a pure function over one file, so that its own test can show it a file that breaks it.
 
@@ -45,7 +45,7 @@ impl Source {
 
     /// The same without the tests, which stand at the end of a file or in one of their own.
     fn code_without_tests(&self) -> impl Iterator<Item = (usize, &str)> {
-        let is_test = self.name() == "tests.rs" || self.path.starts_with("tests/");
+        let is_test = self.name() == "tests.rs" || self.path.contains("/tests/") || self.path.starts_with("tests/");
         self.code().take_while(move |(_, line)| !is_test && line.trim() != "#[cfg(test)]")
     }
 
@@ -109,7 +109,6 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
             "src/tokens",
             "src/runtime/redis_server.rs",
             "src/cli/check",
-            "src/cli/check.rs",
             "tests/real",
             "tests/bench",
         ],
@@ -305,6 +304,15 @@ fn nothing_unfinished(source: &Source) -> Vec<Finding> {
     marks.iter().flat_map(|(mark, why)| source.find(mark, why)).collect()
 }
 
+/// Modules that are a file beside the folder of their parts: each is `x.rs` alone, or `x/mod.rs` with its parts.
+fn files_beside_their_folder<'a>(paths: &[&'a str]) -> Vec<&'a str> {
+    let has_folder = |path: &&str| {
+        let folder = path.strip_suffix(".rs").map(|module| format!("{module}/"));
+        folder.is_some_and(|folder| paths.iter().any(|other| other.starts_with(&folder)))
+    };
+    paths.iter().copied().filter(has_folder).collect()
+}
+
 /// All `.rs` files under a folder of the repository, by path.
 fn files(folder: &str) -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -359,6 +367,15 @@ fn stages_never_import_each_other() {
 #[test]
 fn folders_import_only_what_stands_below_them() {
     enforce(no_folder_imports_one_above_it, &["src"]);
+}
+
+#[test]
+fn a_module_is_laid_out_in_one_way() {
+    let sources = files("src");
+    let paths: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
+    assert!(paths.len() > 5);
+    assert_eq!(files_beside_their_folder(&paths), Vec::<&str>::new(), "move x.rs to x/mod.rs");
+    assert_eq!(files_beside_their_folder(&["src/a.rs", "src/a/b.rs", "src/ab.rs", "src/c/mod.rs"]), ["src/a.rs"]);
 }
 
 #[test]
