@@ -7,9 +7,6 @@
 
 use std::collections::HashSet;
 
-use super::{block::Block, insert::Insert};
-use crate::store::{Route, Trouble};
-
 /// What is known of the rows of a partition beyond its commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
@@ -39,36 +36,4 @@ pub struct Known {
     pub rows: HashSet<i64>,
     /// What cannot be read below this offset has its dead letter.
     pub until: i64,
-}
-
-/// Asks the table about a block, and how far it reaches if that is not known.
-///
-/// # Errors
-/// [`Trouble`]
-pub(super) async fn look<I: Insert>(
-    store: &I,
-    block: &Block,
-    route: &Route,
-    guard: Guard,
-) -> Result<(Guard, Known), Trouble> {
-    let until = match guard {
-        Guard::Off => return Ok((guard, Known::default())),
-        Guard::Until(until) => until,
-        Guard::Unknown => {
-            let until = store.reaches(route.kind, &block.partition).await?;
-            if until > block.first() {
-                tracing::warn!(
-                    partition = %block.partition, from = block.first(), until,
-                    "the offset of the sink's group was set by somebody else, and the table holds rows beyond it: up to \
-                     there only what is missing is inserted"
-                );
-            }
-            until
-        }
-    };
-    let guard = Guard::Until(until).from(block.first());
-    if guard == Guard::Off {
-        return Ok((guard, Known::default()));
-    }
-    Ok((guard, Known { rows: store.stored(route.kind, block).await?, until }))
 }

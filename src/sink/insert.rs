@@ -2,11 +2,15 @@
 
 use std::{collections::HashSet, fmt::Write as _};
 
-use super::{block::Block, sealed::Sealed};
+use super::{
+    block::Block,
+    guard::{Guard, Known},
+    sealed::Sealed,
+};
 use crate::{
     kafka::Partition,
     message::envelope::Kind,
-    store::{Store, Trouble, present::range, row},
+    store::{Route, Store, Trouble, present::range, row},
 };
 
 /// Takes blocks.
@@ -92,4 +96,36 @@ pub(super) fn range_of(sealed: &Sealed) -> String {
         let _ = write!(condition, " AND offset NOT BETWEEN {first} AND {last}");
     }
     condition
+}
+
+/// Asks the table about a block, and how far it reaches if that is not known.
+///
+/// # Errors
+/// [`Trouble`]
+pub(super) async fn look<I: Insert>(
+    store: &I,
+    block: &Block,
+    route: &Route,
+    guard: Guard,
+) -> Result<(Guard, Known), Trouble> {
+    let until = match guard {
+        Guard::Off => return Ok((guard, Known::default())),
+        Guard::Until(until) => until,
+        Guard::Unknown => {
+            let until = store.reaches(route.kind, &block.partition).await?;
+            if until > block.first() {
+                tracing::warn!(
+                    partition = %block.partition, from = block.first(), until,
+                    "the offset of the sink's group was set by somebody else, and the table holds rows beyond it: up to \
+                     there only what is missing is inserted"
+                );
+            }
+            until
+        }
+    };
+    let guard = Guard::Until(until).from(block.first());
+    if guard == Guard::Off {
+        return Ok((guard, Known::default()));
+    }
+    Ok((guard, Known { rows: store.stored(route.kind, block).await?, until }))
 }

@@ -16,8 +16,7 @@ use super::{
     Parts, SinkError,
     block::{Block, Cut, Limits},
     doubt::Doubt,
-    guard,
-    insert::Insert,
+    insert::{self, Insert},
     intent::IntentError,
     lane::{self, INSERTS_MAX, Lane},
     patience::{Pressure, Troubles},
@@ -215,7 +214,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
             let (route, grave, store) = (Arc::clone(&lane.route), grave.clone(), Arc::clone(&self.store));
             self.tasks.spawn(async move {
                 let reading = match cut {
-                    Cut::New(block) => match guard::look(&*store, &block, &route, guard).await {
+                    Cut::New(block) => match insert::look(&*store, &block, &route, guard).await {
                         Ok((guard, known)) => {
                             Reading { guard: Some(guard), ..sealed::read(block, &route, &grave, &known).await }
                         }
