@@ -1,7 +1,6 @@
 //! `[[source]]`: a vendor's API that weir collects from, and the accounts that it is called with.
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,

@@ -163,7 +163,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
 
     /// The same stage, which ends the requests of cancelled batches instead of sending them back.
     #[must_use]
-    pub fn heeding(self, cancelled: Cancelled) -> Self {
+    pub fn with_cancellations(self, cancelled: Cancelled) -> Self {
         Self { cancelled, ..self }
     }
 

@@ -164,7 +164,8 @@ impl Scene {
         let (config, dice) = (self.config.clone(), self.dice.clone());
         let cancelled = self.cancelled.take().unwrap_or_else(Cancelled::none);
         let known = self.known.clone();
-        let retry = Retry::new(reader, writer, known, &names(), config, clock.clock(), dice).heeding(cancelled);
+        let retry =
+            Retry::new(reader, writer, known, &names(), config, clock.clock(), dice).with_cancellations(cancelled);
         #[allow(clippy::disallowed_methods, reason = "the handle is kept")]
         let role = tokio::spawn(retry.run(stop.clone()));
         self.machines.push(Machine { number: self.next, clock, role, stop });
@@ -421,7 +422,7 @@ async fn a_burst_that_does_not_fit_into_memory_comes_through_all_the_same() {
 }
 
 /// The scene's first machine, which heeds what is cancelled.
-async fn heeding(scene: &mut Scene) -> impl Fn(&str, i64) + use<> {
+async fn with_cancellations(scene: &mut Scene) -> impl Fn(&str, i64) + use<> {
     let (cancel, cancelled) = Cancelled::scripted();
     scene.cancelled = Some(cancelled);
     scene.start().await;
@@ -437,7 +438,7 @@ fn of_batch(id: &str, batch: &str, now: Timestamp, delay: Duration) -> Failure {
 #[tokio::test(start_paused = true)]
 async fn what_waits_of_a_cancelled_batch_ends_when_it_is_next_touched_and_no_other_does() {
     let mut scene = Scene::new(11, 0);
-    let cancel = heeding(&mut scene).await;
+    let cancel = with_cancellations(&mut scene).await;
     let failed_at = scene.clock.now();
     // In memory for its last second; on a delay topic; far away; of another batch; of none.
     let far = Duration::from_secs(5_000);

@@ -44,7 +44,7 @@ use crate::{
         kept::{Answer, Kept},
         outbox::{Position, Risk},
     },
-    message::BatchId,
+    message::{BatchId, Lane},
     quota::{Pay, Purse, Tally, money::Budgets},
     runtime::metrics::{Fetching, METRICS},
 };
