@@ -74,6 +74,8 @@ pub(super) struct Ended {
     pub(super) has_answer: bool,
     /// The account's token is refused for good.
     pub(super) is_dead: bool,
+    /// The account's credentials were replaced while the call was under way: that these are refused says nothing.
+    pub(super) is_outdated: bool,
     /// What the breakers gave it.
     pub(super) tickets: Option<Tickets>,
     /// What it was made for.
@@ -169,6 +171,7 @@ impl Ended {
             refusal,
             has_answer,
             is_dead,
+            is_outdated: false,
             tickets,
             travel,
             refused,
@@ -245,6 +248,12 @@ impl Caller {
         Self::new(CallerParts { guard, ..self.parts })
     }
 
+    /// What knows the credentials that its calls carry.
+    #[must_use]
+    pub fn keeper(&self) -> Arc<Keeper> {
+        Arc::clone(&self.tokens)
+    }
+
     pub(super) fn batch_max(&self) -> usize {
         self.parts.vendor.batch_max()
     }
@@ -319,6 +328,7 @@ impl Caller {
                     METRICS.call_items(self.source.as_str(), jobs.len());
                     let (refusal, has_answer) = sum_up(&reply);
                     let is_dead = self.judge_token(account, generation, refusal.as_ref()).await;
+                    let is_outdated = self.tokens.is_outdated(account, generation);
                     let latency = facts.http_status.map(|_| facts.latency);
                     let contact = Contact::Called(facts.http_status);
                     let is_shared = jobs.len() > 1 || travel.group.is_some();
@@ -329,6 +339,7 @@ impl Caller {
                         unused: None,
                         replied_at: at,
                         departed_at: Some(departed_at),
+                        is_outdated,
                         ..Ended::nothing(&slot, address)
                     };
                     if is_open {

@@ -276,6 +276,7 @@ pub(super) fn ended(left_at: Instant, advice: Advice, kind: Option<RefusalKind>)
         refusal,
         has_answer: false,
         is_dead: false,
+        is_outdated: false,
         tickets: None,
         travel: call::Travel::default(),
         refused: None,

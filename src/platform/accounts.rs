@@ -186,6 +186,29 @@ impl Account {
         }
     }
 
+    /// Whether this is the same name, key, secret and tokens; limits and addresses may differ.
+    #[must_use]
+    pub fn has_credentials_of(&self, other: &Self) -> bool {
+        let token = |token: &Option<SecretString>| token.as_ref().map(|token| token.expose_secret().to_owned());
+        let all = |account: &Self| {
+            let secret = account.app_secret.expose_secret().to_owned();
+            (account.app_key.clone(), secret, token(&account.access_token), token(&account.refresh_token))
+        };
+        self.alias == other.alias && all(self) == all(other)
+    }
+
+    /// The same account with the credentials of another one.
+    #[must_use]
+    pub fn with_credentials_of(&self, other: &Self) -> Self {
+        Self {
+            app_key: other.app_key.clone(),
+            app_secret: other.app_secret.clone(),
+            access_token: other.access_token.clone(),
+            refresh_token: other.refresh_token.clone(),
+            ..self.clone()
+        }
+    }
+
     /// Whether its app key can stand in a URL's path, and is there if it is needed.
     pub(super) fn check_key(&self, is_needed: bool) -> Result<(), AccountsError> {
         let key = self.app_key.as_bytes();

@@ -16,6 +16,7 @@ use super::{
     Account, Vendor,
     accounts::{self, AccountConfig},
     address::{self, AddressConfig, HealthConfig},
+    credentials::Credentials,
     http::{Authorities, Client, Manners, Timeouts},
     limits::SourceLimits,
     preset::Preset,
@@ -231,6 +232,8 @@ pub struct Source {
     pub client: Client,
     /// Its accounts, at least one; slots name them by their index.
     pub accounts: Arc<[Account]>,
+    /// Where the accounts' secrets stand.
+    pub credentials: Credentials,
     /// Accounts without a limit go as fast as they can.
     pub unlimited: bool,
     /// The addresses that calls leave from, at least one; slots name them by their index.
@@ -329,6 +332,7 @@ impl Source {
             vendor,
             client: client.map_err(|error| Problem::Client(error.to_string()))?,
             accounts: accounts.into(),
+            credentials: Credentials::of(config, protocol.needs_app_key(), at.folder),
             unlimited: config.unlimited,
             addresses: addresses.into(),
             address_health: config.address_health,

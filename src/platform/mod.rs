@@ -9,6 +9,7 @@ pub mod address;
 pub mod ali1688;
 pub mod config;
 mod content;
+pub mod credentials;
 pub mod exchange;
 pub mod headers;
 pub mod hints;

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::process::{Process, RoleError};
 use crate::{
+    config,
     fetch::{Caller, CallerParts, Carry, Fetch},
     kafka::{Reach, Reader, Writer},
     message::{SourceName, envelope::Kind},
@@ -17,13 +18,13 @@ use crate::{
         self, Purse, Quota, Share,
         guard::Guard,
         journal::{
-            Journal,
+            BeforeResume, Journal,
             report::{Reporter, allowed},
         },
         used_up::{self, Allowance},
     },
     runtime::{health::RoleHealth, metrics::METRICS},
-    tokens::{Store, TokenStore},
+    tokens::{Store, TokenStore, corrected::Corrected},
     topics,
 };
 
@@ -65,6 +66,7 @@ impl Process {
             clock: self.clock.clone(),
             rng: self.dice.clone(),
         });
+        let keeper = caller.keeper();
         let aliases = source.accounts.iter().map(|account| account.alias.clone()).collect();
         let redis = self.config.redis.url.as_ref().map(ExposeSecret::expose_secret);
         health.not_ready("reading what is spent and who is paused");
@@ -78,6 +80,10 @@ impl Process {
         let quota = quota::open(&self.config.quota, redis, &source.name, &aliases, &limits, &self.clock, &past)
             .map_err(|error| RoleError::Failed(error.into()))?;
         journal.restore(&past, quota.as_ref(), &aliases).await;
+        let corrected = Arc::new(Corrected::new(source, config::variable, keeper, Arc::clone(&quota)));
+        // A role that begins anew has what was read when the process began.
+        corrected.take().await;
+        let journal = journal.with_before_resume(Arc::clone(&corrected) as Arc<dyn BeforeResume>);
         let allowance = Arc::new(self.allowance(source, &limits));
         let purse = source.budgets.as_ref().and_then(|budgets| Purse::new(budgets, &past)).map(Arc::new);
         if let Some(purse) = &purse {
@@ -126,6 +132,7 @@ impl Process {
         tokio::select! {
             ended = self.fetch_and_report(fetch, journal, reporter, has_budgets) => ended,
             never = calendar => match never {},
+            never = corrected.follow() => match never {},
             never = self.tell_whether_calls_can_leave(&source.name, &allowance, &quota, health) => match never {},
         }
     }

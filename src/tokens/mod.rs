@@ -6,6 +6,7 @@
 //! have renewed, and takes an account out of use whose token cannot be renewed. [`life`] has the decisions.
 
 mod config;
+pub mod corrected;
 pub mod file;
 pub mod keeper;
 pub mod life;

@@ -215,3 +215,39 @@ async fn after_a_kill_the_stored_token_is_used() {
     assert!(tested.starts_with("ok: ali1688 accepts"), "{tested}");
     assert!(process.stop().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_that_is_corrected_in_the_file_of_accounts_is_taken_by_running_roles_before_a_resume() {
+    let mut scene = Scene::new("corrected", 1, TokenRules::default()).await;
+    let right = std::fs::read_to_string(&scene.accounts).unwrap();
+    let secret = right.lines().find(|line| line.starts_with("app_secret")).unwrap();
+    let wrong = "app_secret = \"mistyped-4711\"";
+    std::fs::write(&scene.accounts, right.replace(secret, wrong)).unwrap();
+    let (one, two) = (scene.installation.start("one", ROLES), scene.installation.start("two", ROLES));
+    two.says("fetching").await;
+    scene.ask(20).await;
+    let refusals =
+        || [one.log(), two.log()].iter().map(|log| log.matches("it is disabled until").count()).sum::<usize>();
+    eventually("the account is refused", async || (refusals() > 0).then_some(())).await;
+    // Half of it, as an editor leaves it while it writes.
+    let half = &right[..right.find(secret).unwrap() + secret.len() - 3];
+    std::fs::write(&scene.accounts, half).unwrap();
+    one.says("changed credentials are not taken over").await;
+    let (resume, before) = (["quota", "resume", "ali1688", "sim-0001"], refusals());
+    scene.installation.run(&resume).await;
+    eventually("it calls with the old secret, and is refused", async || (refusals() > before).then_some(())).await;
+    let stats = scene.simulator.stats();
+    assert_eq!((stats.found, stats.absent, stats.off_shelf), (0, 0, 0));
+    std::fs::write(&scene.accounts, &right).unwrap();
+    scene.installation.run(&resume).await;
+    scene.ends.read_until(scene.asked).await;
+    scene.each_ended_once();
+    one.says("its corrected credentials are used").await;
+    two.says("its corrected credentials are used").await;
+    for log in [one.log(), two.log()] {
+        let secrets = scene.simulator.secrets();
+        let shown = secrets.iter().map(String::as_str).chain(["mistyped"]).find(|secret| log.contains(secret));
+        assert_eq!(shown, None);
+    }
+    assert!(one.stop().await.success() && two.stop().await.success());
+}

@@ -101,8 +101,10 @@ Examples:
 A source is resumed as a whole; accounts of it that are paused or disabled themselves stay so. From an address that was \
 taken out one call leaves first; if that fails too, the address is taken out again.
 
-An account whose app key or secret was corrected in the configuration or in accounts_file: start the roles that call \
-with it again, which read it then, and resume it after that. A new token needs neither: `weir account authorise`.")]
+An app key, secret or token that was corrected in accounts_file, or in the file of a secret, is read before the account \
+calls again; running roles also take it over by themselves within seconds, once the file is whole. Other keys of an \
+account, new accounts and secrets in the environment are read when the roles start. `weir account authorise` gives an \
+account a new token.")]
     Resume {
         #[command(flatten)]
         scope: Scope,

@@ -204,6 +204,7 @@ impl Reaction {
             self.spread.note(latency, Instant::now());
         }
         match &ended.refusal {
+            Some(Refusal { kind: RefusalKind::Denied(_), .. }) if ended.is_outdated => {}
             Some(refusal) => self.react((ended.account, ended.address), ended.left_at, refusal).await,
             None if ended.outcomes.is_empty() => {}
             None => self.penalties.forgive(ended.account, ended.left_at),

@@ -16,6 +16,7 @@ pub mod settings_diff;
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
@@ -108,6 +109,13 @@ pub async fn read(config: &Config, topic: &str, only: Option<SourceName>) -> Res
     timeout(READ_WITHIN, read).await.map_err(|_| JournalError::Slow { topic: topic.to_owned() })?
 }
 
+/// What is done before an operator's `resume` lets calls go again.
+#[async_trait]
+pub trait BeforeResume: Send + Sync {
+    /// Does it, in a time that the operator can wait for.
+    async fn before_resume(&self);
+}
+
 /// One worker's side of the topic.
 pub struct Journal {
     follower: Follower,
@@ -116,6 +124,7 @@ pub struct Journal {
     source: SourceName,
     clock: Clock,
     known: Known,
+    before_resume: Option<Arc<dyn BeforeResume>>,
 }
 
 impl Journal {
@@ -126,7 +135,13 @@ impl Journal {
     pub async fn open(config: &Config, topic: &str, source: &SourceName, clock: Clock) -> Result<Self, JournalError> {
         let (known, follower) = read(config, topic, Some(source.clone())).await?;
         let producer = Producer::new(config)?;
-        Ok(Self { follower, producer, topic: topic.into(), source: source.clone(), clock, known })
+        Ok(Self { follower, producer, topic: topic.into(), source: source.clone(), clock, known, before_resume: None })
+    }
+
+    /// The same, which does this before an operator's `resume` of the source or an account.
+    #[must_use]
+    pub fn with_before_resume(self, before_resume: Arc<dyn BeforeResume>) -> Self {
+        Self { before_resume: Some(before_resume), ..self }
     }
 
     /// What is known of the past.
@@ -141,7 +156,7 @@ impl Journal {
         for setting in settings.accounts.into_values().chain(settings.addresses.into_values()) {
             debug!(source = %self.source, account = ?setting.account, address = ?setting.address, "set before this worker began");
             let changed = Changed { before: None, now: setting };
-            put_into_effect(&changed, quota, aliases, &self.clock).await;
+            put_into_effect(&changed, quota, aliases, &self.clock, None).await;
         }
         let accounts = past.accounts.iter().map(|(alias, known)| (Some(alias), known));
         let accounts = accounts.chain([(None, &past.whole)]);
@@ -182,7 +197,8 @@ impl Journal {
                 seen = self.follower.next() => {
                     if let Seen::Record(record) = seen? && let Some(changed) = self.known.take(&self.topic, &record) {
                         let Reporter { quota, aliases, .. } = &*writing.reporter;
-                        put_into_effect(&changed, quota.as_ref(), aliases, &self.clock).await;
+                        let before_resume = self.before_resume.as_deref();
+                        put_into_effect(&changed, quota.as_ref(), aliases, &self.clock, before_resume).await;
                     }
                     // Beside settings only what others have spent for batches matters from now on.
                     if let Some(purse) = &writing.reporter.purse {
@@ -245,7 +261,13 @@ fn instant(clock: &Clock, at: Timestamp) -> Instant {
 }
 
 /// Does what an operator's setting asks for.
-async fn put_into_effect(changed: &Changed, quota: &dyn Quota, aliases: &Aliases, clock: &Clock) {
+async fn put_into_effect(
+    changed: &Changed,
+    quota: &dyn Quota,
+    aliases: &Aliases,
+    clock: &Clock,
+    before_resume: Option<&dyn BeforeResume>,
+) {
     let QuotaSetting { source, account, address, .. } = &changed.now;
     let scope = match address {
         Some(name) => address_scope(quota, name, clock),
@@ -256,7 +278,12 @@ async fn put_into_effect(changed: &Changed, quota: &dyn Quota, aliases: &Aliases
     for effect in effects(changed, clock.now()) {
         info!(%source, account, address, "{effect}");
         match effect {
-            Effect::Release(as_of) => quota.release(scope, as_of).await,
+            Effect::Release(as_of) => {
+                if let Some(before_resume) = before_resume.filter(|_| address.is_none()) {
+                    before_resume.before_resume().await;
+                }
+                quota.release(scope, as_of).await;
+            }
             Effect::Pause(until, cause) => {
                 let until = until.map_or_else(|| Instant::now() + Limit::PER_MAX, |until| instant(clock, until));
                 quota.hold(scope, Hold::Until(until), &cause).await;

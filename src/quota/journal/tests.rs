@@ -29,7 +29,7 @@ async fn what_an_operator_sets_slows_pauses_and_resumes_and_the_calendars_share_
     tokio::time::sleep(Duration::from_secs(2)).await;
     let none = |account: Option<&AccountAlias>| QuotaSetting::none(source.clone(), account.cloned(), clock.now());
     let set = async |before: Option<QuotaSetting>, now: QuotaSetting| {
-        put_into_effect(&Changed { before, now }, &quota, &aliases, &clock).await;
+        put_into_effect(&Changed { before, now }, &quota, &aliases, &clock, None).await;
     };
     let whole = calls(&quota).await;
     let half = QuotaSetting { pace: Some(0.5), ..none(None) };
@@ -65,12 +65,47 @@ async fn an_address_that_was_taken_out_is_resumed_by_its_name_and_nobody_else_wi
     let resume = async |name: &str| {
         let setting = QuotaSetting::of_address(source.clone(), name.to_owned(), clock.now());
         let now = QuotaSetting { resumed_at: Some(clock.now()), ..setting };
-        put_into_effect(&Changed { before: None, now }, &quota, &aliases, &clock).await;
+        put_into_effect(&Changed { before: None, now }, &quota, &aliases, &clock, None).await;
     };
     resume("another").await;
     assert_eq!(calls(&quota).await, 0, "this worker has no such address");
     resume("0").await;
     assert!(calls(&quota).await > 0);
+}
+
+/// Sees whether calls can leave at the time.
+struct Watches(Arc<Memory>, std::sync::Mutex<Vec<bool>>);
+
+#[async_trait]
+impl BeforeResume for Watches {
+    async fn before_resume(&self) {
+        let can_call = self.0.lease(1).await != Lease::Nobody;
+        self.1.lock().unwrap().push(can_call);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_done_before_a_resume_is_done_while_nobody_calls_and_for_no_other_setting() {
+    let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+    let source = SourceName::new("ali1688").unwrap();
+    let aliases: Aliases = [AccountAlias::new("one").unwrap()].into();
+    let limit = Limit::new(10, Duration::from_secs(1), 1).unwrap();
+    let quota = Arc::new(Memory::new(vec![Some(limit)], Pacing::default()));
+    quota.hold(Scope::Account(0), Hold::Disabled, &Cause::new("gw.SignatureInvalid", clock.now())).await;
+    let watches = Watches(Arc::clone(&quota), std::sync::Mutex::default());
+    let none = QuotaSetting::none(source.clone(), aliases.first().cloned(), clock.now());
+    let of_address = QuotaSetting::of_address(source, "0".to_owned(), clock.now());
+    let resumed_at = Some(clock.now());
+    for now in [
+        QuotaSetting { pace: Some(0.5), ..none.clone() },
+        QuotaSetting { resumed_at, ..of_address },
+        QuotaSetting { resumed_at, ..none },
+    ] {
+        let changed = Changed { before: None, now };
+        put_into_effect(&changed, quota.as_ref(), &aliases, &clock, Some(&watches)).await;
+    }
+    assert_eq!(*watches.1.lock().unwrap(), [false]);
+    assert!(calls(quota.as_ref()).await > 0);
 }
 
 fn writing(has_budgets: bool) -> Writing {

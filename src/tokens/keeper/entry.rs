@@ -202,6 +202,33 @@ impl Entry {
         true
     }
 
+    /// Takes over credentials that were corrected, with the tokens of this moment; gives back those from before.
+    pub(super) fn correct(&mut self, configured: Account) -> Arc<Account> {
+        let configured = Arc::new(configured);
+        let tokens = (self.account.access_token.clone(), self.account.refresh_token.clone());
+        self.account = match &self.held {
+            Some(record) => Arc::new(life::with_tokens_of(&configured, record)),
+            None => {
+                Arc::new(Account { access_token: tokens.0, refresh_token: tokens.1, ..configured.as_ref().clone() })
+            }
+        };
+        // What is refused from now on to calls that were signed before says nothing about these.
+        self.generation += 1;
+        std::mem::replace(&mut self.configured, configured)
+    }
+
+    /// Takes over credentials whose tokens were corrected, where nobody has renewed the ones before.
+    pub(super) fn begin_anew(&mut self, configured: Account) {
+        let generation = self.generation + 1;
+        *self = Self { generation, is_renewing: self.is_renewing, ..Self::new(&configured) };
+    }
+
+    /// What is held here, or what was found in the store if that is newer.
+    pub(super) fn newer_than(&self, found: Option<Record>) -> Option<Record> {
+        let held = self.held.iter().chain(&self.unstored).cloned();
+        held.chain(found).max_by_key(|record| record.revision)
+    }
+
     /// What to do about the record that is held here, where the store, which may have lost records, has `found`. One that
     /// was made since is taken over whatever its revision.
     pub(super) fn after_loss(&mut self, found: Option<&Record>) -> Option<Record> {

@@ -172,6 +172,67 @@ impl Keeper {
         Ok(())
     }
 
+    /// Takes over the credentials that have been changed in the configuration since it was read; whose. Accounts that it
+    /// has not had then are left out.
+    ///
+    /// # Errors
+    /// [`StoreError`] where tokens have changed and the others cannot be told; that account, and those after it, stay as
+    /// they were.
+    pub async fn correct(&self, accounts: &[Account], quota: &dyn Quota) -> Result<Vec<AccountAlias>, StoreError> {
+        let mut changed = Vec::new();
+        for account in accounts {
+            let Some(&index) = self.indices.get(&account.alias) else { continue };
+            let before = Arc::clone(&self.entries()[index].configured);
+            if before.has_credentials_of(account) {
+                continue;
+            }
+            let configured = before.with_credentials_of(account);
+            if life::fingerprint(&before) == life::fingerprint(&configured) {
+                self.entries()[index].correct(configured);
+            } else {
+                self.correct_tokens(index, configured, quota).await?;
+            }
+            changed.push(account.alias.clone());
+        }
+        if !changed.is_empty() {
+            self.changed.notify_one();
+        }
+        Ok(changed)
+    }
+
+    /// The same as at a start with these tokens, or with the tokens of this app key.
+    async fn correct_tokens(&self, index: usize, configured: Account, quota: &dyn Quota) -> Result<(), StoreError> {
+        let stored = self.store.get(&self.source, &configured.alias).await?;
+        let Some(newest) = self.entries()[index].newer_than(stored) else {
+            self.entries()[index].begin_anew(configured);
+            return Ok(());
+        };
+        match life::choose(&configured, Some(&newest)) {
+            Choice::Stored => {
+                self.entries()[index].correct(configured);
+                self.take_over(index, newest, quota).await;
+            }
+            Choice::Configured => {
+                let death = self.death(index);
+                let before = self.entries()[index].correct(configured.clone());
+                if let Err(error) = self.prefer_configured(index, &configured, &newest).await {
+                    self.entries()[index].correct(before.as_ref().clone());
+                    return Err(error);
+                }
+                if let Some(since) = newest.refused.map(|refused| refused.at).or(death.map(|cause| cause.since)) {
+                    quota.release(Scope::Account(index), since).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether these are no longer the credentials of this moment.
+    #[must_use]
+    pub fn is_outdated(&self, index: usize, generation: u64) -> bool {
+        self.entries()[index].generation != generation
+    }
+
     /// The account with the tokens of this moment, and their generation for [`Keeper::refused`].
     #[must_use]
     pub fn account(&self, index: usize) -> (Arc<Account>, u64) {
