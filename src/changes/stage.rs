@@ -248,11 +248,11 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
         loop {
             let membership = self.parts.reader.membership();
             match self.parts.writer.transact(records.clone(), membership, offsets.clone()).await {
-                Err(TransactError::TooLarge(why)) => {
-                    error!(record = %why, "a change is too large; a dead letter is written in its place");
-                    if let (Some(record), Some(origin)) = (records.get_mut(why.index), origins.get(why.index)) {
-                        *record = self.parts.instead.of(record, origin, &why, self.parts.clock.now())?;
+                Err(TransactError::TooLarge(all)) => {
+                    for why in &all {
+                        error!(record = %why, "a change is too large; a dead letter is written in its place");
                     }
+                    self.parts.instead.replace(&mut records, &origins, &all, self.parts.clock.now())?;
                 }
                 ended => return ended,
             }

@@ -303,11 +303,13 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                 self.next_commit_at = Instant::now() + self.commit_every * (1 << self.rolled_back.min(6));
                 self.rolled_back += 1;
             }
-            Err(TransactError::TooLarge(record)) => {
-                error!(%record, "a record is too large; a dead letter is written in its place");
+            Err(TransactError::TooLarge(all)) => {
                 let now = self.clock.now();
-                self.outbox
-                    .replace(record.index, |outgoing, origin| self.instead.of(outgoing, origin, &record, now))?;
+                for record in &all {
+                    error!(%record, "a record is too large; a dead letter is written in its place");
+                    self.outbox
+                        .replace(record.index, |outgoing, origin| self.instead.of(outgoing, origin, record, now))?;
+                }
                 self.outbox.rolled_back();
                 self.next_commit_at = Instant::now();
             }

@@ -16,16 +16,19 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
 };
 
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{
-    Committed, Outgoing, Partition, TransactError,
+    Committed, Instead, Outgoing, Partition, TooLarge, TransactError,
     admin::AdminError,
     client::Config,
-    commit_mark, scan,
+    commit_mark,
+    outbox::Position,
+    scan,
     topic_ids::{self, TopicIds},
     writer::Transactions,
 };
+use crate::runtime::clock::Timestamp;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -132,6 +135,34 @@ impl Job {
             }
         }
         self.commit(records, progress).await
+    }
+
+    /// As [`Self::insist`], with the records that each is made of; one that its topic does not take holds up no other: a
+    /// dead letter by `instead` is written in its place. Gives back what was too large.
+    ///
+    /// # Errors
+    /// [`TransactError`], also where nothing smaller can be said.
+    pub async fn insist_or_set_aside(
+        &self,
+        records: Vec<(Outgoing, Position)>,
+        progress: Vec<Progress>,
+        instead: &Instead,
+        now: Timestamp,
+    ) -> Result<Vec<TooLarge>, TransactError> {
+        let (mut records, origins): (Vec<Outgoing>, Vec<Position>) = records.into_iter().unzip();
+        let mut set_aside = Vec::new();
+        loop {
+            match self.insist(records.clone(), progress.clone()).await {
+                Err(TransactError::TooLarge(all)) => {
+                    for why in &all {
+                        error!(record = %why, "a record is too large; a dead letter is written in its place");
+                    }
+                    instead.replace(&mut records, &origins, &all, now)?;
+                    set_aside.extend(all);
+                }
+                done => return done.map(|()| set_aside),
+            }
+        }
     }
 
     /// Ends the job for good: its progress is deleted, so that the next run under this name begins anew.

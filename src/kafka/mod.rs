@@ -279,10 +279,10 @@ pub enum TransactError {
         /// What Kafka said.
         reason: String,
     },
-    /// Rolled back, since its topic does not take this record, and never will. Send the others again with something
-    /// smaller in its place: [`oversized::Instead`]. There may be more like it.
-    #[error("transaction rolled back: {0}")]
-    TooLarge(TooLarge),
+    /// Rolled back, since their topics do not take these records, and never will: all of them that there are, at least
+    /// one, in their order. Send the others again with something smaller in their places: [`Instead::replace`].
+    #[error("transaction rolled back: {}", oversized::words(.0))]
+    TooLarge(Vec<TooLarge>),
     /// Its fate is unknown or the producer is broken: start again from what is committed.
     #[error("transaction failed for good: {0}")]
     Rebuild(String),

@@ -50,6 +50,15 @@ impl fmt::Display for TooLarge {
     }
 }
 
+/// The first of them, and how many more there are.
+pub(super) fn words(all: &[TooLarge]) -> String {
+    match all {
+        [] => "a record is too large".to_owned(),
+        [one] => one.to_string(),
+        [first, more @ ..] => format!("{first}; and {} more records are too large", more.len()),
+    }
+}
+
 /// A dead letter of at most so many bytes fits into every topic that weir can work with.
 const SMALL: usize = 16 * 1024;
 
@@ -84,6 +93,26 @@ impl Instead {
         is_smaller
             .then_some(letter)
             .ok_or_else(|| TransactError::Rebuild(format!("{why}, and nothing smaller can be said")))
+    }
+
+    /// Puts a dead letter in the place of each record that is too large; `origins` are the records that they were made of,
+    /// one for each.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn replace(
+        &self,
+        records: &mut [Outgoing],
+        origins: &[Position],
+        all: &[TooLarge],
+        now: Timestamp,
+    ) -> Result<(), TransactError> {
+        for why in all {
+            if let (Some(record), Some(origin)) = (records.get_mut(why.index), origins.get(why.index)) {
+                *record = self.of(record, origin, why, now)?;
+            }
+        }
+        Ok(())
     }
 
     fn letter(&self, record: &Outgoing, origin: &Position, why: &TooLarge, now: Timestamp) -> Outgoing {

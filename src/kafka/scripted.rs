@@ -108,10 +108,14 @@ impl Writer for Log {
             return Err(TransactError::Aborted(format!("{partition} has gone to another member")));
         }
         let is_too_large = |record: &Outgoing| world.record_limit.is_some_and(|limit| record.size() > limit);
-        if let Some(index) = records.iter().position(is_too_large) {
-            let (topic, size) = (Arc::clone(&records[index].topic), records[index].size());
-            let limit = Limit::Topic(world.record_limit);
-            return Err(TransactError::TooLarge(TooLarge { index, topic, size, limit }));
+        let too_large = records.iter().enumerate().filter(|(_, record)| is_too_large(record));
+        let too_large = too_large.map(|(index, record)| {
+            let (topic, size) = (Arc::clone(&record.topic), record.size());
+            TooLarge { index, topic, size, limit: Limit::Topic(world.record_limit) }
+        });
+        let too_large: Vec<_> = too_large.collect();
+        if !too_large.is_empty() {
+            return Err(TransactError::TooLarge(too_large));
         }
         world.records.extend(records);
         world.committed.extend(offsets.into_iter().map(|(partition, _, committed)| (partition, committed)));

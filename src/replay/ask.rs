@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// The name of this job in `ce_source`; the name of the run follows it.
-const WRITER: &str = "weir/replay";
+pub(super) const WRITER: &str = "weir/replay";
 
 /// How long a request may be when it is sent again: what further calls come to has to find room in it.
 const ROOM: usize = REQUEST_LIMIT * 3 / 4;
@@ -61,6 +61,8 @@ pub enum Skip {
     Result,
     /// With parameters alone too long for a request.
     TooLong,
+    /// The request is more than its topic takes; a dead letter says so.
+    TooLarge,
     /// It died so long ago that the request that it may have been sent again as is deleted by now.
     OutOfSight,
     /// Somebody has cancelled it, and nobody has said that it is meant all the same.
@@ -80,6 +82,7 @@ impl Skip {
                 "died before the oldest requests that are kept, so that nobody can see whether they were redriven"
             }
             Self::TooLong => "are too long for a request",
+            Self::TooLarge => "are larger than their topic takes: new dead letters say so",
             Self::Cancelled => "were cancelled (--reason cancelled sends them)",
         }
     }

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use super::{
     ReplayError,
-    ask::{Asked, Redriven, Skip, again},
+    ask::{Asked, Redriven, Skip, WRITER, again},
     filter::Filter,
     plan::Mark,
 };
 use crate::{
     kafka::{
-        Job, Outgoing, Scan,
+        Epoch, Instead, Job, Outgoing, Scan,
+        outbox::Position,
         scan::{Piece, Span},
     },
     message::codec::Raw,
@@ -92,17 +93,18 @@ impl Asking<'_> {
                     let raw = record.raw(&span.partition);
                     if let Some(request) = self.ask(&raw, asked, &mut tally) {
                         bytes += request.size();
-                        outgoing.push(request);
+                        let partition = span.partition.clone();
+                        outgoing.push((request, Position { partition, epoch: Epoch(0), offset: record.offset }));
                     }
                     if outgoing.len() >= RECORDS || bytes >= BYTES {
-                        self.send(std::mem::take(&mut outgoing), span, record.offset + 1).await?;
+                        self.send(std::mem::take(&mut outgoing), span, record.offset + 1, &mut tally).await?;
                         bytes = 0;
                     }
                     tally.offsets = done + u64::try_from(record.offset + 1 - span.range.start).unwrap_or(0);
                 }
                 progress(&tally);
             }
-            self.send(outgoing, span, span.range.end).await?;
+            self.send(outgoing, span, span.range.end, &mut tally).await?;
             done += span.length();
         }
         tally.offsets = done;
@@ -131,9 +133,21 @@ impl Asking<'_> {
         None
     }
 
-    async fn send(&self, records: Vec<Outgoing>, span: &Span, next: i64) -> Result<(), ReplayError> {
+    async fn send(
+        &self,
+        records: Vec<(Outgoing, Position)>,
+        span: &Span,
+        next: i64,
+        tally: &mut Tally,
+    ) -> Result<(), ReplayError> {
         let Some((job, run)) = &self.job else { return Ok(()) };
-        let progress = Mark { run: run.clone(), to: span.range.end }.at(next);
-        Ok(job.insist(records, vec![(span.partition.clone(), progress)]).await?)
+        let progress = vec![(span.partition.clone(), Mark { run: run.clone(), to: span.range.end }.at(next))];
+        let instead = Instead::new(self.topics.dead(), WRITER);
+        let too_large = job.insist_or_set_aside(records, progress, &instead, self.clock.now()).await?.len() as u64;
+        if too_large > 0 {
+            tally.sent = tally.sent.saturating_sub(too_large);
+            *tally.skipped.entry(Skip::TooLarge).or_default() += too_large;
+        }
+        Ok(())
     }
 }

@@ -343,6 +343,43 @@ async fn a_record_above_a_limit_ends_alone_as_a_dead_letter_that_names_the_limit
 }
 
 #[tokio::test]
+async fn all_records_above_a_limit_are_told_together_and_a_job_sets_them_aside() {
+    let (input, output, dead, group) =
+        (topic("in", 1).await, topic("out", 1).await, topic("dead", 1).await, unique("job"));
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", address("WEIR_TEST_KAFKA")).create().unwrap();
+    let small = AlterConfig::new(ResourceSpecifier::Topic(&output)).set("max.message.bytes", "300000");
+    admin.alter_configs([&small], &AdminOptions::new()).await.unwrap();
+    produce(&input, (0..40).map(|n| n.to_string())).await;
+    let config = weir::kafka::client::Config { record_limit: bytesize::ByteSize::mib(1), ..kafka() };
+    let job = weir::kafka::Job::open(&config, &group, &group).await.unwrap();
+    let size = |number: usize| match number {
+        5 | 6 | 20 | 39 => 500_000,
+        11 => 2_000_000,
+        _ => 10_000,
+    };
+    let records: Vec<Outgoing> = (0..40).map(|number| result(&output, number, &noise(size(number)))).collect();
+    let partition = Partition { topic: input.as_str().into(), number: 0 };
+    let progress = vec![(partition.clone(), Committed { offset: 40, metadata: String::new() })];
+    let refused = job.commit(records.clone(), progress.clone()).await.unwrap_err();
+    let TransactError::TooLarge(all) = refused else { panic!("{refused}") };
+    assert_eq!(all.iter().map(|why| why.index).collect::<Vec<_>>(), [5, 6, 11, 20, 39]);
+    assert_eq!(committed(&group, &input).await, None);
+
+    let origin = |offset| weir::kafka::outbox::Position { partition: partition.clone(), epoch: Epoch(0), offset };
+    let records = records.into_iter().zip((0..).map(origin)).collect();
+    let instead = weir::kafka::Instead::new(dead.as_str(), "weir/test");
+    let aside = job.insist_or_set_aside(records, progress, &instead, Clock::System.now()).await.unwrap();
+    assert_eq!(aside.len(), 5);
+    assert_eq!(committed(&group, &input).await, Some(40));
+    assert_eq!(Follower::of(&[output]).await.read_until(35).await.len(), 35);
+    let mut letters = Follower::of(&[dead]).await;
+    let offsets: Vec<_> =
+        letters.read_until(5).await.iter().map(|seen| seen.json()["origin"]["offset"].clone()).collect();
+    assert_eq!(offsets, [5, 6, 11, 20, 39]);
+}
+
+#[tokio::test]
 async fn a_record_larger_than_a_segment_of_its_topic_ends_as_a_dead_letter_too() {
     let (input, output, dead, group) =
         (topic("in", 1).await, topic("out", 1).await, topic("dead", 1).await, unique("segment"));

@@ -31,7 +31,7 @@ use super::{
     Membership, Offsets, Outgoing, TransactError, Writer, admin,
     client::{BROKER_PAUSES, Config, TRANSACTION_TIMEOUT},
     native::{headers, offset_list},
-    oversized::{Limit, TooLarge},
+    oversized::{self, Limit, TooLarge},
 };
 
 /// How long one step of a transaction waits before it is asked for again.
@@ -247,6 +247,9 @@ impl Transactions {
         let mut most = self.portion.load(Ordering::Relaxed);
         loop {
             let result = self.attempt(records, offsets, most);
+            if let Err(TransactError::TooLarge(found)) = result {
+                return Err(self.with_all_too_large(records, found));
+            }
             let is_unclear =
                 matches!(result, Err(TransactError::Aborted(_))) && self.producer.context().are_too_large();
             if !is_unclear || most == 1 {
@@ -256,6 +259,33 @@ impl Transactions {
             // enough each record is judged by itself.
             most = if most > PORTION { PORTION } else { 1 };
             self.portion.store(PORTION, Ordering::Relaxed);
+        }
+    }
+
+    /// Which other records are too large, beside the one that was `found`: what stands behind it is tried in transactions
+    /// that are rolled back, each record by itself. So all of them cost one pass, and not one each.
+    fn with_all_too_large(&self, records: &[Outgoing], mut found: Vec<TooLarge>) -> TransactError {
+        while let Some(behind) = found.last().map(|last| last.index + 1).filter(|behind| *behind < records.len()) {
+            match self.try_each(&records[behind..]) {
+                Ok(()) => break,
+                Err(TransactError::TooLarge(more)) => {
+                    found.extend(more.into_iter().map(|why| TooLarge { index: why.index + behind, ..why }));
+                }
+                // What is not found now is found by the next transaction.
+                Err(TransactError::Aborted(_)) => break,
+                Err(worse @ (TransactError::Fenced { .. } | TransactError::Rebuild(_))) => return worse,
+            }
+        }
+        TransactError::TooLarge(found)
+    }
+
+    /// Offers records one by one up to the first that is too large, and rolls all of it back.
+    fn try_each(&self, records: &[Outgoing]) -> Result<(), TransactError> {
+        self.producer.begin_transaction().map_err(|error| self.classify(&error))?;
+        let deadline = Instant::now() + GIVE_UP;
+        match self.write(records, 1, deadline) {
+            Ok(()) => self.insist(Some(deadline), |producer| producer.abort_transaction(STEP)),
+            Err(error) => Err(self.roll_back(error, deadline)),
         }
     }
 
@@ -277,6 +307,15 @@ impl Transactions {
         most: usize,
         deadline: Instant,
     ) -> Result<(), TransactError> {
+        self.write(records, most, deadline)?;
+        for (offsets, generation) in offsets.iter().filter(|(offsets, _)| offsets.count() > 0) {
+            self.insist(Some(deadline), |producer| producer.send_offsets_to_transaction(offsets, generation, STEP))?;
+        }
+        self.insist(Some(deadline), |producer| producer.commit_transaction(STEP))
+    }
+
+    /// Writes records into the open transaction, portion by portion, and waits until the brokers have each.
+    fn write(&self, records: &[Outgoing], most: usize, deadline: Instant) -> Result<(), TransactError> {
         self.producer.context().begin();
         let mut from = 0;
         while from < records.len() {
@@ -289,7 +328,7 @@ impl Transactions {
             if let [record] = portion
                 && self.producer.context().are_too_large()
             {
-                return Err(TransactError::TooLarge(self.too_large(record, from)));
+                return Err(TransactError::TooLarge(vec![self.too_large(record, from)]));
             }
             if failed > 0 {
                 return Err(TransactError::Aborted(format!(
@@ -299,10 +338,7 @@ impl Transactions {
             }
             from += portion.len();
         }
-        for (offsets, generation) in offsets.iter().filter(|(offsets, _)| offsets.count() > 0) {
-            self.insist(Some(deadline), |producer| producer.send_offsets_to_transaction(offsets, generation, STEP))?;
-        }
-        self.insist(Some(deadline), |producer| producer.commit_transaction(STEP))
+        Ok(())
     }
 
     /// Returns when every record has its delivery report.
@@ -346,12 +382,12 @@ impl Transactions {
             record = record.key(key.as_ref());
         }
         self.offer(record).map_err(|error| match error {
-            Offer::TooLarge => TransactError::TooLarge(TooLarge {
+            Offer::TooLarge => TransactError::TooLarge(vec![TooLarge {
                 index,
                 topic: Arc::clone(&outgoing.topic),
                 size: outgoing.size(),
                 limit: Limit::Own(self.config.record_limit()),
-            }),
+            }]),
             Offer::Failed(error) => error,
         })
     }
@@ -403,7 +439,7 @@ impl Transactions {
     fn roll_back(&self, error: TransactError, deadline: Instant) -> TransactError {
         let reason = match &error {
             TransactError::Aborted(reason) => reason.clone(),
-            TransactError::TooLarge(record) => record.to_string(),
+            TransactError::TooLarge(records) => oversized::words(records),
             TransactError::Fenced { .. } | TransactError::Rebuild(_) => return error,
         };
         warn!(name = self.name, reason, "transaction rolled back");

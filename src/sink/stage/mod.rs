@@ -337,11 +337,11 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
         loop {
             let membership = self.reader.membership();
             match self.writer.transact(letters.clone(), membership, offsets.clone()).await {
-                Err(TransactError::TooLarge(why)) => {
-                    tracing::error!(record = %why, "a dead letter is too large; it is written shortened");
-                    if let (Some(letter), Some(origin)) = (letters.get_mut(why.index), origins.get(why.index)) {
-                        *letter = instead.of(letter, origin, &why, self.clock.now())?;
+                Err(TransactError::TooLarge(all)) => {
+                    for why in &all {
+                        tracing::error!(record = %why, "a dead letter is too large; it is written shortened");
                     }
+                    instead.replace(&mut letters, &origins, &all, self.clock.now())?;
                 }
                 ended => return ended,
             }
