@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -13,6 +13,9 @@ use rdkafka::{error::KafkaError, types::RDKafkaErrorCode};
 use tracing::warn;
 
 use super::{Partition, topic_ids::TopicId};
+
+/// How often the roles of a process, all together, ask for the notes before they go on without.
+const TRIES: u32 = 6;
 
 /// What the key of a note on the control topic begins with.
 pub const KEY: &str = "log/";
@@ -23,6 +26,8 @@ pub struct Logs {
     /// The control topic; `None`: nothing is noted, and every log is called by its topic's name.
     pub(super) control: Option<Arc<str>>,
     pub(super) firsts: Arc<Mutex<HashMap<String, TopicId>>>,
+    /// Tries in a row, of whatever role, that came to nothing.
+    pub(super) failures: Arc<AtomicU32>,
     /// Whether an assignment has gone on without.
     unread: Arc<AtomicBool>,
 }
@@ -81,9 +86,11 @@ impl Logs {
         Self { control: Some(control.into()), ..Self::default() }
     }
 
-    /// Whether asking again for what logs are called would be in vain: for want of a permission, or since it was already.
+    /// Asking for what logs are called has failed by this error; whether it is not worth another try: for want of a
+    /// permission, since it was not before, or since all roles together have tried it often enough.
     pub(super) fn is_hopeless(&self, error: &KafkaError) -> bool {
-        self.unread.load(Ordering::Relaxed) || is_forbidden(error)
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        failures >= TRIES || self.unread.load(Ordering::Relaxed) || is_forbidden(error)
     }
 
     /// Says, once, that logs are called by their topics' names since the notes cannot be read.
@@ -120,5 +127,14 @@ mod tests {
         assert!(logs.is_hopeless(&forbidden) && !logs.is_hopeless(&away));
         logs.clone().do_without(&away);
         assert!(logs.is_hopeless(&away));
+    }
+
+    #[test]
+    fn the_tries_of_all_roles_count_together() {
+        let logs = Logs::noted_on("control");
+        let away = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
+        let roles: Vec<Logs> = (0..3).map(|_| logs.clone()).collect();
+        let hopeless = (0..7).map(|n: usize| roles[n % 3].is_hopeless(&away)).collect::<Vec<_>>();
+        assert_eq!(hopeless, [false, false, false, false, false, true, true]);
     }
 }

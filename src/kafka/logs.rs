@@ -5,7 +5,11 @@
 //! start of its id: no topic can be called so. The id of the first one is noted on the control topic, under the key
 //! `log/<topic>`, by whoever meets the topic first; what rows there are from before are of that log.
 
-use std::{collections::HashMap, sync::PoisonError, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use rdkafka::{
     error::{KafkaError, KafkaResult},
@@ -56,6 +60,7 @@ impl Logs {
                 debug!(control, "there is no control topic: no log is noted");
                 return Ok(Names::default());
             };
+            self.failures.store(0, Ordering::Relaxed);
             firsts.extend(noted);
             let new: Vec<_> = ids.iter().filter(|(topic, _)| is_new(&firsts, topic)).collect();
             if noting == Noting::Yes && !new.is_empty() {

@@ -18,9 +18,6 @@ use crate::kafka::{log_names::Names, topic_ids::Asking};
 /// offsets, and once more when it is noticed.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// How often the brokers are asked for what logs are called, ten seconds each, before an assignment goes on without.
-const TRIES: u32 = 6;
-
 /// Looks every few seconds whether the topics are still the same.
 pub(super) struct Watch<'a> {
     consumer: &'a BaseConsumer<Context>,
@@ -86,11 +83,9 @@ impl Context {
     /// What the logs are called; as long as nobody can tell, as their topics.
     fn names(&self, ids: &TopicIds) -> Result<Names, ReadError> {
         let logs = &self.config.logs;
-        let mut tries = 0;
         self.insist("looking up what the logs of topics are called", || {
-            tries += 1;
             match logs.names(&self.config, ids, Noting::Yes) {
-                Err(error) if tries >= TRIES || logs.is_hopeless(&error) => {
+                Err(error) if logs.is_hopeless(&error) => {
                     logs.do_without(&error);
                     Ok(Names::default())
                 }
