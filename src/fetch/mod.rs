@@ -414,9 +414,9 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     }
 
     async fn make_call(&mut self, slot: Slot, permit: CallPermit) {
-        let express_waits = self.departure.express_can_start(|job| self.admission.may_start(job));
+        let waits = self.departure.lanes_can_start(|job| self.admission.may_start(job));
         let mut free = Vec::new();
-        let split = self.reaction.take_split(express_waits, &mut self.admission, &mut free);
+        let split = self.reaction.take_split(waits, &mut self.admission, &mut free);
         self.call_again(free);
         let (group, jobs) = if let Some((group, jobs)) = split {
             (Some(group), jobs)

@@ -202,9 +202,9 @@ impl Departure {
         self.lanes.can_start(may_start)
     }
 
-    /// Whether an express request that waits may start.
-    pub(super) fn express_can_start(&self, may_start: impl Fn(&Job) -> bool) -> bool {
-        self.lanes.waits(Lane::Express, may_start)
+    /// Whether an express request that waits may start, and whether a bulk one may.
+    pub(super) fn lanes_can_start(&self, may_start: impl Fn(&Job) -> bool) -> (bool, bool) {
+        (self.lanes.waits(Lane::Express, &may_start), self.lanes.waits(Lane::Bulk, &may_start))
     }
 
     /// How many calls may be under way at once: no more than their replies have room.

@@ -36,15 +36,16 @@ impl Reaction {
         self.splits.calls()
     }
 
-    /// The requests of a group whose turn it is, and that are paid for. They take turns with express requests, if any may
-    /// start. Those go to `free` that are to be called for among all others.
+    /// The requests of a group whose turn it is, and that are paid for. They take turns with express requests, and those
+    /// that only travel alone with bulk requests too, if any of these may start. Those go to `free` that are to be called for among all others.
     pub(in crate::fetch) fn take_split<R: Reader, W: Writer>(
         &mut self,
-        express_waits: bool,
+        (express_waits, bulk_waits): (bool, bool),
         admission: &mut Admission<R, W>,
         free: &mut Vec<Job>,
     ) -> Option<(GroupId, Vec<Job>)> {
-        if !self.can_start(|job| admission.may_start(job)) || !self.splits.is_turn(express_waits) {
+        let may_start = |job: &Job| admission.may_start(job);
+        if !self.can_start(may_start) || !self.splits.is_turn(may_start, express_waits, bulk_waits) {
             return None;
         }
         let (group, jobs) = self.splits.take(|job| admission.may_start(job))?;

@@ -121,18 +121,27 @@ impl<T: Waits> Splits<T> {
         self.groups.values().filter(|group| group.next.is_some()).count()
     }
 
-    /// Whether it is the turn of these: they came before all that waits, but take turns with express requests.
-    pub(super) fn is_turn(&mut self, express_waits: bool) -> bool {
-        self.yielded = express_waits && !self.yielded;
+    /// Whether it is the turn of these. What a refused call has left came before all that waits, and takes turns with
+    /// express requests alone. Items that only travel alone came like any other, and take turns with whatever waits: many
+    /// of them would else hold up all bulk work.
+    pub(super) fn is_turn(&mut self, may: impl Fn(&T) -> bool, express_waits: bool, bulk_waits: bool) -> bool {
+        let is_left = self.groups.values().any(|group| group.refused.is_some() && group.may_start(&may));
+        let others_wait = express_waits || (bulk_waits && !is_left);
+        self.yielded = others_wait && !self.yielded;
         !self.yielded
     }
 
     /// The items of the next call.
     pub(super) fn take(&mut self, may: impl Fn(&T) -> bool) -> Option<(GroupId, Vec<T>)> {
-        let (id, group) = self.groups.iter_mut().find(|(_, group)| group.may_start(&may))?;
+        let first = |is_left: bool| {
+            let mut groups = self.groups.iter();
+            groups.find(|(_, group)| group.refused.is_some() == is_left && group.may_start(&may)).map(|(id, _)| *id)
+        };
+        let id = first(true).or_else(|| first(false))?;
+        let group = self.groups.get_mut(&id)?;
         let items = group.next.take()?;
         Self::uncount(&mut self.counts, &items);
-        Some((*id, items))
+        Some((id, items))
     }
 
     /// These did not leave in the call that they were taken for.
@@ -485,8 +494,22 @@ mod tests {
     #[test]
     fn split_items_take_turns_with_express_requests() {
         let mut splits = Splits::<Item>::default();
-        let turns: Vec<bool> = [true, true, true, true, false, false].map(|waits| splits.is_turn(waits)).to_vec();
+        splits.refused(None, vec![item(0), item(1)], ("15/-1", "no"));
+        let turns: Vec<bool> =
+            [true, true, true, true, false, false].map(|waits| splits.is_turn(|_| true, waits, true)).to_vec();
         assert_eq!(turns, [false, true, false, true, true, true]);
+    }
+
+    #[test]
+    fn items_that_travel_alone_take_turns_with_all_that_waits_and_come_after_what_a_refused_call_has_left() {
+        let mut splits = Splits::<Item>::default();
+        (0..3).for_each(|number| splits.push_alone(item(number)));
+        let mut turns = |bulk_waits: [bool; 5]| bulk_waits.map(|waits| splits.is_turn(|_| true, false, waits));
+        assert_eq!(turns([true, true, true, false, false]), [false, true, false, true, true]);
+        splits.refused(None, vec![item(8), item(9)], ("15/-1", "no"));
+        assert!((0..3).all(|_| splits.is_turn(|_| true, false, true)));
+        let next = |splits: &mut Splits<Item>| splits.take(|_| true).unwrap().1[0].number;
+        assert_eq!([0; 3].map(|_: i32| next(&mut splits)), [8, 0, 1]);
     }
 
     proptest! {
