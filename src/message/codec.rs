@@ -269,7 +269,7 @@ pub fn dead_letter(raw: &Raw<'_>, source: &SourceName, why: &Unreadable, now: Ti
         request_id: raw.position_id(),
         source: source.clone(),
         reason: Reason::Invalid,
-        message: printable(&why.to_string()).into_owned(),
+        message: quotable(&why.to_string()).into_owned(),
         died_at: now,
         origin: raw.origin(),
         request: None,
@@ -312,6 +312,22 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
 }
 
+/// Whether a character would do something to the line that it is quoted in: a control character, or a mark that turns
+/// the direction of what follows, so that a line says something else than is read.
+#[must_use]
+pub fn is_unquotable(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The text without what [`is_unquotable`]: for a vendor's words in messages and logs. A product's title stays as it is.
+#[must_use]
+pub fn quotable(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_unquotable) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.chars().map(|c| if is_unquotable(c) { ' ' } else { c }).collect())
+}
+
 /// At most `limit` bytes of a text that somebody else wrote, cut between characters.
 #[must_use]
 pub fn shorten(text: &str, limit: usize) -> Cow<'_, str> {
@@ -329,6 +345,16 @@ mod tests {
     fn raw<'a>(headers: &'a Headers, value: &'a [u8]) -> Raw<'a> {
         let time = Timestamp::from_millis(1_700_000_000_000);
         Raw { topic: "weir.requests.ali1688", partition: 3, offset: 42, time, headers, value: Some(value) }
+    }
+
+    #[test]
+    fn a_quoted_text_neither_moves_the_cursor_nor_turns_the_line() {
+        let marks =
+            "\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}\u{200e}\u{200f}\u{7}\u{9b}";
+        for mark in marks.chars() {
+            assert_eq!(quotable(&format!("系统{mark}gnp.exe")), "系统 gnp.exe", "{mark:?}");
+        }
+        assert!(matches!(quotable("a\u{200d}b ü 系统"), Cow::Borrowed(_)));
     }
 
     fn ali() -> SourceName {

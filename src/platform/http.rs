@@ -29,7 +29,7 @@ use super::{
     shortage::{self, Shortage},
 };
 use crate::{
-    message::codec::{printable, shorten},
+    message::codec::{quotable, shorten},
     runtime::{clock::Clock, error_chain::chain, http_client},
 };
 
@@ -536,7 +536,7 @@ impl Broken {
             }
         };
         let message = format!("{} {to}: {why}", method.name());
-        let message = shorten(&printable(&message), MESSAGE_LIMIT).into_owned();
+        let message = shorten(&quotable(&message), MESSAGE_LIMIT).into_owned();
         Refusal { kind, code: code.to_owned(), message }
     }
 }

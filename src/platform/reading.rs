@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::{Affected, HttpReply, Refusal, RefusalKind, content};
 use crate::message::{
-    codec::{printable, shorten},
+    codec::{is_unquotable, printable, quotable, shorten},
     price::{self, Stated},
 };
 
@@ -19,8 +19,8 @@ const CODE_LIMIT: usize = 80;
 pub(super) fn refusal(kind: RefusalKind, code: &str, message: &str) -> Refusal {
     Refusal {
         kind,
-        code: shorten(printable(code).trim(), CODE_LIMIT).into_owned(),
-        message: shorten(printable(message).trim(), MESSAGE_LIMIT).into_owned(),
+        code: shorten(quotable(code).trim(), CODE_LIMIT).into_owned(),
+        message: shorten(quotable(message).trim(), MESSAGE_LIMIT).into_owned(),
     }
 }
 
@@ -38,7 +38,7 @@ pub(super) fn bug(code: &str, message: &str) -> Refusal {
 pub(super) fn not_json(reply: &HttpReply) -> Refusal {
     let (what, bytes) = (content::name(&reply.body), reply.body.len());
     let start = std::str::from_utf8(&reply.body).map(|text| shorten(text, 2 * MESSAGE_LIMIT)).unwrap_or_default();
-    let words = start.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let words = start.split(|c: char| c.is_whitespace() || is_unquotable(c)).filter(|word| !word.is_empty());
     let start =
         words.fold(String::new(), |all, word| if all.is_empty() { format!(": {word}") } else { all + " " + word });
     let but = if what.starts_with("JSON") { "" } else { "not JSON but " };
@@ -50,7 +50,7 @@ pub(super) fn beginning(body: &[u8]) -> String {
     /// Leaves room for what is said with it.
     const LIMIT: usize = 160;
     let text = String::from_utf8_lossy(body.get(..4 * LIMIT).unwrap_or(body));
-    let printed: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let printed: String = text.chars().map(|c| if is_unquotable(c) { ' ' } else { c }).collect();
     let line = printed.split_whitespace().collect::<Vec<_>>().join(" ");
     match shorten(&line, LIMIT) {
         line if line.is_empty() => "(nothing)".to_owned(),

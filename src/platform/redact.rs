@@ -159,6 +159,11 @@ impl Secrets {
             let is_text = *byte == b'"';
             let content = if is_text { content(token) } else { Cow::Borrowed(token) };
             if is_text && json[end..].trim_ascii_start().starts_with(':') {
+                if let Some(hidden) = self.hide_name(&content) {
+                    clean.push_str(&json[done..at]);
+                    clean.push_str(&serde_json::Value::from(hidden).to_string());
+                    done = end;
+                }
                 name = content;
             } else {
                 if let Some(hidden) = self.hide_leaf(&content, &name, &before, is_text) {
@@ -175,6 +180,13 @@ impl Secrets {
         }
         clean.push_str(&json[done..]);
         RawValue::from_string(clean).ok()
+    }
+
+    /// A member's name without secrets, as where a token is the key of what is known of it; nothing if it has none.
+    fn hide_name(&self, name: &str) -> Option<String> {
+        let mut hidden = Vec::new();
+        self.0.iter().flat_map(|secret| &secret.forms).for_each(|form| find(name, form, &mut hidden));
+        (!hidden.is_empty()).then(|| mask(name, hidden))
     }
 
     /// A leaf of a JSON without secrets; nothing if it has none.
@@ -445,6 +457,10 @@ mod tests {
                 Some(r#"{"u":"http://x/?access_token=[secret]&key=[secret]"}"#),
             ),
             (r#"{"args":[{"name":"key","value":"tt"}]}"#, Some(r#"{"args":[{"name":"key","value":"[secret]"}]}"#)),
+            (
+                r#"{"left":{"at\/00+1=" : {"calls":5},"x":{"session":"at/00+1="}}}"#,
+                Some(r#"{"left":{"[secret]" : {"calls":5},"x":{"session":"[secret]"}}}"#),
+            ),
             (r#"["SIGNED-BY-US", "\"", -1]"#, Some(r#"["[secret]", "\"", -1]"#)),
             (r#""""#, None),
             ("7", None),
@@ -471,12 +487,14 @@ mod tests {
             let secrets = Secrets::of(&account("s3cr3t/Värde\"", "t0"));
             let json = serde_json::json!({
                 "a": format!("{words}s3cr3t/Värde\"{words}"), &words: [number, {"session": "t0", "x": words}], "session": "t0",
+                format!("k{words}s3cr3t/Värde\"{words}"): number,
             });
             let raw = RawValue::from_string(json.to_string()).unwrap();
             let clean = secrets.hide_in_json(&raw).unwrap();
             let value: serde_json::Value = serde_json::from_str(clean.get()).unwrap();
             let has = |text: &serde_json::Value| text.as_str().is_some_and(|text| text.contains("s3cr3t"));
             prop_assert!(!has(&value["a"]), "{}", clean);
+            prop_assert!(value.as_object().unwrap().keys().all(|name| !name.contains("s3cr3t")), "{}", clean);
             prop_assert_eq!(&value["session"], "[secret]");
             prop_assert!(words == "session" || value[&words][0] == number || words == "a");
         }
