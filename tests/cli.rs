@@ -265,3 +265,66 @@ fn an_authorise_link_is_printed_and_what_cannot_be_meant_is_refused() {
         [("ONE_SECRET", "hunter2"), ("WEIR_TOKENS__STORE", "redis"), ("WEIR_REDIS__URL", "redis://127.0.0.1:1")];
     weir.run(&["account", "list"], &redis).expect(64, &["tokens.store", "WEIR_TOKENS__KEY", "openssl"]);
 }
+
+/// What a process answers there: the status line, and all of it.
+fn answer(port: u16, path: &str) -> Option<(String, String)> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let status = text.split(' ').nth(1)?.to_owned();
+    Some((status, text))
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "the time of a process of its own cannot be paused")]
+fn items_and_health_have_a_listener_each_or_share_the_old_one() {
+    let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (public, admin) = (port(), port());
+    let config = |serve: &str| {
+        format!("[kafka]\nbrokers = \"{NOWHERE}\"\n[http]\nlisten = \"127.0.0.1:{admin}\"\n{serve}\n{SOURCE}")
+    };
+    let apart = config(&format!("[serve]\nlisten = \"127.0.0.1:{public}\""));
+    // An id that is none is refused without asking anybody.
+    let items = "/items/ali1688/1?max_age=soon";
+    for (text, expected) in [
+        (
+            apart.as_str(),
+            [
+                (public, items, "400"),
+                (public, "/health", "200"),
+                (public, "/metrics", "404"),
+                (public, "/ready", "404"),
+                (admin, items, "404"),
+                (admin, "/metrics", "200"),
+                (admin, "/ready", "503"),
+            ]
+            .to_vec(),
+        ),
+        (&config(""), [(admin, items, "400"), (admin, "/health", "200"), (admin, "/metrics", "200")].to_vec()),
+    ] {
+        let weir = Weir::new(text);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command
+            .args(["run", "--role", "serve"])
+            .current_dir(weir.0.path())
+            .env_clear()
+            .env("ONE_SECRET", "s3cr3t-0001");
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let since = Instant::now();
+        while answer(admin, "/health").is_none() && since.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let found: Vec<_> =
+            expected.iter().map(|(port, path, _)| answer(*port, path).map(|(status, _)| status)).collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let wanted: Vec<_> = expected.iter().map(|(.., status)| Some((*status).to_owned())).collect();
+        assert_eq!(found, wanted, "{text}");
+    }
+    let nowhere = config("").replace(&format!("127.0.0.1:{admin}"), "off");
+    Weir::new(&nowhere)
+        .run(&["run", "--role", "serve"], &[("ONE_SECRET", "s3cr3t-0001")])
+        .expect(64, &["there is nowhere to serve items"]);
+}

@@ -117,7 +117,7 @@ enum Command {
     ///
     /// The same as `weir run --role sink`.
     Sink,
-    /// Answer `GET /items/{source}/{id}` on [http] listen.
+    /// Answer `GET /items/{source}/{id}` on [serve] listen, or else on [http] listen.
     ///
     /// The same as `weir run --role serve`. An item that is not in the cache is asked for, and waited for as long as
     /// `[serve]` says; `ETag`, `Age` and `Cache-Control` are for an edge cache in front of it.

@@ -18,7 +18,7 @@ its own that stays the same over restarts. Ctrl-C, SIGTERM or SIGHUP stops in go
 committed, within 30 s whatever does not answer; a second signal ends the process at once. The next one begins at the \
 last commit.
 
-/health, /ready and /metrics (for Prometheus) answer on [http] listen.";
+/health, /ready and /metrics (for Prometheus) answer on [http] listen, items on [serve] listen (without one, beside them).";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

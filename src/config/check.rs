@@ -190,6 +190,11 @@ fn cache(check: &mut Check, config: &Config) {
 fn serve(check: &mut Check, config: &Config) {
     check.duration("serve.wait", config.serve.wait, Duration::from_millis(100)..=10 * MINUTE);
     check.range("serve.waiting", config.serve.waiting, [1, 100_000]);
+    if let Some(listen) = config.serve.listen.filter(|listen| Some(*listen) == config.http.listen && listen.port() != 0)
+    {
+        let allowed = "another address than http.listen; leave it out to serve items there";
+        check.add("serve.listen", format!("found {listen}, allowed: {allowed}"));
+    }
 }
 
 fn fetch(check: &mut Check, config: &Config) {

@@ -74,6 +74,8 @@ fn a_refusal_names_the_key_the_place_and_what_is_allowed() {
         ("[batches]\nwebhook = \"https://hunter2\"", &["batches.webhook", "WEIR_BATCHES__WEBHOOK"]),
         ("[batches]\nauthorization = \"hunter2\"", &["batches.authorization", "WEIR_BATCHES__AUTHORIZATION"]),
         ("[batches]\nsettle = \"0s\"", &["batches.settle", "0s", "1s"]),
+        ("[serve]\nlisten = \"off\"", &["serve.listen", "\"off\"", "0.0.0.0:8081"]),
+        ("[serve]\nlisten = \"127.0.0.1:8080\"", &["serve.listen", "127.0.0.1:8080", "http.listen"]),
         ("[http]\nlisten = \"8080\"", &["http.listen", "\"8080\"", "127.0.0.1:8080", "off"]),
         ("[log]\nformat = \"xml\"", &["log.format", "\"xml\"", "\"text\", \"json\""]),
         ("[log]\nfilter = \"weir=loud\"", &["log.filter", "weir=loud", "info"]),

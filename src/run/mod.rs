@@ -13,7 +13,7 @@ use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::{self, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -44,7 +44,7 @@ const RESTART_MAX: Duration = Duration::from_secs(30);
 /// it stands, as if the process had been killed: nothing is lost by that, and nothing doubled.
 const STOP_WITHIN: Duration = Duration::from_secs(25);
 
-/// How long connections of `[http] listen` may take to end after all roles have.
+/// How long connections of both listeners may take to end after all roles have.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A role that outlived this was well: its next failure counts as the first.
@@ -62,16 +62,23 @@ pub async fn run(roles: &[Role], begin: Option<Begin>, config: Config, stop: Can
         warn!("{problem}");
     }
     let health = Health::default();
-    let listener = match config.http.listen {
-        Some(address) => Some(health::bind(address).await?),
-        None => None,
-    };
-    let mut router = health::router(health.clone());
+    let mut listeners = Vec::new();
+    let mut admin = health::router(health.clone());
     if let Some(desk) = tasks.iter().find_map(Task::desk) {
-        if listener.is_none() {
-            return Err(RunError::NowhereToServe.into());
+        let items = serve::http::router(desk, &config.serve);
+        match (config.serve.listen, config.http.listen) {
+            (Some(address), _) => {
+                let listener = health::bind(address, "items", "[serve] listen").await?;
+                listeners.push((listener, items.merge(health::liveness())));
+            }
+            (None, Some(_)) => admin = admin.merge(items),
+            (None, None) => return Err(RunError::NowhereToServe.into()),
         }
-        router = router.merge(serve::http::router(desk, &config.serve));
+    }
+    if let Some(address) = config.http.listen {
+        let what = "/health, /ready and /metrics";
+        let listener = health::bind(address, what, "[http] listen (\"off\": nowhere)").await?;
+        listeners.push((listener, admin));
     }
     let process = Arc::new(Process::new(config, cache, begin, stop.clone()));
     let (mut roles, mut names) = (JoinSet::new(), HashMap::new());
@@ -79,13 +86,14 @@ pub async fn run(roles: &[Role], begin: Option<Begin>, config: Config, stop: Can
         let (name, role) = (task.name.clone(), health.role(task.name.clone()));
         names.insert(roles.spawn(supervise(Arc::clone(&process), task, role)).id(), name);
     }
-    let mut server = JoinSet::new();
-    if let Some(listener) = listener {
-        server.spawn(health::serve(listener, router, stop.clone()));
+    let mut servers = JoinSet::new();
+    for (listener, router) in listeners {
+        servers.spawn(health::serve(listener, router, stop.clone()));
     }
     let outcome = all_end(roles, names, &stop).await;
     stop.cancel();
-    while let Ok(Some(ended)) = timeout(CLOSE_WITHIN, server.join_next()).await {
+    let until = Instant::now() + CLOSE_WITHIN;
+    while let Ok(Some(ended)) = timeout_at(until, servers.join_next()).await {
         ended?;
     }
     outcome
@@ -128,7 +136,7 @@ async fn all_end(
 async fn supervise(process: Arc<Process>, task: Task, health: RoleHealth) -> anyhow::Result<()> {
     let mut wait = RESTART_FIRST;
     loop {
-        let since = tokio::time::Instant::now();
+        let since = Instant::now();
         let reason = match process.run(&task.work, &health).await {
             Ok(()) => return Ok(()),
             Err(RoleError::Fenced(error)) => {
@@ -147,7 +155,7 @@ async fn supervise(process: Arc<Process>, task: Task, health: RoleHealth) -> any
         health.not_ready(reason);
         tokio::select! {
             () = process.stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(wait) => {}
+            () = sleep(wait) => {}
         }
         wait = (wait * 2).min(RESTART_MAX);
     }
@@ -184,7 +192,7 @@ mod tests {
             let stop = CancellationToken::new();
             let (roles, names) = roles(&after, &stop);
             stop.cancel();
-            let since = tokio::time::Instant::now();
+            let since = Instant::now();
             all_end(roles, names, &stop).await.unwrap();
             assert_eq!(since.elapsed().as_secs(), expected, "{after:?}");
         }

@@ -43,7 +43,7 @@ pub enum RunError {
     #[error("there is nothing to fetch: the configuration has no [[source]]")]
     NothingToFetch,
     /// Serve without an address.
-    #[error("there is nowhere to serve items: [http] listen is \"off\"")]
+    #[error("there is nowhere to serve items: [http] listen is \"off\", and there is no [serve] listen")]
     NowhereToServe,
 }
 

@@ -37,7 +37,7 @@ pub enum Role {
     Changes,
     /// Writes to ClickHouse.
     Sink,
-    /// Answers `GET /items/{source}/{id}` on `[http] listen`.
+    /// Answers `GET /items/{source}/{id}` on `[serve] listen`, or else on `[http] listen`.
     Serve,
 }
 

@@ -24,7 +24,7 @@ use super::{
     metrics::{self, METRICS},
 };
 
-/// `[http]`: where health is asked for.
+/// `[http]`: where health and metrics are asked for. Nothing for the world: it says what the process works on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -53,6 +53,16 @@ fn read_listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Sock
         return Ok(None);
     }
     let allowed = r#"an address and a port such as "127.0.0.1:8080" or "[::]:8080", or "off""#;
+    text.parse().map(Some).map_err(|_| de::Error::invalid_value(de::Unexpected::Str(&text), &allowed))
+}
+
+/// Reads an address that there may be none of, but that cannot be `"off"`.
+///
+/// # Errors
+/// The deserializer's, with what was found and what is allowed.
+pub fn read_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let allowed = r#"an address and a port such as "0.0.0.0:8081" or "[::]:8081""#;
     text.parse().map(Some).map_err(|_| de::Error::invalid_value(de::Unexpected::Str(&text), &allowed))
 }
 
@@ -143,6 +153,11 @@ pub fn router(health: Health) -> Router {
         .with_state(health)
 }
 
+/// Whether the process lives, and nothing else: for whoever spreads the world's requests over processes.
+pub fn liveness() -> Router {
+    Router::new().route("/health", get(alive))
+}
+
 async fn alive() -> &'static str {
     "ok\n"
 }
@@ -157,17 +172,15 @@ async fn ready(State(health): State<Health>) -> (StatusCode, Json<Report>) {
     (status, Json(report))
 }
 
-/// Takes the address. Apart from [`serve`], so that an address in use stops the process before its roles begin.
+/// Takes the address of `what`, such as `/health`, which `key` of the configuration names. Apart from [`serve`], so that an
+/// address in use stops the process before its roles begin.
 ///
 /// # Errors
 /// The operating system's, with the address and what to do.
-pub async fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
+pub async fn bind(listen: SocketAddr, what: &str, key: &str) -> io::Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|error| {
-        let advice = "set [http] listen to a free address, or to \"off\"";
-        io::Error::new(
-            error.kind(),
-            format!("cannot listen on {listen} for /health, /ready and /metrics: {error}; {advice}"),
-        )
+        let message = format!("cannot listen on {listen} for {what}: {error}; set {key} to a free address");
+        io::Error::new(error.kind(), message)
     })
 }
 
@@ -204,7 +217,7 @@ mod tests {
     async fn what_a_process_says_of_its_roles_can_be_asked_for() {
         let health = Health::default();
         health.role("sink").not_ready("rows wait");
-        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), "/ready", "[http] listen").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let answering = serve(listener, router(health.clone()), stop.clone());
         let asked = async {

@@ -1,13 +1,19 @@
-//! `[serve]`: how long and how many may wait for an item.
+//! `[serve]`: where items are served, and how long and how many may wait for one.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+use crate::runtime::health;
 
 /// `[serve]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The public listener: items and `/health` alone. Without one, items are served on `[http] listen`, beside `/ready` and
+    /// `/metrics`.
+    #[serde(deserialize_with = "health::read_address", skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
     /// How long a request over HTTP waits for an item that is not in the cache: then 503, and the item comes later.
     #[serde(with = "humantime_serde")]
     pub wait: Duration,
@@ -17,6 +23,6 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { wait: Duration::from_secs(10), waiting: 1_000 }
+        Self { listen: None, wait: Duration::from_secs(10), waiting: 1_000 }
     }
 }
