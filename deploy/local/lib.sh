@@ -11,6 +11,7 @@ CHDB_VERSION=26.9.0 # ClickHouse 26.9 as a Python wheel
 KAFKA=$CACHE/kafka-$KAFKA_VERSION
 CHDB=$CACHE/chdb-$CHDB_VERSION
 PYTHON=$CHDB/venv/bin/python
+NGINX=$CACHE/nginx # the program out of its package, for tests
 [[ ":$PATH:" == *":$HOME/.cargo/bin:"* ]] || PATH=$PATH:$HOME/.cargo/bin
 
 # ---- words -----------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ use crate::{
 
 /// What came of one call.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts of one call that have nothing to do with each other")]
 pub(super) struct Ended {
     /// Its slot, if it is known that nothing left in it: nobody has paid for that.
     pub(super) unused: Option<Slot>,

@@ -94,10 +94,15 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
+    use crate::platform::SourceConfig;
 
     fn write(path: &Path, text: &str, mode: u32) {
         fs::write(path, text).unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn of(config: &SourceConfig, folder: &Path) -> Credentials {
+        Credentials::of(&config.common, config.protocol.protocol().needs_app_key(), folder)
     }
 
     #[test]
@@ -110,7 +115,7 @@ mod tests {
         let config = "name = \"ali1688\"\nkind = \"ali1688\"\naccounts_file = \"accounts.toml\"\n[[account]]\nalias = \"two\"\n\
                       app_key = \"2\"\napp_secret = { env = \"SECRET\" }\naccess_token = { file = \"token\" }\n";
         let config = <Toml as Format>::from_str::<SourceConfig>(config).unwrap();
-        let credentials = Credentials::of(&config, folder.path());
+        let credentials = of(&config, folder.path());
         let env = |_: &str| Some("from-env".to_owned());
         let read = || {
             let accounts = credentials.read(&env).map_err(|error| error.to_string())?;
@@ -147,7 +152,7 @@ mod tests {
         write(&file, "[[account]]\nalias = \"one\"\napp_secret = \"hunter-22\"\n", 0o600);
         let config = "name = \"ali1688\"\nkind = \"ali1688\"\naccounts_file = \"accounts.toml\"";
         let config = <Toml as Format>::from_str::<SourceConfig>(config).unwrap();
-        let refused = Credentials::of(&config, folder.path()).read(&|_| None).unwrap_err();
+        let refused = of(&config, folder.path()).read(&|_| None).unwrap_err();
         assert!(refused.to_string().contains("account one: app_key"), "{refused}");
     }
 }

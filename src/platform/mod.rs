@@ -297,7 +297,7 @@ pub enum Reply {
 
 impl Reply {
     /// Lets each refusal of what makes no sense say how the reply begins: who reads it may know what it is.
-    pub(crate) fn quote(&mut self, body: &[u8]) {
+    pub fn quote(&mut self, body: &[u8]) {
         let refusals: Vec<&mut Refusal> = match self {
             Self::Refused(refusal) => vec![refusal],
             Self::Each(answers) => answers.iter_mut().filter_map(|answer| answer.as_mut().err()).collect(),

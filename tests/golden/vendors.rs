@@ -1,7 +1,7 @@
 //! Replies of Taobao, of its resellers and of the articles' 1688, and what they mean for each request.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use figment::providers::{Format, Toml};
@@ -144,6 +144,92 @@ fn each_reply_gives_each_item_its_answer_or_its_refusal() {
                 }
             }
         }
+    }
+}
+
+/// A reply of whoever stands before the vendor, or of a vendor that is not at work.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Notice {
+    name: String,
+    http: u16,
+    /// As [`Case::body`].
+    body: Value,
+    /// What it is to each source, by [`NOTIFIED`].
+    is: BTreeMap<String, Refused>,
+}
+
+/// The sources that get each notice.
+const NOTIFIED: [(&str, &str); 5] = [
+    ("ali1688", "kind = \"ali1688\""),
+    ("ali1688 router", "kind = \"ali1688\"\ndialect = \"router\""),
+    ("ali1688 item-get", "kind = \"ali1688\"\ndialect = \"item-get\""),
+    ("taobao", "kind = \"taobao\""),
+    ("taobao_reseller", "kind = \"taobao_reseller\""),
+];
+
+fn notices() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/vendors/notices.json")).unwrap()
+}
+
+/// What no request may end by: it says nothing of an item, an account or the request.
+const SAYS_NOTHING: [&str; 3] = ["malformed", "outage", "unclear"];
+
+#[test]
+fn a_ban_or_a_notice_of_maintenance_is_no_answer_and_no_items_fault_and_is_quoted_as_far_as_it_is_not_understood() {
+    let notices: Vec<Notice> = serde_json::from_str(&notices()).unwrap();
+    for Notice { name, http, body, is } in notices {
+        assert_eq!(is.len(), NOTIFIED.len(), "{name}");
+        let body = body.as_str().map_or_else(|| body.to_string(), str::to_owned);
+        for (source, config) in NOTIFIED {
+            let name = format!("{name}, to {source}");
+            let vendor = vendor(config);
+            let request = Request::new(ItemId::new("11223344").unwrap());
+            let reply =
+                HttpReply { status: http, retry_after: None, used_up: None, date: None, body: body.clone().into() };
+            let mut said = vendor.interpret(&[&request], &reply);
+            said.quote(&reply.body);
+            let Reply::Refused(refusal) = first_of(said) else { panic!("{name}: an answer") };
+            assert_refused(&name, &refusal, &is[source]);
+            let (kind, _) = words(&refusal.kind);
+            assert!(SAYS_NOTHING.contains(&kind) || kind.starts_with("throttled"), "{name}: {kind}");
+            let is_shown = refusal.message.chars().all(|c| !c.is_control() && !('\u{202a}'..='\u{202e}').contains(&c));
+            assert!(is_shown && refusal.message.len() < 600, "{name}: {:?}", refusal.message);
+            let quoted = refusal.message.contains("; the reply begins: ");
+            assert_eq!(quoted, kind == "malformed", "{name}: {}", refusal.message);
+        }
+    }
+}
+
+#[test]
+fn tmp_write_notices() {
+    let mut all: Value = serde_json::from_str(&notices()).unwrap();
+    for notice in all.as_array_mut().unwrap() {
+        let body = notice["body"].as_str().map_or_else(|| notice["body"].to_string(), str::to_owned);
+        let http = u16::try_from(notice["http"].as_u64().unwrap()).unwrap();
+        for (source, config) in NOTIFIED {
+            let vendor = vendor(config);
+            let request = Request::new(ItemId::new("11223344").unwrap());
+            let reply =
+                HttpReply { status: http, retry_after: None, used_up: None, date: None, body: body.clone().into() };
+            let mut said = vendor.interpret(&[&request], &reply);
+            said.quote(&reply.body);
+            notice["is"][source] = match first_of(said) {
+                Reply::Refused(refusal) => {
+                    serde_json::json!({"kind": words(&refusal.kind).0, "wait_s": words(&refusal.kind).1.map(|w| w.as_secs()), "code": refusal.code, "message": refusal.message})
+                }
+                other => serde_json::json!({"answer": format!("{other:?}")}),
+            };
+        }
+    }
+    std::fs::write("/tmp/notices.json", serde_json::to_string_pretty(&all).unwrap()).unwrap();
+}
+
+/// What the first item gets, as a refusal of the call.
+fn first_of(reply: Reply) -> Reply {
+    match reply {
+        Reply::Each(mut each) if each[0].is_err() => Reply::Refused(each.remove(0).unwrap_err()),
+        other => other,
     }
 }
 

@@ -24,6 +24,8 @@ mod fleet;
 mod kafka;
 mod kill;
 mod lanes;
+mod large;
+mod nginx;
 mod outage;
 mod process;
 mod proxy;

@@ -15,7 +15,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -26,7 +26,10 @@ use tokio::{
     time::timeout,
 };
 
-use self::{driver::Driver, write::Write};
+use self::{
+    driver::Driver,
+    write::{Parcel, Write},
+};
 use super::{
     answer::{self, Kept},
     key::Key,
@@ -41,6 +44,10 @@ pub use crate::runtime::redis_server::InvalidUrl;
 
 /// How much may wait for the driver; beyond it requests go on without Redis.
 const QUEUE: usize = 16_384;
+
+/// How many bytes of answers may wait to be written, also while Redis is away. Beyond it an answer is not kept there; what
+/// others have of its item is dropped all the same.
+const WAITING: usize = 32 * 1024 * 1024;
 
 /// Answers in Redis. Clones share one connection, which ends with the last of them.
 #[derive(Clone, Debug)]
@@ -67,6 +74,8 @@ struct Shared {
     near: Near,
     is_up: AtomicBool,
     writes: mpsc::Sender<Write>,
+    /// How many bytes of answers wait to be written.
+    waiting: Arc<AtomicUsize>,
     /// The claims of this process, which the driver keeps alive.
     claims: Mutex<HashMap<Key, String>>,
     claim: Duration,
@@ -176,6 +185,7 @@ impl Far {
             near,
             is_up: AtomicBool::new(false),
             writes,
+            waiting: Arc::default(),
             claims: Mutex::default(),
             claim: config.claim,
             counts: Counts::default(),
@@ -256,8 +266,20 @@ impl Far {
     pub fn put(&self, key: &Key, kept: &Kept, now: Timestamp, announce: bool) {
         let lives = kept.ends.hard_at.since(now);
         let Some(bytes) = kept.to_bytes().filter(|_| !lives.is_zero()) else { return };
-        let at = kept.ends.fetched_at;
-        self.shared.write(Write::Put { key: key.clone(), bytes, at, lives, announce });
+        let (key, at) = (key.clone(), kept.ends.fetched_at);
+        match Parcel::within(WAITING, bytes, &self.shared.waiting) {
+            Some(parcel) => self.shared.write(Write::Put { key, parcel, at, lives, announce }),
+            None if announce => self.shared.write(Write::Drop { key, at }),
+            None => {
+                self.shared.counts.unwritten.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether so much waits to be written that whoever has the time waits for it: [`Self::flushed`].
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) > WAITING / 2
     }
 
     /// Drops what is there, here and in all processes.
@@ -282,4 +304,48 @@ fn announcement(key: &Key, at: Timestamp) -> String {
 fn announced(text: &[u8]) -> Option<(Key, Timestamp)> {
     let (at, key) = std::str::from_utf8(text).ok()?.split_once(' ')?;
     Some((Key::from_text(key), answer::stamped(at)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cache::{
+            Answer,
+            policy::{Ends, Habit},
+        },
+        message::{Columns, Status},
+    };
+
+    /// An answer that no packing makes shorter than so many bytes.
+    fn kept(bytes: usize) -> Kept {
+        let dice = crate::runtime::clock::Dice::seeded(7);
+        let noise: String = (0..bytes).map(|_| char::from(b'0' + u8::try_from(dice.bits() % 75).unwrap())).collect();
+        let raw = serde_json::value::RawValue::from_string(serde_json::json!({ "noise": noise }).to_string()).unwrap();
+        let answer =
+            Answer { status: Status::Found, columns: Columns::default(), fingerprint: String::new(), raw: Some(raw) };
+        let now = Timestamp::from_millis(1_000);
+        let ends =
+            Ends { fetched_at: now, soft_at: now, hard_at: now.after(Duration::from_secs(60)), delta: Duration::ZERO };
+        Kept { answer: Arc::new(answer), ends, habit: Habit::default() }
+    }
+
+    #[tokio::test]
+    async fn while_redis_is_away_so_many_bytes_wait_and_what_others_must_not_go_on_with_is_dropped_without_them() {
+        let config = Config::default();
+        let near = Near::new(1 << 20);
+        let far = Far::new("redis://127.0.0.1:1/", &config, near).unwrap();
+        let (kept, now) = (kept(1_000_000), Timestamp::from_millis(1_000));
+        for number in 0..200 {
+            far.put(&Key::from_text(&format!("a{number}")), &kept, now, false);
+            tokio::task::yield_now().await;
+        }
+        let waiting = || far.shared.waiting.load(Ordering::Relaxed);
+        assert!((WAITING / 2..=WAITING).contains(&waiting()) && far.is_crowded(), "{}", waiting());
+        let lost = far.unwritten();
+        assert!(lost > 100, "{lost}");
+        far.put(&Key::from_text("b"), &kept, now, true);
+        assert_eq!(far.unwritten(), lost, "it waits as a drop, which has no bytes");
+        assert!(waiting() <= WAITING);
+    }
 }

@@ -1,6 +1,12 @@
 //! What is written into Redis, as commands.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use ::redis::Pipeline;
 use tokio::sync::oneshot;
@@ -33,12 +39,34 @@ const DROPS: i64 = 10_000;
 /// For so long after the last one.
 const DROPS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The bytes of an answer on their way into Redis, counted for as long as they wait.
+#[derive(Debug)]
+pub struct Parcel {
+    bytes: Vec<u8>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Parcel {
+    /// `None`: more than `limit` would wait, of which `waiting` says how much it is.
+    pub fn within(limit: usize, bytes: Vec<u8>, waiting: &Arc<AtomicUsize>) -> Option<Self> {
+        let more = |now: usize| now.checked_add(bytes.len()).filter(|all| *all <= limit);
+        let fits = waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        fits.then(|| Self { bytes, waiting: Arc::clone(waiting) })
+    }
+}
+
+impl Drop for Parcel {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
 /// One change. Each can be made twice.
 #[derive(Debug)]
 pub enum Write {
     Put {
         key: Key,
-        bytes: Vec<u8>,
+        parcel: Parcel,
         at: Timestamp,
         lives: Duration,
         announce: bool,
@@ -95,12 +123,12 @@ impl Write {
         };
         let millis = |time: &Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1).to_string();
         match self {
-            Self::Put { key, bytes, at, lives, announce } => {
+            Self::Put { key, parcel, at, lives, announce } => {
                 let (stamp, channel) = (answer::stamp(*at), shared.channel());
                 let lives = millis(lives);
                 let said = if *announce { announcement(key, *at) } else { String::new() };
                 let arguments: [&[u8]; 5] =
-                    [stamp.as_bytes(), bytes, lives.as_bytes(), channel.as_bytes(), said.as_bytes()];
+                    [stamp.as_bytes(), &parcel.bytes, lives.as_bytes(), channel.as_bytes(), said.as_bytes()];
                 script(PUT, shared.answer_key(key), &arguments);
             }
             Self::Drop { key, at } => {

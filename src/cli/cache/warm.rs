@@ -73,7 +73,8 @@ impl Warmer {
                 return Ok(());
             }
         }
-        let is_full = (self.filled + self.again).is_multiple_of(CHUNK as u64);
+        let is_crowded = self.whole.far().is_some_and(crate::cache::Far::is_crowded);
+        let is_full = is_crowded || (self.filled + self.again).is_multiple_of(CHUNK as u64);
         if is_full { written(&self.whole).await } else { Ok(()) }
     }
 

@@ -267,12 +267,11 @@ impl Transactions {
     fn with_all_too_large(&self, records: &[Outgoing], mut found: Vec<TooLarge>) -> TransactError {
         while let Some(behind) = found.last().map(|last| last.index + 1).filter(|behind| *behind < records.len()) {
             match self.try_each(&records[behind..]) {
-                Ok(()) => break,
+                // What is not found now, since the transaction failed, is found by the next one.
+                Ok(()) | Err(TransactError::Aborted(_)) => break,
                 Err(TransactError::TooLarge(more)) => {
                     found.extend(more.into_iter().map(|why| TooLarge { index: why.index + behind, ..why }));
                 }
-                // What is not found now is found by the next transaction.
-                Err(TransactError::Aborted(_)) => break,
                 Err(worse @ (TransactError::Fenced { .. } | TransactError::Rebuild(_))) => return worse,
             }
         }

@@ -218,9 +218,9 @@ impl Entry {
     }
 
     /// Takes over credentials whose tokens were corrected, where nobody has renewed the ones before.
-    pub(super) fn begin_anew(&mut self, configured: Account) {
+    pub(super) fn begin_anew(&mut self, configured: &Account) {
         let generation = self.generation + 1;
-        *self = Self { generation, is_renewing: self.is_renewing, ..Self::new(&configured) };
+        *self = Self { generation, is_renewing: self.is_renewing, ..Self::new(configured) };
     }
 
     /// What is held here, or what was found in the store if that is newer.

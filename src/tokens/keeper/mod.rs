@@ -204,7 +204,7 @@ impl Keeper {
     async fn correct_tokens(&self, index: usize, configured: Account, quota: &dyn Quota) -> Result<(), StoreError> {
         let stored = self.store.get(&self.source, &configured.alias).await?;
         let Some(newest) = self.entries()[index].newer_than(stored) else {
-            self.entries()[index].begin_anew(configured);
+            self.entries()[index].begin_anew(&configured);
             return Ok(());
         };
         match life::choose(&configured, Some(&newest)) {
