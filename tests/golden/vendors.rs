@@ -185,8 +185,7 @@ fn a_ban_or_a_notice_of_maintenance_is_no_answer_and_no_items_fault_and_is_quote
             let name = format!("{name}, to {source}");
             let vendor = vendor(config);
             let request = Request::new(ItemId::new("11223344").unwrap());
-            let reply =
-                HttpReply { status: http, retry_after: None, used_up: None, date: None, body: body.clone().into() };
+            let reply = HttpReply::new(http, body.clone(), Timestamp::from_millis(0));
             let mut said = vendor.interpret(&[&request], &reply);
             said.quote(&reply.body);
             let Reply::Refused(refusal) = first_of(said) else { panic!("{name}: an answer") };
@@ -201,35 +200,11 @@ fn a_ban_or_a_notice_of_maintenance_is_no_answer_and_no_items_fault_and_is_quote
     }
 }
 
-#[test]
-fn tmp_write_notices() {
-    let mut all: Value = serde_json::from_str(&notices()).unwrap();
-    for notice in all.as_array_mut().unwrap() {
-        let body = notice["body"].as_str().map_or_else(|| notice["body"].to_string(), str::to_owned);
-        let http = u16::try_from(notice["http"].as_u64().unwrap()).unwrap();
-        for (source, config) in NOTIFIED {
-            let vendor = vendor(config);
-            let request = Request::new(ItemId::new("11223344").unwrap());
-            let reply =
-                HttpReply { status: http, retry_after: None, used_up: None, date: None, body: body.clone().into() };
-            let mut said = vendor.interpret(&[&request], &reply);
-            said.quote(&reply.body);
-            notice["is"][source] = match first_of(said) {
-                Reply::Refused(refusal) => {
-                    serde_json::json!({"kind": words(&refusal.kind).0, "wait_s": words(&refusal.kind).1.map(|w| w.as_secs()), "code": refusal.code, "message": refusal.message})
-                }
-                other => serde_json::json!({"answer": format!("{other:?}")}),
-            };
-        }
-    }
-    std::fs::write("/tmp/notices.json", serde_json::to_string_pretty(&all).unwrap()).unwrap();
-}
-
 /// What the first item gets, as a refusal of the call.
 fn first_of(reply: Reply) -> Reply {
     match reply {
         Reply::Each(mut each) if each[0].is_err() => Reply::Refused(each.remove(0).unwrap_err()),
-        other => other,
+        all @ (Reply::Each(_) | Reply::Pending(_) | Reply::Refused(_)) => all,
     }
 }
 
