@@ -215,8 +215,7 @@ local function gate_free_at(gate, at)
 end
 
 local function gate_take(gate, at, spacing)
-  -- At least a microsecond, so that accounts without a limit take turns.
-  gate.next = at + max(spacing, 1)
+  gate.next = at + spacing
   for _, budget in ipairs(gate.budgets) do charge(budget, at) end
 end
 
@@ -944,7 +943,8 @@ local function lease()
       pace_slot(state.pace, at)
       pace_slot(meta.pace, at)
       local planned = state.gate.spacing > 0 and state.gate.spacing or state.pace.learned
-      gate_take(state.gate, at, stretched(planned, all * stretch_of(state.pace)))
+      -- At least a microsecond, so that accounts without a limit take turns.
+      gate_take(state.gate, at, max(stretched(planned, all * stretch_of(state.pace)), 1))
       pace_slot(address.pace, at)
       gate_take(address, at, stretched(address.spacing, all * stretch_of(address.pace)))
       gate_take(meta.source, at, stretched(meta.source.spacing, all))
