@@ -49,7 +49,12 @@ impl Answer {
             &self.columns;
         let columns = [title, price, price_text, currency, stock, sku_info, category_id, seller_nick];
         let columns: usize = columns.into_iter().flatten().map(String::len).sum();
-        size_of::<Self>() + columns + self.fingerprint.len() + self.raw.as_ref().map_or(0, |raw| raw.get().len())
+        let further: usize = self.columns.further.iter().map(|(name, value)| name.len() + value.len()).sum();
+        size_of::<Self>()
+            + columns
+            + further
+            + self.fingerprint.len()
+            + self.raw.as_ref().map_or(0, |raw| raw.get().len())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The vendor's answer for an item. In code it is an [`Observation`], since `Result` is taken.
 
-use std::convert::Infallible;
+use std::{collections::BTreeMap, convert::Infallible};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for Via {
     }
 }
 
-/// The columns that all sources share, each as the vendor sent it.
+/// The columns that all sources share, each as the vendor sent it, and those of a source's own.
 ///
 /// Numbers that people pay with are decimal texts: they never pass through floating point.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -128,6 +128,10 @@ pub struct Columns {
     /// When the vendor last changed the listing, in its own form.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vendor_updated: Option<String>,
+    /// Further columns of the source's own, by the names that its configuration gives them: texts as they are, any other
+    /// JSON as it stands. What the vendor leaves out, or says null to, is not there.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub further: BTreeMap<String, String>,
 }
 
 impl Columns {

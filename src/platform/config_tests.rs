@@ -70,6 +70,8 @@ fn a_wrong_key_is_named_with_what_was_found_and_what_is_allowed() {
         ("address_limit = { calls = 0, per = \"1s\" }", "address_limit is 0 calls per 1s, burst 1"),
         ("limits = [{ calls = 9, per = \"1s\", spread = true }]", "limits is 9 calls per 1s, burst 1 (spread is only"),
         ("columns = { title = \"subject\" }", "columns: \"subject\" is not a JSON pointer"),
+        ("columns = { further = { brand = \"b\" } }", "columns: \"b\" is not a JSON pointer"),
+        ("columns = { further = { Brand = \"/b\" } }", "columns.further is \"Brand\"; it must be names of 1 to 64"),
         ("colour = \"red\"", "unknown field `colour`"),
         ("budget = { per_day = \"1\" }", "cost_per_call is not set; it must be an amount"),
         ("cost_per_call = 0.1", "expected a string"),

@@ -1,6 +1,6 @@
 //! Rows read back: observations as the records that they were.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use clickhouse::{Row, query::RowCursor};
 use rust_decimal::Decimal;
@@ -93,6 +93,7 @@ struct Stored {
     reviews: Option<i64>,
     vendor_status: String,
     vendor_updated: String,
+    further: BTreeMap<String, String>,
     fingerprint: String,
     raw: String,
     traceparent: String,
@@ -100,7 +101,7 @@ struct Stored {
 
 const COLUMNS: &str = "offset, recorded_at, request_id, source, instead_of, item, batch, requested_at, fetched_at, status, \
     via, calls, account, latency_ms, title, price, price_text, currency, stock, sku_info, category_id, seller_nick, rating, \
-    reviews, vendor_status, vendor_updated, fingerprint, raw, traceparent";
+    reviews, vendor_status, vendor_updated, further, fingerprint, raw, traceparent";
 
 impl Store {
     /// The partitions that rows of `observations` are of.
@@ -197,14 +198,14 @@ impl Observations {
     }
 }
 
-fn record(row: Stored) -> Result<(Record, Observation), String> {
+fn record(mut row: Stored) -> Result<(Record, Observation), String> {
     let mut headers = Vec::new();
     if !row.traceparent.is_empty() {
         headers.push(("traceparent".into(), row.traceparent.clone().into()));
     }
     let time = Timestamp::from_millis(row.recorded_at);
     let record = Record { offset: row.offset, time, key: None, value: None, headers, log: None };
-    let columns = columns(&row);
+    let columns = Columns { further: std::mem::take(&mut row.further), ..columns(&row) };
     let raw = match row.raw.as_str() {
         "" => None,
         _ => Some(RawValue::from_string(row.raw).map_err(|error| format!("raw: {error}"))?),
@@ -247,6 +248,7 @@ fn columns(row: &Stored) -> Columns {
         reviews: row.reviews.map(|reviews| reviews.to_string()),
         vendor_status: text(&row.vendor_status),
         vendor_updated: text(&row.vendor_updated),
+        further: BTreeMap::new(),
     }
 }
 

@@ -244,7 +244,7 @@ async fn rows_land_with_exact_decimals_times_and_bytes() {
     let store = database.store();
     let columns = [
         json!({"price": "99999999999999.9999", "stock": "12", "rating": "4.95", "reviews": "31"}),
-        json!({"price": "0.1", "title": "玻璃杯"}),
+        json!({"price": "0.1", "title": "玻璃杯", "further": {"brand": "it's \\ a", "sizes": "[\"S\",\"M\"]"}}),
         json!({"price": "10.00-12.00"}),
     ];
     let seen = ["1", "2", "3"]
@@ -263,6 +263,18 @@ async fn rows_land_with_exact_decimals_times_and_bytes() {
         ]
         .map(as_numbers)
     );
+    for table in ["observations", "items"] {
+        assert_eq!(
+            database
+                .rows(&format!(
+                    "SELECT item, further['brand'], further['sizes'], length(further) FROM {table} ORDER BY item"
+                ))
+                .await,
+            [json!(["1", "", "", "0"]), json!(["2", "it's \\ a", "[\"S\",\"M\"]", "2"]), json!(["3", "", "", "0"]),]
+                .map(as_numbers),
+            "{table}"
+        );
+    }
     database.drop().await;
 }
 

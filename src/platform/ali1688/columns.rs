@@ -1,6 +1,6 @@
 //! Where a reply has its columns, and how a price is chosen.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use rust_decimal::Decimal;
 use schemars::JsonSchema;
@@ -51,6 +51,8 @@ pub struct Pointers {
     pub status: String,
     /// When the listing was last changed.
     pub updated: String,
+    /// Further columns by name.
+    pub further: BTreeMap<String, String>,
 }
 
 impl Default for Pointers {
@@ -69,6 +71,7 @@ impl Default for Pointers {
             reviews: None,
             status: "/productInfo/status".to_owned(),
             updated: "/lastUpdateTime".to_owned(),
+            further: BTreeMap::new(),
         }
     }
 }
@@ -77,45 +80,50 @@ impl Default for Pointers {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Overrides {
-    /// [`Pointers::item`]
+    /// The product's id, which must be the one that was asked for. What it stands in is the product.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<String>,
-    /// [`Pointers::error`]
+    /// What the vendor says instead of a product.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// [`Pointers::title`]
+    /// The title.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    /// [`Pointers::price`]
+    /// Where to look for the price, first hit first. If empty: the price of the tier with the lowest `startQuantity` in
+    /// `tiers`, else the lowest price in `sku_info`; of a range its low end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Vec<String>>,
-    /// [`Pointers::tiers`]
+    /// A list of `{startQuantity, price}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tiers: Option<String>,
-    /// [`Pointers::stock`]
+    /// How many are for sale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stock: Option<String>,
-    /// [`Pointers::sku_info`]
+    /// The variants: a list with a `price` in each, kept verbatim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sku_info: Option<String>,
-    /// [`Pointers::category_id`]
+    /// The category id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category_id: Option<String>,
-    /// [`Pointers::seller_nick`]
+    /// The seller's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seller_nick: Option<String>,
-    /// [`Pointers::rating`]
+    /// The customers' score.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rating: Option<String>,
-    /// [`Pointers::reviews`]
+    /// How many customers have reviewed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reviews: Option<String>,
-    /// [`Pointers::status`]
+    /// The state of the listing: anything but `published` is off the shelf.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
-    /// [`Pointers::updated`]
+    /// When the listing was last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated: Option<String>,
+    /// Further columns of your own, by name: small letters, digits and `_`. They are kept beside the others, in
+    /// ClickHouse as `further['name']`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub further: Option<BTreeMap<String, String>>,
 }
 
 impl Overrides {
@@ -136,6 +144,7 @@ impl Overrides {
             reviews: self.reviews.or(other.reviews),
             status: self.status.unwrap_or(other.status),
             updated: self.updated.unwrap_or(other.updated),
+            further: self.further.unwrap_or(other.further),
         }
     }
 }
@@ -156,11 +165,12 @@ impl From<Pointers> for Overrides {
             reviews: all.reviews,
             status: Some(all.status),
             updated: Some(all.updated),
+            further: Some(all.further).filter(|further| !further.is_empty()),
         }
     }
 }
 
-/// What is looked up in every reply, in the order in which [`picker`] lists the pointers.
+/// What is looked up in every reply, in the order in which [`places`] lists the pointers.
 #[derive(Clone, Copy)]
 pub enum Field {
     /// The gateway's own error.
@@ -197,15 +207,33 @@ pub enum Field {
     Status,
     /// [`Pointers::updated`]
     Updated,
-    /// The first of [`Pointers::price`]; the others follow.
+    /// The first of [`Pointers::price`]; the others follow, and then [`Pointers::further`].
     Prices,
 }
 
-/// A picker for all [`Field`]s.
+/// Where everything is that is looked up in a reply.
+#[derive(Clone, Debug)]
+pub struct Places {
+    picker: Picker,
+    /// The names of the further columns: their values come last.
+    further: Vec<String>,
+}
+
+impl Places {
+    /// Looks a reply through.
+    ///
+    /// # Errors
+    /// If it is no JSON.
+    pub fn find<'a>(&'a self, json: &'a str) -> Result<Found<'a>, serde_json::Error> {
+        Ok(Found { picked: self.picker.pick(json)?, further: &self.further })
+    }
+}
+
+/// The places of all [`Field`]s.
 ///
 /// # Errors
 /// [`InvalidPointer`] if one of the pointers is none.
-pub fn picker(pointers: &Pointers) -> Result<Picker, InvalidPointer> {
+pub fn places(pointers: &Pointers) -> Result<Places, InvalidPointer> {
     // A product that is the whole reply is always there: then the id alone says whether there is one.
     let product = pointers.item.rsplit_once('/').map(|(parent, _)| parent).filter(|parent| !parent.is_empty());
     let fixed = [
@@ -227,23 +255,28 @@ pub fn picker(pointers: &Pointers) -> Result<Picker, InvalidPointer> {
         Some(&pointers.status),
         Some(&pointers.updated),
     ];
-    Picker::new(fixed.into_iter().chain(pointers.price.iter().map(|pointer| Some(pointer.as_str()))))
+    let more = pointers.price.iter().chain(pointers.further.values()).map(|pointer| Some(pointer.as_str()));
+    let picker = Picker::new(fixed.into_iter().chain(more))?;
+    Ok(Places { picker, further: pointers.further.keys().cloned().collect() })
 }
 
 /// The reply's values by [`Field`].
-pub struct Found<'a>(pub Picked<'a>);
+pub struct Found<'a> {
+    picked: Picked<'a>,
+    further: &'a [String],
+}
 
 impl<'a> Found<'a> {
     /// A value that is there and not null.
     #[must_use]
     pub fn raw(&self, field: Field) -> Option<&'a RawValue> {
-        present(self.0[field as usize])
+        present(self.picked[field as usize])
     }
 
     /// Whether a value is there and null.
     #[must_use]
     pub fn is_null(&self, field: Field) -> bool {
-        self.0[field as usize].is_some_and(|raw| raw.get() == "null")
+        self.picked[field as usize].is_some_and(|raw| raw.get() == "null")
     }
 
     /// A value as text: a string's content, anything else as it stands in the JSON.
@@ -270,11 +303,18 @@ impl<'a> Found<'a> {
             reviews: owned(Field::Reviews),
             vendor_status: owned(Field::Status),
             vendor_updated: owned(Field::Updated),
+            further: self.further(),
         }
     }
 
+    fn further(&self) -> BTreeMap<String, String> {
+        let values = &self.picked[self.picked.len() - self.further.len()..];
+        let named = self.further.iter().zip(values);
+        named.filter_map(|(name, value)| Some((name.clone(), text(present(*value)?).into_owned()))).collect()
+    }
+
     fn price(&self) -> Stated {
-        let prices = &self.0[Field::Prices as usize..];
+        let prices = &self.picked[Field::Prices as usize..self.picked.len() - self.further.len()];
         if !prices.is_empty() {
             return first_price(prices.iter().copied());
         }
@@ -324,8 +364,7 @@ mod tests {
     use super::*;
 
     fn columns(pointers: &Pointers, json: &str) -> Columns {
-        let picker = picker(pointers).unwrap();
-        Found(picker.pick(json).unwrap()).columns()
+        places(pointers).unwrap().find(json).unwrap().columns()
     }
 
     fn price_of(product: &str) -> Option<String> {
@@ -381,6 +420,20 @@ mod tests {
     }
 
     #[test]
+    fn further_columns_are_kept_by_name_as_texts_and_what_is_not_there_is_left_out() {
+        let further = [("brand", "/b"), ("sizes", "/s"), ("weight", "/w"), ("gone", "/g"), ("none", "/n")];
+        let mut further: BTreeMap<_, _> = further.map(|(name, pointer)| (name.to_owned(), pointer.to_owned())).into();
+        for price in [vec![], vec!["/p".to_owned()]] {
+            let pointers = Pointers { item: "/id".to_owned(), price, further, ..Pointers::default() };
+            let found = columns(&pointers, r#"{"id":1,"b":"it's \"a\"","s":[1, 2],"w":1.50,"n":null,"p":"3"}"#);
+            let expected = [("brand", "it's \"a\""), ("sizes", "[1, 2]"), ("weight", "1.50")];
+            assert!(found.further.iter().map(|(name, value)| (&**name, &**value)).eq(expected), "{:?}", found.further);
+            assert_eq!(found.price.as_deref(), pointers.price.first().map(|_| "3"));
+            further = pointers.further;
+        }
+    }
+
+    #[test]
     fn of_doubled_members_the_last_counts() {
         let product = r#"{"saleInfo":{"priceRanges":[{"startQuantity":1,"price":1,"price":2}]}}"#;
         assert_eq!(price_of(product).as_deref(), Some("2"));
@@ -404,6 +457,6 @@ mod tests {
     #[test]
     fn a_pointer_that_is_none_is_refused() {
         let pointers = Pointers { stock: "productInfo.stock".to_owned(), ..Pointers::default() };
-        assert_eq!(picker(&pointers).unwrap_err(), InvalidPointer("productInfo.stock".to_owned()));
+        assert_eq!(places(&pointers).unwrap_err(), InvalidPointer("productInfo.stock".to_owned()));
     }
 }

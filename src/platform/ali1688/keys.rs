@@ -118,6 +118,11 @@ impl Protocol for Keys {
                 require("api", &self.api, is_word(&self.api), "the API's name, like alibaba.item.get")?;
             }
         }
+        for name in self.columns.further.iter().flatten().map(|(name, _)| name) {
+            let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+            let is_right = is_name && (1..=64).contains(&name.len());
+            require("columns.further", name, is_right, "names of 1 to 64 small letters, digits and _")?;
+        }
         check_word("version", &self.version)?;
         check_word("item_param", &self.item_param)?;
         check_batch(self.batch_max, 1)

@@ -21,10 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{
-    Account, Exchange, HttpReply, Refusal, RefusalKind, Reply, Tokens, Vendor,
-    pick::{InvalidPointer, Picker},
-};
+use super::{Account, Exchange, HttpReply, Refusal, RefusalKind, Reply, Tokens, Vendor, pick::InvalidPointer};
 use crate::{
     message::{Columns, Request},
     runtime::clock::Timestamp,
@@ -86,7 +83,7 @@ pub struct Settings {
 pub struct Ali1688 {
     protocol: Protocol,
     dialect: Dialect,
-    picker: Picker,
+    places: columns::Places,
 }
 
 #[derive(Clone, Debug)]
@@ -111,7 +108,7 @@ impl Ali1688 {
                 Protocol::Article(article::Template { url, dialect, method: api, version, item_param, params })
             }
         };
-        Ok(Self { protocol, dialect, picker: columns::picker(&columns)? })
+        Ok(Self { protocol, dialect, places: columns::places(&columns)? })
     }
 
     /// The gateway's own address, which alone gives tokens.
@@ -142,7 +139,7 @@ impl Vendor for Ali1688 {
 
     fn interpret(&self, requests: &[&Request], reply: &HttpReply) -> Reply {
         match requests {
-            [request] => match reply::read(&self.picker, self.dialect, request, reply) {
+            [request] => match reply::read(&self.places, self.dialect, request, reply) {
                 Ok(answer) => Reply::Each(vec![Ok(answer)]),
                 Err(refusal) => Reply::Refused(refusal),
             },
@@ -151,7 +148,7 @@ impl Vendor for Ali1688 {
     }
 
     fn columns(&self, raw: &RawValue) -> Option<Columns> {
-        reply::columns(&self.picker, self.dialect, raw)
+        reply::columns(&self.places, self.dialect, raw)
     }
 
     fn prepare_renewal(&self, account: &Account, _: Timestamp) -> Option<Exchange> {

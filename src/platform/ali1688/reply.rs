@@ -10,14 +10,13 @@ use serde_json::value::RawValue;
 
 use super::{
     Dialect, article,
-    columns::{Field, Found},
+    columns::{Field, Found, Places},
     errors,
 };
 use crate::{
     message::{Columns, Request, Status, json},
     platform::{
         Answer, Denial, HttpReply, Refusal, RefusalKind,
-        pick::Picker,
         reading::{by_status, is_success, kind_of_status, malformed, not_json, refusal},
         taobao::errors::{ErrorResponse, Said as ArticleSaid},
     },
@@ -27,14 +26,14 @@ use crate::{
 ///
 /// # Errors
 /// The refusal.
-pub fn read(picker: &Picker, dialect: Dialect, request: &Request, reply: &HttpReply) -> Result<Answer, Refusal> {
+pub fn read(places: &Places, dialect: Dialect, request: &Request, reply: &HttpReply) -> Result<Answer, Refusal> {
     if dialect != Dialect::Aop {
-        return read_article(picker, request, reply);
+        return read_article(places, request, reply);
     }
     let Ok(raw) = serde_json::from_slice::<Box<RawValue>>(&reply.body) else {
         return Err(not_json(reply));
     };
-    let found = Found(picker.pick(raw.get()).map_err(|_| not_json(reply))?);
+    let found = places.find(raw.get()).map_err(|_| not_json(reply))?;
     let (status, columns) = match error_of(&found) {
         Some(error) => match said_with(&error, reply) {
             Said::OffShelf => (Status::OffShelf, Columns::default()),
@@ -46,13 +45,13 @@ pub fn read(picker: &Picker, dialect: Dialect, request: &Request, reply: &HttpRe
 }
 
 /// The same for the articles' forms.
-fn read_article(picker: &Picker, request: &Request, reply: &HttpReply) -> Result<Answer, Refusal> {
+fn read_article(places: &Places, request: &Request, reply: &HttpReply) -> Result<Answer, Refusal> {
     let by_status =
         |what: &str| article::of_status(reply).map(|kind| refusal(kind, &format!("http {}", reply.status), what));
     let Ok(raw) = serde_json::from_slice::<Box<RawValue>>(&reply.body) else {
         return Err(by_status("no JSON").unwrap_or_else(|| not_json(reply)));
     };
-    let found = Found(picker.pick(raw.get()).map_err(|_| not_json(reply))?);
+    let found = places.find(raw.get()).map_err(|_| not_json(reply))?;
     let error = found.raw(Field::ErrorResponse).map(|raw| ErrorResponse::of(raw).unwrap_or_default());
     if let Some(refused) = by_status("no words") {
         return Err(error.map_or(refused.clone(), |error| error.refusal(refused.kind)));
@@ -74,8 +73,8 @@ fn read_article(picker: &Picker, request: &Request, reply: &HttpReply) -> Result
 }
 
 /// The columns of a reply that was kept; `None` if there is no product in it.
-pub fn columns(picker: &Picker, dialect: Dialect, raw: &RawValue) -> Option<Columns> {
-    let found = Found(picker.pick(raw.get()).ok()?);
+pub fn columns(places: &Places, dialect: Dialect, raw: &RawValue) -> Option<Columns> {
+    let found = places.find(raw.get()).ok()?;
     let is_error = match dialect {
         Dialect::Aop => error_of(&found).is_some(),
         Dialect::Router | Dialect::ItemGet => found.raw(Field::ErrorResponse).is_some(),

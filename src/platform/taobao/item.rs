@@ -94,6 +94,7 @@ impl<'a> Row<'a> {
             reviews: None,
             vendor_status: owned(self.approve_status),
             vendor_updated: owned(self.modified),
+            ..Columns::default()
         }
     }
 }

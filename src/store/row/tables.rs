@@ -12,7 +12,7 @@ use crate::{
         price,
     },
     runtime::clock::Timestamp,
-    store::columns::{Blob, Exact, Time, table_row},
+    store::columns::{Blob, Exact, Map, Time, table_row},
 };
 
 /// What every table begins and ends with: the record that a row is of, and its trace.
@@ -110,6 +110,7 @@ table_row! {
         reviews: Option<i64>,
         vendor_status: &'a str,
         vendor_updated: &'a str,
+        further: Map<'a>,
         fingerprint: &'a str,
         raw: &'a str,
         traceparent: &'a str,
@@ -157,6 +158,7 @@ impl<'a> ObservationRow<'a> {
             reviews: text(columns.reviews.as_ref()).trim().parse().ok(),
             vendor_status: text(columns.vendor_status.as_ref()),
             vendor_updated: text(columns.vendor_updated.as_ref()),
+            further: Map(&columns.further),
             fingerprint: &seen.fingerprint,
             raw: seen.raw.as_ref().map_or("", |raw| raw.get()),
             traceparent,

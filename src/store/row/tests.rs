@@ -75,7 +75,7 @@ fn a_result_becomes_an_observation_with_exact_columns() {
             "requested_at": 1_795_823_999_000_i64, "fetched_at": 1_795_824_000_000_i64, "status": "found", "via": "call", "calls": 2, "account": "a7",
             "latency_ms": 12, "title": "cup", "price": 105_000, "price_text": "", "currency": "CNY", "stock": 70_000,
             "sku_info": "", "category_id": "", "seller_nick": "", "rating": 49_500, "reviews": 31,
-            "vendor_status": "", "vendor_updated": "", "fingerprint": "ab", "raw": r#"{ "price" : 10.50 }"#,
+            "vendor_status": "", "vendor_updated": "", "further": {}, "fingerprint": "ab", "raw": r#"{ "price" : 10.50 }"#,
             "traceparent": "00-ab-cd-01",
         })
     );
@@ -114,6 +114,17 @@ fn a_price_that_is_more_than_a_decimal_is_kept_as_text_too() {
     for (price, price_text, expected) in table {
         assert_eq!(of(Columns { price, price_text, ..Columns::default() }), expected);
     }
+}
+
+#[test]
+fn further_columns_are_a_map_of_the_row() {
+    let value = br#"{"request_id":"r1","source":"s","item":"1","status":"found","via":"call","calls":1,
+        "requested_at":1,"fetched_at":2,"latency_ms":3,"columns":{"title":"cup","further":{"brand":"it's"}}}"#;
+    let headers = Headers::new();
+    let raw = raw(&headers, value);
+    let Parsed::Result(seen) = parse(&raw, &route(Kind::Result)) else { panic!("a result") };
+    let row = columns(&ObservationRow::new(&raw, &seen), &["title", "further"]);
+    assert_eq!(row, json!({"title": "cup", "further": {"brand": "it's"}}));
 }
 
 #[test]

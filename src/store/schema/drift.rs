@@ -104,6 +104,9 @@ impl fmt::Display for Difference {
 /// Begins what a later migration says of a column.
 const COMMENT: &str = "COMMENT COLUMN IF EXISTS ";
 
+/// Begins what a later migration makes of a materialized view, without a moment in which there is none.
+const QUERY: &str = "MODIFY QUERY";
+
 /// The objects that these statements leave behind, by name; statements in the order in which they are run.
 ///
 /// # Errors
@@ -148,7 +151,9 @@ fn read(statement: &str, objects: &mut BTreeMap<String, Object>) -> Option<()> {
                 let (definition, after) = added.rsplit_once(" AFTER ")?;
                 let place = object.columns.iter().position(|column| column.name == after)?;
                 object.columns.insert(place + 1, column(definition)?);
-            } else if !rest.trim().starts_with(COMMENT) {
+            } else if !(rest.trim().starts_with(COMMENT)
+                || object.kind == Kind::MaterializedView && rest.trim().starts_with(QUERY))
+            {
                 return None;
             }
         }
@@ -294,6 +299,22 @@ mod tests {
         let found = differences(&wanted, &present);
         assert_eq!(found[0].to_string(), "table rows is missing");
         assert_eq!(mend(&wanted, &found[0]), [SQL[0], SQL[4]], "as it is today");
+    }
+
+    #[test]
+    fn a_view_whose_query_was_changed_is_made_again_with_the_newest() {
+        let newer = "ALTER TABLE {database}.feeds\nMODIFY QUERY SELECT 3";
+        let wanted = wanted(SQL.into_iter().chain([newer]).map(str::to_owned)).unwrap();
+        let mut present = whole();
+        present.names.remove("feeds");
+        let found = differences(&wanted, &present);
+        assert_eq!((found.len(), mend(&wanted, &found[0])), (1, vec![SQL[3].to_owned(), newer.to_owned()]));
+        assert!(
+            super::wanted(
+                SQL.into_iter().chain(["ALTER TABLE {database}.rows MODIFY QUERY SELECT 3"]).map(str::to_owned)
+            )
+            .is_err()
+        );
     }
 
     #[test]
