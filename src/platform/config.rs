@@ -341,7 +341,7 @@ impl Source {
             budgets: config.budgets(),
             express_share: config.express_share,
             breaker: (config.breaker, config.fallback.clone()),
-            limits: SourceLimits::of(config),
+            limits: config.limits_in_effect(),
         })
     }
 }
@@ -361,6 +361,17 @@ impl cache::CachedSource for SourceConfig {
 }
 
 impl Common {
+    /// Which limits hold, those of the preset put in.
+    fn limits_in_effect(&self) -> SourceLimits {
+        let preset = self.preset;
+        SourceLimits {
+            account: self.limit.clone().or_else(|| preset?.account()),
+            further: self.limits.clone(),
+            shared: self.shared_limits.iter().cloned().chain(self.budgets().and_then(|all| all.day_limit())).collect(),
+            address: self.address_limit.clone().or_else(|| preset?.address()),
+        }
+    }
+
     /// How many calls may be under way: in all, and to the host from each address. The preset's unless said otherwise.
     pub(crate) fn in_flight(&self) -> [Option<usize>; 2] {
         let [in_all, per_host] = self.preset.and_then(Preset::calls_in_flight).map_or([None; 2], |both| both.map(Some));

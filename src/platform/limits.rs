@@ -1,6 +1,6 @@
 //! Which limits are in effect for a source: what is said for an account, else for the source, else by a preset.
 
-use super::{Account, config::Common, route::Address};
+use super::{Account, route::Address};
 use crate::quota::{
     Limit,
     plan::{AccountLimits, AddressLimits, Limits},
@@ -12,29 +12,14 @@ pub(super) struct SourceLimits {
     /// Each account that has none of its own.
     pub(super) account: Option<Limit>,
     /// What holds together with it.
-    further: Vec<Limit>,
+    pub(super) further: Vec<Limit>,
     /// All accounts together.
-    shared: Vec<Limit>,
+    pub(super) shared: Vec<Limit>,
     /// Each address that has none of its own.
-    address: Option<Limit>,
+    pub(super) address: Option<Limit>,
 }
 
 impl SourceLimits {
-    pub(super) fn of(config: &Common) -> Self {
-        let preset = config.preset;
-        Self {
-            account: config.limit.clone().or_else(|| preset?.account()),
-            further: config.limits.clone(),
-            shared: config
-                .shared_limits
-                .iter()
-                .cloned()
-                .chain(config.budgets().and_then(|all| all.day_limit()))
-                .collect(),
-            address: config.address_limit.clone().or_else(|| preset?.address()),
-        }
-    }
-
     /// All of it, as the quota reads it. `homes`: of each account, its address and then those that replace it.
     pub(super) fn quota(
         &self,
