@@ -339,7 +339,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
                 return true;
             }
             let late = self.departure.late_express_calls(self.calls_wanted(), |job| self.admission.may_start(job));
-            self.departure.hasten(late, self.calls_wanted()).await;
+            self.departure.borrow_slots(late, self.calls_wanted()).await;
             match self.departure.next_slot(self.calls_wanted()).await {
                 Next::Now(slot) => match self.caller.permit(slot.address) {
                     Some(permit) => self.use_slot(slot, permit).await,

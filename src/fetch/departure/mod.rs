@@ -5,9 +5,9 @@
 //! which the pace and their number follow. It neither knows whether a request is still wanted or paid for, which it asks
 //! admission for each that it takes, nor whether the source may be called, which is the reaction's to say.
 
+mod borrowing;
 pub(super) mod delays;
 mod grouped;
-mod hasten;
 mod lanes;
 pub(super) mod limiter;
 

@@ -1,4 +1,4 @@
-//! Express requests that this process has no slot for soon: other processes pass theirs on.
+//! Borrowing slots: express requests that this process has no slot for soon get those that other processes pass on.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ impl Departure {
     const SOON: Duration = Duration::from_millis(20);
 
     /// Asks others for slots if so many calls of express requests are [late](Self::late_express_calls), and takes what they
-    /// have passed on. No more than `wanted` slots are leased.
-    pub(in crate::fetch) async fn hasten(&mut self, late: usize, wanted: usize) {
+    /// have passed on. `wanted`: how many slots are of use in all.
+    pub(in crate::fetch) async fn borrow_slots(&mut self, late: usize, wanted: usize) {
         let share = *self.express_share.borrow();
         let Passed { come, look_at } = self.quota.hurry(late, share);
         self.lanes.lend(come);
