@@ -53,7 +53,7 @@ impl Cancelled {
                     Ok(Seen::Record(record)) => note(&sender, &record.raw(&partition)),
                     Ok(Seen::CaughtUp) => {}
                     // What is known by now stays; the role's next start reads it all again.
-                    Err(error) => return tracing::error!(%error, "later cancellations are not noticed"),
+                    Err(error) => return tracing::error!(%error, "cannot follow cancellations any longer; new ones take effect after a restart of the role"),
                 }
             }
         });
@@ -99,7 +99,7 @@ fn is_other(record: &Record) -> bool {
 fn note(batches: &watch::Sender<Batches>, raw: &codec::Raw<'_>) {
     match codec::read_cancellation(raw) {
         Ok(cancellation) => batches.send_modify(|batches| add(batches, cancellation)),
-        Err(why) => tracing::warn!(record = %raw.position_id(), %why, "not understood: ignored"),
+        Err(why) => tracing::warn!(record = %raw.position_id(), %why, "ignored an unreadable cancellation"),
     }
 }
 

@@ -127,7 +127,7 @@ impl<R: Reader> Batches<R> {
                             }
                         }
                         Round::Failed(why) => {
-                            tracing::warn!(again_in = ?pause, "the end of a batch cannot be told: {why}");
+                            tracing::warn!(again_in = ?pause, "cannot publish the end of a batch; trying again: {why}");
                             self.health.not_ready(why);
                             next = Instant::now() + pause.mul_f64(0.5 + self.dice.fraction() / 2.0);
                             pause = (pause * 2).min(PAUSE_MAX);
@@ -151,7 +151,7 @@ impl<R: Reader> Batches<R> {
         let (mut failures, mut last) = (0, None);
         for end in in_turn(ends, tries) {
             match self.tell(&end).await {
-                Ok(()) => tracing::info!(batch = %end.batch, requested = end.requested, "told the end of a batch"),
+                Ok(()) => tracing::info!(batch = %end.batch, requested = end.requested, "published the end of a batch"),
                 Err(why) => {
                     failures += 1;
                     *tries.entry(end.batch.clone()).or_default() += 1;
@@ -187,7 +187,7 @@ impl<R: Reader> Batches<R> {
     /// Posts an end that is on the topic already, if it is to be there, and notes that it is told.
     async fn tell(&mut self, end: &BatchEnd) -> Result<(), String> {
         if let Some(webhook) = &self.webhook {
-            webhook.post(end).await.map_err(|why| format!("the webhook: {why}"))?;
+            webhook.post(end).await.map_err(|why| format!("batches.webhook: {why}"))?;
         }
         let noted = self.store.told(end.batch.as_str(), end.finished_at, self.clock.now()).await;
         noted.map_err(|trouble| trouble.to_string())?;

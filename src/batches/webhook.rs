@@ -63,7 +63,7 @@ impl Webhook {
         }
         let answer = post.send().await.map_err(|error| chain(&error.without_url()))?;
         let status = answer.status();
-        if status.is_success() { Ok(()) } else { Err(format!("it answers {status}")) }
+        if status.is_success() { Ok(()) } else { Err(format!("it answered HTTP {status}")) }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
         http::{self, CallPermit, NoReply, Unprocessed},
         redact,
     },
-    quota::{Slot, Tally, guard::Guard},
+    quota::{Scope, Slot, Tally, guard::Guard},
     runtime::{
         clock::{Clock, Dice, Timestamp},
         metrics::METRICS,
@@ -403,7 +403,7 @@ impl Caller {
         #[allow(clippy::disallowed_methods, reason = "awaited right here; it ends with the client's time-out")]
         let renewal = tokio::spawn(renewal);
         renewal.await.unwrap_or_else(|error| {
-            error!(source = %self.source, account = %self.alias(account), %error, "a renewal ended abnormally");
+            error!(source = %self.source, account = %self.alias(account), %error, "token renewal ended abnormally");
             self.tokens.give_up(account);
             // Perhaps it has left.
             Ended { unused: None, ..nothing }
@@ -458,6 +458,15 @@ impl Caller {
     /// What a call is called that leaves from this address.
     pub(super) fn address_name(&self, address: usize) -> &str {
         self.parts.client.address_name(address)
+    }
+
+    /// What the log calls it.
+    pub(super) fn scope_name(&self, scope: Scope) -> String {
+        match scope {
+            Scope::Account(account) => format!("account {}", self.alias(account)),
+            Scope::Address(address) => format!("address {}", self.address_name(address)),
+            Scope::Source => "the source".to_owned(),
+        }
     }
 
     /// Room for one more call from this address, if there is any.

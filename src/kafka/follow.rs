@@ -78,7 +78,7 @@ impl Follower {
             }
             match self.consumer.recv().await {
                 Ok(message) => {
-                    debug!(topic = self.topic, offset = message.offset(), "followed");
+                    debug!(topic = self.topic, offset = message.offset(), "read a record");
                     return Ok(Seen::Record(native::record(&message)));
                 }
                 Err(KafkaError::PartitionEOF(partition)) => {
@@ -86,7 +86,7 @@ impl Follower {
                 }
                 Err(error) if is_final(&error) => return Err(ReadError::alone(&self.topic, error.to_string())),
                 Err(error) => {
-                    warn!(topic = self.topic, %error, "reading; trying again");
+                    warn!(topic = self.topic, %error, "cannot read; trying again");
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -130,7 +130,7 @@ impl Job {
     pub async fn insist(&self, records: Vec<Outgoing>, progress: Vec<Progress>) -> Result<(), TransactError> {
         for _ in 1..TIMES {
             match self.commit(records.clone(), progress.clone()).await {
-                Err(TransactError::Aborted(reason)) => debug!(reason, "rolled back; once more"),
+                Err(TransactError::Aborted(reason)) => debug!(reason, "transaction aborted; trying again"),
                 done => return done,
             }
         }

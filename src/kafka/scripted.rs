@@ -105,7 +105,7 @@ impl Writer for Log {
             return Err(error);
         }
         if let Some((partition, ..)) = offsets.iter().find(|(partition, epoch, _)| !world.takes(partition, *epoch)) {
-            return Err(TransactError::Aborted(format!("{partition} has gone to another member")));
+            return Err(TransactError::Aborted(format!("{partition} was revoked and belongs to another member")));
         }
         let is_too_large = |record: &Outgoing| world.record_limit.is_some_and(|limit| record.size() > limit);
         let too_large = records.iter().enumerate().filter(|(_, record)| is_too_large(record));

@@ -69,7 +69,7 @@ impl Tail {
                     return Err(ReadError::alone(&self.topics, error.to_string()));
                 }
                 Err(error) => {
-                    warn!(topics = self.topics, %error, "reading; trying again");
+                    warn!(topics = self.topics, %error, "cannot read; trying again");
                     tokio::time::sleep(PAUSE).await;
                 }
             }

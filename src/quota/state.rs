@@ -99,7 +99,7 @@ impl CutOff {
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         let since = self.since;
-        self.stopped.then(|| format!("calls have stopped: the quota is in Redis, which is away since {since}; they go on when it is back. Is it running? Is redis.url right?"))
+        self.stopped.then(|| format!("calls stopped: Redis, which holds the quota, is unreachable since {since}; they resume when it is back. Is it running? Is redis.url right?"))
     }
 }
 

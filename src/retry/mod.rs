@@ -186,7 +186,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
             }
         }
-        info!(held = self.wheel.len(), "stopping: what is held in memory is read again after the next start");
+        info!(held = self.wheel.len(), "stopping: failures held in memory are read again at the next start");
         self.intake.flush().await
     }
 
@@ -244,7 +244,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                     request,
                     original_base64: None,
                 };
-                warn!(request = %dead.request_id, reason = dead.reason.as_str(), message = dead.message, "given up");
+                warn!(request = %dead.request_id, reason = dead.reason.as_str(), message = dead.message, "request given up; writing a dead letter");
                 Held::Ended(self.letter(&dead, &traceparent))
             }
         }
@@ -407,10 +407,11 @@ impl<R: Reader, W: Writer> Retry<R, W> {
         if now >= self.tell_at {
             self.tell_at = now + TELL_EVERY;
             if let Some(told) = self.lateness.take() {
-                info!(sent = told.count, late_ms_p50 = told.half, late_ms_p99 = told.nearly_all, "sent again when due");
+                let (sent, median, late_ms_p99) = (told.count, told.half, told.nearly_all);
+                info!(sent, late_ms_p50 = median, late_ms_p99, "retries sent: {sent}, median {median} ms late");
             }
             for (source, count) in self.unknown.drain() {
-                warn!(%source, count, "requests of a source that is not in this configuration wait for a process that knows it");
+                warn!(%source, count, "requests wait: their source is not in this configuration, and needs a retry process that has it");
             }
         }
     }
@@ -418,7 +419,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
     fn regulate(&mut self) {
         METRICS.retry_waiting(self.wheel.len());
         for (partition, flows) in self.wheel.regulate(self.clock.now()) {
-            debug!(%partition, flows, "enough is read ahead, or not any more");
+            debug!(%partition, flows, "reading ahead paused or resumed");
             self.intake.set_flowing(&partition, flows);
         }
     }

@@ -69,7 +69,7 @@ impl Process {
         let keeper = caller.keeper();
         let aliases = source.accounts.iter().map(|account| account.alias.clone()).collect();
         let redis = self.config.redis.url.as_ref().map(ExposeSecret::expose_secret);
-        health.not_ready("reading what is spent and who is paused");
+        health.not_ready("loading saved quota state");
         let topic = self.topics.quota();
         let opened = Journal::open(&self.config.kafka, &topic, &source.name, self.clock.clone());
         let journal = tokio::select! {
@@ -174,9 +174,9 @@ impl Process {
                 _ if used_up == told => {}
                 Some(used_up) => {
                     let words = used_up::words(used_up);
-                    warn!(%source, "{words}: no calls until then, requests wait on Kafka");
+                    warn!(%source, "{words}: calls paused until then, requests wait on Kafka");
                 }
-                None => info!(%source, "there is a budget again: calls go on"),
+                None => info!(%source, "budget available again; calls resume"),
             }
             told = used_up;
             tokio::time::sleep(LOOK_EVERY).await;

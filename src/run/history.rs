@@ -33,9 +33,7 @@ impl fmt::Display for Forgotten {
         write!(
             f,
             "group {group} has no offsets for {topic} (deleted, or weir was stopped for longer than the brokers' \
-             offsets.retention.minutes), but ClickHouse knows ends of requests that are on it: the {records} offsets \
-             there are not done again by themselves. Start once with `weir run --from latest` to go on with what comes \
-             from now on, or with --from earliest to do all of it again"
+             offsets.retention.minutes), but ClickHouse has outcomes of requests that are on it: its {records} offsets are not processed again unasked. Start once with `weir run --from latest` to continue with new records only, or with --from earliest to process all of it again"
         )
     }
 }
@@ -56,14 +54,18 @@ impl Process {
             let Some(forgotten) = found else { return Ok(true) };
             match self.begin {
                 Some(Begin::Earliest) => {
-                    warn!(group, topic = forgotten.topic, "the group has lost its offsets: all is done again, as told");
+                    warn!(
+                        group,
+                        topic = forgotten.topic,
+                        "the group has lost its offsets: starting at the first record (--from earliest)"
+                    );
                     return Ok(true);
                 }
                 Some(Begin::Latest) => {
                     let topic = forgotten.topic;
                     let begun = admin::begin_at_end(&self.config.kafka, group, std::slice::from_ref(&topic)).await;
                     begun.map_err(|error| RoleError::Failed(error.into()))?;
-                    warn!(group, topic, "the group has lost its offsets: begun at the end, as told");
+                    warn!(group, topic, "the group has lost its offsets: starting at the end (--from latest)");
                 }
                 None => {
                     warn!("{forgotten}");
@@ -95,8 +97,8 @@ impl Process {
                 Ok(false) => {}
                 Err(trouble) => warn!(
                     group, topic, %trouble,
-                    "the group has no offsets and begins at the first record; whether it is its first start cannot be \
-                     told, since ClickHouse does not answer"
+                    "the group has no offsets and starts at the first record; whether this is its first start is \
+                     unknown, since ClickHouse does not answer"
                 ),
             }
         }

@@ -49,7 +49,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
     drop(listener);
     let drained = timeout(patience.drain, async { while connections.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        debug!(connections = connections.len(), "cut off: their requests had not ended");
+        debug!(connections = connections.len(), "closed connections whose requests had not finished");
     }
 }
 
@@ -61,7 +61,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
             }
             Err(error) => {
-                warn!(%error, "no connection can be accepted at the moment");
+                warn!(%error, "cannot accept connections; trying again");
                 sleep(Duration::from_secs(1)).await;
             }
         }
@@ -80,7 +80,7 @@ async fn answer(stream: TcpStream, router: Router, stop: CancellationToken, head
         }
     };
     if let Err(error) = ended {
-        debug!(%error, "a connection has broken off");
+        debug!(%error, "connection ended with an error");
     }
 }
 

@@ -38,8 +38,8 @@ impl Signals {
                     tracing::info!("stopping; a second signal ends the process at once");
                 }
                 () = hung_up(&mut hangup) => tracing::warn!(
-                    "stopping on SIGHUP: the terminal is gone, or somebody wants the configuration read again, which \
-                     takes a new start; `nohup` or a supervisor keeps weir running without a terminal"
+                    "stopping on SIGHUP (the terminal was closed, or a reload was asked for). A changed configuration \
+                     takes a restart; `nohup` or a supervisor keeps weir running without a terminal"
                 ),
             }
             token.cancel();

@@ -40,7 +40,7 @@ async fn item(
     };
     let answered = desk.ask(&question).await;
     if let Err(error) = &answered {
-        tracing::warn!(source, item = id, %error, "an item is not served");
+        tracing::warn!(source, item = id, %error, "cannot serve an item");
     }
     let known = headers.get(IF_NONE_MATCH).and_then(|known| known.to_str().ok());
     reply(&question, &answered, known, desk.now())

@@ -24,7 +24,8 @@ impl Troubles {
         if new {
             tracing::error!(
                 block,
-                "rows wait: {trouble}. Nothing is lost: reading pauses, and the same block is offered again until it is taken"
+                "insert failed: {trouble}. Nothing is lost: reading pauses, and the same block is sent again until \
+                 ClickHouse accepts it"
             );
         }
         // What goes on is told in its first words: those of memory and parts have numbers that change at each try.
@@ -41,7 +42,7 @@ impl Troubles {
         let Some((_, since)) = now.remove(&kind) else { return false };
         let last = now.is_empty();
         if last {
-            tracing::info!(seconds = since.elapsed().as_secs(), "ClickHouse takes rows again");
+            tracing::info!(seconds = since.elapsed().as_secs(), "ClickHouse accepts inserts again");
         }
         last
     }
@@ -49,7 +50,7 @@ impl Troubles {
     /// What is wrong now, for `/ready`.
     pub fn text(&self) -> Option<String> {
         let now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        now.values().min_by_key(|(_, since)| *since).map(|(trouble, _)| format!("rows wait: {trouble}"))
+        now.values().min_by_key(|(_, since)| *since).map(|(trouble, _)| format!("insert failed: {trouble}"))
     }
 }
 

@@ -113,7 +113,7 @@ pub async fn read(mut block: Block, route: &Route, grave: &Grave, known: &Known)
             row::put(&mut columns, &raw, &parsed);
         }
         if let (Parsed::Poison(why), true) = (&parsed, record.offset >= known.until) {
-            tracing::warn!(record = %raw.position_id(), %why, "unreadable: it becomes a dead letter");
+            tracing::warn!(record = %raw.position_id(), %why, "unreadable record; writing a dead letter");
             let letter = letter(&raw, record, why, grave);
             letter_bytes += letter.size();
             letters.push(letter);

@@ -102,9 +102,9 @@ async fn until_settled<I: Insert, F: Fn() -> bool + Send>(
                 let rows = sealed.intent.rows;
                 // Where ClickHouse itself has refused each insert none was expected: nobody need hear of it at each try.
                 if found == 0 && doubt.may_split() {
-                    tracing::debug!(block = token, found, rows, "counted a block that was refused");
+                    tracing::debug!(block = token, "insert refused; checked: {found} of {rows} rows stored");
                 } else {
-                    tracing::info!(block = token, found, rows, "counted a block in doubt");
+                    tracing::info!(block = token, "insert outcome unknown; checked: {found} of {rows} rows stored");
                 }
                 let verdict = doubt.counted(found, sealed.intent.rows as u64, sealed.is_in_parts());
                 match (verdict, sealed.trouble) {
@@ -114,7 +114,7 @@ async fn until_settled<I: Insert, F: Fn() -> bool + Send>(
                         Err(trouble) => return End::Refused(trouble),
                     },
                     (Verdict::Partly, None) => {
-                        tracing::info!(block = token, found, rows, "stored in part; the rest follows");
+                        tracing::info!(block = token, "{found} of {rows} rows stored; inserting the rest");
                     }
                     (Verdict::Odd, _) | (Verdict::Partly, Some(_)) => return End::Halted(Halt::Odd { found }),
                     (Verdict::Vanished, _) => return End::Halted(Halt::Vanished),
@@ -143,7 +143,7 @@ impl fmt::Display for Told<'_> {
         let range = range_of(sealed);
         let of = |count: u64| if count == 1 { "row" } else { "rows" };
         let row = of(rows as u64);
-        write!(f, "{partition} stands still at offsets {first} to {last}: ")?;
+        write!(f, "{partition} is stuck at offsets {first} to {last}: ")?;
         match halt {
             Halt::Odd { found } => write!(
                 f,

@@ -57,7 +57,7 @@ async fn a_topic_made_anew_is_begun_anew_by_every_role_and_no_row_is_taken_for_a
     make_anew(&requests, 2).await;
     produce(&requests, ids(620_000_000_000, 500)).await;
     answered(700).await;
-    running.says("made anew").await;
+    running.says("re-created").await;
 
     // With fewer than before.
     make_anew(&requests, 2).await;
@@ -118,7 +118,7 @@ async fn a_group_that_has_lost_its_offsets_stops_with_a_sentence_and_goes_on_as_
     assert!(fetch.stop().await.success());
 
     let fetch = scene.installation.start("fetch", &["run", "--role", "fetch", "--from", "latest"]);
-    fetch.says("begun at the end").await;
+    fetch.says("starting at the end").await;
     fetch.says("fetching source").await;
     produce(&requests, ids(620_000_000_000, 10)).await;
     eventually("what comes now is called for", async || (scene.number(answers).await == 50).then_some(())).await;

@@ -233,9 +233,9 @@ async fn while_redis_is_away_and_calls_stop_ready_and_status_and_quota_say_so() 
 
     server.kill();
     let (_, why) = eventually("it is not ready", async || ready().await.filter(|(status, _)| *status == 503)).await;
-    assert!(why.contains("calls have stopped") && why.contains("Redis"), "{why}");
+    assert!(why.contains("calls stopped") && why.contains("Redis"), "{why}");
     let (_, status) = installation.outcome(&["status"]).await;
-    assert!(status.contains("! fetch/ali1688: calls have stopped"), "{status}");
+    assert!(status.contains("! fetch/ali1688: calls stopped"), "{status}");
     let quota = eventually("the report says so", async || {
         let text = installation.run(&["quota"]).await;
         text.contains("calls have stopped").then_some(text)

@@ -228,7 +228,7 @@ async fn two_processes_share_a_quota_in_redis_and_both_follow_an_operator() {
     let mut scene = Scene::new("fleet", options, limit, &more).await;
     let processes = ["one", "two"].map(|name| scene.installation.start(name, &["run", "--role", "fetch,retry"]));
     for process in &processes {
-        process.says("partitions are ours now").await;
+        process.says("assigned ").await;
     }
     scene.ask(1_500).await;
     scene.follower.read_until(200).await;

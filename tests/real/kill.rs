@@ -103,8 +103,8 @@ async fn a_killed_member_is_replaced_by_another_within_the_time_outs() {
     let mut scene = Scene::new("take-over").await;
     let first = scene.installation.start("first", &["fetch"]);
     let second = scene.installation.start("second", &["fetch"]);
-    first.says("partitions are ours now").await;
-    second.says("partitions are ours now").await;
+    first.says("assigned ").await;
+    second.says("assigned ").await;
     scene.ask(2_000).await;
     let before = scene.follower.read().len();
     scene.follower.read_until(before + 100).await;
@@ -119,8 +119,8 @@ async fn a_member_stopped_beyond_all_time_outs_doubles_nothing_when_it_wakes_up(
     let mut scene = Scene::new("sleeper").await;
     let mut sleeper = scene.installation.start("sleeper", &["fetch"]);
     let second = scene.installation.start("second", &["fetch"]);
-    sleeper.says("partitions are ours now").await;
-    second.says("partitions are ours now").await;
+    sleeper.says("assigned ").await;
+    second.says("assigned ").await;
     scene.ask(2_000).await;
     let before = scene.follower.read().len();
     scene.follower.read_until(before + 100).await;

@@ -16,7 +16,7 @@ const PIECE: usize = 400;
 
 /// How often a refusal is told.
 fn told(log: &str, code: u32) -> usize {
-    log.lines().filter(|line| line.contains("rows wait") && line.contains(&format!("code {code}"))).count()
+    log.lines().filter(|line| line.contains("insert failed") && line.contains(&format!("code {code}"))).count()
 }
 
 /// Waits until there are so many rows, and none twice.
@@ -30,8 +30,8 @@ async fn expect_rows(database: &Database, expected: usize) {
 
 /// More comes while ClickHouse refuses with `code`, which `end` ends.
 async fn refused(sink: &Process, (results, database): (&str, &Database), code: u32, end: impl AsyncFnOnce()) {
-    const COUNTED: &str = "counted a block that was refused";
-    const OVER: &str = "ClickHouse takes rows again";
+    const COUNTED: &str = "insert refused; checked: ";
+    const OVER: &str = "ClickHouse accepts inserts again";
     let before = database.rows("SELECT toUInt32(count()) FROM observations").await;
     let times = |text: &str| sink.log().matches(text).count();
     let (counted, over) = (times(COUNTED), times(OVER));
@@ -105,7 +105,7 @@ async fn a_view_that_throws(sink: &Process, (results, database): (&str, &Databas
     sink.says(&of("others")).await;
     let log = sink.log();
     assert!(told(&log, "throws").iter().all(|line| line.contains("Cannot parse")), "{log}");
-    assert!(!log.contains("rows wait"), "nobody waits: {log}");
+    assert!(!log.contains("insert failed"), "nobody waits: {log}");
     assert!(database.rows("SELECT item FROM others").await.len() < PIECE, "else there is nothing to fill");
     let told = told(&log, "others");
     let of_results: Vec<_> = told.iter().filter(|line| line.contains(&format!("block=\"{results}:"))).collect();

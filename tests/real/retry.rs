@@ -35,7 +35,7 @@ async fn what_waits_survives_a_second_process_and_added_partitions() {
     let first = scene.start("one");
     scene.fail((0..500).map(|n| now_ms() + 1_000 + n * 30)).await;
     let second = scene.start("two");
-    second.says("partitions are ours now").await;
+    second.says("assigned ").await;
     let grow = |topic: weir::topics::Topic| weir::topics::Topic { partitions: topic.partitions + 3, ..topic };
     let mut topics = scene.topics.all(&[]);
     topics.retain(|topic| topic.name == scene.topics.failures());
@@ -61,9 +61,9 @@ async fn retry_does_not_start_on_a_topic_that_would_lose_what_waits_and_starts_w
 
     let process = scene.start("one");
     process.says("retention.ms is 60000, at least 256000 is needed").await;
-    assert!(!process.log().contains("partitions are ours now"));
+    assert!(!process.log().contains("assigned "));
     admin::apply(&kafka(), &topics, 1).await.unwrap();
-    process.says("partitions are ours now").await;
+    process.says("assigned ").await;
     assert!(process.stop().await.success());
 }
 
@@ -89,8 +89,8 @@ async fn partitions_that_stand_for_longer_than_the_poll_interval_cost_nobody_the
     let account = scene.settle(Duration::from_secs(60)).await;
     assert!(account.is_clean(), "{account}");
     let log = process.log();
-    assert_eq!(log.matches("partitions are ours now").count(), 2, "it has lost a membership");
-    for wrong in ["the role failed", "lost to another member", "MAXPOLL", "maximum poll interval"] {
+    assert_eq!(log.matches("assigned ").count(), 2, "it has lost a membership");
+    for wrong in ["role failed", "lost to another member", "MAXPOLL", "maximum poll interval"] {
         assert!(!log.contains(wrong), "{wrong}");
     }
     assert!(process.stop().await.success());
@@ -100,11 +100,11 @@ async fn partitions_that_stand_for_longer_than_the_poll_interval_cost_nobody_the
 async fn others_that_join_leave_and_die_while_requests_wait_change_nothing_for_them() {
     let mut scene = Scene::new("rebalance").await;
     let first = scene.start("one");
-    first.says("partitions are ours now").await;
+    first.says("assigned ").await;
     scene.fail((0..3_000).map(|n| now_ms() + 1_000 + n * 8)).await;
     for (name, seen, dies) in [("two", 500, false), ("three", 1_200, true), ("four", 1_900, false)] {
         let other = scene.start(name);
-        other.says("partitions are ours now").await;
+        other.says("assigned ").await;
         eventually("some have come with two at work", async || (scene.seen() > seen).then_some(())).await;
         if dies {
             other.kill();

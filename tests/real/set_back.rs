@@ -49,7 +49,7 @@ async fn after_the_group_was_set_back_what_is_there_stays_and_what_is_missing_is
     produce_results(&topic, 200).await;
 
     let sink = scene.installation.start("only", &["sink"]);
-    sink.says("was set by somebody else").await;
+    sink.says("was moved by someone else").await;
     // What is known of the table has to outlive the process.
     sink.kill();
     let sink = scene.installation.start("only", &["sink"]);
@@ -69,7 +69,7 @@ async fn after_the_group_was_set_back_what_is_there_stays_and_what_is_missing_is
         }
     }
     let sink = scene.installation.start("only", &["sink"]);
-    sink.says("was set by somebody else").await;
+    sink.says("was moved by someone else").await;
     stored(all + 200).await;
     assert!(sink.stop().await.success());
 }

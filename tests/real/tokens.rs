@@ -141,8 +141,8 @@ async fn two_processes_renew_each_token_once_and_outlive_a_revocation() {
     let mut scene = Scene::new("renew", 8, rules).await;
     let one = scene.installation.start("one", ROLES);
     let two = scene.installation.start("two", ROLES);
-    one.says("partitions are ours now").await;
-    two.says("partitions are ours now").await;
+    one.says("assigned ").await;
+    two.says("assigned ").await;
 
     let since = Instant::now();
     scene.ask_and_wait(1_200).await;
@@ -170,8 +170,8 @@ async fn two_processes_renew_each_token_once_and_outlive_a_revocation() {
 
     let said = scene.authorise("sim-0001").await;
     assert!(said.contains("is authorised"), "{said}");
-    one.says("the account is in use again").await;
-    two.says("the account is in use again").await;
+    one.says("account enabled again").await;
+    two.says("account enabled again").await;
     let before = scene.asked;
     eventually("the account calls again, without a restart", async || {
         scene.ask_and_wait(100).await;

@@ -252,7 +252,7 @@ pub async fn torture(scene: &mut Scene, torture: &Torture) -> Account {
     let names = ["one", "two"];
     let mut processes: Vec<Process> = names.iter().map(|name| scene.start(name)).collect();
     for process in &processes {
-        process.says("partitions are ours now").await;
+        process.says("assigned ").await;
     }
     let spread = torture.delay_max.as_secs_f64() * 1_000.0 - 1_000.0;
     for fault in 0..=torture.faults {

@@ -205,7 +205,7 @@ async fn main() -> ExitCode {
         sleep(Duration::from_millis(100)).await;
     }
     let log = process.log();
-    let begun = log.matches("starts again from its last commit").count();
+    let begun = log.matches("restarting it from its last commit").count();
     let is_clean = process.stop().await.success();
     let mut ends: HashMap<String, u32> = HashMap::new();
     for seen in &follower.seen {

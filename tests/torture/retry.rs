@@ -85,7 +85,7 @@ async fn crowd(scene: &mut Scene, count: usize) -> Account {
     println!("all on their delay topics after {:.1} s", since.elapsed().as_secs_f64());
     tokio::time::sleep(Duration::from_secs(5)).await;
     println!("resident with {count} waiting: {} MiB, at most {most} MiB on the way", resident(&process));
-    let reads = "partitions are ours now";
+    let reads = "assigned ";
     let before = process.log().matches(reads).count();
     process.kill();
     let since = Instant::now();

@@ -112,7 +112,7 @@ impl Driver {
             };
             self.shared.is_up.store(false, Ordering::Relaxed);
             if !std::mem::replace(&mut self.is_said, true) {
-                warn!(error = %lost, "Redis is lost for the cache: each process goes on with its own memory");
+                warn!(error = %lost, "the cache lost its connection to Redis; each process uses its own memory until Redis is back");
             }
             self.decline();
             sleep(retry.failed()).await;
@@ -247,7 +247,7 @@ impl Driver {
             Err(error) if redis_server::is_lost(&error) => Some(error),
             // It is loading, or full: a new connection would hear the same.
             Err(error) => {
-                debug!(%error, "Redis refuses");
+                debug!(%error, "Redis refused a command of the cache");
                 self.shared.counts.unanswered.fetch_add(1, Ordering::Relaxed);
                 None
             }

@@ -225,9 +225,9 @@ impl Reaction {
             // Those under way say the same.
             if !self.quota.is_held(&Slot { account, address, at: now, latest: now }) {
                 let account = self.caller.alias(account);
-                info!(%source, %account, ?wait, "the vendor says that the account's quota is used up until then");
+                info!(%source, %account, ?wait, "vendor reports the account's quota used up; its calls wait");
             }
-            let cause = Cause::new("the vendor says that the quota is used up", self.caller.now());
+            let cause = Cause::new("vendor reports the quota used up", self.caller.now());
             self.quota.hold(Scope::Account(account), Hold::Until(now + wait), &cause).await;
         }
     }
@@ -237,9 +237,9 @@ impl Reaction {
     async fn heed_absence(&mut self, address: usize, said: Duration) -> bool {
         let now = Instant::now();
         let wait = said.min(self.breakers.open_max());
-        let mut why = format!("the reply said that the service is away for {} (HTTP 503)", whole(said));
+        let mut why = format!("vendor announced an outage of {} (HTTP 503)", whole(said));
         if wait < said {
-            why = format!("{why}; it is asked again after {} (breaker.open_max)", whole(wait));
+            why = format!("{why}; calls are tried again after {} (breaker.open_max)", whole(wait));
         }
         match self.addresses.away(address, wait, now) {
             Away::Source => {
@@ -249,7 +249,7 @@ impl Reaction {
             Away::Address(None) => false,
             Away::Address(Some(wait)) => {
                 let (source, name) = (&self.caller.source, self.caller.address_name(address));
-                warn!(%source, address = name, ?wait, why, "the address is taken out; if another one hears the same, the source is away");
+                warn!(%source, address = name, ?wait, why, "address taken out of rotation; if another address gets the same reply, the whole source pauses");
                 let cause = Cause::new(&why, self.caller.now());
                 self.quota.hold(Scope::Address(address), Hold::Until(now + wait), &cause).await;
                 false
@@ -277,7 +277,8 @@ impl Reaction {
         if let Some(refusals) = self.episodes.refused(scope, now) {
             let (source, account) = (&self.caller.source, self.caller.alias(account));
             let (rest, share, spread) = (until - now, self.quota.pace(scope).share, self.spread.width());
-            warn!(%source, %account, ?scope, refusals, ?rest, share, ?spread, "refused beyond the promise: the pace gives way, and is tried again slowly. Is the limit right, does somebody else use the account, is quota.jitter less than the way's?");
+            let scope = self.caller.scope_name(scope);
+            warn!(%source, %account, scope, refusals, ?rest, share, ?spread, "vendor refused a call within our limit; slowing down. Check the limit, other users of the account, quota.jitter");
         }
     }
 
@@ -288,16 +289,17 @@ impl Reaction {
         let cause = Cause::new(&refusal.code, self.caller.now());
         match &refusal.kind {
             RefusalKind::Throttled { scope, wait } => {
-                debug!(%source, account = %alias, code = refusal.code, ?wait, ?scope, "the vendor says: too fast");
                 let scope = match scope {
                     Affected::Account => Scope::Account(account),
                     Affected::Address => Scope::Address(address),
                     Affected::Everyone => Scope::Source,
                 };
+                let name = self.caller.scope_name(scope);
+                debug!(%source, account = %alias, code = refusal.code, ?wait, scope = name, "vendor throttled the call");
                 self.slow_down(scope, account, left_at, *wait, &cause).await;
             }
             RefusalKind::Denied(Denial::Account) => {
-                error!(%source, account = %alias, code = refusal.code, message = refusal.message, "the vendor refuses this account: it is disabled until `weir quota resume`, the others carry its load");
+                error!(%source, account = %alias, code = refusal.code, message = refusal.message, "vendor refused the account: disabled until `weir quota resume`, other accounts take over");
                 self.quota.hold(Scope::Account(account), Hold::Disabled, &cause).await;
             }
             // The keeper of the tokens has seen to the one.
@@ -317,15 +319,15 @@ impl Reaction {
         match contact {
             Contact::Machine(why) => {
                 if let Some(pause) = self.exhaustion.noted(now) {
-                    warn!(%source, why, ?pause, "calls pause: their requests wait and spend no attempt");
+                    warn!(%source, why, ?pause, "calls paused: this machine lacks what they need; requests wait and spend no attempt");
                 }
             }
             Contact::Unprocessed(why) => {
-                debug!(%source, why, "the peer has not acted on a call; its requests wait for another slot");
+                debug!(%source, why, "the server did not process the call; its requests wait for another slot");
             }
             Contact::Called(_) => {
                 if self.exhaustion.over(now) {
-                    info!(%source, "calls leave this machine again");
+                    info!(%source, "this machine can make calls again; calls resume");
                 }
             }
             Contact::None | Contact::NoWay(_) => {}
@@ -345,7 +347,7 @@ impl Reaction {
             Contact::NoWay(why) => (self.addresses.failed(address, now), why.as_str()),
             // Said without a code of the vendor's that would explain it.
             Contact::Called(Some(403)) if matches!(kind, Some(RefusalKind::Outage | RefusalKind::Malformed)) => {
-                (self.addresses.forbidden(address, ended.account, now), "the vendor forbids its accounts (HTTP 403)")
+                (self.addresses.forbidden(address, ended.account, now), "vendor answers HTTP 403 to its accounts")
             }
             Contact::Called(Some(_)) => {
                 let is_unanswered = matches!(
@@ -355,14 +357,14 @@ impl Reaction {
                 let rest = if is_unanswered { self.addresses.unanswered(address, now) } else { None };
                 if let Some(rest) = rest {
                     let last = ended.refusal.as_ref().map_or("", |refusal| refusal.message.as_str());
-                    let why = format!("nothing is answered from here while other addresses are: {last}");
+                    let why = format!("calls from this address are not answered while those from others are: {last}");
                     return self.take_out(address, rest, &why).await;
                 }
                 let back =
                     if ended.has_answer { self.addresses.answered(address) } else { self.addresses.replied(address) };
                 if let Some(back) = back {
                     let (source, name) = (&self.caller.source, self.caller.address_name(address));
-                    info!(%source, address = name, "the address is used again");
+                    info!(%source, address = name, "address back in rotation");
                     if let Some(tried_at) = back.tried_at {
                         self.quota.release(Scope::Address(address), tried_at).await;
                     }
@@ -372,7 +374,7 @@ impl Reaction {
         };
         let (source, name) = (&self.caller.source, self.caller.address_name(address));
         let Some(rest) = rest else {
-            debug!(%source, address = name, why, "no way to the vendor; the requests wait for another slot");
+            debug!(%source, address = name, why, "cannot reach the vendor from this address; the requests wait for another slot");
             return;
         };
         let why = why.to_owned();
@@ -381,7 +383,7 @@ impl Reaction {
 
     async fn take_out(&mut self, address: usize, rest: Duration, why: &str) {
         let (source, name) = (&self.caller.source, self.caller.address_name(address));
-        warn!(%source, address = name, ?rest, why, "the address is taken out; its requests wait and spend no attempt");
+        warn!(%source, address = name, ?rest, why, "address taken out of rotation; its requests wait and spend no attempt");
         let cause = Cause::new(why, self.caller.now());
         self.quota.hold(Scope::Address(address), Hold::Until(Instant::now() + rest), &cause).await;
     }

@@ -44,11 +44,11 @@ impl Reaction {
         let source = &self.caller.source;
         match self.misfits.refused(aside, (left_at, items), is_sure, Instant::now()) {
             None => {
-                warn!(%source, code, message, "the vendor refuses what all calls have in common; its requests wait for what others are told");
+                warn!(%source, code, message, "vendor refused something that all calls share; the requests wait until it is known whether others are refused too");
             }
             Some(wait) => {
                 let remedy = remedy(common);
-                error!(%source, code, message, ?wait, "{remedy}; nobody calls until then, and no request ends by it");
+                error!(%source, code, message, ?wait, "{remedy}; calls to the source paused, no request fails by it");
                 // Other machines have clocks of their own.
                 self.misfits.is_local = common == Common::Clock && self.quota.is_shared();
                 let why = format!("{remedy} ({code} {message})");
@@ -82,7 +82,7 @@ impl Reaction {
             }
             Shown::Over(calls) => {
                 let source = &self.caller.source;
-                info!(%source, calls = calls.len(), "the vendor answers again: what it refused is called for again");
+                info!(%source, calls = calls.len(), "vendor accepts calls again; repeating the refused ones");
                 for aside in calls {
                     aftermath.again.extend(self.free_aside(aside));
                 }

@@ -73,7 +73,7 @@ impl Spread {
         if now - self.began_at > Self::WINDOW {
             self.before = std::mem::take(&mut self.running);
             self.began_at = now;
-            tracing::debug!(spread = ?self.width(), calls = self.before.calls, "how much the time of a call varies");
+            tracing::debug!(spread = ?self.width(), calls = self.before.calls, "measured the spread of call times");
         }
         self.running.note(took);
     }

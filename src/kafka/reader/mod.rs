@@ -284,7 +284,8 @@ impl Context {
         match result {
             Ok((assignments, _)) if assignments.is_empty() => {}
             Ok((assignments, gone)) => {
-                info!(group = self.group.group, partitions = ?names(&assignments), "partitions are ours now");
+                let count = counted(assignments.len());
+                info!(group = self.group.group, partitions = ?names(&assignments), "assigned {count}");
                 for Assignment { partition, epoch, .. } in &assignments {
                     let id = self.shared().known.get(&*partition.topic).copied();
                     self.membership.add(partition.clone(), *epoch, self.member, id);
@@ -356,7 +357,7 @@ impl Context {
             match ask() {
                 Ok(answer) => return Ok(answer),
                 Err(error) if self.events.is_closed() => return Err(self.failed(format!("{what}: {error}"))),
-                Err(error) => warn!(group = self.group.group, %error, "{what}; asking again"),
+                Err(error) => warn!(group = self.group.group, %error, "{what} failed; trying again"),
             }
         }
     }
@@ -364,13 +365,15 @@ impl Context {
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let partitions = partitions(list);
         if consumer.assignment_lost() {
-            warn!(group = self.group.group, ?partitions, "partitions were lost to another member");
+            let count = counted(partitions.len());
+            warn!(group = self.group.group, ?partitions, "lost {count} to another member");
             self.push(Ok(Event::Lost(partitions.clone())));
             // After an outage or a stall beyond the session a new consumer is on firmer ground than this one.
-            self.push(Err(self.failed("the group has given up on us: no sign of life within a session".to_owned())));
+            self.push(Err(self.failed("removed from the consumer group: session timed out".to_owned())));
             self.shared().is_over = true;
         } else if !partitions.is_empty() {
-            info!(group = self.group.group, ?partitions, "partitions go to another member");
+            let count = counted(partitions.len());
+            info!(group = self.group.group, ?partitions, "revoked {count}");
             self.hand_over(&partitions);
         }
         self.let_go(&partitions);
@@ -395,9 +398,9 @@ impl Context {
             }
             self.serve();
         }
-        warn!(group = self.group.group, ?partitions, "let go while a commit does not end");
+        warn!(group = self.group.group, ?partitions, "partitions revoked while a commit had not finished");
         if !self.shared().is_over {
-            self.push(Err(self.failed("a commit does not end".to_owned())));
+            self.push(Err(self.failed("a commit did not finish".to_owned())));
             self.shared().is_over = true;
         }
     }
@@ -417,7 +420,11 @@ impl Context {
                 Ok(()) | Err(oneshot::error::TryRecvError::Closed) => return,
             }
         }
-        warn!(group = self.group.group, ?partitions, "let go with work in flight: it will be done again");
+        warn!(
+            group = self.group.group,
+            ?partitions,
+            "partitions revoked with work in flight: their next owner does it again"
+        );
         self.push(Ok(Event::Lost(partitions.to_vec())));
     }
 
@@ -481,7 +488,7 @@ impl Context {
             match result {
                 Ok(()) => self.shared().pauses.done(step),
                 Err(error) => {
-                    debug!(group = self.group.group, %error, "pausing or resuming partitions; trying again");
+                    debug!(group = self.group.group, %error, "pausing or resuming partitions failed; trying again");
                     self.wanted().is_new = true;
                 }
             }
@@ -494,8 +501,9 @@ impl Context {
         let committed = offsets.iter().map(|(partition, ..)| partition.clone()).collect();
         let epochs: Vec<_> = offsets.iter().map(|(partition, epoch, _)| (partition.clone(), *epoch)).collect();
         let permit = self.membership.permit(epochs.iter().map(|(partition, epoch)| (partition, *epoch)));
-        let permit = permit.map_err(|partition| refused(format!("{partition} has gone to another member")))?;
-        let parts = permit.by_member(offsets).ok_or_else(|| refused("the reader has ended".to_owned()))?;
+        let permit =
+            permit.map_err(|partition| refused(format!("{partition} was revoked and belongs to another member")))?;
+        let parts = permit.by_member(offsets).ok_or_else(|| refused("the consumer has stopped".to_owned()))?;
         for (consumer, offsets) in parts {
             let list =
                 offset_list(&offsets, |partition| permit.id(partition)).map_err(|error| refused(error.to_string()))?;
@@ -515,6 +523,11 @@ impl Context {
     fn failed(&self, reason: String) -> ReadError {
         ReadError::Failed { topics: self.group.topics.concat().join(", "), group: self.group.group.clone(), reason }
     }
+}
+
+/// `3 partitions`
+fn counted(partitions: usize) -> String {
+    format!("{partitions} partition{}", if partitions == 1 { "" } else { "s" })
 }
 
 fn names(assignments: &[Assignment]) -> Vec<&Partition> {

@@ -25,7 +25,7 @@ pub(super) fn poll_until_dropped(consumers: Vec<Arc<BaseConsumer<Context>>>) {
             // The stage is behind: read no further, but stay at its service.
             context.serve_for(POLL);
         } else if let Err(error) = gather_from_all(&consumers, &context) {
-            error!(group = context.group.group, %error, "reading ends");
+            error!(group = context.group.group, %error, "reading stopped");
             context.push(Err(error));
             break;
         }
@@ -38,12 +38,12 @@ pub(super) fn poll_until_dropped(consumers: Vec<Arc<BaseConsumer<Context>>>) {
     // From here on nothing may be committed; then the consumers end on this thread, where their callbacks belong.
     let under_way = context.membership.clear();
     if !context.membership.have_ended(under_way, COMMIT_WITHIN) {
-        warn!(group = context.group.group, "reading ends while a commit does not");
+        warn!(group = context.group.group, "reading stopped while a commit had not finished");
     }
     while consumers.iter().any(|consumer| Arc::strong_count(consumer) > 1) {
         std::thread::yield_now();
     }
-    debug!(group = context.group.group, "left");
+    debug!(group = context.group.group, "left the consumer group");
 }
 
 /// Polls each member once. A lone one is waited for, several are looked at by turns.

@@ -22,10 +22,10 @@ impl Context {
     pub(super) fn tell(&self, error: &KafkaError, reason: &str) {
         let mut shared = self.shared();
         if shared.told_at.is_some_and(|told_at| told_at.elapsed() < TELL_AGAIN) {
-            return debug!(group = self.group.group, %error, reason, "Kafka");
+            return debug!(group = self.group.group, %error, reason, "Kafka client error");
         }
         shared.told_at = Some(Instant::now());
-        warn!(group = self.group.group, %error, reason, "trouble with Kafka; trying again");
+        warn!(group = self.group.group, %error, reason, "Kafka error; trying again");
     }
 
     #[allow(clippy::wildcard_enum_match_arm, reason = "librdkafka's errors are many, and most of them mean: wait")]
@@ -76,8 +76,9 @@ impl Context {
                         continue;
                     }
                     let reason = format!(
-                        "the group has come to offset {position}, but the log ends at {end}: the topic was made anew, \
-                         or has lost records; delete the group's offsets for it to begin at its first record"
+                        "the group's committed offset is {position}, but the log ends at {end}: the topic was \
+                         re-created, or has lost records; delete the group's offsets for it to start at its first \
+                         record"
                     );
                     return Err(ReadError::Ledger { partition, reason });
                 }
@@ -90,7 +91,7 @@ impl Context {
             self.begin_again(consumer, &partition, low)?;
             is_explained = true;
         }
-        if is_explained { Ok(()) } else { Err(self.failed("an offset to read from is not in the log".to_owned())) }
+        if is_explained { Ok(()) } else { Err(self.failed("the offset to read from is out of range".to_owned())) }
     }
 
     /// Reads a partition from another offset on. It has stopped by an error, and then a seek is refused.
@@ -100,6 +101,6 @@ impl Context {
             .add_partition_offset(&partition.topic, partition.number, Offset::Offset(offset))
             .and_then(|()| consumer.incremental_unassign(&start))
             .and_then(|()| consumer.incremental_assign(&start))
-            .map_err(|error| self.failed(format!("going to offset {offset} of {partition}: {error}")))
+            .map_err(|error| self.failed(format!("seeking to offset {offset} of {partition}: {error}")))
     }
 }

@@ -105,7 +105,7 @@ impl KafkaWriter {
                 }
                 Err(error) => drop(ready.send(Err(error))),
             })
-            .map_err(|error| TransactError::Rebuild(format!("no thread for the producer: {error}")))?;
+            .map_err(|error| TransactError::Rebuild(format!("starting the producer's thread: {error}")))?;
         answer.await.map_err(|_| TransactError::Rebuild("the producer's thread has ended".to_owned()))??;
         Ok(Self { jobs })
     }
@@ -155,7 +155,7 @@ impl ClientContext for Deliveries {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        debug!(%error, reason, "Kafka");
+        debug!(%error, reason, "Kafka client error");
     }
 }
 
@@ -192,7 +192,7 @@ impl Transactions {
         transactions.insist(None, |producer| {
             let result = producer.init_transactions(STEP);
             if result.is_err() && !std::mem::replace(&mut told, true) {
-                info!(name = transactions.name, brokers = config.brokers, "waiting for Kafka to know this producer");
+                info!(name = transactions.name, brokers = config.brokers, "initialising Kafka transactions");
             }
             result
         })?;
@@ -223,11 +223,10 @@ impl Transactions {
 
     fn run(&self, job: &Job) -> Result<(), TransactError> {
         let epochs = job.offsets.iter().map(|(partition, epoch, _)| (partition, *epoch));
-        let permit = job
-            .membership
-            .permit(epochs)
-            .map_err(|partition| TransactError::Aborted(format!("{partition} has gone to another member")))?;
-        let ended = || TransactError::Aborted("the reader has ended".to_owned());
+        let permit = job.membership.permit(epochs).map_err(|partition| {
+            TransactError::Aborted(format!("{partition} was revoked and belongs to another member"))
+        })?;
+        let ended = || TransactError::Aborted("the consumer has stopped".to_owned());
         let parts = permit.generations(job.offsets.clone()).ok_or_else(ended)?.into_iter();
         let parts: Result<Vec<_>, _> = parts
             .map(|(generation, offsets)| {
@@ -361,8 +360,8 @@ impl Transactions {
     }
 
     fn given_up(&self, what: &str) -> TransactError {
-        warn!(name = self.name, what, after = ?GIVE_UP, "a transaction does not end: its producer is given up");
-        TransactError::Rebuild(format!("a transaction did not end within {GIVE_UP:?}: {what}"))
+        warn!(name = self.name, what, after = ?GIVE_UP, "a transaction does not finish; giving up its producer");
+        TransactError::Rebuild(format!("a transaction did not finish within {GIVE_UP:?}: {what}"))
     }
 
     /// What a record was too large for that travelled alone.
@@ -421,7 +420,7 @@ impl Transactions {
                 Ok(()) => return Ok(()),
                 Err(KafkaError::Transaction(error)) if error.is_retriable() => {
                     if since.elapsed() > STEP {
-                        warn!(name = self.name, %error, waited = ?since.elapsed(), "Kafka does not answer; asking again");
+                        warn!(name = self.name, %error, waited = ?since.elapsed(), "Kafka does not answer; trying again");
                     }
                     if deadline.is_some_and(|deadline| Instant::now() > deadline) {
                         return Err(self.given_up(&error.string()));
@@ -441,7 +440,7 @@ impl Transactions {
             TransactError::TooLarge(records) => oversized::words(records),
             TransactError::Fenced { .. } | TransactError::Rebuild(_) => return error,
         };
-        warn!(name = self.name, reason, "transaction rolled back");
+        warn!(name = self.name, reason, "transaction aborted");
         match self.insist(Some(deadline), |producer| producer.abort_transaction(STEP)) {
             Ok(()) => error,
             Err(TransactError::Aborted(error)) => {

@@ -42,7 +42,7 @@ const PENDING: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// What stands in the records of this transaction, for whoever reads what was rolled back.
-const NOTE: &[u8] = b"rolled back: closes what an outage has left open";
+const NOTE: &[u8] = b"aborted: ends a transaction that an outage left open";
 
 impl Transactions {
     /// Looks whether the group's commits can be read; if not, rolls back whatever is open of this producer's name.
@@ -58,7 +58,7 @@ impl Transactions {
         warn!(
             name = self.name,
             group = reach.group,
-            "an outage has left a transaction half closed, so that the group's commits cannot be read: rolling it back"
+            "Kafka transaction left open by an outage, so the group's commits cannot be read; aborting it"
         );
         self.producer.begin_transaction().map_err(|error| self.classify(&error))?;
         for (topic, partition) in &writes {
@@ -78,7 +78,7 @@ impl Transactions {
             Err(worse) => return Err(worse),
         }
         self.insist(None, |producer| producer.abort_transaction(STEP)).map_err(for_good)?;
-        debug!(name = self.name, partitions = writes.len(), "whatever was left open is rolled back");
+        debug!(name = self.name, partitions = writes.len(), "aborted transactions that were left open");
         Ok(())
     }
 
@@ -159,5 +159,5 @@ fn refused(reads: &[(String, i32)]) -> Result<TopicPartitionList, KafkaError> {
 
 /// Until this is done nothing else may be written under this name.
 fn for_good(reason: impl std::fmt::Display) -> TransactError {
-    TransactError::Rebuild(format!("closing what an earlier transaction has left open: {reason}"))
+    TransactError::Rebuild(format!("aborting a transaction that was left open: {reason}"))
 }

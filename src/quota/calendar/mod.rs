@@ -330,7 +330,7 @@ pub async fn follow(
         let planned = planned(calendar, source, now);
         if planned.share != told {
             let (share, windows) = (planned.share.get(), &planned.windows);
-            info!(%source, share, ?windows, until = ?planned.changes_at, "the calendar sets the share of the pace");
+            info!(%source, share, ?windows, until = ?planned.changes_at, "calendar window changed the pace");
             told = planned.share;
         }
         quota.set_pace(Scope::Source, PaceBy::Calendar, planned.share).await;

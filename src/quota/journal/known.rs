@@ -73,7 +73,7 @@ impl Known {
                     Ok(report) => {
                         self.reports.insert(key, report);
                     }
-                    Err(error) => warn!(topic, key, %error, "a report that cannot be read is passed over"),
+                    Err(error) => warn!(topic, key, %error, "skipped an unreadable quota report"),
                 }
                 None
             }
@@ -88,7 +88,7 @@ impl Known {
                     Some(Changed { before, now })
                 }
                 Err(error) => {
-                    warn!(topic, key, %error, "a setting that cannot be read is passed over");
+                    warn!(topic, key, %error, "skipped an unreadable quota setting");
                     None
                 }
             },

@@ -102,7 +102,7 @@ impl Epoch {
         if suspended > known + Self::NOTICED {
             self.suspended.store(suspended, Relaxed);
             let time = Duration::from_micros(suspended - known);
-            warn!(?time, "this machine was suspended: windows, holds and budgets have gone on meanwhile");
+            warn!(?time, "this machine was suspended; quota windows, holds and budgets went on meanwhile");
         }
         let own = i128::from(self.micros(Instant::now()));
         let ahead = i64::try_from(i128::from(day_micros(clock)) - own).unwrap_or_default();
@@ -114,7 +114,7 @@ impl Epoch {
         let seconds = (ahead - before) / 1_000_000;
         warn!(
             seconds,
-            "this machine's clock was set: limits that begin at a time of day follow it, the pace does not change"
+            "this machine's clock was changed: limits that begin at a time of day follow it, the pace stays"
         );
         Some(ahead)
     }

@@ -61,7 +61,7 @@ fn parse(reply: Vec<Value>) -> Result<Output, ParsingError> {
 }
 
 fn known(batch: String) -> Option<BatchId> {
-    BatchId::new(batch).inspect_err(|error| warn!(%error, "a batch in Redis that cannot be one is passed over")).ok()
+    BatchId::new(batch).inspect_err(|error| warn!(%error, "skipped an invalid batch name in Redis")).ok()
 }
 
 fn word((batch, holder, granted, calls, seq): WordOnWire) -> Option<Word> {

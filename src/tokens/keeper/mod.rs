@@ -166,7 +166,7 @@ impl Keeper {
             refused: None,
             replaces: life::replaced(&old.replaces, account),
         };
-        info!(source = %self.source, account = %account.alias, "the configured token was changed: it replaces the stored one");
+        info!(source = %self.source, account = %account.alias, "the configured token has changed and replaces the stored one");
         self.store.put(&self.source, &account.alias, &record).await?;
         self.adopt(index, record);
         Ok(())
@@ -260,7 +260,7 @@ impl Keeper {
         }
         begun.unwrap_or_else(|error| {
             let failures = self.entries()[index].fail(Instant::now());
-            warn!(source = %self.source, account = %alias, %error, failures, "its token cannot be renewed: where tokens are kept is away");
+            warn!(source = %self.source, account = %alias, %error, failures, "cannot renew the token: the token store is unreachable");
             None
         })
     }
@@ -334,7 +334,7 @@ impl Keeper {
         let revision = record.revision;
         self.establish(index, record).await;
         self.entries()[index].mark_renewed_here(revision);
-        info!(source = %self.source, account = %account.alias, expires_at = expires_at.map(tracing::field::display), "the token is renewed");
+        info!(source = %self.source, account = %account.alias, expires_at = expires_at.map(tracing::field::display), "token renewed");
         Verdict::Alive
     }
 
@@ -354,7 +354,7 @@ impl Keeper {
             return Verdict::Dead;
         }
         let Refusal { code, message, .. } = refusal;
-        warn!(source = %self.source, account = %account.alias, code, message, failures, "renewing the token failed; again soon");
+        warn!(source = %self.source, account = %account.alias, code, message, failures, "token renewal failed; trying again");
         Verdict::Alive
     }
 
@@ -368,12 +368,14 @@ impl Keeper {
                 }
             }
             Ok(None) => {}
-            Err(error) => warn!(source = %self.source, account = %alias, %error, "cannot look for a newer token"),
+            Err(error) => {
+                warn!(source = %self.source, account = %alias, %error, "cannot check the token store for a newer token")
+            }
         }
         let (account, can_be_renewed) = self.entries()[index].after_refusal(self.clock.now());
         if can_be_renewed {
             let code = &refusal.code;
-            warn!(source = %self.source, account = %alias, code, "the vendor refuses the token: it is renewed with the account's next slot");
+            warn!(source = %self.source, account = %alias, code, "vendor rejected the token; renewing it at the account's next slot");
             return Verdict::Alive;
         }
         if account.refresh_token.is_none() {
@@ -389,7 +391,7 @@ impl Keeper {
             Ok(None) => {}
             Err(error) => {
                 self.entries()[index].fail(Instant::now());
-                warn!(source = %self.source, account = %alias, %error, "cannot look whether the token is being renewed");
+                warn!(source = %self.source, account = %alias, %error, "cannot check whether another process is renewing the token");
             }
         }
         self.verdict(index)
@@ -430,7 +432,7 @@ impl Keeper {
                     return;
                 }
                 Err(error) if attempt == PUTS => {
-                    error!(source = %self.source, account = %alias, %error, "a new token cannot be kept, only remembered: if this process ends before that is repaired, run `weir account authorise {} {alias}`", self.source);
+                    error!(source = %self.source, account = %alias, %error, "cannot store the new token, which is only in memory: if this process ends before the token store is repaired, run `weir account authorise {} {alias}`", self.source);
                 }
                 Err(_) => sleep(HURRY * attempt).await,
             }
@@ -449,7 +451,7 @@ impl Keeper {
         let alias = entries[index].configured.alias.clone();
         drop(entries);
         if let Some(Refused { code, message, .. }) = refused {
-            error!(source = %self.source, account = %alias, code, message, "the vendor refuses the account's token and does not renew it: the account is disabled, the others carry its load; run `weir account authorise {} {alias}`", self.source);
+            error!(source = %self.source, account = %alias, code, message, "vendor rejected the account's token and its renewal: account disabled, other accounts take over; run `weir account authorise {} {alias}`", self.source);
         }
         true
     }
@@ -465,7 +467,7 @@ impl Keeper {
             (_, Some(cause)) => quota.hold(scope, Hold::Disabled, &cause).await,
             (Some(cause), None) => {
                 let (account, _) = self.account(index);
-                info!(source = %self.source, account = %account.alias, "there is a new token: the account is in use again");
+                info!(source = %self.source, account = %account.alias, "found a new token: account enabled again");
                 quota.release(scope, cause.since).await;
             }
             (None, None) => {}
@@ -498,7 +500,7 @@ impl Keeper {
                 Ok(()) => is_away = false,
                 // Said once: a store that is away is seen by every renewal too.
                 Err(error) if !std::mem::replace(&mut is_away, true) => {
-                    warn!(source = %self.source, %error, "cannot look for new tokens; those at hand are used meanwhile");
+                    warn!(source = %self.source, %error, "cannot check for new tokens; using those in memory meanwhile");
                 }
                 Err(_) => {}
             }
@@ -526,7 +528,7 @@ impl Keeper {
         }
         for (index, alias, record) in offers {
             if self.store.put(&self.source, &alias, &record).await? {
-                warn!(source = %self.source, account = %alias, revision = record.revision, place = self.store.place(), "the store of tokens had lost the account's token: it is stored again from this process' memory");
+                warn!(source = %self.source, account = %alias, revision = record.revision, place = self.store.place(), "the token store had lost the account's token; stored it again from memory");
             }
             self.adopt(index, record);
         }

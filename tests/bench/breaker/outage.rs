@@ -100,7 +100,7 @@ pub async fn measure(bench: &Bench, options: &Options, table: &mut Table) -> Res
     let quiet = [rate(bench, &steady, window).await?, rate(bench, &steady, window).await?];
     order(bench, &troubled, "outage").await?;
     let away = rate(bench, &steady, window).await?;
-    fetch.says("the breaker opens").await?;
+    fetch.says("breaker opened").await?;
     let outcomes = Follower::of(&bench.kafka, &[own.topics.results()]).await?;
     let healed_at = weir::runtime::clock::Clock::System.now().as_millis();
     order(bench, &troubled, "off").await?;

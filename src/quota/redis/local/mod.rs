@@ -366,7 +366,8 @@ impl Local {
             warn!(
                 account = name,
                 address,
-                "other workers have an account, or an address for it, that this one does not know: its slots are left to them. Do all workers have the same configuration?"
+                "other workers have an account or an address that this one does not know; its slots are left to them. \
+                 Do all workers have the same configuration?"
             );
             if self.foreign.len() == FOREIGN {
                 self.foreign.pop_front();
