@@ -1,4 +1,4 @@
-//! When to stop calling somebody who does not answer, and how to find out that he does again. Pure.
+//! Circuit breaker: when to stop calls to a peer that does not answer, and how to probe whether it answers again. Pure.
 //!
 //! Closed: calls leave, and outages are counted. Open: no call leaves for a while. Half open: up to a few probes are
 //! under way at once; one that is answered closes the breaker, it opens again when all have ended in outages, and one
@@ -216,8 +216,8 @@ impl Breaker {
                         probes.failed += 1;
                         // The others may have been for items that do better.
                         let why = match (probes.under_way, probes.failed) {
-                            (0, 1) => "a probe ended in an outage".to_owned(),
-                            (0, failed) => format!("{failed} probes ended in outages"),
+                            (0, 1) => "a probe failed with an outage".to_owned(),
+                            (0, failed) => format!("{failed} probes failed with outages"),
                             _ => return None,
                         };
                         Some(self.open(at + self.config.open, why))
@@ -349,8 +349,7 @@ impl Counts {
         // Failures may come at once where answers take their time: what is under way may yet be answered.
         let all = f64::from(calls.saturating_add(self.under_way));
         let is_too_much = calls >= config.sample && f64::from(outages) >= config.share * all;
-        is_too_much
-            .then(|| format!("{outages} of the last {calls} calls ended in an outage, within {:?}", config.window))
+        is_too_much.then(|| format!("{outages} of the last {calls} calls were outages, within {:?}", config.window))
     }
 
     /// Whether the row is more than chance among many calls.
@@ -425,7 +424,7 @@ mod tests {
         let Some(Change::Opened { why, .. }) = breaker.ended(probes[2], Verdict::Outage, now) else {
             panic!("nobody was answered");
         };
-        assert_eq!(why, "3 probes ended in outages");
+        assert_eq!(why, "3 probes failed with outages");
         let now = now + 30 * SECOND;
         let probes: Vec<_> = (0..3).map(|_| breaker.admit(now).unwrap()).collect();
         assert_eq!(breaker.ended(probes[0], Verdict::Outage, now), None);

@@ -1,4 +1,4 @@
-//! Which batches have been cancelled, as the control topic says: whoever holds their requests ends them.
+//! Cancelled batches, read from the control topic: the stage that holds one of their requests ends it.
 
 use std::{collections::HashMap, sync::Arc};
 

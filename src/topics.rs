@@ -1,4 +1,4 @@
-//! Topics: what is on them, who writes and who reads them, how long they are kept. The only place with their names.
+//! The topics: names, content, writers, readers, retention. The only place with topic names.
 
 use std::time::Duration;
 

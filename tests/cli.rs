@@ -142,7 +142,7 @@ fn servers_that_cannot_be_reached_end_a_check_with_69_and_are_all_named() {
     ];
     weir.run(&["check", "--quiet"], &variables)
         .expect(69, &["Kafka", NOWHERE, "ClickHouse", "Redis", "Is it running?"]);
-    weir.run(&["query", "SELECT 1"], &variables).expect(69, &["error: ClickHouse does not answer", "clickhouse.url"]);
+    weir.run(&["query", "SELECT 1"], &variables).expect(69, &["error: ClickHouse unreachable", "clickhouse.url"]);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a_replay_that_cannot_be_meant_is_refused_before_any_server_is_asked() {
         (&["replay", "--topic", "dead", "--reason", "tired"], &["tired", "exhausted"]),
         (&["replay", "--topic", "dead", "--from", "yesterday"], &["\"yesterday\" is no time", "2 days ago"]),
         (&["replay", "--topic", "dead", "--into", "a b"], &["DATABASE.TABLE"]),
-        (&["replay", "--from-table", "observations"], &["name another table"]),
+        (&["replay", "--from-table", "observations"], &["name another one"]),
         (&["verify", "--since", "lately"], &["\"lately\" is no time"]),
     ];
     for (arguments, parts) in table {

@@ -1,4 +1,4 @@
-//! Whether the sink has come to everything that was written before a moment: until then a batch may only look ended.
+//! Whether the sink has stored everything written before a given time: until then a batch may only look finished.
 
 use std::collections::HashMap;
 
@@ -55,7 +55,7 @@ impl Followed {
         if spans.is_empty() {
             return Ok(false);
         }
-        // What is left may be marks of transactions only, behind which nothing is ever committed.
+        // What is left may be transaction markers only, behind which nothing is ever committed.
         let mut scan = Scan::open(kafka, spans)?;
         while let Some(piece) = scan.next().await? {
             if matches!(piece, Piece::Records { .. }) {

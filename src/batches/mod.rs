@@ -1,4 +1,4 @@
-//! batches: tells a webhook, a topic or both that a batch has come to its end, when nobody's terminal is open for it.
+//! batches: publishes the end of each batch to a webhook, a topic or both.
 //!
 //! Runs beside the sink, in one process of the fleet: the one that leads ([`Leadership`]), by the only partition of the
 //! control topic in a group made for this. Which ends have been told stands in ClickHouse, so another process goes on where this one

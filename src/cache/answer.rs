@@ -1,4 +1,5 @@
-//! An answer as it is kept: what of a result does not depend on who asked, its ends, and both as bytes. Pure.
+//! A cached answer: the part of a result that does not depend on the request, its expiry times, and their encoding.
+//! Pure.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;

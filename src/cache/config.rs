@@ -1,4 +1,4 @@
-//! `[cache]` and `[source.cache]`: whether answers are given again, for how long, and where they are kept.
+//! `[cache]` and `[source.cache]`: whether and how long answers are cached, and where.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What an answer is kept under: source, item, and everything else that changes the reply. Pure.
+//! The cache key: source, item, and everything else that changes the reply. Pure.
 
 use std::{fmt, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Answers that are given again: in the memory of the process (L1), and in Redis for all of them (L2).
+//! The cache of answers: in the memory of the process (L1), and in Redis for all processes (L2).
 //!
 //! Fetch looks a request up before it waits for a slot, and keeps what each call brings. What counts for how long is
 //! decided in [`policy`], what an answer is kept under in `key`. Only answers are kept: a failed call is none. An answer

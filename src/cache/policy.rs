@@ -1,4 +1,4 @@
-//! How long an answer counts, whether one may be given again, and when to ask anew before that. Pure.
+//! Cache policy: how long an answer is valid for a request, and when to refresh it early. Pure.
 //!
 //! An answer has two ends: until the *soft* one it is given again without a thought; from there to the *hard* one it is
 //! given too, and the first request that finds a slot to spare makes a call instead. Beyond the hard one it is never

@@ -1,4 +1,4 @@
-//! changes: results → what has changed of each item, as records of their own.
+//! changes: results → one record for each watched column of an item that differs from its last result.
 //!
 //! ```text
 //!  weir.results ──► round ──► recall ──► compare ──► weir.changes + offsets ──► remember

@@ -1,4 +1,5 @@
-//! What the changes stage does with each event: gather, compare, publish, remember.
+//! The loop of the changes stage: gather results, compare them with the last known values, publish, store the new
+//! values.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

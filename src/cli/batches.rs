@@ -1,4 +1,4 @@
-//! `weir batches` and `weir batch`: how far what was enqueued together is, and its end on request.
+//! `weir batches` and `weir batch`: progress of batches, their items, and cancelling one.
 
 use std::time::Duration;
 
@@ -31,29 +31,29 @@ use crate::{
 };
 
 pub(super) const LIST_ABOUT: &str = "\
-The batches: what was enqueued together, and how far it is. Asks ClickHouse only, so it works from any machine.
+List batches and their progress. Queries ClickHouse only, so it works from any machine.
 
-To be told that a batch has ended: a webhook (WEIR_BATCHES__WEBHOOK) or the topic weir.batches ([batches] topic = true), \
-from a process with the sink; nobody needs to ask or wait.";
+To be notified of a batch's end instead of polling: a webhook (WEIR_BATCHES__WEBHOOK) or the topic weir.batches \
+([batches] topic = true), written by a process with the sink role.";
 
 pub(super) const LIST_EXAMPLES: &str = "\
 Examples:
-  weir batches                        # those under way, then the latest
+  weir batches                        # unfinished ones first, then the latest
   weir batches --json --limit 1000 | jq 'select(.dead > 0)'";
 
 pub(super) const ONE_ABOUT: &str = "\
-One batch: how far it is, its items, or its end.
+Show one batch: its progress or its items; or cancel it.
 
-Each request is in one place: requested = found + absent + off_shelf + dead + under_way. One that was enqueued again or \
-redriven is under way until it has its new end.";
+Each request is counted once: requested = found + absent + off_shelf + dead + under_way. One that was enqueued again \
+or redriven is under way until its new outcome.";
 
 pub(super) const ONE_EXAMPLES: &str = "\
 Examples:
   weir batch monday
-  weir batch monday --follow                  # until each request has its end
+  weir batch monday --follow                  # until each request has its outcome
   weir batch monday items --status dead       # also waiting, under_way, found, absent, off_shelf
   weir batch monday items --format CSVWithNames > monday.csv
-  weir batch monday cancel                    # call no more for what has not been called for";
+  weir batch monday cancel                    # end what has not been called for yet";
 
 /// For how long `--follow` waits for a batch that ClickHouse does not know, and how often it asks.
 const APPEARS: Duration = Duration::from_secs(10);
@@ -81,7 +81,7 @@ const SELECT: &str = "SELECT batch, requested, found, absent, off_shelf, dead, u
 /// `weir batches`
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {
-    /// How many, at most.
+    /// The most to show.
     #[arg(long, value_name = "COUNT", default_value_t = 20)]
     limit: u32,
     /// One JSON object per line.
@@ -94,7 +94,7 @@ pub struct ListArgs {
 pub struct OneArgs {
     /// Its name.
     batch: BatchId,
-    /// Stay and show the progress until each request has its end.
+    /// Show the progress until each request has its outcome.
     #[arg(long)]
     follow: bool,
     #[command(subcommand)]
@@ -108,14 +108,14 @@ enum Action {
         /// Only these: waiting, `under_way`, found, absent, `off_shelf` or dead.
         #[arg(long, value_name = "STATUS", value_parser = ["waiting", "under_way", "found", "absent", "off_shelf", "dead"])]
         status: Option<String>,
-        /// One of ClickHouse's formats.
+        /// A ClickHouse output format.
         #[arg(long, value_name = "FORMAT", default_value = "TSV")]
         format: String,
     },
-    /// Call no more for what has not been called for yet: it ends as dead letters of reason cancelled.
+    /// Cancel requests that have not been called for yet: they end as dead letters of reason cancelled.
     ///
-    /// Calls in flight are finished. What failed and waits to be tried again ends when its time comes. What is enqueued
-    /// later under the same name is called for.
+    /// Calls in flight finish. Requests that wait for a retry end when it is due. Requests enqueued later under the
+    /// same name are called for.
     Cancel,
 }
 
@@ -125,7 +125,7 @@ pub(super) async fn list(args: &ListArgs, config: &Config) -> anyhow::Result<Exi
     if args.json {
         found.iter().try_for_each(|row| say(&row.to_string()))?;
     } else {
-        section("Batches", COLUMNS, &found, "none yet: weir enqueue FILE --source NAME")?;
+        section("Batches", COLUMNS, &found, "none yet; start one with: weir enqueue FILE --source NAME")?;
     }
     Ok(Exit::Done)
 }
@@ -155,7 +155,7 @@ async fn progress(batch: &BatchId, config: &Config) -> anyhow::Result<Option<Val
 }
 
 fn unknown(batch: &BatchId) -> Ended {
-    Ended::failed(format!("there is no batch {batch} in ClickHouse (yet): `weir batches` lists those that there are"))
+    Ended::failed(format!("ClickHouse has no batch {batch} (yet): `weir batches` lists the known ones"))
 }
 
 /// Waits a little for a batch that has just been enqueued: the sink stores its requests within seconds.
@@ -192,12 +192,12 @@ async fn cancel(batch: &BatchId, config: &Config, now: Timestamp) -> anyhow::Res
     let key = Some(Bytes::copy_from_slice(key.as_bytes()));
     Producer::new(&config.kafka)?.send(vec![Outgoing { topic: topic.into(), key, value, headers }]).await?;
     say(&format!(
-        "Cancelled {batch}: what was enqueued up to {now} and has not been called for ends as dead letters (cancelled). \
-         Watch it with: weir batch {batch} --follow"
+        "Cancelled {batch}: requests enqueued up to {now} and not called for yet end as dead letters (reason \
+         cancelled). Watch it with: weir batch {batch} --follow"
     ))?;
     // It holds also while ClickHouse is away, or the sink behind: so this can only be a warning.
     if let Ok(None) = progress(batch, config).await {
-        note(&format!("Is that its name? {}", unknown(batch)));
+        note(&format!("Is the name right? {}", unknown(batch)));
     }
     Ok(Exit::Done)
 }

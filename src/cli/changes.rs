@@ -1,4 +1,4 @@
-//! ClickHouse as the memory of the changes stage.
+//! The changes stage's store of last known values, in ClickHouse.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! `weir dead`: what was given up, why, and everything that was tried before.
+//! `weir dead`: lists, shows and deletes dead letters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +36,7 @@ Examples:
   weir dead list --since 2d --reason exhausted --class outage
   weir dead list --batch monday --limit 100000 --json | jq -r .request.item
 
-The letters are read from Kafka, which has all of them for as long as [topics] keep_dead says.";
+Dead letters are read from Kafka, which keeps them for [topics] keep_dead.";
 
 pub(super) const SHOW_EXAMPLES: &str = "\
 Examples:
@@ -46,29 +46,30 @@ Examples:
 
 pub(super) const PURGE_EXAMPLES: &str = "\
 Examples:
-  weir dead purge --until 30d                          # those of more than thirty days ago
-  weir dead purge --until 2026-11-01T00:00:00Z --yes   # without being asked
+  weir dead purge --until 30d                          # older than thirty days
+  weir dead purge --until 2026-11-01T00:00:00Z --yes   # without confirmation
 
-What is deleted is gone from Kafka: it can no longer be listed, shown or redriven. Kafka only deletes from the oldest \
-on, so all letters up to that time go, whatever they are about. The rows in ClickHouse stay: batches and counts do not \
-change. A record of an open transaction or one that the sink has not stored yet is not deleted; it is said how many.";
+Deleted dead letters are gone from Kafka: they can no longer be listed, shown or redriven. Kafka only deletes from the \
+oldest on, so all of that time go, whatever their source or batch. The rows in ClickHouse stay: batches and counts do \
+not change. Records of an open transaction and those that the sink has not stored yet are not deleted; their number is \
+printed.";
 
 /// `weir dead …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// What was given up, the newest first.
+    /// List dead letters, the newest first.
     #[command(after_long_help = LIST_EXAMPLES)]
     List {
         #[command(flatten)]
         filter: Filter,
-        /// How many are shown, the newest; all are counted.
+        /// How many to show, the newest first; all are counted.
         #[arg(long, default_value_t = 20)]
         limit: usize,
         /// One JSON object a line.
         #[arg(long)]
         json: bool,
     },
-    /// The whole history of an item or a request: each attempt, and the end.
+    /// Show a dead letter with its history: each attempt, and why it was given up.
     #[command(after_long_help = SHOW_EXAMPLES)]
     Show {
         /// The item's id, or the request's.
@@ -82,13 +83,13 @@ pub enum Command {
     /// Send dead letters back to requests: the same as `weir redrive`.
     #[command(long_about = replay::REDRIVE_ABOUT, after_long_help = replay::REDRIVE_EXAMPLES)]
     Redrive(replay::RedriveArgs),
-    /// Delete dead letters up to a time, for good.
+    /// Delete dead letters up to a time, permanently.
     #[command(after_long_help = PURGE_EXAMPLES)]
     Purge {
-        /// Up to this time: RFC 3339, a day, or how long ago (30d, 12h).
+        /// Delete those written before this time: RFC 3339, a day, or how long ago (30d, 12h).
         #[arg(long, value_name = "TIME")]
         until: String,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
@@ -97,25 +98,25 @@ pub enum Command {
 /// Which dead letters.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Filter {
-    /// Of this source.
+    /// Only of this source.
     #[arg(long)]
     source: Option<SourceName>,
-    /// Whose last attempt failed like this: throttled, outage, denied, malformed or bug.
+    /// Only those whose last attempt failed with this class: throttled, outage, denied, malformed or bug.
     #[arg(long, value_parser = class)]
     class: Option<Class>,
-    /// Given up for this reason: exhausted, permanent, expired, invalid, …
+    /// Only of this reason: exhausted, permanent, expired, invalid, …
     #[arg(long, value_parser = reason)]
     reason: Option<Reason>,
-    /// Of this batch.
+    /// Only of this batch.
     #[arg(long)]
     batch: Option<BatchId>,
-    /// Of this item.
+    /// Only of this item.
     #[arg(long)]
     item: Option<String>,
-    /// Written at or after this time: RFC 3339, a day, or how long ago (2d, 90m).
+    /// Only those written at or after this time: RFC 3339, a day, or how long ago (2d, 90m).
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Written before this time.
+    /// Only those written before this time.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
 }
@@ -167,7 +168,7 @@ async fn each(config: &Config, filter: &Filter, mut found: impl FnMut(DeadLetter
     if unreadable > 0 {
         let (records, are) =
             (counted(unreadable, "record"), agree(unreadable, "is no dead letter", "are no dead letters"));
-        note(&format!("{records} on the topic {are} that this weir can read"));
+        note(&format!("{records} on the topic {are} that this version of weir can read"));
     }
     Ok(unreadable)
 }
@@ -212,17 +213,17 @@ async fn list(filter: &Filter, limit: usize, json: bool, config: &Config) -> any
         return Ok(Exit::Done);
     }
     if total == 0 {
-        say("no dead letters of this kind")?;
+        say("no dead letters match")?;
         return Ok(Exit::Done);
     }
     let rows: Vec<_> = newest.values().rev().map(row).collect();
-    say(&table(&["died at", "source", "item", "reason", "calls", "batch", "what it says"], &rows))?;
+    say(&table(&["given up at", "source", "item", "reason", "calls", "batch", "message"], &rows))?;
     let shown = newest.len();
     say(&format!("\n{}, {} shown", counted(total, "dead letter"), grouped(shown as u64)))?;
     let rows: Vec<_> =
         counts.iter().map(|((source, reason), n)| vec![source.clone(), (*reason).to_owned(), grouped(*n)]).collect();
-    say(&table(&["source", "reason", "letters"], &rows))?;
-    say("\nOne of them in full: weir dead show ITEM")?;
+    say(&table(&["source", "reason", "count"], &rows))?;
+    say("\nDetails of one: weir dead show ITEM")?;
     Ok(Exit::Done)
 }
 
@@ -255,8 +256,7 @@ async fn show(id: &str, filter: &Filter, json: bool, config: &Config) -> anyhow:
     })
     .await?;
     if letters.is_empty() {
-        let text =
-            format!("there is no dead letter of an item or request {id:?}: weir trace SOURCE {id} shows the rest");
+        let text = format!("no dead letter of an item or request {id:?}; its history: weir trace SOURCE {id}");
         return Err(Ended::failed(text).into());
     }
     letters.sort_by_key(|letter| letter.died_at);
@@ -286,7 +286,7 @@ fn told(letter: &DeadLetter) -> String {
             add("tried", tried(attempt));
         }
         if left_out > 0 {
-            add("", format!("… and {left_out} more calls, of which only the number was kept"));
+            add("", format!("… and {left_out} more calls, whose details were dropped to keep the record small"));
         }
     }
     add("died at", format!("{} ({}): {}", letter.died_at, letter.reason.as_str(), one_line(&letter.message)));
@@ -332,7 +332,7 @@ async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> 
     read_each(&config.kafka, spans.clone(), "dead letters", take).await?;
     if held > 0 {
         let (stay, them) = (agree(held, "stays", "stay"), agree(held, "it", "them"));
-        note(&format!("{} {stay}: the sink has not stored {them} yet", counted(held, "dead letter")));
+        note(&format!("{} {stay}: not stored by the sink yet", counted(held, "dead letter")));
     }
     let total: u64 = counts.values().sum();
     if total == 0 {
@@ -342,7 +342,10 @@ async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> 
     for (reason, count) in &counts {
         say(&format!("{:>12}  {reason}", grouped(*count)))?;
     }
-    note(&format!("{} will be deleted from Kafka for good; rows in ClickHouse stay.", counted(total, "dead letter")));
+    note(&format!(
+        "{} will be deleted from Kafka permanently; rows in ClickHouse stay.",
+        counted(total, "dead letter")
+    ));
     if !yes && !is_meant().await? {
         note("nothing has been deleted");
         return Ok(Exit::Failed);
@@ -360,9 +363,9 @@ async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> 
 /// Asks on the terminal.
 async fn is_meant() -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(Ended::usage("there is nobody to ask: add --yes").into());
+        return Err(Ended::usage("cannot ask for confirmation without a terminal: add --yes").into());
     }
-    note("Do it? [y/N]");
+    note("Continue? [y/N]");
     let mut line = String::new();
     let line =
         tokio::task::spawn_blocking(move || std::io::stdin().lock().read_line(&mut line).map(|_| line)).await??;

@@ -1,4 +1,4 @@
-//! The tables beside the sink's own that `replay` pours into: whether they are there, and if not how they are made.
+//! Target tables of `replay` other than the sink's own: whether they exist, and if not how to create them.
 
 use super::exit::Ended;
 use crate::{
@@ -23,7 +23,7 @@ fn missing(database: &str, table: &str, kind: Kind) -> String {
     } else {
         ("with the columns of the sink's", format!("weir query \"CREATE TABLE {database}.{table} AS {own}\""))
     };
-    format!("there is no table {database}.{table}. One {what} is made by: {command}")
+    format!("there is no table {database}.{table}. Create one {what} with: {command}")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How a command ends: its exit code, and errors as one message that a person can read.
+//! Exit codes of commands, and errors as one readable message.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `weir export`: the answer to a query as a file for other programs.
+//! `weir export`: the result of a query as a CSV or Parquet file.
 
 use std::path::{Path, PathBuf};
 
@@ -20,11 +20,12 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-Write the answer to a query into a file.
+Write the result of a query to a file.
 
-The query is SQL, the name of a table or view (items, changes, observations, daily(time_zone = 'Asia/Shanghai'), …), or \
-the number of a sample query (`weir export --list`). It can only read. The file appears when it is complete: an export \
-that fails leaves none, and does not touch the one before.";
+The query is SQL, the name of a table or view (items, changes, observations, daily(time_zone = 'Asia/Shanghai'), …), \
+or \
+the number of a sample query (`weir export --list`). It is read-only. The file appears when it is complete: a failed \
+export leaves no file, and does not touch an existing one.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -39,7 +40,7 @@ pub struct Args {
     /// SQL, the name of a table or view, or the number of a sample query.
     #[arg(required_unless_present = "list")]
     what: Option<String>,
-    /// Write CSV with a line of names; `-` is standard output.
+    /// Write CSV with a header; `-` is standard output.
     #[arg(long, value_name = "FILE", conflicts_with = "parquet", required_unless_present_any = ["parquet", "list"])]
     csv: Option<PathBuf>,
     /// Write Parquet; `-` is standard output.
@@ -85,7 +86,7 @@ fn sql(what: &str) -> Result<String, Ended> {
     let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
     match (is_name, what.is_empty()) {
         (true, _) => Ok(format!("SELECT * FROM {what}")),
-        (false, true) => Err(Ended::usage("there is nothing to export: give SQL, or the name of a table or view")),
+        (false, true) => Err(Ended::usage("nothing to export: give SQL, or the name of a table or view")),
         (false, false) => Ok(what.to_owned()),
     }
 }
@@ -102,7 +103,7 @@ async fn answer(
 
 /// Writes beside the file and puts it in its place at the end; its size in bytes.
 async fn write(config: &Config, sql: &str, format: &Format, path: &Path) -> anyhow::Result<u64> {
-    let name = path.file_name().ok_or_else(|| Ended::usage(format!("{} is no file name", path.display())))?;
+    let name = path.file_name().ok_or_else(|| Ended::usage(format!("{} is not a file name", path.display())))?;
     let beside = path.with_file_name(format!(".{}.part", name.to_string_lossy()));
     let mut file = File::create(&beside).await.with_context(|| format!("cannot write {}", path.display()))?;
     let written = async {

@@ -1,4 +1,4 @@
-//! The consumer groups: who has how far to go on which topic.
+//! The consumer groups with their topics and lag.
 
 use crate::{
     config::Config,

@@ -54,16 +54,16 @@ const ABOUT: &str = "Collects data from rate-limited vendor APIs: IDs on Kafka i
 const LONG_ABOUT: &str = "\
 Collects data from rate-limited vendor APIs: IDs on Kafka in, one row per ID in ClickHouse out.
 
-IDs wait on a topic per source; fetch calls the vendor at exactly the pace that each account is allowed; results and \
-failures go to Kafka in transactions; retry asks again when it is time; changes publishes what is new of each item; \
-the sink writes every record to ClickHouse.";
+IDs wait on a topic per source; fetch calls the vendor within each account's rate limit; results and failures are \
+written to Kafka in transactions; retry repeats failed requests after a delay; changes publishes how items differ from \
+their last result; the sink writes every record to ClickHouse.";
 
 const EXAMPLES: &str = "\
 A first collection:
-  weir check                                       # is all well with configuration and servers?
+  weir check                                       # test configuration and connections
   weir topics apply && weir schema apply           # create topics and tables; safe to repeat
   weir run                                         # all roles in one process, until Ctrl-C
-  weir enqueue ids.txt --source ali1688 --wait     # ask for the IDs of a file, watch them come in
+  weir enqueue ids.txt --source ali1688 --wait     # request the IDs of a file and watch the progress
   weir query \"SELECT * FROM items LIMIT 5\"         # look at the rows
 
 Exit codes:
@@ -88,10 +88,10 @@ struct Global {
     /// The configuration file; without it ./weir.toml, if that exists.
     #[arg(long, global = true, env = "WEIR_CONFIG", value_name = "FILE", hide_env_values = true)]
     config: Option<PathBuf>,
-    /// How a line of the log looks; goes before [log] format.
+    /// Format of the log; overrides [log] format.
     #[arg(long, global = true, value_enum, value_name = "FORMAT")]
     log_format: Option<Format>,
-    /// Log more: -v what weir does, -vv everything.
+    /// Log more: -v debug, -vv trace.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -105,11 +105,11 @@ enum Command {
     ///
     /// The same as `weir run --role fetch`.
     Fetch,
-    /// Ask again for what failed, when it is time, or give up with a reason.
+    /// Repeat failed requests after a delay, or give up with a reason.
     ///
     /// The same as `weir run --role retry`.
     Retry,
-    /// Publish what has changed of each item since it was last seen.
+    /// Publish how each item differs from its last result.
     ///
     /// The same as `weir run --role changes`.
     Changes,
@@ -119,61 +119,61 @@ enum Command {
     Sink,
     /// Answer `GET /items/{source}/{id}` on [serve] listen, or else on [http] listen.
     ///
-    /// The same as `weir run --role serve`. An item that is not in the cache is asked for, and waited for as long as
-    /// `[serve]` says; `ETag`, `Age` and `Cache-Control` are for an edge cache in front of it.
+    /// The same as `weir run --role serve`. An item that is not in the cache is requested, and waited for as long as
+    /// `[serve] wait` says; `ETag`, `Age` and `Cache-Control` serve an edge cache in front of it.
     Serve,
-    /// One item now: from the cache, or by a call.
+    /// Get one item now: from the cache, or by a call.
     #[command(long_about = get::LONG_ABOUT, after_long_help = get::EXAMPLES)]
     Get(get::Args),
-    /// What is kept of items: show, drop, refresh, warm.
+    /// Cached answers: show, drop, refresh, warm.
     #[command(subcommand)]
     Cache(cache::Command),
-    /// Ask for the items of a file.
+    /// Request the items of a file.
     #[command(long_about = enqueue::LONG_ABOUT, after_long_help = enqueue::EXAMPLES)]
     Enqueue(enqueue::Args),
-    /// What waits, what is under way, what came last.
+    /// Show consumer lag, batches and recent calls.
     #[command(long_about = status::LONG_ABOUT, after_long_help = status::EXAMPLES)]
     Status(status::Args),
-    /// What was given up, why, and everything that was tried before.
+    /// Dead letters: list, show with their history, redrive, purge.
     #[command(subcommand)]
     Dead(dead::Command),
-    /// Everything that happened to an item, in order.
+    /// Show everything that happened to an item, in order.
     #[command(long_about = trace::LONG_ABOUT, after_long_help = trace::EXAMPLES)]
     Trace(trace::Args),
-    /// What each account is allowed, has used and is held by; pause, resume, slow down.
+    /// Show limits, use and holds of each account; pause, resume, slow down.
     #[command(long_about = quota::LONG_ABOUT, after_long_help = quota::EXAMPLES)]
     Quota(quota::Args),
-    /// Ask ClickHouse in SQL.
+    /// Run SQL in ClickHouse.
     #[command(long_about = query::LONG_ABOUT, after_long_help = query::EXAMPLES)]
     Query(query::Args),
     /// Accounts and their tokens: list, test, authorise, add.
     #[command(subcommand)]
     Account(account::Command),
-    /// Write the answer to a query into a file, CSV or Parquet.
+    /// Write the result of a query to a CSV or Parquet file.
     #[command(long_about = export::LONG_ABOUT, after_long_help = export::EXAMPLES)]
     Export(export::Args),
-    /// What was enqueued together, and how far it is.
+    /// List batches and their progress.
     #[command(long_about = batches::LIST_ABOUT, after_long_help = batches::LIST_EXAMPLES)]
     Batches(batches::ListArgs),
-    /// One batch: how far it is, its items, or its end.
+    /// Show one batch: its progress or its items; or cancel it.
     #[command(long_about = batches::ONE_ABOUT, after_long_help = batches::ONE_EXAMPLES)]
     Batch(batches::OneArgs),
-    /// Pour a piece of a topic once more into tables, or send it back to requests.
+    /// Re-insert part of a topic into the tables, or send it back to requests.
     #[command(long_about = replay::LONG_ABOUT, after_long_help = replay::EXAMPLES)]
     Replay(replay::Args),
     /// Send dead letters back to requests.
     #[command(long_about = replay::REDRIVE_ABOUT, after_long_help = replay::REDRIVE_EXAMPLES)]
     Redrive(replay::RedriveArgs),
-    /// Prove that nothing is lost and nothing doubled, or name what is.
+    /// Check that nothing is lost or duplicated; list what is.
     #[command(long_about = verify::LONG_ABOUT, after_long_help = verify::EXAMPLES)]
     Verify(verify::Args),
-    /// Check the configuration and each connection; print what is in effect.
+    /// Check the configuration and each connection; print the effective configuration.
     #[command(long_about = check::LONG_ABOUT, after_long_help = check::EXAMPLES)]
     Check(check::Args),
-    /// Topics in Kafka: create and list them.
+    /// Kafka topics: create and list them.
     #[command(subcommand)]
     Topics(topics::Command),
-    /// Tables and views in ClickHouse.
+    /// ClickHouse tables and views: create and update them.
     #[command(subcommand)]
     Schema(schema::Command),
     Simulate(simulate::Args),

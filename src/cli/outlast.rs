@@ -1,4 +1,4 @@
-//! Whether a backlog is worked off before Kafka's retention deletes it.
+//! Whether a backlog will be processed before Kafka's retention deletes it.
 
 use std::time::Duration;
 
@@ -58,8 +58,9 @@ fn outlasts(waiting: u64, per_second: f64, keep: Duration) -> Option<String> {
     }
     let days = seconds / 86_400.0;
     Some(format!(
-        "{} wait, and at {:.0} a minute they take {days:.1} days, but topics.keep_requests is {}: Kafka deletes the last of \
-         them before they are called for. Raise it and run `weir topics apply`, or ask for fewer at a time",
+        "{} are waiting, which takes {days:.1} days at {:.0} a minute, but topics.keep_requests is {}: Kafka deletes \
+         the last of them before they are called for. Raise it and run `weir topics apply`, or enqueue fewer at a \
+         time",
         counted(waiting, "request"),
         per_second * 60.0,
         duration_text(keep),

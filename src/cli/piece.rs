@@ -1,4 +1,4 @@
-//! What `replay` and `redrive` are told: which piece, and whether to do it; and how they show how far they are.
+//! Arguments that `replay` and `redrive` share (range, filters, confirmation), and their progress display.
 
 use std::{
     collections::BTreeSet,
@@ -51,14 +51,14 @@ impl Which {
     }
 }
 
-pub(super) const EMPTY_PIECE: &str = "nothing lies between --from and --to: --to is where the piece ends";
+pub(super) const EMPTY_PIECE: &str = "the range is empty: --to must be after --from, and is not included";
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct PieceArgs {
-    /// Begin here: an RFC 3339 time, a day, "2 days ago", 2d, or PARTITION:OFFSET,…
+    /// Start here: an RFC 3339 time, a day, "2 days ago", 2d, or PARTITION:OFFSET,…
     #[arg(long, value_name = "WHEN")]
     pub(super) from: Option<String>,
-    /// End before this; as --from.
+    /// Stop before this; same forms as --from.
     #[arg(long, value_name = "WHEN")]
     pub(super) to: Option<String>,
     /// Only records of this source.
@@ -67,7 +67,8 @@ pub(super) struct PieceArgs {
     /// Only records of this batch.
     #[arg(long, value_name = "NAME")]
     pub(super) batch: Option<BatchId>,
-    /// Only failures of this class: throttled, outage, denied, malformed, bug. Of dead letters the last failure counts.
+    /// Only failures of this class: throttled, outage, denied, malformed, bug; for dead letters, the class of the last
+    /// failure.
     #[arg(long, value_name = "CLASS", value_parser = word::<Class>)]
     pub(super) class: Option<Class>,
     /// Only dead letters of this reason: exhausted, permanent, expired, cancelled, budget, invalid.
@@ -80,13 +81,13 @@ pub(super) struct PieceArgs {
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Consent {
-    /// Count and show what would be done, and do nothing.
+    /// Show what would be done, and do nothing.
     #[arg(long, conflicts_with = "yes")]
     pub(super) dry_run: bool,
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(long, short)]
     pub(super) yes: bool,
-    /// Begin anew instead of going on with an interrupted run.
+    /// Start over instead of continuing an interrupted run.
     #[arg(long)]
     pub(super) restart: bool,
 }
@@ -116,9 +117,9 @@ pub(super) fn name(arguments: &impl std::fmt::Debug) -> String {
 /// Asks on a terminal; elsewhere nobody can answer. `false` if it was interrupted.
 pub(super) async fn confirm(stop: &CancellationToken) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(Ended::usage("nothing was done: this is no terminal to ask on; say --yes to do it").into());
+        return Err(Ended::usage("nothing was done: cannot ask for confirmation without a terminal; add --yes").into());
     }
-    note("Do it? [y/N]");
+    note("Continue? [y/N]");
     let answer = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
         std::io::stdin().lock().read_line(&mut line).map(|_| line)
@@ -154,7 +155,7 @@ impl Told {
 pub(super) fn in_tables(noun: &str, [meant, there, inserted]: [u64; 3], into: &Into, told: Told) -> String {
     let (are, verb) = (agree(there, "is", "are"), told.verb(inserted));
     let (meant, there, inserted) = (counted(meant, noun), grouped(there), grouped(inserted));
-    format!("Of {meant} {there} {are} in {into}; {inserted} {verb} inserted")
+    format!("Of {meant}, {there} {are} already in {into}; {inserted} {verb} inserted")
 }
 
 /// How far it is, how fast, and how long it still takes.

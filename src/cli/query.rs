@@ -11,9 +11,9 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-Ask ClickHouse in SQL.
+Run SQL in ClickHouse.
 
-The answer is printed as it comes, as a table or in any of ClickHouse's formats. Tables: observations, failures, \
+The result is printed as it arrives, as a table or in any ClickHouse output format. Tables: observations, failures, \
 dead_letters, requests. Views: items, changes, batches, source_health, and daily(time_zone = 'Asia/Shanghai').";
 
 pub(super) const EXAMPLES: &str = "\
@@ -47,7 +47,7 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
         (sql, None) => sql.unwrap_or_default(),
     };
     if sql.trim().is_empty() {
-        return Err(Ended::usage("there is no SQL to ask").into());
+        return Err(Ended::usage("no SQL was given").into());
     }
     let format = match args.format {
         Some(name) => {

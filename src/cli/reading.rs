@@ -1,4 +1,4 @@
-//! Records of topics, read with a bar.
+//! Reads records of topics with a progress bar.
 
 use super::terminal::{Progress, grouped};
 use crate::kafka::{

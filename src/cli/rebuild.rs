@@ -1,4 +1,4 @@
-//! `weir replay --from-table`: rows once more from their stored JSON.
+//! `weir replay --from-table`: rebuilds rows from their stored JSON.
 
 use std::collections::HashMap;
 
@@ -45,9 +45,10 @@ pub(super) async fn run(
     }
     let into = &into.clone().of(Kind::Result, &config.clickhouse.database).map_err(Ended::usage)?;
     let Into::Elsewhere { database, table } = into else {
-        return Err(
-            Ended::usage("rows are there already: name another table, --into DATABASE or DATABASE.TABLE").into()
-        );
+        return Err(Ended::usage(
+            "the table holds these rows already: name another one, --into DATABASE or DATABASE.TABLE",
+        )
+        .into());
     };
     let table = table.as_deref().unwrap_or(TABLE);
     let wanted = wanted(piece)?;
@@ -78,7 +79,7 @@ pub(super) async fn run(
     rebuild.run = Some(name(&(piece, into)));
     let since = Instant::now();
     let Some(sum) = pass(&rebuild, &reach, stop).await? else {
-        say("Interrupted. The same command inserts the rest")?;
+        say("Interrupted. Run the same command again to insert the rest")?;
         return Ok(Exit::Interrupted);
     };
     say(&format!("{}, in {}", words(&sum, into, Told::After), spoken(since.elapsed())))?;

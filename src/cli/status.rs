@@ -1,4 +1,4 @@
-//! `weir status`: what waits on Kafka, and what ClickHouse knows of the batches and outcomes.
+//! `weir status`: consumer lag from Kafka, batches and recent outcomes from ClickHouse, roles that are not ready.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -24,12 +24,12 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-What waits, what is under way, what came last.
+Show consumer lag, batches and recent calls.
 
-From Kafka: for each stage and topic how many records it has yet to do; where few are left they are counted one by \
-one, where many are, the marks of transactions count too. From ClickHouse: the batches under way and the \
-latest ones, and what the calls of the last ten minutes came to. If one of the two does not answer, the other is shown. \
-And from the process that runs here, if one listens on [http] listen: which of its roles wait, and for what.";
+From Kafka: the lag of each stage and topic; a small lag is counted record by record, a large one includes transaction \
+markers. From ClickHouse: unfinished and recent batches, and the outcomes of the calls of the last ten minutes. If one \
+of the two does not answer, the other is shown. From the process on this machine, if it listens on [http] listen: \
+roles that are not ready, and why.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -99,7 +99,7 @@ struct Line {
     group: String,
     topic: String,
     partitions: usize,
-    /// Records; where [`Line::counted`] is false marks of transactions may be among them.
+    /// Records; where [`Line::counted`] is false transaction markers may be among them.
     waiting: i64,
     /// Whether what waits was counted one by one. Where much waits it is not.
     counted: bool,
@@ -232,7 +232,7 @@ fn print(report: &Report) -> std::io::Result<()> {
             indent(&table(&["stage", "topic", "waiting", "end offset", ""], &rows))
         ))?;
     }
-    section("Batches", BATCH_COLUMNS, &report.batches, "none yet: weir enqueue FILE --source NAME")?;
+    section("Batches", BATCH_COLUMNS, &report.batches, "none yet; start one with: weir enqueue FILE --source NAME")?;
     section("Calls of the last ten minutes", OUTCOME_COLUMNS, &report.last_ten_minutes, "none")?;
     for (role, condition) in report.roles.iter().flatten() {
         if let Some(reason) = &condition.reason {
@@ -251,9 +251,9 @@ fn lag_row(line: &Line) -> Vec<String> {
     let mark = !line.counted && usize::try_from(line.waiting).is_ok_and(|waiting| waiting <= line.partitions);
     let note = match (line.waiting, line.seen) {
         (0, _) => "",
-        (_, false) => "never read: is the role running?",
-        (_, true) if mark => "perhaps nothing: marks of transactions count too",
-        (_, true) if line.delayed => "failed, and wait to be tried again",
+        (_, false) => "never read; is the role running?",
+        (_, true) if mark => "perhaps none: transaction markers are counted too",
+        (_, true) if line.delayed => "failed, waiting for their retry",
         (_, true) => "",
     };
     vec![line.stage.to_owned(), line.topic.clone(), number(line.waiting), number(line.written), note.to_owned()]

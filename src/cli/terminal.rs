@@ -1,4 +1,4 @@
-//! What people read: answers on standard output, notes and progress on standard error.
+//! Terminal output: results on standard output, notes and progress on standard error.
 
 use std::{
     io::{self, IsTerminal, Write},

@@ -1,4 +1,4 @@
-//! `weir topics`: what is on Kafka, as it should be and as it is.
+//! `weir topics`: creates and lists the Kafka topics.
 
 use std::collections::HashMap;
 
@@ -26,10 +26,10 @@ pub enum Command {
 Example:
   weir --config weir.toml topics apply
 
-Partitions are only ever added: Kafka cannot take them away. Records stay where they are; weir does not depend on \
-which partition a key is in. Number, copies and retention are set in [topics].")]
+Partitions are only added: Kafka cannot remove them. Records stay where they are; weir does not depend on which \
+partition a key is in. Number of partitions, replication and retention are set in [topics].")]
     Apply,
-    /// Each topic: what is on it, its partitions, how long it is kept.
+    /// List each topic: its content, partitions and retention.
     List,
 }
 
@@ -37,7 +37,7 @@ pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Ex
     let topics = Topics::new(config.topics.clone());
     let wanted = [topics.all(&config.source_names()), topics.delays()].concat();
     if config.sources.is_empty() {
-        note("no [[source]] is configured: there is no topic for requests");
+        note("no [[source]] is configured, so no request topics");
     }
     match command {
         Command::Apply => {
@@ -61,7 +61,7 @@ fn words(change: &Change) -> String {
         Change::Created { topic, partitions } => {
             format!("created  {topic}, {}", counted(number(*partitions), "partition"))
         }
-        Change::Grown { topic, from, to } => format!("grown    {topic}, from {from} to {to} partitions"),
+        Change::Grown { topic, from, to } => format!("extended {topic}, from {from} to {to} partitions"),
         Change::Kept { topic, partitions } => {
             format!("kept     {topic}, {}", counted(number(*partitions), "partition"))
         }
@@ -72,7 +72,7 @@ fn row(topic: &Topic, present: &HashMap<String, i32>) -> Vec<String> {
     let found = present.get(&topic.name);
     let verdict = verdict(topic, present).unwrap_or_default();
     let partitions = found.map_or_else(|| "-".to_owned(), ToString::to_string);
-    let keep = if topic.is_compacted() { "ever, the newest of each key".to_owned() } else { duration_text(topic.keep) };
+    let keep = if topic.is_compacted() { "forever (compacted)".to_owned() } else { duration_text(topic.keep) };
     vec![topic.name.clone(), topic.kind.ce_type().to_owned(), partitions, keep, verdict]
 }
 

@@ -1,4 +1,4 @@
-//! `weir verify`: nothing is lost, nothing is doubled, or the name of each that is.
+//! `weir verify`: checks that nothing is lost or duplicated, and lists what is.
 
 use std::collections::HashMap;
 
@@ -40,39 +40,39 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-Prove that nothing is lost and nothing is doubled, from the topics themselves and from ClickHouse.
+Check that nothing is lost and nothing is duplicated, by comparing the topics with ClickHouse.
 
-The rows of each table are exactly the records of its topic, by topic, partition and offset, as far as the sink has \
-come. And each request has its end, or stands where a stage has still to do something for it: requested = found + \
-absent + off-shelf + dead + under way. What is not where it should be is named, and the exit code is 1 then.
+Two things are checked. Up to the sink's offsets, the rows of each table are exactly the records of its topic, by \
+topic, partition and offset. And each request has an outcome, or waits for a stage that will process it: requested = \
+found + absent + off-shelf + dead + under way. Deviations are listed, and the exit code is then 1.
 
-A request that Kafka's retention has deleted before it was called for, and that ClickHouse knows, is lost: it is named, and \
---end-lost gives it its end, a dead letter, from which `weir replay --topic dead --into requests` asks for it again. What a \
-fetch that runs may have read before that is left to it.
+A request that Kafka's retention deleted before it was called for, and that ClickHouse knows, is lost: it is listed, \
+and --end-lost ends it as a dead letter, which `weir replay --topic dead --into requests` sends again. Requests that a \
+running fetch may have read before are left to it.
 
-Only reads, but for --end-lost; may be run at any time beside the roles. What Kafka's retention has deleted cannot be compared any more. \
-It takes about 50 bytes of memory for each request id.";
+Read-only without --end-lost; safe to run beside the roles. What Kafka's retention has deleted cannot be compared. It \
+takes about 50 bytes of memory per request id.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir verify                            # everything that is still on Kafka
+  weir verify                            # everything on Kafka
   weir verify --batch monday             # the requests of one batch
-  weir verify --since \"2 days ago\"       # what was asked for since; also 2h, 2026-11-20, …
-  weir verify --all | grep lost          # name all that is wrong, not only the first 20 of a kind";
+  weir verify --since \"2 days ago\"       # requests since then; also 2h, 2026-11-20, …
+  weir verify --all | grep lost          # list all deviations, not only 20 of a kind";
 
 /// `weir verify`
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only the requests of this batch; the rows of all are compared.
+    /// Only the requests of this batch; rows are compared for all.
     #[arg(long, value_name = "NAME")]
     batch: Option<BatchId>,
-    /// Only what was asked for since then.
+    /// Only requests since this time.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Name everything that is wrong.
+    /// List all deviations.
     #[arg(long)]
     all: bool,
-    /// End the requests that retention has deleted unread: a dead letter for each.
+    /// End each request that retention deleted unread as a dead letter.
     #[arg(long)]
     end_lost: bool,
 }
@@ -98,7 +98,7 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
         progress.show(Some(read as f64 / of.max(1) as f64), || format!("{} read{left}", counted(read, "offset")));
     });
     let verified = tokio::select! {
-        verified = verified => verified.context("nothing is proved"),
+        verified = verified => verified.context("verify failed"),
         () = stop.cancelled() => return Ok(Exit::Interrupted),
     };
     progress.clear();
@@ -113,14 +113,14 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
         if !kept.is_empty() {
             let requests = counted(kept.len() as u64, "request");
             say(&format!(
-                "  Not ended: {requests} that fetch, which runs, may have read before retention deleted the records. Run this \
-                 again later, or while no fetch of the source runs"
+                "Open: {requests} that the running fetch may have read before retention deleted the records. Run this \
+                 again later, or while no fetch of the source is running"
             ))?;
         }
     } else if !report.deleted.is_empty() {
         say(
-            "  Lost are requests that Kafka's retention has deleted before they were called for: --end-lost ends them as dead \
-             letters, from which they can be asked for again",
+            "Lost: requests that Kafka's retention deleted before they were called for. --end-lost ends them as dead \
+             letters, from which they can be sent again",
         )?;
     }
     let is_proved = report.is_clean() && (args.batch.is_none() || report.sum.requested > 0);
@@ -128,9 +128,9 @@ pub(super) async fn run(args: &Args, config: &Config, stop: &CancellationToken) 
 }
 
 fn print(report: &Report, batch: Option<&BatchId>, again: &[String]) -> std::io::Result<()> {
-    let head = ["", "topic", "records", "rows", "missing", "stray", "doubled", "to come"];
+    let head = ["", "topic", "records", "rows", "missing", "stray", "duplicate", "not stored yet"];
     let rows: Vec<_> = report.topics.iter().map(row).collect();
-    say("Rows in ClickHouse against records on Kafka, as far as the sink has come")?;
+    say("Rows in ClickHouse compared with records on Kafka, up to the sink's offsets")?;
     say(&indent(&table(&head, &rows)))?;
     for topic in &report.topics {
         faults(topic)?;
@@ -143,10 +143,10 @@ fn print(report: &Report, batch: Option<&BatchId>, again: &[String]) -> std::io:
     again.iter().try_for_each(|line| say(&format!("  · {line}")))?;
     if let Some(batch) = batch.filter(|_| report.sum.requested == 0) {
         return say(&format!(
-            "\n✗ nothing is proved: no request of batch {batch} is on Kafka. Is that its name, and has retention left it?"
+            "\n✗ verify failed: no request of batch {batch} is on Kafka. Is the name right? Has retention deleted it?"
         ));
     }
-    let verdict = if report.is_clean() { "✓ all accounted for" } else { "✗ not all is accounted for" };
+    let verdict = if report.is_clean() { "✓ all accounted for" } else { "✗ not everything is accounted for" };
     say(&format!("\n{verdict}"))
 }
 
@@ -186,7 +186,7 @@ async fn end_lost(lost: &[&Unended], dead: &str, config: &Config) -> anyhow::Res
         producer.send(letters?).await?;
     }
     say(&format!(
-        "\nEnded {} as dead letters (expired). To ask for them again: weir replay --topic dead --into requests",
+        "\nEnded {} as dead letters (expired). To send them again: weir replay --topic dead --into requests",
         counted(lost.len() as u64, "lost request")
     ))?;
     Ok(())
@@ -206,8 +206,7 @@ fn letter(lost: &Unended, dead: &str, now: Timestamp) -> anyhow::Result<Outgoing
         request_id: RequestId::new(request_id)?,
         source,
         reason: Reason::Expired,
-        message: "Kafka's retention deleted the request before it was done: it waited for longer than the topic keeps \
-                  records"
+        message: "Kafka's retention deleted the request before it was processed: it waited longer than the topic keeps records"
             .to_owned(),
         died_at: now,
         origin: Origin { topic: topic.clone(), partition: *partition, offset: *offset },
@@ -235,20 +234,21 @@ fn faults(report: &TopicReport) -> std::io::Result<()> {
     let TopicReport { log, kind, missing, stray, doubled, differing, nobodys, .. } = report;
     let name = |(partition, offset): &At| format!("{log}/{partition}/{offset}");
     let replay = format!("`weir replay --topic {}`", word(*kind));
-    few(missing, ["record has", "records have"], &format!("no row; {replay} pours them in again"), name)?;
+    few(missing, ["record has", "records have"], &format!("no row; {replay} inserts them"), name)?;
     // Rows of a log that is gone are all that is left of it: nothing deletes those that are of a request.
-    let by_hand = "no record: written by hand, or of a log of this topic that is gone, and then the only copy";
+    let by_hand = "no record: written by hand, or from a deleted topic of this name, and then the only copy";
     few(stray, ["row has", "rows have"], by_hand, name)?;
     advise(nobodys.is_empty(), &deletion(log, *kind, nobodys.iter().copied()))?;
-    let several =
-        format!("several rows; where a command stands below it deletes these, then {replay} pours them in once");
+    let several = format!(
+        "duplicate rows; run the command below each, if there is one, to delete them, then {replay} inserts them once"
+    );
     few(doubled, ["record has", "records have"], &several, |(at, times)| format!("{} ({times} rows)", name(at)))?;
     let same: Vec<At> = doubled.first.iter().map(|(at, _)| *at).filter(|at| !differing.contains(at)).collect();
     if !differing.is_empty() {
         let of = agree(differing.len() as u64, "has rows", "have rows");
         say(&format!(
-            "      {} of these {of} of different requests or times. They are not the same record twice, so none of them may \
-             be deleted: was the topic made anew?",
+            "{} of these {of} of different requests or times, so they are not duplicates and must not be deleted: was \
+             the topic re-created?",
             grouped(differing.len() as u64)
         ))?;
     }
@@ -284,8 +284,8 @@ fn is_former(report: &Report, log: &str) -> bool {
 fn foreign(report: &Report) -> std::io::Result<()> {
     report.foreign.iter().try_for_each(|Foreign { table, topic, rows }| {
         let (name, rows) = (agree(*rows, "names", "name"), counted(*rows, "row"));
-        let why = if is_former(report, topic) { "deleted and made anew since" } else { "not configured" };
-        say(&format!("  · {rows} of {table} {name} the topic {topic}, which is {why}: nothing is proved of them"))
+        let why = if is_former(report, topic) { "since deleted and re-created" } else { "not configured" };
+        say(&format!("  · {rows} of {table} {name} the topic {topic}, which is {why}: not verified"))
     })
 }
 
@@ -302,7 +302,7 @@ fn few<T>(few: &Few<T>, have: [&str; 2], what: &str, name: impl Fn(&T) -> String
 fn more(count: u64, named: usize) -> std::io::Result<()> {
     match count - named as u64 {
         0 => Ok(()),
-        more => say(&format!("      and {} more: --all names them", grouped(more))),
+        more => say(&format!("      and {} more: --all lists them", grouped(more))),
     }
 }
 
@@ -315,7 +315,7 @@ fn equation(sum: &Sum) -> String {
     );
     let lost = if lost == 0 { String::new() } else { format!(" + {} LOST", grouped(lost)) };
     let doubled =
-        if doubled == 0 { String::new() } else { format!("; {} ended more often than asked", grouped(doubled)) };
+        if doubled == 0 { String::new() } else { format!("; {} have more outcomes than requests", grouped(doubled)) };
     format!("{places}{lost}{doubled}")
 }
 
@@ -365,6 +365,6 @@ mod tests {
         let clean = "1,005 requested = 1,000 found + 2 absent + 0 off-shelf + 1 dead + 2 under way";
         assert_eq!(equation(&sum), clean);
         let text = equation(&Sum { under_way: 1, lost: 1, doubled: 3, ..sum });
-        assert!(text.ends_with("1 under way + 1 LOST; 3 ended more often than asked"), "{text}");
+        assert!(text.ends_with("1 under way + 1 LOST; 3 have more outcomes than requests"), "{text}");
     }
 }

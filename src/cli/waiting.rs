@@ -1,4 +1,4 @@
-//! How many records wait for a group: a partition's offsets, and where few are left what stands at them.
+//! The lag of a group: from offsets, and where it is small by counting the records themselves.
 //!
 //! A transaction ends with a mark that takes an offset, in each of its partitions, and nobody commits beyond the last
 //! record. So a group that has read everything seems to be a record behind in each of them; and records of a transaction
@@ -85,7 +85,7 @@ async fn read(kafka: &Config, spans: Vec<Span>, until: Instant) -> Offsets {
 pub(super) struct Waiting {
     /// How many records.
     pub(super) records: i64,
-    /// Whether they were counted: else marks of transactions may be among them.
+    /// Whether they were counted: else transaction markers may be among them.
     pub(super) is_sure: bool,
 }
 

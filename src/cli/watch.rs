@@ -99,7 +99,7 @@ pub(super) async fn run(
         }
     }
     watch.progress.clear();
-    say(&format!("{}. It goes on without this command; watch it with: weir batch {batch} --follow", watch.words()))?;
+    say(&format!("{}. The batch continues; watch it with: weir batch {batch} --follow", watch.words()))?;
     Ok(Exit::Interrupted)
 }
 
@@ -153,7 +153,7 @@ impl Watch {
         self.per_second = self.rate.add(now, counts.ended());
         if now - self.moved >= PATIENCE {
             self.moved = now;
-            self.progress.note(&format!("Nothing has moved for {}. {ADVICE}", spoken(PATIENCE)));
+            self.progress.note(&format!("No progress for {}. {ADVICE}", spoken(PATIENCE)));
         }
         let share = counts.ended() as f64 / self.expected.max(1) as f64;
         let text = self.words();
@@ -185,13 +185,14 @@ impl Watch {
         let dead = match self.counts.dead {
             0 => String::new(),
             _ => format!(
-                "\nWhy the dead ones died: weir query \"SELECT item, reason, message FROM dead_letters WHERE batch = '{batch}'\""
+                "\nReasons of the dead letters: weir query \"SELECT item, reason, message FROM dead_letters WHERE \
+                 batch = '{batch}'\""
             ),
         };
         let rate = per_second(rate);
         let ended = match all {
-            1 => "The only one has its end".to_owned(),
-            _ => format!("All {} have their end", grouped(all)),
+            1 => "It finished".to_owned(),
+            _ => format!("All {} finished", grouped(all)),
         };
         format!("{ended} after {} ({rate}): {}{dead}", spoken(took), self.tally())
     }

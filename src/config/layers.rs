@@ -1,4 +1,4 @@
-//! Defaults, the file and the environment, one on the other; each value remembers the place that it comes from.
+//! Merges defaults, file and environment; each value keeps its origin for error messages.
 
 use std::path::Path;
 

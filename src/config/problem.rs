@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, in words that name the key, the place, what was found and what is allowed.
+//! Configuration errors: each names the key, its origin, what was found and what is allowed.
 
 use std::{fmt, io, path::PathBuf};
 

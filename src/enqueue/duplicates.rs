@@ -1,4 +1,4 @@
-//! What has been asked for already, in little memory.
+//! A compact set of the ids already enqueued.
 
 use std::collections::HashSet;
 

@@ -148,7 +148,7 @@ impl Order {
     /// The request with what the order says about all of them.
     fn complete(&self, mut request: Request) -> Result<Request, String> {
         if let Some(other) = request.batch.as_ref().filter(|batch| **batch != self.batch) {
-            return Err(format!("the line says batch {other:?}, the command {:?}; leave one of them out", self.batch));
+            return Err(format!("the line says batch {other:?}, the command {:?}: remove one of them", self.batch));
         }
         request.batch = Some(self.batch.clone());
         for (name, value) in &self.params {

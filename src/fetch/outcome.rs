@@ -95,7 +95,8 @@ impl Outcomes {
 
     /// Calling again would bring the same.
     fn too_large(&self, job: &Job, bytes: usize, facts: &CallFacts) -> Vec<Outgoing> {
-        let message = format!("the item's JSON has {bytes} bytes; a record on Kafka may have {RECORD_LIMIT} in all");
+        let message =
+            format!("the item's JSON has {bytes} bytes, more than fits into a Kafka record of {RECORD_LIMIT}");
         let refusal = Refusal { kind: RefusalKind::Bug, code: "reply.too_large".to_owned(), message };
         self.failure(job, &refusal, facts)
     }
@@ -144,7 +145,7 @@ impl Outcomes {
 
     /// The source does not answer, and nobody calls it until then: the request is to come again.
     pub(super) fn held_back(&self, job: &Job, times: (Timestamp, Timestamp)) -> Vec<Outgoing> {
-        let message = "the source does not answer: its breaker is open; there was no call, and no attempt is spent";
+        let message = "the source's breaker is open: it does not answer; there was no call, and no attempt is spent";
         self.failed(job, Self::no_call(times, message.to_owned()))
     }
 
@@ -159,7 +160,7 @@ impl Outcomes {
         METRICS.outcome(self.source.as_str(), "handed_on", "none");
         let mut request = job.request.clone();
         // What goes on a chain has a history: else it would count as asked for once more.
-        let message = format!("{} does not answer: its breaker is open; {other} is asked instead", self.source);
+        let message = format!("the breaker of {} is open; {other} is called instead", self.source);
         request.history.push(Self::no_call(times, message));
         request.instead_of = Some(self.source.clone());
         request.source = Some(other.clone());

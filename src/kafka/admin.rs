@@ -1,4 +1,4 @@
-//! Topics as they should be, and how far groups have come.
+//! Kafka administration: creates and configures topics, reads committed offsets and lag.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -73,7 +73,7 @@ pub enum Change {
     },
 }
 
-/// How far a group has come in one partition.
+/// A group's committed offset and lag in one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lag {
     /// The topic.
@@ -84,7 +84,7 @@ pub struct Lag {
     pub committed: Option<i64>,
     /// The first offset that is still there.
     pub low: i64,
-    /// The offset that the next record will get.
+    /// The log end offset.
     pub end: i64,
 }
 
@@ -264,7 +264,9 @@ fn unfit(topic: &Topic, settings: &HashMap<String, String>) -> Option<String> {
     let kept = u64::try_from(kept).map_or(Duration::MAX, Duration::from_millis);
     if kept < least {
         let (kept, least) = (kept.as_millis(), least.as_millis());
-        return Some(format!("retention.ms is {kept}, at least {least} is needed, else what waits there is deleted"));
+        return Some(format!(
+            "retention.ms is {kept}, at least {least} is needed so that waiting records are not deleted"
+        ));
     }
     let needed = [(TIME, BROKERS_TIME), ("cleanup.policy", "delete"), ("retention.bytes", "-1")];
     let wrong = needed.iter().find(|(name, value)| is(name) != *value)?;

@@ -1,4 +1,4 @@
-//! `[kafka]`: the brokers, and the settings of every client that we make.
+//! `[kafka]`: the brokers, and the settings of every Kafka client in this process.
 
 use std::{collections::BTreeMap, time::Duration};
 

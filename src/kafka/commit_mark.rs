@@ -1,7 +1,7 @@
-//! Which log of a topic a commit is about, in front of what the stage says in its metadata. Pure.
+//! The topic id that prefixes the metadata of each commit, so that offsets of a deleted topic are recognised. Pure.
 //!
-//! `T1:<topic id>;<metadata>`. A commit without it was made before weir knew ids, or by somebody else: it is taken for
-//! one of the log that is there. An older weir refuses a commit that begins so, and loses nothing.
+//! `T1:<topic id>;<metadata>`. A commit without the prefix was made before weir knew topic ids, or by another program:
+//! it is taken to be about the topic that exists. Versions before the prefix refuse such a commit, so nothing is lost.
 
 use super::{
     Committed,

@@ -1,4 +1,4 @@
-//! Follows a small topic from its beginning, without a group: every process reads all of it.
+//! Reads a small topic from its beginning and follows it, without a consumer group: every process reads all of it.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -1,8 +1,8 @@
-//! A stage's side of the log: records in, outcomes out, each exactly once.
+//! A stage's consumer and producer as one: records in, outcomes out, each exactly once.
 //!
-//! Drives a [`Reader`], a [`Writer`] and the [`Outbox`] between them, so that a stage has only to work on
-//! records, in any order, and to say what each came to. It makes at most one transaction at a time, not more
-//! often than `commit_every`, and answers rebalances.
+//! Drives a [`Reader`], a [`Writer`] and the [`Outbox`] between them, so that a stage only processes records, in any
+//! order, and completes each with its outcome. It runs at most one transaction at a time, not more often than
+//! `commit_every`, and answers rebalances.
 
 use std::{collections::HashSet, ops::Range, pin::Pin, sync::Arc, time::Duration};
 
@@ -19,16 +19,16 @@ use super::{
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::METRICS;
 
-/// What a stage has to deal with.
+/// What [`Intake::next`] returns to a stage.
 #[derive(Debug)]
 pub enum Input {
-    /// Work. Each of these has to be ended by [`Intake::complete`] or [`Intake::give_up`].
+    /// Records to process. Each has to be ended by [`Intake::complete`] or [`Intake::give_up`].
     Records(Vec<(Position, Record)>),
     /// A transaction has ended: there may be room for more outcomes, and the window may have moved.
     Settled,
-    /// These partitions are about to leave: give up what has not begun, finish what has.
+    /// These partitions are being revoked: give up records not started, finish those in progress.
     Leaving(Vec<Partition>),
-    /// These partitions have left: whatever is still done for them will be ignored.
+    /// These partitions are revoked: outcomes for them are ignored from now on.
     Left(Vec<Partition>),
 }
 
@@ -44,7 +44,7 @@ pub enum IntakeError {
 }
 
 impl IntakeError {
-    /// Whether another process has this one's name: then starting again would only take it back and forth.
+    /// Whether another process has this instance's name: then a restart would only fence the other in turn.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
         match self {
@@ -71,7 +71,7 @@ pub struct Intake<R, W> {
     clock: Clock,
     commit_every: Duration,
     next_commit_at: Instant,
-    /// Transactions rolled back in a row: the next one waits longer each time.
+    /// Consecutive aborted transactions: the next one waits longer each time.
     rolled_back: u32,
     transaction: Option<Transaction>,
     /// Partitions that another member waits for; a group of several sets of topics can ask for each of them.
@@ -216,19 +216,19 @@ impl<R: Reader, W: Writer> Intake<R, W> {
         self.outbox.bytes()
     }
 
-    /// How many partitions of this topic are ours.
+    /// How many partitions of this topic are assigned to this process.
     #[must_use]
     pub fn partitions_of(&self, topic: &str) -> usize {
         self.owned.iter().filter(|partition| *partition.topic == *topic).count()
     }
 
-    /// How many partitions are ours.
+    /// How many partitions are assigned to this process.
     #[must_use]
     pub fn partitions(&self) -> usize {
         self.owned.len()
     }
 
-    /// Lets a partition flow, or stops it. Cheap to repeat.
+    /// Resumes or pauses a partition. Cheap to repeat.
     pub fn set_flowing(&mut self, partition: &Partition, flowing: bool) {
         if flowing && self.paused.remove(partition) {
             self.reader.resume(partition);

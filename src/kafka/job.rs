@@ -1,4 +1,4 @@
-//! A job that ends and can be resumed: records and how far it has come, in one transaction.
+//! A resumable batch job: its records and its progress are committed in one transaction.
 //!
 //! The progress is kept as the committed offsets of a consumer group without members, where the next run finds it
 //! from any machine. Jobs that must not run at the same time share a transactional id: the second one fences the first.

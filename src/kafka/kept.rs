@@ -1,9 +1,9 @@
-//! Answers that outlive the stage that got them: what a role held, not yet committed, when it lost its partitions.
+//! Uncommitted answers that a role keeps when it loses its partitions and has to rejoin its consumer group.
 //!
-//! A role that has to begin anew with its group (its session ran out, its producer was fenced) reads the same requests
-//! again. What was paid for them already is here, by the place of the request and a fingerprint of its record, so that
-//! the record of a topic that was made anew under the same name is not taken for it. Whether an answer is still wanted
-//! says the group's commit alone: a request that is done is not read as new.
+//! A role that has to rejoin (its session timed out, its producer was fenced) reads the same requests again. Answers
+//! that were paid for already are looked up here, by the request's partition and offset and a fingerprint of its
+//! record, so that a record of a re-created topic is not taken for it. The group's commit alone decides whether an
+//! answer is still needed: a completed request is not read again.
 //!
 //! All of it is memory of the process: kill -9 loses it.
 

@@ -1,4 +1,4 @@
-//! Which offsets of a partition are done, completed out of order. Pure: no I/O, no clock.
+//! Which offsets of a partition are completed, in any order. Pure: no I/O, no clock.
 //!
 //! What is committed is the first offset that is not done, and in the commit's metadata a bitmap of what is
 //! done beyond it. Both come from one [`Ledger::snapshot`]: an offset and a map read at different instants

@@ -1,6 +1,6 @@
-//! What the logs are called that a topic's name has had, and where the first of them is noted.
+//! Names of a topic's successive logs when it is deleted and re-created, and the record of the first topic id.
 //!
-//! Rows and ids name a record by topic, partition and offset. When a topic is deleted and made anew, other records get
+//! Rows and ids name a record by topic, partition and offset. When a topic is deleted and re-created, other records get
 //! the same places. So the first log of a name is called by the topic's name, and any later one `topic@1a2b3c4d`, by the
 //! start of its id: no topic can be called so. The id of the first one is noted on the control topic, under the key
 //! `log/<topic>`, by whoever meets the topic first; what rows there are from before are of that log.

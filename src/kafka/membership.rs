@@ -1,4 +1,4 @@
-//! Which partitions are ours, shared by the thread that reads and the thread that commits.
+//! The partitions assigned to this process, shared by the thread that reads and the thread that commits.
 //!
 //! The broker refuses the offsets of a member whose generation is over, but with *fresh* group metadata it
 //! accepts offsets for partitions that the member does not own (measured, see the design notes). So a commit
@@ -27,7 +27,7 @@ use super::{
     topic_ids::{TopicId, TopicIds},
 };
 
-/// Our place in a consumer group. Opaque to stages; cheap to clone.
+/// Membership in a consumer group. Opaque to stages; cheap to clone.
 #[derive(Clone)]
 pub struct Membership(Arc<Inner>);
 

@@ -1,4 +1,4 @@
-//! rdkafka's forms ⇄ ours.
+//! Conversions between rdkafka's types and weir's.
 
 use bytes::{Bytes, BytesMut};
 use rdkafka::{

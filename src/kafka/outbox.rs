@@ -1,4 +1,4 @@
-//! Outcomes on their way into a transaction, together with the ledgers that the same transaction commits. Pure.
+//! Outcomes waiting for a transaction, together with the ledgers that the same transaction commits. Pure.
 
 use std::collections::{HashMap, HashSet};
 
@@ -131,7 +131,7 @@ impl Outbox {
         Self { kept, ..Self::default() }
     }
 
-    /// A partition has become ours.
+    /// A partition was assigned.
     ///
     /// # Errors
     /// [`LedgerError`] if its commit cannot be understood.

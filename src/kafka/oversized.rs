@@ -1,5 +1,5 @@
-//! Records that a topic does not take since they are too large: what is written instead of each, so that it holds up
-//! no other. Pure.
+//! Records that are too large for their topic: the dead letter that is written instead of each, so that it blocks
+//! no other record. Pure.
 
 use std::{fmt, sync::Arc};
 
@@ -90,9 +90,7 @@ impl Instead {
     ) -> Result<Outgoing, TransactError> {
         let letter = self.letter(record, origin, why, now);
         let is_smaller = record.topic != self.dead || letter.size() < record.size();
-        is_smaller
-            .then_some(letter)
-            .ok_or_else(|| TransactError::Rebuild(format!("{why}, and nothing smaller can be said")))
+        is_smaller.then_some(letter).ok_or_else(|| TransactError::Rebuild(format!("{why}, and it cannot be shortened")))
     }
 
     /// Puts a dead letter in the place of each record that is too large; `origins` are the records that they were made of,

@@ -1,4 +1,4 @@
-//! Which of a million neighbouring offsets are there, in 128 KiB: what two sides that hold the same are compared by.
+//! A bitmap of a million consecutive offsets in 128 KiB, by which `verify` compares a topic with its table.
 
 use std::{collections::BTreeMap, ops::Range};
 

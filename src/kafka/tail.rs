@@ -1,4 +1,4 @@
-//! Follows topics from now on, without a group: what is written after the opening, as far as it is committed.
+//! Follows topics from their end on, without a consumer group: committed records written after the opening.
 
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,

@@ -1,4 +1,4 @@
-//! What a topic is known by beyond its name: the id that the brokers give it when it is created.
+//! Topic ids, which the brokers assign when a topic is created.
 //!
 //! The only unsafe code of weir: rdkafka has no call for it, librdkafka has (`DescribeTopics`).
 
@@ -23,7 +23,7 @@ use rdkafka::{
     types::RDKafkaErrorCode,
 };
 
-/// The id of a topic: another one means that the topic was deleted and made anew under its name.
+/// The id of a topic: another one means that the topic was deleted and re-created under its name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TopicId([u8; 16]);
 

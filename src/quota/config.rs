@@ -33,7 +33,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// `store = "redis"` alone.
-    #[error("quota.store is \"redis\" but redis.url is not set: set it, or use \"memory\" for one process")]
+    #[error("quota.store is \"redis\", but redis.url is not set: set it, or use \"memory\" for one process")]
     NoUrl,
     /// Redis' address is none.
     #[error(transparent)]

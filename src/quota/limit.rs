@@ -8,7 +8,7 @@ use super::civil::{Calendar, Per, StartsAt, is_whole_days};
 pub use super::micros::Micros;
 pub(super) use super::micros::{micros, micros_since_1970};
 
-/// How the vendor counts.
+/// The kind of rate limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Counting {
@@ -36,7 +36,7 @@ pub struct Limit {
     /// costs speed. Windows have none.
     #[serde(default = "one")]
     pub burst: u32,
-    /// How the vendor counts.
+    /// The kind of rate limit.
     #[serde(default)]
     pub kind: Counting,
     /// Any time at which a fixed window begins, such as the vendor's midnight; without it the phase is unknown. With a zone

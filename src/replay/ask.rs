@@ -1,4 +1,4 @@
-//! An old record → a request to be sent.
+//! Makes a request of an old record, or says why it cannot.
 //!
 //! The request keeps its id, so that whatever counts ids counts it once, and the id's last end is what it came to. It
 //! is asked for now: its age and attempts begin anew, and no cache answers it. What calls came to before stands in
@@ -74,12 +74,12 @@ impl Skip {
     #[must_use]
     pub const fn words(self) -> &'static str {
         match self {
-            Self::SameChain => "stand for a request that is sent already",
-            Self::Unreadable => "are of records that could not be read",
+            Self::SameChain => "stand for a request that is already sent",
+            Self::Unreadable => "are of unreadable records",
             Self::Redriven => "have been redriven before",
-            Self::Result => "are results, which do not say how they were asked for",
+            Self::Result => "are results, which do not hold their request's parameters",
             Self::OutOfSight => {
-                "died before the oldest requests that are kept, so that nobody can see whether they were redriven"
+                "are older than the oldest requests on Kafka, so it is unknown whether they were redriven"
             }
             Self::TooLong => "are too long for a request",
             Self::TooLarge => "are larger than their topic takes: new dead letters say so",

@@ -1,4 +1,4 @@
-//! Which records of a piece are meant. Pure.
+//! The filter of a replay: which records of its range are selected. Pure.
 
 use std::collections::BTreeSet;
 
@@ -10,9 +10,9 @@ use crate::{
 /// What a record has to be; what is not said does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Of this source.
+    /// Only of this source.
     pub source: Option<SourceName>,
-    /// Of this batch.
+    /// Only of this batch.
     pub batch: Option<BatchId>,
     /// A failure of this class, or a dead letter whose last call failed so.
     pub class: Option<Class>,

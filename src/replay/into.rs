@@ -1,4 +1,4 @@
-//! Where a run leads to. Pure.
+//! The target of a replay. Pure.
 
 use std::{fmt, str::FromStr};
 
@@ -58,7 +58,7 @@ impl Into {
         }
         let is_weirs = |table: &String| Kind::ALL.into_iter().any(|kind| Place::of(kind).table == *table);
         if !is_own && table.as_ref().is_some_and(is_weirs) {
-            return Err(format!("{self} has rows of another kind: write {database}, or {database}.{own}"));
+            return Err(format!("{self} holds rows of another kind: write {database}, or {database}.{own}"));
         }
         Ok(self)
     }

@@ -1,4 +1,4 @@
-//! replay: a bounded piece of a topic once more into tables or requests; a job that ends.
+//! replay: re-inserts a range of a topic into tables, or sends it back to requests; a job that ends.
 //!
 //! [`when`] and [`filter`] say which piece, [`plan`] which offsets that is; [`tables`] inserts what is missing,
 //! [`requests`] sends what [`ask`] makes of each record, and [`rebuild`] takes stored rows instead of records. How far a

@@ -1,4 +1,4 @@
-//! Which offsets a run has to read, and what it writes beside its progress so that the next one finds it. Pure.
+//! The plan of a run: the offsets to read, and the metadata by which a later run continues it. Pure.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Rows of one table once more into another, their columns read anew from the stored JSON.
+//! Copies rows into another table with their columns parsed again from the stored JSON.
 //!
 //! Needs nothing but ClickHouse: which rows are missing in the target is its own record of how far an interrupted run
 //! has come.

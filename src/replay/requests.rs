@@ -1,4 +1,4 @@
-//! Records once more to requests, each exactly once: a transaction holds the requests and how far the run has come.
+//! Sends records back to requests, each exactly once: one transaction commits the requests and the run's progress.
 
 use std::collections::BTreeMap;
 

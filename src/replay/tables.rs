@@ -1,4 +1,4 @@
-//! Records once more into tables: what is there stays, what is missing is inserted.
+//! Re-inserts records into tables: existing rows stay, missing ones are inserted.
 //!
 //! A row is known by its topic, partition and offset, so a run may be repeated, interrupted and resumed. A chunk is
 //! inserted under a token that a resumed run makes again. After every insert whose end is not known the rows are

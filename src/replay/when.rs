@@ -1,4 +1,4 @@
-//! What people write for a time or a place in a topic. Pure.
+//! Parses the times and offsets that users give. Pure.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::runtime::clock::Timestamp;
 pub enum WhenError {
     /// Not a time.
     #[error(
-        "{found:?} is no time: write an RFC 3339 time (2026-11-20T09:00:00Z), a day (2026-11-20, from midnight UTC), \
+        "{found:?} is not a time: write an RFC 3339 time (2026-11-20T09:00:00Z), a day (2026-11-20, from midnight UTC), \
          or how long ago (\"2 days ago\", 2d, 90m)"
     )]
     Time {
@@ -17,13 +17,13 @@ pub enum WhenError {
         found: String,
     },
     /// Not an offset.
-    #[error("{found:?} is no place in a partition: write PARTITION:OFFSET, several separated by commas (0:123,1:456)")]
+    #[error("{found:?} is not an offset: write PARTITION:OFFSET, several separated by commas (0:123,1:456)")]
     Offset {
         /// What was written.
         found: String,
     },
     /// A partition that was named twice.
-    #[error("partition {partition} stands there twice")]
+    #[error("partition {partition} is given twice")]
     Twice {
         /// Which.
         partition: i32,

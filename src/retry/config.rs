@@ -1,4 +1,4 @@
-//! `[retry]`: how often, how long and until when a request is tried again.
+//! `[retry]`: the number of attempts, their delays, and the age limit.
 
 use std::time::Duration;
 

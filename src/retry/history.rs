@@ -1,4 +1,4 @@
-//! What a request remembers of its failed attempts: bounded in number and, with the request, in bytes. Pure.
+//! The history of a request's failed attempts, bounded in number and, with the request, in bytes. Pure.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! How late requests were sent, in a bounded number of counters. Pure.
+//! A histogram of how late retries were sent. Pure.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! retry: failures → requests again when it is time, or a dead letter.
+//! retry: failures → requests again when their delay is over, or dead letters.
 //!
 //! What to do with a failure is decided by the pure [`policy`]. A request that has to wait leaves the failures topic
 //! at once, for the largest delay topic not longer than its time; from there it hops to shorter ones, and for the
@@ -53,7 +53,7 @@ use crate::{
 const WRITER: &str = "weir/retry";
 
 /// Why a request of a cancelled batch has ended here.
-const CANCELLED: &str = "its batch was cancelled before it was tried again";
+const CANCELLED: &str = "the batch was cancelled before the retry";
 
 /// How often transactions are made, at most: a retry is not urgent to the millisecond.
 const COMMIT_EVERY: Duration = Duration::from_millis(50);
@@ -370,7 +370,8 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                 let since = *waiting.unknown_since.get_or_insert(now);
                 if now.since(since) > UNKNOWN_FOR {
                     let message = format!(
-                        "source {} has been in the configuration of no retry for a day: put it back and redrive",
+                        "no retry process has had source {} in its configuration for a day: configure it again and \
+                         redrive",
                         waiting.source
                     );
                     let given_up = |raw: &Raw<'_>| self.given_up(raw, &waiting.source, Reason::Invalid, message, now);

@@ -1,4 +1,4 @@
-//! What becomes of a failure: again at a later time, or a dead letter. Pure.
+//! The retry policy: when a failed request is tried again, or why it becomes a dead letter. Pure.
 //!
 //! A stage that holds a request back without having called for it (an open breaker, a paused account, a lost vendor)
 //! writes a failure as for a call, whose attempt has a code that begins with [`Attempt::HELD_BACK`], such as
@@ -63,23 +63,23 @@ fn verdict(
 ) -> Result<Timestamp, (Reason, String)> {
     let last = format!("{} {}: {}", attempt.class.as_str(), attempt.code, attempt.message);
     if attempt.class == Class::Bug {
-        return Err((Reason::Permanent, format!("the vendor says that the request is wrong; {last}")));
+        return Err((Reason::Permanent, format!("the vendor rejects the request as wrong; {last}")));
     }
     let spent = request.attempts_spent();
     if spent >= policy.attempts {
-        return Err((Reason::Exhausted, format!("all {spent} attempts are spent; the last: {last}")));
+        return Err((Reason::Exhausted, format!("all {spent} attempts failed; the last: {last}")));
     }
     if let Some(length) = history::too_long(request) {
         let message = format!(
-            "with only the outlines of its attempts the request has {length} bytes, more than the {REQUEST_LIMIT} that \
-             a topic of requests takes; the last: {last}"
+            "even with a shortened history the request has {length} bytes, more than the {REQUEST_LIMIT} of a request \
+             topic; the last: {last}"
         );
         return Err((Reason::Invalid, message));
     }
     let at = due(request, attempt, policy, now, chance);
     match end_of_life(request, policy) {
         Some((end, why)) if at > end => {
-            Err((Reason::Expired, format!("due again at {at}, but {why} is over at {end}; the last: {last}")))
+            Err((Reason::Expired, format!("its retry would be due at {at}, but {why} ends at {end}; the last: {last}")))
         }
         Some(_) | None => Ok(at),
     }
@@ -89,7 +89,7 @@ fn verdict(
 ///
 /// Its age counts from its first call: how long it had waited for that says nothing of the vendor.
 fn end_of_life(request: &Request, policy: &Policy) -> Option<(Timestamp, &'static str)> {
-    let expires = request.expires_at.map(|at| (at, "its time (expires_at)"));
+    let expires = request.expires_at.map(|at| (at, "its expires_at"));
     let too_old = request.called_at.map(|at| (at.after(policy.age_limit), "the age limit since its first call"));
     expires.into_iter().chain(too_old).min_by_key(|(at, _)| *at)
 }
@@ -308,7 +308,7 @@ mod tests {
         else {
             panic!("five attempts are all")
         };
-        assert_eq!(message, "all 5 attempts are spent; the last: outage the.code: the words");
+        assert_eq!(message, "all 5 attempts failed; the last: outage the.code: the words");
         assert_eq!(request.history.len(), 5);
     }
 

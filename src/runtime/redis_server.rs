@@ -1,4 +1,4 @@
-//! Which Redis server a connection leads to, and when that one is no longer the one to talk to.
+//! Identity of the Redis server behind a connection, to detect a restart or failover.
 //!
 //! A failover does not close the connections to the server that was demoted: it goes on answering what is asked, from
 //! data that grows old, and refuses what is written. And behind an address that stays the same another server may answer,

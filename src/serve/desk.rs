@@ -1,4 +1,4 @@
-//! Who asks for one item, and hears of it.
+//! Item lookup: answers a request for one item from the cache, or sends a request and waits for its outcome.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -58,7 +58,7 @@ pub struct Question {
     pub params: BTreeMap<String, String>,
     /// How old the answer may be; `None`: as the source has it.
     pub max_age: Option<Duration>,
-    /// How long to wait for it.
+    /// How long to wait for the answer.
     pub wait: Duration,
 }
 
@@ -95,10 +95,10 @@ pub enum AskError {
     #[error("there is no source {0}")]
     NoSource(SourceName),
     /// Too many wait already.
-    #[error("{0} requests wait for their items already: [serve] waiting")]
+    #[error("{0} requests are waiting already, the most that [serve] waiting allows")]
     Busy(usize),
     /// The request was not taken.
-    #[error("the request cannot be sent: {0}")]
+    #[error("cannot send the request to Kafka: {0}")]
     Write(#[from] WriteError),
 }
 
@@ -383,7 +383,7 @@ impl Desk {
         let cache = keyed.map(|(cache, _)| cache);
         let sent = self.producer.send(vec![self.record(source, &request, &id)]);
         let Ok(sent) = timeout_at(deadline, sent).await else {
-            return Ok(late(cache, &request, Some("Kafka has not taken the request".to_owned())));
+            return Ok(late(cache, &request, Some("Kafka has not accepted the request".to_owned())));
         };
         sent?;
         let mut failure = None;

@@ -1,4 +1,4 @@
-//! What an outcome is in HTTP: status, headers and body. Pure.
+//! An outcome as an HTTP response: status, headers and body. Pure.
 //!
 //! An edge cache in front gets what it needs (RFC 9111, RFC 5861): `Age` counts from the vendor's answer, `max-age` is
 //! how long an answer is fresh from there, `stale-while-revalidate` and `stale-if-error` reach to its hard end. The `ETag`
@@ -77,14 +77,14 @@ pub fn reply(question: &Question, answered: &Result<Answered, AskError>, known: 
         }
         Ok(Answered::Late(failure)) => {
             let why = failure.as_ref().map_or_else(String::new, |why| format!("; the last call failed: {why}"));
-            let message = format!("no answer in time; the item is asked for{why}");
+            let message = format!("no answer in time; the request stays queued{why}");
             problem(StatusCode::SERVICE_UNAVAILABLE, &message, Some(AGAIN))
         }
         Err(error @ AskError::NoSource(_)) => problem(StatusCode::NOT_FOUND, &error.to_string(), None),
         Err(error @ AskError::Busy(_)) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), Some(AGAIN)),
         // Brokers' addresses and the like are for the log.
         Err(AskError::Write(_)) => {
-            problem(StatusCode::SERVICE_UNAVAILABLE, "the request cannot be sent to Kafka", Some(AGAIN))
+            problem(StatusCode::SERVICE_UNAVAILABLE, "cannot send the request to Kafka", Some(AGAIN))
         }
     }
 }

@@ -60,7 +60,7 @@ pub enum Mode {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
     /// No gateway has that name.
-    #[error("there is no gateway {found:?}; there are: {there}")]
+    #[error("there is no gateway {found:?}; known: {there}")]
     Gateway {
         /// What was asked for.
         found: String,
@@ -186,7 +186,7 @@ mod tests {
     fn an_order_that_makes_no_sense_is_refused_with_what_there_is() {
         let chaos = Chaos::default();
         let unknown = chaos.order(&order(r#"{"source":"ebay","mode":"errors"}"#), Duration::ZERO).unwrap_err();
-        assert!(unknown.to_string().contains("there are: 1688, 1688-router"), "{unknown}");
+        assert!(unknown.to_string().contains("known: 1688, 1688-router"), "{unknown}");
         let share = chaos.order(&order(r#"{"mode":"errors","share":2}"#), Duration::ZERO).unwrap_err();
         assert!(share.to_string().contains("from 0 to 1"), "{share}");
         assert!(serde_json::from_str::<Order>(r#"{"mode":"earthquake"}"#).is_err());

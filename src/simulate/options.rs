@@ -144,7 +144,7 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// How the vendor counts.
+/// The kind of rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Limit {
     /// A token bucket: --burst calls at once, then --rate per second.
@@ -163,7 +163,7 @@ Examples:
   # 10,000 ids to ask for
   weir simulate ids --count 10000 > ids.txt
 
-  # As fast as it can, nothing goes wrong: for measuring
+  # As fast as possible, without failures: for benchmarks
   weir simulate --no-limit --latency 0s --absent 0 --off-shelf 0 --throttled 0 --failing 0 \\
       --broken 0 --hopeless 0
 
@@ -173,10 +173,10 @@ Examples:
   # 1688 and Taobao, each with its accounts
   weir simulate --write-accounts 1688.toml --taobao-accounts 20 --write-taobao-accounts taobao.toml
 
-  # Taobao does not answer every third call for ten seconds
+  # Every third call to Taobao gets no answer for ten seconds
   curl -d '{\"gateway\":\"taobao\",\"mode\":\"outage\",\"share\":0.3,\"for\":\"10s\"}' localhost:16880/chaos
 
-  # What has it seen? `violations` must be 0
+  # Its statistics; `violations` must be 0
   curl -s localhost:16880/stats";
 
 /// Simulate the vendors' servers: 1688's gateway and Taobao's, with their signature checks, quotas and failures.
@@ -206,7 +206,7 @@ Examples:
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Decides every item's fate, the accounts and the sample ids.
+    /// The seed of every item's outcome, the accounts and the sample ids.
     #[arg(long, default_value_t = 7, global = true)]
     seed: u64,
     /// Where to listen; port 0 takes a free one.
@@ -224,7 +224,7 @@ pub struct Args {
     /// Calls at once after a pause (--limit bucket).
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Quota")]
     burst: u32,
-    /// How the vendor counts.
+    /// The kind of rate limit.
     #[arg(long, value_enum, default_value_t = Limit::Bucket, help_heading = "Quota")]
     limit: Limit,
     /// The window of --limit fixed and sliding.
@@ -254,13 +254,14 @@ pub struct Args {
     /// Share of items whose first one or two calls are throttled although within the quota.
     #[arg(long, default_value_t = 0.005, value_parser = share, value_name = "SHARE", help_heading = "World")]
     throttled: f64,
-    /// Share of items whose first one to three calls meet an outage: a time-out, HTTP 500 or 502, a cut.
+    /// Share of items whose first one to three calls fail with an outage: a timeout, HTTP 500 or 502, a closed
+    /// connection.
     #[arg(long, default_value_t = 0.01, value_parser = share, value_name = "SHARE", help_heading = "World")]
     failing: f64,
-    /// Share of items whose first one or two replies make no sense: half a JSON, a page, another item.
+    /// Share of items whose first one or two replies are malformed: half a JSON, a page, another item.
     #[arg(long, default_value_t = 0.002, value_parser = share, value_name = "SHARE", help_heading = "World")]
     broken: f64,
-    /// Share of items whose every call meets an outage.
+    /// Share of items whose calls always fail with an outage.
     #[arg(long, default_value_t = 0.0005, value_parser = share, value_name = "SHARE", help_heading = "World")]
     hopeless: f64,
     /// Prices go up and down by a tenth within this time.

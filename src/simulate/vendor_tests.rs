@@ -274,7 +274,7 @@ async fn an_outage_on_command_is_one_gateways_and_ends() {
         assert!(caller.call(&[5]).await[0].is_ok(), "{front:?}");
     }
     let (status, why) = order(r#"{"gateway":"ebay","mode":"off"}"#).await;
-    assert!(status == 400 && why.contains("there are: 1688"), "{why}");
+    assert!(status == 400 && why.contains("known: 1688"), "{why}");
     assert_eq!(order("{}").await.0, 400);
 }
 

@@ -46,7 +46,7 @@ pub struct Block {
     /// Where they come from.
     pub partition: Partition,
     /// In order of their offsets; never empty. Offsets that are missing in between never were records: Kafka puts
-    /// the marks of transactions there.
+    /// the transaction markers there.
     pub records: Vec<Record>,
     /// What they weigh in memory.
     pub bytes: usize,

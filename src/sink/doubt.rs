@@ -1,4 +1,4 @@
-//! Whether a block is in its table: what an answer means, and what to ask next. Pure.
+//! Decides whether a block is stored after an insert whose outcome is unknown, and the next step. Pure.
 //!
 //! ClickHouse recognises an insert that is repeated under the same token, but the token alone is not enough. When it
 //! is killed between the token's log and the part, the rows are gone and the repetition is "recognised" (measured: 6

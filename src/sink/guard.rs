@@ -1,4 +1,4 @@
-//! Whether rows of what is read may be in the table already: a group's offsets can be set back by hand.
+//! Detects offsets that were moved by hand, so that rows already in the table are not inserted again.
 //!
 //! All that the sink commits carries its mark ([`super::intent`]). Where the mark is missing somebody else has set the
 //! offset, or the group was forgotten, or this is the first start. Then the table is asked how far it reaches, and up

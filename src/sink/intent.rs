@@ -1,10 +1,10 @@
-//! What the sink is about to insert, written into the commit's metadata first. Pure.
+//! The sink's intent: the blocks that it is about to insert, committed as offset metadata before the insert. Pure.
 //!
 //! Whoever takes a partition over finds there the blocks that may or may not be in ClickHouse, and cuts exactly the
 //! same ones again: the same ranges, the same tokens, and how many rows each must have come to.
 //!
 //! `B1:100-205/98+5!3!7-10;205-300/95` is two blocks. The first has the records of offsets 100 to 204: 98 rows, and 5
-//! records that make none, at 103 and 107 to 110. Ranges are offsets, not counts: marks of transactions leave gaps.
+//! records that make none, at 103 and 107 to 110. Ranges are offsets, not counts: transaction markers leave gaps.
 //! `B1:` alone says that nothing is under way, `B1:<900;…` that rows below offset 900 may be in the table (see
 //! [`super::guard`]). A commit without any of this is not the sink's.
 
@@ -33,8 +33,8 @@ pub enum IntentError {
     },
     /// Cut or changed.
     #[error(
-        "the commit metadata is damaged at {found:?}: the blocks that are under way cannot be told. Compare the last \
-         offset in ClickHouse with the group's, and set the group's offset by hand"
+        "the commit metadata is damaged at {found:?}: the blocks in flight are unknown. Compare the last offset in \
+         ClickHouse with the group's, and set the group's offset by hand"
     )]
     Damaged {
         /// The part that cannot be read.
@@ -92,7 +92,7 @@ impl Intent {
         true
     }
 
-    /// What ClickHouse recognises a repetition by: the same for the same range of the same partition.
+    /// The deduplication token: the same for the same range of the same partition.
     #[must_use]
     pub fn token(&self, partition: &crate::kafka::Partition, number: u32) -> String {
         let range = format!("{}:{}:{}-{}", partition.topic, partition.number, self.first, self.next - 1);

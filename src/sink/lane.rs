@@ -1,4 +1,4 @@
-//! One partition on its way into ClickHouse: cut, announce, insert, go on. Pure: no I/O, time is an argument.
+//! The state of one partition in the sink: cut a block, commit the intent, insert, advance. Pure: time is an argument.
 //!
 //! What is committed always follows from the state here ([`Lane::wanted`]), and an insert begins only for a block
 //! that stands in an acknowledged commit. So whoever reads the commit knows every block that may be in the table.

@@ -85,18 +85,16 @@ pub enum SinkError {
     #[error(transparent)]
     Transact(#[from] TransactError),
     /// A stop that could not wait any longer for Kafka.
-    #[error(
-        "stopped while Kafka did not answer: a commit was under way, and the next start finds out what became of it"
-    )]
+    #[error("stopped while Kafka did not answer: a commit was in flight, and the next start checks its outcome")]
     Stopped,
     /// A record of a topic that the sink was not told about.
-    #[error("the sink was handed topic {topic:?}, but does not know what is on it")]
+    #[error("the sink was assigned topic {topic:?}, but does not know its records")]
     Topic {
         /// Its name.
         topic: Arc<str>,
     },
     /// A bug.
-    #[error("an insert ended by itself: {0}")]
+    #[error("an insert task ended abnormally: {0}")]
     Insert(#[from] tokio::task::JoinError),
 }
 

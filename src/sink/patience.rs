@@ -1,4 +1,4 @@
-//! What ClickHouse refuses now: people hear of it once, and blocks grow while it has too many parts.
+//! Reaction to failed inserts: each kind is logged once, and blocks grow while ClickHouse has too many parts.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! A block that has been read: its rows, its intent, and the dead letters of what cannot be a row.
+//! A block ready for its insert: its rows, its intent, and the dead letters of unreadable records.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! One try at a block: insert it, or find out whether it is stored already.
+//! One attempt at a block: insert it, or check whether it is stored.
 
 use std::fmt;
 
@@ -147,19 +147,18 @@ impl fmt::Display for Told<'_> {
         match halt {
             Halt::Odd { found } => write!(
                 f,
-                "table {table} has {found} {} of them, and it must be {rows} or none. If they may go: ALTER TABLE \
-                 {table} DELETE WHERE {range}; then they are inserted again by themselves",
+                "table {table} has {found} {} of them, where {rows} or none are expected. If they may be deleted: \
+                 ALTER TABLE {table} DELETE WHERE {range}; they are then inserted again automatically",
                 of(*found)
             ),
             Halt::Vanished => write!(
                 f,
                 "ClickHouse acknowledged their {rows} {row} under {TOKENS_MAX} tokens, but table {table} has none of \
-                 them. Does a TTL or somebody delete them? They are counted again every half a minute"
+                 them. Does a TTL or a person delete them? They are counted again every 30 s"
             ),
             Halt::Unusable(Unusable::Lost) => write!(
                 f,
-                "their insert was begun, table {table} has none of their {rows} {row}, and Kafka does not hold all of the \
-                 records any longer. Bring the rows back from a backup (WHERE {range}), or give them up by setting the \
+                "their insert was started, table {table} has none of their {rows} {row}, and Kafka no longer holds all of the records. Restore the rows from a backup (WHERE {range}), or give them up by setting the \
                  offset of the sink's group for this partition to {} or later while the sink is stopped",
                 intent.next
             ),

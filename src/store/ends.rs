@@ -1,4 +1,4 @@
-//! Batches that have come to their end, and whether somebody has been told: what `[batches]` works with.
+//! Finished batches whose end is not published yet, and the record of those that are.
 
 use clickhouse::{Row, error::Error};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! The items that are asked for most often, with their newest answers: to fill a cache from.
+//! The most requested items with their newest answers, for warming the cache.
 
 use std::time::Duration;
 

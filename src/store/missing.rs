@@ -1,4 +1,4 @@
-//! Rows that are missing, into any table of the schema: the inserts of `replay`.
+//! Inserts missing rows into any table of the schema, for `replay`.
 
 use super::{
     columns::Columns,

@@ -1,4 +1,4 @@
-//! Which records of a topic have a row, by their offsets: what `verify` proves and `replay` fills up.
+//! Which offsets of a topic have a row, for `verify` and `replay`.
 
 use std::{collections::HashSet, ops::Range};
 

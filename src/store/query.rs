@@ -1,4 +1,4 @@
-//! Reading back: any SQL for `weir query`, the sample queries, and the progress of a batch.
+//! Queries: SQL of `weir query`, the sample queries, and the progress of a batch.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Rows read back: observations as the records that they were.
+//! Reads observations back as the records that they were.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -22,9 +22,9 @@ use crate::{
 /// Which rows are meant.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// Of this source.
+    /// Only of this source.
     pub source: Option<SourceName>,
-    /// Of this batch.
+    /// Only of this batch.
     pub batch: Option<BatchId>,
     /// Of these items; empty: of all.
     pub items: Vec<ItemId>,

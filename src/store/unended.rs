@@ -1,4 +1,5 @@
-//! Requests without an end whose records Kafka has not any more: retention has deleted them before they were done.
+//! Lost requests: stored in ClickHouse without an outcome, and deleted from Kafka by retention before they were called
+//! for.
 
 use std::time::Duration;
 

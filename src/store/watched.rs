@@ -1,4 +1,4 @@
-//! What the changes stage remembers of each item, in table `item_watched`.
+//! Last known values of each item's watched columns, in table `item_watched`.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -89,7 +89,7 @@ impl FileStore {
         let content = serde_json::from_str(&text).map_err(|error| StoreError::Damaged {
             place: self.path.display().to_string(),
             // serde's own words could quote a token.
-            why: format!("no such JSON as weir writes, at line {} column {}", error.line(), error.column()),
+            why: format!("not the JSON that weir writes, at line {} column {}", error.line(), error.column()),
         })?;
         Ok((mark(&metadata), content))
     }

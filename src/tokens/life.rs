@@ -1,4 +1,4 @@
-//! Which tokens an account calls with, and when they are renewed. Pure.
+//! Token lifetimes: which token an account uses, and when it is renewed. Pure.
 
 use std::time::Duration;
 

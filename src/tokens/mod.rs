@@ -1,4 +1,4 @@
-//! The tokens that accounts call with: where renewed ones are kept, and who renews them, once for the whole fleet.
+//! Access tokens: the store of renewed ones, and their renewal, once for the whole fleet.
 //!
 //! The configuration says what an account starts with. What a vendor gave for it since is a [`Record`] in a
 //! [`TokenStore`]: a [`mod@file`] that only its owner can read, or [`redis`], sealed. [`keeper`] watches over the accounts
@@ -110,7 +110,8 @@ pub enum StoreError {
     },
     /// Not what weir wrote.
     #[error(
-        "the tokens in {place} cannot be read: {why}; move it away, then `weir account authorise` each account anew"
+        "the tokens in {place} cannot be read: {why}; move it away, then run `weir account authorise` for each account \
+         again"
     )]
     Damaged {
         /// Where.

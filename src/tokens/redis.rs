@@ -170,7 +170,7 @@ impl RedisStore {
             Unopened::OtherKey => StoreError::OtherKey { place: place.clone() },
             Unopened::Damaged => damaged("it was changed, or belongs to another account"),
         })?;
-        serde_json::from_str(&text).map_err(|_| damaged("no such JSON as weir writes"))
+        serde_json::from_str(&text).map_err(|_| damaged("not the JSON that weir writes"))
     }
 }
 

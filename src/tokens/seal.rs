@@ -1,4 +1,4 @@
-//! Seals what is kept in Redis: XChaCha20-Poly1305, bound to the account that it belongs to. Pure but for the nonce.
+//! Encrypts tokens for Redis: XChaCha20-Poly1305, bound to their account. Pure but for the nonce.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use chacha20poly1305::{

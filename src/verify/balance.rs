@@ -1,4 +1,4 @@
-//! The balance of each request id: how often it was asked for, how often it has ended, and where the rest is. Pure.
+//! The balance of each request id: requests, outcomes, and where the open ones are. Pure.
 //!
 //! Every record of a request that begins a chain (a retry goes on with one) asks once; a result or a dead letter ends
 //! it once. A chain that has not ended stands in exactly one place that some stage has not done yet. So of each id:

@@ -1,4 +1,4 @@
-//! Ends whose records Kafka has deleted (by retention, or `weir dead purge`), from the rows that they have left.
+//! Outcomes whose records Kafka has deleted (by retention, or `weir dead purge`), read from their rows.
 
 use super::balance::{Balance, End};
 use crate::{

@@ -1,4 +1,4 @@
-//! The rows of a topic against its records, partition by partition, a page of offsets at a time.
+//! Compares a topic's records with its rows, partition by partition, a page of offsets at a time.
 
 use std::ops::Range;
 

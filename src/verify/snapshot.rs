@@ -1,4 +1,4 @@
-//! What the stages have done and how far the topics reach, read in the order that makes a proof of it.
+//! A snapshot of committed offsets and topic ends, read in an order that makes the comparison valid while roles run.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Rows that claim to be of records that no topic has: beyond the end of their partition, or of another topic.
+//! Rows without a record: beyond the end of their partition, or of an unknown topic.
 //!
 //! The comparison page by page ends where the records end. But a row that was written by hand with a place that a record
 //! will have one day would be taken for that record's.

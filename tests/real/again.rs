@@ -31,7 +31,7 @@ async fn the_live_database_by_its_name_gets_no_row_that_the_sink_has_still_to_st
     let table = format!("{}.observations", scene.database);
     for into in ["tables", &scene.database, &table] {
         let (code, text) = scene.installation.outcome(&["replay", "--topic", "results", "--into", into, "--yes"]).await;
-        assert!(code == 0 && text.contains("3,000 offsets are the sink's own to store"), "{into}: {text}");
+        assert!(code == 0 && text.contains("3,000 offsets are left to the sink"), "{into}: {text}");
     }
     assert_eq!(scene.number("SELECT count() FROM observations").await, 0);
     let other = format!("{}.failures", scene.database);
@@ -48,7 +48,7 @@ async fn the_live_database_by_its_name_gets_no_row_that_the_sink_has_still_to_st
     assert_eq!(scene.number("SELECT count() FROM observations").await, COUNT);
 }
 
-/// How many records are on the topic, and marks of transactions with them.
+/// How many records are on the topic, and transaction markers with them.
 fn written(topic: &str) -> i64 {
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", address("WEIR_TEST_KAFKA")).create().unwrap();
@@ -76,7 +76,7 @@ async fn each_run_to_requests_asks_once_for_each_id_also_when_it_is_killed() {
     killed.kill();
     assert!(written(&topic) < before + COUNT, "killed before the end: else this test shows nothing");
     let (code, text) = scene.installation.outcome(&arguments).await;
-    assert!(code == 0 && text.contains("Going on with an interrupted run"), "{text}");
+    assert!(code == 0 && text.contains("Continuing an interrupted run"), "{text}");
 
     let sink = scene.installation.start("only", &["sink"]);
     eventually("the sink has stored them", async || {
@@ -130,11 +130,11 @@ async fn a_batch_can_be_followed_as_soon_as_it_was_enqueued_and_a_wrong_name_is_
     let file = scene.installation.file("more.txt", "600000000001\n600000000002\n");
     scene.installation.run(&["enqueue", &file, "--source", "ali1688", "--batch", "second"]).await;
     let (code, text) = scene.installation.outcome(&["batch", "second", "--follow"]).await;
-    assert!(code == 0 && text.contains("All 2 have their end"), "{text}");
+    assert!(code == 0 && text.contains("All 2 finished"), "{text}");
     let (code, text) = scene.installation.outcome(&["batch", "secnod", "cancel"]).await;
-    assert!(code == 0 && text.contains("Is that its name?"), "{text}");
+    assert!(code == 0 && text.contains("Is the name right?"), "{text}");
     let (code, text) = scene.installation.outcome(&["batch", "second", "cancel"]).await;
-    assert!(code == 0 && !text.contains("Is that its name?"), "{text}");
+    assert!(code == 0 && !text.contains("Is the name right?"), "{text}");
     assert!(process.stop().await.success());
 }
 
@@ -177,7 +177,7 @@ async fn what_was_purged_from_kafka_is_known_by_its_rows_and_a_batch_that_nobody
     let (code, text) = scene.installation.outcome(&["verify", "--batch", "monday"]).await;
     assert!(code == 0 && text.contains(&format!(" + {dead} dead + 0 under way")), "{text}");
     let (code, text) = scene.installation.outcome(&["replay", "--topic", "dead", "--dry-run"]).await;
-    assert!(code == 0 && text.contains("There is nothing to read in this piece"), "{text}");
+    assert!(code == 0 && text.contains("The range has no records"), "{text}");
 
     let (code, text) = scene.installation.outcome(&["verify", "--batch", "mondya"]).await;
     assert!(code == 1 && text.contains("no request of batch mondya is on Kafka"), "{text}");

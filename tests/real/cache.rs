@@ -328,9 +328,7 @@ async fn the_cache_is_warmed_from_a_file_and_says_what_it_leaves_out() {
     let warm = async |file: &str| weir.outcome(&["cache", "warm", "ali1688", "--file", file]).await;
     let (code, text) = warm(&weir.file("good.jsonl", &(lines.join("\n") + "\n\n"))).await;
     assert!(code == 0 && text.contains("Filled the cache with 2 answers of ali1688"), "{text}");
-    for left_out in
-        ["1 answer came for an item that had one", "1 answer left out: too old", "1 answer left out: of another"]
-    {
+    for left_out in ["1 answer of an item that had one", "1 answer skipped: too old", "1 answer skipped: of another"] {
         assert!(text.contains(left_out), "{left_out}: {text}");
     }
     let (code, text) = weir.outcome(&["cache", "show", "ali1688", &ids[1]]).await;
@@ -380,7 +378,7 @@ async fn an_item_is_got_shown_dropped_refreshed_and_served_with_an_etag() {
     let (code, text) = weir.outcome(&["cache", "drop", "ali1688", there]).await;
     assert!(code == 0 && text.contains("Dropped"), "{text}");
     let (code, text) = weir.outcome(&["cache", "show", "ali1688", there]).await;
-    assert!(code == 1 && text.contains("not kept"), "{text}");
+    assert!(code == 1 && text.contains("not cached"), "{text}");
     let before = served();
     assert_eq!(weir.outcome(&["cache", "refresh", "ali1688", there]).await.0, 0);
     eventually("it is called for anew", async || (served() > before).then_some(())).await;

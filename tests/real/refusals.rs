@@ -16,7 +16,7 @@ const PIECE: usize = 400;
 
 /// How often a refusal is told.
 fn told(log: &str, code: u32) -> usize {
-    log.lines().filter(|line| line.contains("insert failed") && line.contains(&format!("code {code}"))).count()
+    log.lines().filter(|line| line.contains("insert failed") && line.contains(&format!("error {code}"))).count()
 }
 
 /// Waits until there are so many rows, and none twice.
@@ -36,10 +36,10 @@ async fn refused(sink: &Process, (results, database): (&str, &Database), code: u
     let times = |text: &str| sink.log().matches(text).count();
     let (counted, over) = (times(COUNTED), times(OVER));
     produce_results(results, PIECE).await;
-    sink.says(&format!("code {code}: ")).await;
+    sink.says(&format!("error {code}: ")).await;
     produce_results(results, PIECE).await;
     eventually("it is offered several times", async || (times(COUNTED) > counted + 2).then_some(())).await;
-    assert_eq!(database.rows("SELECT toUInt32(count()) FROM observations").await, before, "code {code}");
+    assert_eq!(database.rows("SELECT toUInt32(count()) FROM observations").await, before, "error {code}");
     assert_eq!(told(&sink.log(), code), 2, "as an error, and as what /ready says, once each: {}", sink.log());
     end().await;
     eventually("it is over", async || (times(OVER) > over).then_some(())).await;

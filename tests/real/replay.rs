@@ -177,7 +177,7 @@ async fn verify_names_a_missing_row_a_doubled_row_and_a_lost_request_and_replay_
     let (code, text) = scene.installation.outcome(&["verify"]).await;
     assert_eq!(code, 1, "{text}");
     assert!(text.contains(&format!("      {another} (2 rows)\n")), "{text}");
-    assert!(text.contains("none of them may be deleted"), "{text}");
+    assert!(text.contains("must not be deleted"), "{text}");
     let place = |name: &str| {
         let mut parts = name.rsplit('/');
         let (offset, partition) = (parts.next().unwrap(), parts.next().unwrap());
@@ -243,7 +243,7 @@ async fn replays_into_another_database_are_the_live_rows_also_when_killed_and_ru
     }
     assert!(scene.number(&rows).await < COUNT as u64, "killed before the end: else this test shows nothing");
     let (code, text) = scene.installation.outcome(&arguments).await;
-    assert!(code == 0 && text.contains("Going on with an interrupted run"), "{text}");
+    assert!(code == 0 && text.contains("Continuing an interrupted run"), "{text}");
     assert_eq!(scene.differing_rows("observations", &format!("{other}.observations")).await, 0);
 
     let text = scene.installation.run(&arguments).await;
@@ -359,7 +359,7 @@ async fn a_cancelled_batch_ends_without_being_called_for_and_another_goes_on() {
     .await;
     scene.installation.run(&["batch", "monday", "cancel"]).await;
     let (code, text) = scene.installation.outcome(&["batch", "monday", "--follow"]).await;
-    assert!(code == 0 && text.contains("All 500 have their end"), "{text}");
+    assert!(code == 0 && text.contains("All 500 finished"), "{text}");
     let cancelled = scene.number("SELECT count() FROM dead_letters WHERE reason = 'cancelled'").await;
     assert!(cancelled > 400, "at the pace of the calls it would have taken a minute: {cancelled}");
     let listed = scene.installation.run(&["batch", "monday", "items", "--status", "dead"]).await;
@@ -385,7 +385,7 @@ async fn waiting_for_a_batch_that_was_there_waits_for_the_new_requests_too() {
     assert_eq!(scene.number(ended).await, 100);
     let (code, text) = scene.collect("monday", ids[100..].iter().copied()).await;
     assert_eq!(scene.number(ended).await, 150, "{text}");
-    assert!(code == 0 && text.contains("All 150 have their end"), "{text}");
+    assert!(code == 0 && text.contains("All 150 finished"), "{text}");
     // The same ones once more: each is called for, and counts once.
     let (_, text) = scene.collect("monday", ids[..100].iter().copied()).await;
     assert_eq!(scene.number("SELECT count() FROM observations").await, 250, "{text}");

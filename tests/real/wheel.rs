@@ -183,7 +183,7 @@ impl Scene {
         }
     }
 
-    /// How many failures are still on their topic, marks of transactions included.
+    /// How many failures are still on their topic, transaction markers included.
     #[allow(dead_code, reason = "for deploy/local/torture")]
     pub async fn behind(&self) -> i64 {
         let lags = admin::lag(&kafka(), &Groups::new(&self.group).retry(), &[self.topics.failures()]).await.unwrap();

@@ -1,4 +1,4 @@
-//! L2: answers in Redis, shared by all processes that use it, and who of them is calling for what.
+//! L2: answers in Redis, shared by all processes, and claims that let one process call for an item at a time.
 //!
 //! Below `{prefix}:cache:` there is for each key `answer:{key}` with the bytes of [`super::answer`], and while somebody
 //! calls for it `claim:{key}` with a token of theirs. A change is announced on the channel `{prefix}:cache:dropped`, and

@@ -20,10 +20,10 @@ use crate::{
 pub(super) const LONG_ABOUT: &str = "\
 Add an account to a source's accounts_file.
 
-The secrets are asked for on the terminal, without being shown, or read from standard input, one a line: app secret, \
+The secrets are prompted for on the terminal without echo, or read from standard input, one per line: app secret, \
 access token, refresh token; the last two may be empty or missing. They are never taken from the command line, where \
-others could see them. The rest of the file stays as it is, with its comments. Roles take the account in when they are \
-started again.";
+others could see them. The rest of the file stays as it is, with its comments. Running roles use the account after a \
+restart.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -38,10 +38,10 @@ Exit codes: 0 done, 1 the file cannot be written, 64 there is such an account al
 pub struct Args {
     /// The source.
     source: String,
-    /// What logs and rows call it.
+    /// Its name in logs and rows.
     #[arg(long)]
     alias: AccountAlias,
-    /// The vendor's public name for it; keys of a reseller's pool have none.
+    /// The vendor's app key; a reseller's pool keys have none.
     #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
     app_key: String,
 }

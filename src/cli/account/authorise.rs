@@ -16,18 +16,18 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-Have a user authorise the app: print the link, then make tokens of the code that comes back.
+Have a user authorise the app: print the link, then exchange the returned code for tokens.
 
 The shop's user opens the link, logs in and agrees. The vendor then sends the browser to the redirect URI with \
-`?code=…` at its end: paste that code here. It counts once, and for two minutes. The tokens are stored where [tokens] \
-says; running roles find them within a second and use the account again, without a restart.";
+`?code=…` at its end: paste that code here. It is valid once, for two minutes. The tokens are stored where [tokens] \
+says; running roles find them within a second and enable the account again, without a restart.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   weir account authorise ali1688 shop-1 --redirect-uri https://shop.example/back
       prints the link, and on a terminal asks for the code
   weir account authorise ali1688 shop-1 --redirect-uri https://shop.example/back --code 4b7c…
-      makes tokens of the code
+      exchanges the code for tokens
 
 The redirect URI must be of the domain that the app is registered with, and the same in both steps.
 
@@ -43,7 +43,7 @@ pub struct Args {
     /// Where the vendor sends the browser with the code.
     #[arg(long, value_name = "URI")]
     redirect_uri: String,
-    /// The code that came back. It counts once, so it may stand on a command line.
+    /// The returned code. It is valid once, so the command line may hold it.
     #[arg(long, value_name = "CODE")]
     code: Option<String>,
 }
@@ -71,11 +71,12 @@ async fn asked(found: &Found, redirect_uri: &str) -> anyhow::Result<Option<Strin
     say(&link)?;
     if !io::stdin().is_terminal() {
         note(
-            "open it, agree, and run this again with --code and what stands behind `code=` in the address that follows",
+            "open it, agree, and run this again with --code and the value of `code=` in the address that the browser \
+             is sent to",
         );
         return Ok(None);
     }
-    note("open it and agree; then paste what stands behind `code=` in the address that follows:");
+    note("open it and agree; then paste the value of `code=` in the address that the browser is sent to:");
     Ok(Some(tokio::task::spawn_blocking(line).await??))
 }
 
@@ -122,8 +123,8 @@ async fn keep(found: &Found, alias: &AccountAlias, tokens: &Tokens) -> anyhow::R
         if found.store.put(source, alias, &record).await? {
             let until = record.expires_at.map_or_else(String::new, |at| format!(", valid until {at}"));
             let renewal = match &tokens.refresh_token {
-                Some(token) if !is_empty(token) => "it will be renewed by itself",
-                _ => "the vendor gave no refresh token: it has to be authorised again when it expires",
+                Some(token) if !is_empty(token) => "it is renewed automatically",
+                _ => "the vendor gave no refresh token: authorise it again when it expires",
             };
             say(&format!("{alias} of {source} is authorised{until}; {renewal}. Stored in {}", found.store.place()))?;
             return Ok(());

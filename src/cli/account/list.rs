@@ -1,4 +1,4 @@
-//! `weir account list`: how the accounts' tokens are.
+//! `weir account list`: the accounts and the state of their tokens.
 
 use std::collections::HashMap;
 
@@ -19,8 +19,9 @@ Examples:
   weir account list               # the accounts of all sources
   weir account list ali1688       # those of one
 
-The state of a token: `none` (its API needs none, or it is still to be authorised), `as configured` (nobody knows until \
-when), `valid until`, `expired at` (it is renewed with the account's next call), `refused at` (weir account authorise).";
+The state of a token: `none` (its API needs none, or it is still to be authorised), `as configured` (its expiry is \
+unknown), `valid until`, `expired at` (it is renewed at the account's next call), `refused at` (run weir account \
+authorise).";
 
 /// `weir account list`
 #[derive(Debug, clap::Args)]

@@ -1,4 +1,4 @@
-//! A slot for one call of a command: what reaches the vendor is paid for, by commands too.
+//! A quota slot for the one call of a command, since commands' calls count against the quota too.
 
 use std::time::Duration;
 
@@ -25,7 +25,8 @@ const LEASE: usize = 64;
 pub(super) async fn wait(config: &Config, source: &Source, account: usize) -> anyhow::Result<()> {
     if config.quota.store == Store::Memory {
         note(
-            "note: the quota is counted inside each process (quota.store = \"memory\"): if weir is running, this call comes on top of its own",
+            "note: each process counts the quota for itself (quota.store = \"memory\"): if weir is running, this call \
+             comes on top of its own",
         );
         return Ok(());
     }
@@ -36,14 +37,14 @@ pub(super) async fn wait(config: &Config, source: &Source, account: usize) -> an
     let topic = Topics::new(config.topics.clone()).quota();
     let journal = Journal::open(&config.kafka, &topic, &source.name, Clock::System)
         .await
-        .context("cannot read what is spent of the fleet's quota")?;
+        .context("cannot read how much of the shared quota is used")?;
     let quota = quota::open(&config.quota, redis, &source.name, &aliases, &limits, &Clock::System, &journal.past())
-        .context("cannot ask the fleet's quota for a slot")?;
+        .context("cannot reserve a slot of the shared quota")?;
     match timeout(PATIENCE, take(&*quota, account)).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Ended::failed("every account of the source is disabled: nothing was called").into()),
         Err(_) => {
-            let text = "the fleet's quota had no slot for this account within 30 s: nothing was called. Is Redis there? Is the account paused?";
+            let text = "the shared quota had no slot for this account within 30 s: nothing was called. Is Redis running? Is the account paused?";
             Err(Ended::failed(text).into())
         }
     }

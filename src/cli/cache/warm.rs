@@ -1,4 +1,4 @@
-//! `weir cache warm`: answers that are stored, from a file or from ClickHouse, without a call.
+//! `weir cache warm`: fills the cache from a file or from ClickHouse, without calls.
 
 use std::{
     fs::File,
@@ -32,10 +32,10 @@ const SINCE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 pub struct Args {
     /// The source.
     source: SourceName,
-    /// Results as JSON, one on each line; without it ClickHouse is asked.
+    /// Results as JSON, one per line; without it they come from ClickHouse.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// How many items of ClickHouse, the most asked for first.
+    /// How many items to take from ClickHouse, the most requested first.
     #[arg(long, value_name = "COUNT", default_value_t = 10_000, conflicts_with = "file",
         value_parser = clap::value_parser!(u64).range(1..))]
     items: u64,
@@ -82,10 +82,10 @@ impl Warmer {
         let answers = |count: u64| counted(count, "answer");
         say(&format!("Filled the cache with {} of {source}, without a call", answers(self.filled)))?;
         for (count, why) in [
-            (self.again, "came for an item that had one already: the newer one is kept"),
-            (self.too_old, "left out: too old to count, see [source.cache] kept, absent and off_shelf"),
-            (self.strange, "left out: of another source"),
-            (self.left_out, "left out: the item's id is too long to be kept"),
+            (self.again, "of an item that had one already: the newest is cached"),
+            (self.too_old, "skipped: too old, see [source.cache] kept, absent and off_shelf"),
+            (self.strange, "skipped: of another source"),
+            (self.left_out, "skipped: the item's id is too long for the cache"),
         ] {
             if count > 0 {
                 note(&format!("{} {why}", answers(count)));

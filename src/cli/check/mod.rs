@@ -1,4 +1,4 @@
-//! `weir check`: what is in effect, and whether each thing that it names is there.
+//! `weir check`: prints the effective configuration and tests each connection that it names.
 
 mod tokens;
 
@@ -41,20 +41,20 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-Check the configuration and each connection; print what is in effect.
+Check the configuration and each connection; print the effective configuration.
 
-First the effective configuration as TOML, secrets as ***; then one line for each check. Nothing is changed anywhere; \
-where tokens are kept, something is written and taken away again. Who is told of a batch's end is in [batches]: webhook, \
-topic, or nobody.";
+First the effective configuration as TOML, secrets as ***; then one line for each check. Nothing is changed, except \
+that a test entry is written to the token store and deleted. Where the end of a batch is published is in [batches]: \
+webhook, topic, or neither.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   weir check                  # everything
-  weir check --offline        # the configuration, the accounts, and tokens that are in a file
+  weir check --offline        # configuration, accounts, and tokens in a file
   weir check --quiet          # without printing the configuration
 
-Exit codes: 0 all is well, 1 topics or tables are missing, or too few files may be open, 64 the configuration is invalid, 69 a server cannot be \
-reached";
+Exit codes: 0 all checks passed, 1 topics or tables are missing, or too few files may be open, 64 the configuration is \
+invalid, 69 a server cannot be reached";
 
 /// How many addresses of a source are named.
 const ADDRESSES_SHOWN: usize = 10;
@@ -65,7 +65,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// `weir check`
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Connect to nothing.
+    /// Make no connections.
     #[arg(long)]
     offline: bool,
     /// Do not print the configuration.
@@ -142,7 +142,7 @@ fn exit(findings: &[Finding]) -> Exit {
 
 fn sources(config: &Config) -> Vec<Finding> {
     if config.sources.is_empty() {
-        let what = "none is configured: there is nothing to fetch. See [[source]] in deploy/config/weir.example.toml";
+        let what = "no [[source]] is configured, so there is nothing to fetch. See deploy/config/weir.example.toml";
         return vec![Finding { what: "sources".to_owned(), verdict: Verdict::Skipped(what.to_owned()) }];
     }
     let folder = config.folder();
@@ -170,7 +170,7 @@ fn descriptors_finding(config: &Config) -> Finding {
         Verdict::Wrong(Exit::Failed, problem)
     } else {
         let allowed = allowed.map_or_else(|| "any number".to_owned(), |allowed| allowed.to_string());
-        Verdict::Fine(format!("{allowed} may be open at once (ulimit -n), up to {wanted} are wanted"))
+        Verdict::Fine(format!("{allowed} may be open at once (ulimit -n), up to {wanted} are needed"))
     };
     Finding { what: "descriptors".to_owned(), verdict }
 }
@@ -183,7 +183,7 @@ fn calendar(config: &Config, now: Timestamp) -> Vec<Finding> {
         let when = match window.occurrence(now) {
             Some((begin, end)) if begin <= now => format!("open now, until {}", window.local(end)),
             Some((begin, end)) => format!("next {} to {}", window.local(begin), window.local(end)),
-            None => "over: it will not come again".to_owned(),
+            None => "over".to_owned(),
         };
         let text = format!("{whom} at {window}; {when}");
         Finding { what: format!("calendar {}", window.name()), verdict: Verdict::Fine(text) }
@@ -237,17 +237,19 @@ fn limits_in_words(limits: &Limits, accounts: &[Account]) -> String {
                 // What was said holds on top of what is sought.
                 Some((guess, said)) if !said.is_empty() => {
                     format!(
-                        "{}, and a pace that nobody has said: it is sought from {}",
+                        "{}, and no configured pace: it is searched for, starting at {}",
                         sentences(said),
                         guess.sentence()
                     )
                 }
-                Some(_) | None => format!("nobody has said any limit: it is sought from {}", sentences(&of.limits)),
+                Some(_) | None => {
+                    format!("no limit is configured: it is searched for, starting at {}", sentences(&of.limits))
+                }
             },
             (false, false) => sentences(&of.limits),
         };
         if let Some(most) = of.in_flight {
-            let _ = write!(words, ", {} under way", counted(most.into(), "call"));
+            let _ = write!(words, ", {} in flight", counted(most.into(), "call"));
         }
         words
     };
@@ -350,8 +352,9 @@ async fn too_small(config: &Config, topics: &[Topic]) -> Result<Option<String>, 
     let Some(least) = small.iter().map(|(_, limit)| *limit).min() else { return Ok(None) };
     let each: Vec<_> = small.iter().map(|(name, limit)| format!("{name} takes {limit}")).collect();
     Ok(Some(format!(
-        "records may have {own} bytes (kafka.record_limit), but of topics' max.message.bytes {}: what is larger ends as a \
-         dead letter. Run `weir topics apply`, or where the cluster does not allow it set kafka.record_limit = \"{least} B\"",
+        "records may have {own} bytes (kafka.record_limit), but of topics' max.message.bytes {}: larger records end as \
+         dead letters. Run `weir topics apply`, or where the cluster does not allow it set kafka.record_limit = \
+         \"{least} B\"",
         each.join(", ")
     )))
 }
@@ -381,11 +384,12 @@ fn offsets(kept: Duration, topics: &topics::Config) -> Verdict {
     .unwrap_or_default();
     let (days, longest_days) = (duration_text(kept), duration_text(longest));
     if kept >= longest {
-        return Verdict::Fine(format!("remembered for {days} without a running weir"));
+        return Verdict::Fine(format!("kept for {days} while weir is stopped"));
     }
     Verdict::Beware(format!(
-        "Kafka forgets how far weir has come when it is stopped for {days} (offsets.retention.minutes of the brokers), but \
-         {key} is {longest_days}: a later start stops and asks what to do. Set offsets.retention.minutes to at least {}",
+        "Kafka deletes the committed offsets when weir is stopped for {days} (offsets.retention.minutes of the \
+         brokers), but {key} is {longest_days}: a later start stops and asks what to do. Set offsets.retention.minutes \
+         to at least {}",
         longest.as_secs() / 60
     ))
 }
@@ -403,7 +407,7 @@ async fn clickhouse(config: &Config) -> Verdict {
             let (gone, other): (Vec<_>, Vec<_>) = differences.iter().partition(|d| d.is_mended_by_apply());
             let list = |all: &[&Difference]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             if !gone.is_empty() {
-                let text = format!("{}. Run `weir schema apply`: it makes that again", list(&gone));
+                let text = format!("{}. Run `weir schema apply`, which creates it again", list(&gone));
                 return Verdict::Wrong(Exit::Failed, text);
             }
             let other = if other.is_empty() { String::new() } else { format!("; note: {}", list(&other)) };
@@ -431,7 +435,7 @@ async fn standing(config: &Config) -> anyhow::Result<(String, Standing)> {
 }
 
 async fn redis(config: &Config) -> Verdict {
-    let Some(url) = &config.redis.url else { return Verdict::Skipped("not configured; weir does without".to_owned()) };
+    let Some(url) = &config.redis.url else { return Verdict::Skipped("not configured; not required".to_owned()) };
     match timeout(PATIENCE, ping(url.expose_secret())).await {
         Ok(Ok(())) => Verdict::Fine("answers".to_owned()),
         Ok(Err(error)) => {
@@ -489,7 +493,7 @@ mod tests {
             assert!(text.contains(shown), "{shown:?} is not in {text:?}");
         }
         let text = opened(more, r#", limit = { calls = 1, per = "1s" }, calls_in_flight = 3"#).unwrap();
-        for shown in ["one: 10 calls per 1s, 5 at once", "two: 1 call per 1s, one at a time, 3 calls under way"] {
+        for shown in ["one: 10 calls per 1s, 5 at once", "two: 1 call per 1s, one at a time, 3 calls in flight"] {
             assert!(text.contains(shown), "{shown:?} is not in {text:?}");
         }
     }
@@ -498,10 +502,12 @@ mod tests {
     fn what_is_sought_is_said_only_of_a_pace_that_nobody_has_given() {
         let day = r#"limits = [{ calls = 5000, per = "1day", kind = "fixed" }]"#;
         let text = opened(day, "").unwrap();
-        let expected = "each account: 5000 calls per 1day, in windows that begin at any time, and a pace that nobody has said: it \
-                        is sought from 1 call per 1s, one at a time";
+        let expected = "each account: 5000 calls per 1day, in windows that begin at any time, and no configured pace: it is searched \
+                        for, starting at 1 call per 1s, one at a time";
         assert!(text.contains(expected), "{text}");
-        assert!(opened("", "").unwrap().contains("nobody has said any limit: it is sought from 1 call per 1s"));
+        assert!(
+            opened("", "").unwrap().contains("no limit is configured: it is searched for, starting at 1 call per 1s")
+        );
         assert!(opened("unlimited = true", "").unwrap().contains("each account: no limit of its own"));
     }
 

@@ -1,4 +1,5 @@
-//! Whether tokens can be read and kept, and whether the accounts that call with one have one that is of use.
+//! `weir check` of tokens: whether the token store is readable and writable, and whether each account's token is
+//! usable.
 
 use std::collections::HashMap;
 
@@ -62,7 +63,7 @@ async fn verdict(config: &Config) -> Verdict {
         return Verdict::Wrong(Exit::Failed, format!("{named}{more}. `weir account authorise` gives a new one"));
     }
     match store.try_writing().await {
-        Ok(()) => Verdict::Fine(format!("{place}: can be read and written; {}", tally.words())),
+        Ok(()) => Verdict::Fine(format!("{place}: readable and writable; {}", tally.words())),
         Err(error) if tally.renewable => trouble(&error),
         Err(error) => Verdict::Skipped(format!("{error}; no account has a token to be renewed")),
     }
@@ -98,7 +99,7 @@ impl Tally {
         if let Some(refused) = &record.refused {
             self.lost.push(format!("{whom} was refused at {} ({})", refused.at, refused.code));
         } else if is_over(record.expires_at) && (!refresh || is_over(record.refresh_expires_at)) {
-            self.lost.push(format!("{whom} has expired, and nothing is left to renew it"));
+            self.lost.push(format!("{whom} has expired, and cannot be renewed without a refresh token"));
         }
     }
 

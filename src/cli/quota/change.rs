@@ -1,4 +1,4 @@
-//! What an operator's command makes of what was set before. Pure.
+//! Applies `pause`, `resume` or `set` to an operator's former setting. Pure.
 
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ pub fn changed(before: QuotaSetting, wish: &Wish, now: Timestamp) -> Result<Quot
                 && pause.until_at.is_none_or(|old| until_at.is_some_and(|new| new < old))
             {
                 let until = pause.until_at.map_or_else(|| "until it is resumed".to_owned(), |at| format!("until {at}"));
-                return Err(format!("it is paused already, {until}: resume it first to pause it for a shorter time"));
+                return Err(format!("it is already paused {until}: resume it first to pause it for a shorter time"));
             }
             setting.paused = Some(Pause { since_at: now, until_at, reason: reason.clone() });
         }

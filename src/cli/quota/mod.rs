@@ -1,4 +1,4 @@
-//! `weir quota`: what each account is allowed, has used and is held by; and the operator's own word.
+//! `weir quota`: limits, use and holds of each account; and the operator's pause, resume and set.
 
 mod change;
 mod view;
@@ -34,22 +34,22 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-What each account is allowed, what it has used, and why it does not call.
+Show each account's limits, what it has used, and why it is not calling.
 
 From the reports that the workers write to Kafka every second: calls of today (UTC) and of the last minute, refusals, \
-holds and their reasons; what batches with a budget have spent; who is cut off from Redis. `pause`, `resume` and `set` act on all running workers within about a second, and on those \
-that start later.";
+holds and their reasons; what batches with a budget have spent; workers without a connection to Redis. `pause`, \
+`resume` and `set` act on all running workers within about a second, and on those that start later.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   weir quota                                       # all sources and accounts
   weir quota --source ali1688 --watch              # one source, again every second until Ctrl-C
   weir quota --json | jq '.[].accounts[] | select(.state != \"ready\")'
-  weir quota pause ali1688                         # nobody calls, until it is resumed
+  weir quota pause ali1688                         # no calls until it is resumed
   weir quota pause ali1688 shop-1 --for 10m --reason \"sale day\"
-  weir quota resume ali1688 shop-1                 # ends a pause, a hold, a ban, a disabling
-  weir quota resume taobao --address proxy-3       # calls leave from it again; one tries it
-  weir quota set ali1688 --pace 50%                # everybody at half the pace";
+  weir quota resume ali1688 shop-1                 # ends a pause, hold or ban; enables it
+  weir quota resume taobao --address proxy-3       # use the address again, after one probe
+  weir quota set ali1688 --pace 50%                # all at half the pace";
 
 /// How often `--watch` shows it anew.
 const EVERY: Duration = Duration::from_secs(1);
@@ -64,7 +64,7 @@ pub struct Args {
     /// One JSON document.
     #[arg(long)]
     json: bool,
-    /// Show it again every second, until Ctrl-C.
+    /// Refresh every second, until Ctrl-C.
     #[arg(long, conflicts_with = "json")]
     watch: bool,
     #[command(subcommand)]
@@ -74,32 +74,32 @@ pub struct Args {
 /// What an operator can do.
 #[derive(Debug, Subcommand)]
 enum Change {
-    /// Nobody calls, for a while or until it is resumed.
+    /// Stop calls, for a time or until resumed.
     #[command(after_long_help = "\
 Examples:
   weir quota pause ali1688
   weir quota pause ali1688 shop-1 --for 10m --reason \"sale day\"
 
-Calls under way are finished. What waits stays on Kafka.")]
+Calls in flight finish. Requests wait on Kafka.")]
     Pause {
         #[command(flatten)]
         scope: Scope,
-        /// For how long, such as 90s, 10m, 2h.
+        /// How long, such as 90s, 10m, 2h.
         #[arg(long = "for", value_name = "TIME", value_parser = change::read_time)]
         time: Option<Duration>,
-        /// Why: shown by `weir quota`.
+        /// The reason, shown by `weir quota`.
         #[arg(long, default_value = "", hide_default_value = true, value_parser = change::read_reason)]
         reason: String,
     },
-    /// Ends a pause, a hold or a ban, and enables it again.
+    /// End a pause, a hold or a ban, and enable a disabled account.
     #[command(after_long_help = "\
 Examples:
   weir quota resume ali1688
   weir quota resume ali1688 shop-1               # it calls again
   weir quota resume taobao --address proxy-3     # after the proxy was repaired
 
-A source is resumed as a whole; accounts of it that are paused or disabled themselves stay so. From an address that was \
-taken out one call leaves first; if that fails too, the address is taken out again.
+Resuming a source leaves its accounts that are paused or disabled themselves as they are. An address that was taken \
+out of rotation is probed by one call first; if that fails, it is taken out again.
 
 An app key, secret or token that was corrected in accounts_file, or in the file of a secret, is read before the account \
 calls again; running roles also take it over by themselves within seconds, once the file is whole. Other keys of an \
@@ -108,17 +108,17 @@ account a new token.")]
     Resume {
         #[command(flatten)]
         scope: Scope,
-        /// One of the addresses that its calls leave from, by its name.
+        /// The name of an address that its calls leave from.
         #[arg(long, value_name = "NAME", conflicts_with = "account")]
         address: Option<String>,
     },
-    /// The share of its pace that it goes at.
+    /// Set the pace as a share of the limit.
     #[command(after_long_help = "\
 Examples:
   weir quota set ali1688 --pace 50%
-  weir quota set ali1688 shop-1 --pace 1     # the whole pace again
+  weir quota set ali1688 shop-1 --pace 1     # the full pace again
 
-Budgets, such as calls per day, stay as they are.")]
+Budgets, such as calls per day, are not changed.")]
     Set {
         #[command(flatten)]
         scope: Scope,
@@ -134,7 +134,7 @@ struct Scope {
     /// The source.
     #[arg(value_name = "SOURCE")]
     source: SourceName,
-    /// One of its accounts; without it, the source as a whole.
+    /// One of its accounts; by default, the source as a whole.
     #[arg(value_name = "ACCOUNT")]
     account: Option<AccountAlias>,
 }
@@ -225,8 +225,11 @@ async fn follow(known: &mut Known, follower: &mut Follower, topic: &str) -> anyh
 }
 
 fn unknown_source(source: &SourceName, names: &[String]) -> Ended {
-    let there_are =
-        if names.is_empty() { "none is configured".to_owned() } else { format!("there are: {}", names.join(", ")) };
+    let there_are = if names.is_empty() {
+        "no [[source]] is configured".to_owned()
+    } else {
+        format!("configured: {}", names.join(", "))
+    };
     Ended::usage(format!("there is no source {source}; {there_are}"))
 }
 

@@ -1,4 +1,4 @@
-//! The course of a replay or redrive: count, ask, carry out, and say what it has come to.
+//! The steps of a replay or redrive: count, ask for confirmation, run, print the result.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -71,7 +71,7 @@ impl Order<'_> {
         };
         tell(&plan, unfinished.is_some(), self.topics.iter().any(|topic| topic.kind == Kind::Result));
         if plan.spans.is_empty() && unfinished.is_none() {
-            say("There is nothing to read in this piece")?;
+            say("The range has no records")?;
             return Ok(Exit::Done);
         }
         let resumed = unfinished.as_ref().map(|unfinished| unfinished.run.as_str());
@@ -92,7 +92,7 @@ impl Order<'_> {
         };
         let since = Instant::now();
         let Some(sum) = self.pass(&plan, Some((&job, run)), resumed, stop).await? else {
-            say("Interrupted. The same command goes on where this one stopped")?;
+            say("Interrupted. Run the same command again to continue")?;
             return Ok(Exit::Interrupted);
         };
         job.forget().await?;
@@ -116,9 +116,9 @@ impl Order<'_> {
         }
         let keep = spoken(keep);
         Err(Ended::usage(format!(
-            "--from {from} is before the oldest requests that Kafka still has ([topics] keep_requests is {keep}), so \
-             that nobody can see what of that time has been redriven already: it would be sent, and paid for, again. \
-             Leave --from out, or name a later time"
+            "--from {from} is before the oldest requests on Kafka ([topics] keep_requests is {keep}), so it is unknown \
+             which dead letters of that time were redriven already: they would be sent, and paid for, again. Leave \
+             --from out, or give a later time"
         ))
         .into())
     }
@@ -154,7 +154,10 @@ impl Order<'_> {
                 let there = |number: &i32| bounds.iter().any(|bounds| bounds.partition.number == *number);
                 if let Some(number) = offsets.keys().find(|number| !there(number)) {
                     let count = bounds.len();
-                    return Err(Ended::usage(format!("{topic} has no partition {number}, but {count}, from 0")).into());
+                    return Err(Ended::usage(format!(
+                        "{topic} has no partition {number}: it has {count}, numbered from 0"
+                    ))
+                    .into());
                 }
                 let at = |(number, offset): (&i32, &i64)| {
                     (crate::kafka::Partition { topic: topic.clone(), number: *number }, *offset)
@@ -275,7 +278,7 @@ impl Order<'_> {
         let tables::Tally { meant, there, inserted, rowless, .. } = sum.tables;
         let unreadable = counted(rowless, "unreadable record");
         let have = agree(rowless, "has", "have");
-        let rowless = if rowless > 0 { format!("; {unreadable} {have} no row here") } else { String::new() };
+        let rowless = if rowless > 0 { format!("; {unreadable} {have} no row in this table") } else { String::new() };
         in_tables("record", [meant, there, inserted], &self.into, told) + &rowless
     }
 }
@@ -284,17 +287,17 @@ impl Order<'_> {
 fn tell(plan: &Plan, resumes: bool, has_json: bool) {
     let (left, are) = (counted(plan.length(), "offset"), agree(plan.length(), "is", "are"));
     if resumes {
-        note(&format!("Going on with an interrupted run: {left} {are} left (--restart begins anew)"));
+        note(&format!("Continuing an interrupted run: {left} {are} left (--restart starts over)"));
     }
     if plan.gone > 0 {
         let stored = if has_json { "; `--from-table observations` takes stored rows" } else { "" };
         let have = agree(plan.gone, "has", "have");
-        note(&format!("{} of this piece {have} been deleted from Kafka{stored}", counted(plan.gone, "offset")));
+        note(&format!("{} of this range {have} been deleted from Kafka{stored}", counted(plan.gone, "offset")));
     }
     // Each partition may end with the mark of a transaction, which is no record.
     if plan.ahead > plan.spans.len() as u64 {
         let are = agree(plan.ahead, "is", "are");
-        note(&format!("{} {are} the sink's own to store: it has not come that far", counted(plan.ahead, "offset")));
+        note(&format!("{} {are} left to the sink, which has not stored them yet", counted(plan.ahead, "offset")));
     }
 }
 

@@ -1,4 +1,4 @@
-//! `weir replay` and `weir redrive`: a piece of a topic once more into tables, or back to requests.
+//! `weir replay` and `weir redrive`: re-insert part of a topic into tables, or send it back to requests.
 
 mod course;
 
@@ -22,44 +22,44 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-Pour a piece of a topic once more into tables, or send it back to requests.
+Re-insert part of a topic into the tables, or send it back to requests.
 
-Into tables: what is there stays, what is missing is inserted; a row is known by the topic, partition and offset of its \
-record, so a run may be repeated, interrupted and resumed, and the tables are the same. Into the sink's own tables go \
-only records that the sink has passed; the others are its own to store.
+Into tables: existing rows stay, missing ones are inserted; a row is identified by the topic, partition and offset of \
+its record, so a run may be repeated, interrupted and resumed with the same result. Records that the sink has not \
+reached yet are left to it.
 
-To requests: each id is asked for again, under its own id, by a call (max_age 0), at the pace of the quota as always; \
-once in a run, however often it stands on the topic. `weir redrive` is the short form for dead letters.
+Into requests: each request is sent again under its own id, and answered by a call (max_age 0) within the quota; once \
+per run, however often it is on the topic. `weir redrive` is the short form for dead letters.
 
-First all is counted and shown, and asked about; --yes does not ask. How far a run has come is kept in Kafka, in the \
-group <prefix>.replay.<name made of the arguments>: the same command goes on where it was interrupted.";
+The records are counted first, and you are asked for confirmation unless --yes is given. The progress is committed to \
+Kafka in the consumer group <prefix>.replay.<name derived from the arguments>: the same command continues an \
+interrupted run.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir replay --topic results --dry-run                         # what is missing in the tables?
+  weir replay --topic results --dry-run                         # which rows are missing?
   weir replay --topic results --from \"2 days ago\" --yes
   weir replay --topic failures --from 0:1200 --to 0:1300        # 1300 is not included
-  WEIR_CLICKHOUSE__DATABASE=trial weir schema apply             # makes another database
-  weir replay --topic results --into trial                      # … and pours into it
-  weir replay --topic requests --batch monday --into requests   # ask for a batch once more
+  WEIR_CLICKHOUSE__DATABASE=trial weir schema apply             # creates another database
+  weir replay --topic results --into trial                      # … and inserts into it
+  weir replay --topic requests --batch monday --into requests   # request a batch again
   weir replay --from-table observations --into rebuilt          # from stored JSON, not Kafka";
 
 pub(super) const REDRIVE_ABOUT: &str = "\
 Send dead letters back to requests.
 
-Each is asked for anew under its own request id: its attempts begin from none, what calls came to before stays with it, \
-and the dead letter counts no longer once the request has another end. A dead letter is sent once, however often this \
-is run. Those of records that could not be read are left out: nobody knows what to ask for. So are those that somebody \
-has cancelled, unless --reason says so.
+Each request is sent again under its own id: its attempts start from zero, its history is kept, and the dead letter no \
+longer counts once the request has a new outcome. A dead letter is sent once, however often this is run. Unreadable \
+records are skipped. So are cancelled requests, unless --reason cancelled is given.
 
-Looks back as far as requests are kept on Kafka ([topics] keep_requests), since what was redriven is seen there; an \
-earlier --from is refused.";
+Reaches back as far as requests are kept on Kafka ([topics] keep_requests), since that is where earlier redrives are \
+looked up; an earlier --from is refused.";
 
 pub(super) const REDRIVE_EXAMPLES: &str = "\
 Examples:
-  weir redrive --dry-run                                    # how many are there to send?
-  weir redrive --reason exhausted --class outage --yes      # what died of an outage
-  weir redrive --reason cancelled --batch monday            # what was cancelled, after all
+  weir redrive --dry-run                                    # how many would be sent?
+  weir redrive --reason exhausted --class outage --yes      # those that failed with outages
+  weir redrive --reason cancelled --batch monday            # cancelled requests
   weir redrive --batch monday --item 610947572360";
 
 /// `weir replay`
@@ -68,15 +68,15 @@ pub struct Args {
     /// Which topic.
     #[arg(long, value_enum, required_unless_present = "from_table", conflicts_with = "from_table")]
     topic: Option<Which>,
-    /// Take the rows of this table instead, and read the columns from their stored JSON once more: observations.
+    /// Read the rows of this table instead, and parse the columns from their stored JSON again: observations.
     #[arg(long, value_name = "TABLE")]
     from_table: Option<String>,
-    /// Where to: tables (the sink's own), DATABASE, DATABASE.TABLE, or requests.
+    /// The target: tables (the sink's own), DATABASE, DATABASE.TABLE, or requests.
     #[arg(long, default_value = "tables")]
     into: Into,
     #[command(flatten)]
     piece: PieceArgs,
-    /// Of requests, only those of the express lane. Offsets without it are those of the other one.
+    /// Only express requests. Without it, offsets are those of the normal request topic.
     #[arg(long)]
     express: bool,
     #[command(flatten)]
@@ -116,7 +116,7 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
         return rebuild::run(&table, &args.into, &args.piece, args.consent, config, stop).await;
     };
     if args.express && which != Which::Requests {
-        return Err(Ended::usage("only requests have an express lane").into());
+        return Err(Ended::usage("--express is only for requests").into());
     }
     let order = order((which, args.express), args.into, &args.piece, args.consent, config)?;
     order.carry_out(stop).await
@@ -164,7 +164,7 @@ fn order<'a>(
         topics.retain(|topic| !topic.name.ends_with(EXPRESS));
     }
     if by_offset && topics.len() != 1 {
-        return Err(Ended::usage("offsets are of one topic: name the --source too").into());
+        return Err(Ended::usage("offsets belong to one topic: give --source too").into());
     }
     let groups = Groups::new(&config.kafka.group_prefix);
     let name = if express { name(&(which, piece, &into, "express")) } else { name(&(which, piece, &into)) };
@@ -177,7 +177,7 @@ fn order<'a>(
 fn check(kind: Kind, into: &Into, piece: &PieceArgs) -> Result<(), Ended> {
     if matches!(kind, Kind::Result | Kind::Change) && *into == Into::Requests {
         return Err(Ended::usage(
-            "results and changes do not say with which parameters was asked for: replay --topic requests instead",
+            "results and changes do not hold the parameters of their request: replay --topic requests instead",
         ));
     }
     if piece.reason.is_some() && kind != Kind::DeadLetter {

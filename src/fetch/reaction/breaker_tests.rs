@@ -45,7 +45,7 @@ async fn outages_of_all_hold_the_source_and_of_one_account_that_account() {
     }
     assert_eq!((held(&quota, 0).as_secs(), held(&quota, 1).as_secs()), (30, 30));
     let cause = quota.snapshot(0..2, NOW).whole.held.unwrap().cause;
-    assert_eq!(&*cause.reason, "breaker open: 5 outages in a row; the last one: c: m");
+    assert_eq!(&*cause.reason, "breaker open: 5 outages in a row; last failure: c: m");
 
     let (mut fetch, quota) = stage(Config::default());
     for _ in 0..5 {
@@ -230,7 +230,7 @@ async fn one_proxys_retry_after_rests_that_proxy_until_a_second_one_says_the_sam
     fetch.end_calls(Ended { address: 1, ..end }).await.unwrap();
     assert_eq!((held_at(&quota, 0).as_secs(), held_at(&quota, 1).as_secs()), (60, 60));
     let held = quota.snapshot(0..2, NOW).whole.held.unwrap();
-    assert_eq!(&*held.cause.reason, "breaker open: the reply said that the service is away for 1m (HTTP 503)");
+    assert_eq!(&*held.cause.reason, "breaker open: vendor announced an outage of 1m (HTTP 503)");
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,7 +240,7 @@ async fn a_vendor_that_says_that_it_is_away_for_a_day_is_asked_again_after_five_
     fetch.end_calls(ended(Instant::now(), away, Some(RefusalKind::Outage))).await.unwrap();
     assert_eq!(held(&quota, 0).as_secs(), 300);
     let reason = quota.snapshot(0..2, NOW).whole.held.unwrap().cause.reason;
-    let said = "breaker open: the reply said that the service is away for 1day (HTTP 503); it is asked again after 5m \
+    let said = "breaker open: vendor announced an outage of 1day (HTTP 503); calls are tried again after 5m \
                 (breaker.open_max)";
     assert_eq!(&*reason, said);
     tokio::time::sleep(Duration::from_secs(301)).await;

@@ -1,4 +1,4 @@
-//! Topics that are deleted and made anew under their names: noticed at each assignment and while reading, and begun anew.
+//! Topics that are deleted and re-created: detected at each assignment and while reading, and read from their start.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -52,7 +52,7 @@ impl<'a> Watch<'a> {
 }
 
 impl Context {
-    /// The ids of the topics of these commits, and what their logs are called; says which are made anew.
+    /// The ids of the topics of these commits, and what their logs are called; says which were re-created.
     pub(super) fn look_up(
         &self,
         consumer: &BaseConsumer<Self>,

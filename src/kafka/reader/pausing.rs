@@ -1,4 +1,4 @@
-//! Which partitions are to be paused, and which are: kept as sets that are compared, so that nothing asked for is lost.
+//! Wanted and actual pauses of partitions, kept as two sets that are reconciled, so that no request is lost.
 //! Pure.
 
 use std::collections::{BTreeMap, HashSet};

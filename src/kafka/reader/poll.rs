@@ -1,4 +1,4 @@
-//! The thread that polls: records are gathered by partition, and handed over as fast as the stage takes them.
+//! The polling thread: gathers records by partition and hands them to the stage at the stage's pace.
 
 use std::{sync::Arc, time::Duration};
 

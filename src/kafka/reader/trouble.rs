@@ -1,4 +1,4 @@
-//! What a reader does about errors: tell, skip what is gone, or end.
+//! Error handling of a reader: log, skip deleted offsets, or stop.
 
 use std::time::Duration;
 

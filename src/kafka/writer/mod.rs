@@ -1,4 +1,4 @@
-//! Transactions: records and the offsets that they are the outcome of, visible together or not at all.
+//! Kafka transactions: records and consumer offsets, committed together or not at all.
 //!
 //! A transaction runs from begin to commit on the producer's own thread, so no dropped future can leave one
 //! open: an open transaction holds back every `read_committed` reader of its topics.

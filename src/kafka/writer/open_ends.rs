@@ -1,4 +1,4 @@
-//! Closes what a broker has left open of a producer's earlier transaction, where it holds up its group.
+//! Aborts a transaction of an earlier producer that was left open and blocks the group's commits.
 //!
 //! A transaction ends by a marker in each of its partitions. A broker that was killed and starts again decides about
 //! the transactions that it finds, and can drop the markers for partitions that have no leader at that moment as if

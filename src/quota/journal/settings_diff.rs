@@ -15,7 +15,7 @@ pub enum Effect {
     Release(Timestamp),
     /// It does not call; `None` = until it is resumed.
     Pause(Option<Timestamp>, Cause),
-    /// The share of its pace that it goes at.
+    /// Set the pace as a share of the limit.
     Pace(Share),
 }
 

@@ -1,4 +1,4 @@
-//! What the sink does with each event: read blocks, announce, insert, commit, pause, hand over.
+//! The loop of the sink: read blocks, commit intents, insert, commit, pause, hand over.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,4 +1,4 @@
-//! Records → rows: which record becomes which row (`tables`), and what becomes of one that cannot be read.
+//! Maps records to rows (`tables`), and unreadable records to dead letters.
 
 mod tables;
 

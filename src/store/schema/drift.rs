@@ -1,4 +1,4 @@
-//! What the migrations make, held against what is there: somebody may have dropped a table or a column since. Pure.
+//! Compares the schema that the migrations create with the existing one: dropped tables, views and columns. Pure.
 //!
 //! The wanted objects are read from the migrations' own SQL, so there is no second list that could differ from it. A test
 //! holds that every statement is understood.
@@ -95,7 +95,7 @@ impl fmt::Display for Difference {
             Self::View { name, is_materialized: true } => write!(f, "materialized view {name} is missing"),
             Self::Column { table, column } => write!(f, "column {table}.{column} is missing"),
             Self::Type { table, column, found, expected } => {
-                write!(f, "column {table}.{column} is {found}, weir made it {expected}")
+                write!(f, "column {table}.{column} is {found}, weir created it as {expected}")
             }
         }
     }
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(
             told,
             [
-                "column rows.id is FixedString(8), weir made it String",
+                "column rows.id is FixedString(8), weir created it as String",
                 "column rows.by is missing",
                 "materialized view feeds is missing",
                 "view view is missing",

@@ -1,4 +1,4 @@
-//! What is known of one account's tokens. No I/O.
+//! The token state of one account. No I/O.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The tokens of one source's accounts, while they are called with.
+//! Keeps the tokens of one source's accounts valid: renews them before they expire, and after a rejection.
 //!
 //! Nothing is renewed that nobody calls with: when an account's slot comes and its token is due, that slot is spent on
 //! the renewal ([`Keeper::purpose`]), under a claim that only one process of the fleet can have. The others find the

@@ -102,7 +102,7 @@ impl Scene {
         Ok(Failure { request_id: RequestId::new(id)?, source: self.source.clone(), lane: Lane::Bulk, request, attempt })
     }
 
-    /// How many failures retry has not dealt with yet, marks of transactions included.
+    /// How many failures retry has not dealt with yet, transaction markers included.
     pub async fn behind(&self, bench: &Bench) -> Result<i64> {
         let lags = admin::lag(&bench.kafka, &self.group, &[self.own.topics.failures()]).await?;
         Ok(lags.iter().map(admin::Lag::behind).sum())

@@ -1,4 +1,4 @@
-//! What batches have spent of their budgets, as all reports together say. Pure.
+//! What batches have spent of their budgets, summed over all workers' reports. Pure.
 
 use std::collections::HashMap;
 

@@ -130,7 +130,7 @@ async fn records_of_an_intent_that_kafka_no_longer_holds_are_named_unless_their_
         let told = sink.condition();
         assert_eq!(sink.stored(), if committed { vec!["t:0:15-15".to_owned()] } else { vec![] }, "{told}");
         assert_eq!(sink.commits().last().unwrap().2 == 16, committed);
-        assert_eq!(told.contains("t/0 stands still at offsets 10 to 14"), !committed, "{told}");
+        assert_eq!(told.contains("t/0 is stuck at offsets 10 to 14"), !committed, "{told}");
         assert_eq!(told.contains("the offset of the sink's group for this partition to 15"), !committed, "{told}");
     }
 }
