@@ -78,9 +78,9 @@ impl BreakerConfig {
 /// What the end of a call says of whom was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// He answered.
+    /// The peer answered.
     Good,
-    /// He did not, or with an error of his own, or with nothing that anybody understands.
+    /// An outage: no answer, an error of the peer's own, or an unreadable reply.
     Outage,
     /// Neither: too fast, refused, or never left.
     Neither,
@@ -236,7 +236,7 @@ impl Breaker {
         }
     }
 
-    /// Somebody else knows that it has to be open until then; nothing if it is open for as long already.
+    /// Opens until then because another process or the vendor said so; `None` if it is open for as long already.
     pub fn open_until(&mut self, until: Instant, why: &str) -> Option<Change> {
         if matches!(self.state, State::Open(already) if already >= until) {
             return None;
@@ -319,7 +319,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// A row that lasts so long speaks for itself: nobody was answered meanwhile.
+    /// Consecutive outages over this long open the breaker even at a low rate: no call was answered meanwhile.
     const SILENCE: Duration = Duration::from_millis(500);
 
     /// A shorter one is measured by all that was answered within this time, and by what is under way: of a thousand calls

@@ -46,7 +46,7 @@ pub struct Config {
     /// How long changes are kept.
     #[serde(with = "humantime_serde")]
     pub keep_changes: Duration,
-    /// How long dead letters are kept: somebody has to find the time to read them.
+    /// How long dead letters are kept, so that there is time to act on them.
     #[serde(with = "humantime_serde")]
     pub keep_dead: Duration,
 }

@@ -85,7 +85,7 @@ struct Owned {
     bytes: usize,
 }
 
-/// A result without its raw JSON, which nobody needs here.
+/// A result without its raw JSON, which is not needed here.
 struct Seen {
     offset: i64,
     observation: Observation,

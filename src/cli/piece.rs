@@ -114,7 +114,7 @@ pub(super) fn name(arguments: &impl std::fmt::Debug) -> String {
     hex::encode(&Sha1::digest(format!("{arguments:?}"))[..6])
 }
 
-/// Asks on a terminal; elsewhere nobody can answer. `false` if it was interrupted.
+/// Asks for confirmation on a terminal, and fails without one. `false` if it was interrupted.
 pub(super) async fn confirm(stop: &CancellationToken) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Ended::usage("nothing was done: cannot ask for confirmation without a terminal; add --yes").into());

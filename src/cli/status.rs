@@ -142,7 +142,7 @@ fn outlasting(lines: &[Line], config: &Config) -> Vec<String> {
     config.sources.iter().filter_map(of_source).collect()
 }
 
-/// Nobody need be there: roles may run on other machines.
+/// No process may be found: roles may run on other machines.
 async fn roles(config: &Config) -> Option<BTreeMap<String, Condition>> {
     let answer = timeout(PATIENCE, health::ask(config.http.listen?)).await;
     Some(answer.ok()?.ok()?.roles)

@@ -338,7 +338,7 @@ pub async fn lag(config: &Config, group: &str, topics: &[String]) -> Result<Vec<
     .await
 }
 
-/// Commits the ends of these topics for a group that nobody is a member of.
+/// Commits the end offsets of these topics for a group without members.
 ///
 /// # Errors
 /// [`AdminError`]: no broker answers, or it has members.

@@ -60,7 +60,7 @@ pub const LEAST_LIMIT: usize = 128 * 1024;
 /// How many bytes a producer gathers into one batch, which a broker judges as a whole.
 const BATCH: usize = 1_000_000;
 
-/// How far a consumer reads ahead of each partition. Whoever knows better says so in `properties`.
+/// How far a consumer reads ahead of each partition, unless `properties` sets it.
 const READ_AHEAD: [(&str, &str); 4] = [
     // 14 MiB instead of 87 with a million IDs waiting.
     ("queued.min.messages", "2000"),

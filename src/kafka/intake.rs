@@ -193,7 +193,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
         self.commits
     }
 
-    /// A record will not be worked on here; whoever owns its partition next reads it again.
+    /// Gives up a record: the next owner of its partition reads it again.
     pub fn give_up(&mut self, position: &Position) {
         self.outbox.give_up(position);
     }

@@ -68,8 +68,8 @@ impl Inner {
 }
 
 impl Job {
-    /// Takes `name` (the transactional id) over from whoever ran under it before: its open transaction is rolled back,
-    /// and it cannot commit any more. The progress is kept in `group`.
+    /// Takes over `name` (the transactional id) and fences its former user: that one's open transaction is aborted, and
+    /// it cannot commit any more. The progress is kept in `group`.
     ///
     /// # Errors
     /// [`TransactError`]

@@ -123,7 +123,7 @@ impl Kept {
         self.inner().remove(partition, offset);
     }
 
-    /// So many calls have to be made again: nobody has their answers.
+    /// Counts calls whose answers are lost and that have to be repeated.
     pub fn lose(&self, calls: u32) {
         self.inner().lose(calls);
     }
@@ -171,7 +171,7 @@ impl Inner {
         Some((print, answer))
     }
 
-    /// Whoever has the partitions of these now has asked again.
+    /// Drops answers kept for too long: another worker has called for their requests by now.
     fn expire(&mut self, now: Instant) {
         let is_old = |answer: &Answer| now.saturating_duration_since(answer.since) >= Kept::FOR;
         let mut lost = 0;

@@ -168,7 +168,7 @@ fn read_all(
     }
 }
 
-/// Reads one span; false if nobody listens any more.
+/// Reads one span; false if the receiver is gone.
 fn read(
     consumer: &BaseConsumer,
     Span { partition, range }: Span,

@@ -53,7 +53,7 @@ pub struct Again {
 pub enum Skip {
     /// A retry, a failure after the first, or what an earlier run has sent: the request is sent once.
     SameChain,
-    /// The dead letter of a record that could not be read: nobody knows what to ask for.
+    /// The dead letter of an unreadable record, which has no request to send.
     Unreadable,
     /// This dead letter has been sent again already.
     Redriven,
@@ -65,7 +65,7 @@ pub enum Skip {
     TooLarge,
     /// It died so long ago that the request that it may have been sent again as is deleted by now.
     OutOfSight,
-    /// Somebody has cancelled it, and nobody has said that it is meant all the same.
+    /// It was cancelled, and the run does not select cancelled requests.
     Cancelled,
 }
 

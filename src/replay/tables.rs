@@ -243,7 +243,7 @@ impl Pouring<'_> {
     }
 }
 
-/// A task that ends with whoever waits for it.
+/// A task that is aborted when its handle is dropped.
 #[allow(clippy::disallowed_methods, reason = "it is owned by its handle")]
 fn owned<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<T> {
     AbortOnDropHandle::new(tokio::spawn(task))

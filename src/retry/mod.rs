@@ -108,7 +108,7 @@ pub struct Retry<R, W> {
     sources: HashMap<SourceName, [Arc<str>; 2]>,
     cancelled: Cancelled,
     lateness: Lateness,
-    /// How many requests have been put off since nobody here knows their source.
+    /// Requests deferred because their source is not in this configuration.
     unknown: HashMap<SourceName, u64>,
     tell_at: Instant,
     failures_topic: Arc<str>,

@@ -16,7 +16,7 @@ use crate::{
     store::{self, present::Place},
 };
 
-/// How long before it is looked again whether somebody has given the group its offsets back.
+/// How often the group's offsets are checked again.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// A topic that a group without offsets would begin anew.

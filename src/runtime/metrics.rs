@@ -80,7 +80,7 @@ pub struct Slots {
     pub used: Counter,
     /// Their time had passed.
     pub missed: Counter,
-    /// Handed back: nobody waited.
+    /// Returned: no request waited.
     pub returned: Counter,
 }
 

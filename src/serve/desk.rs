@@ -322,7 +322,8 @@ impl Desk {
         Some(given(&source.name, &kept, Via::Cache))
     }
 
-    /// Sends a request in the background. Whoever asked has its answer: if this is not taken, the next one asks.
+    /// Sends a refresh request in the background. The caller has its answer already; if sending fails, the next lookup
+    /// sends again.
     fn refresh(&self, record: crate::kafka::Outgoing) {
         let producer = self.producer.clone();
         let mut refreshing = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -20,7 +20,7 @@ use crate::{
     runtime::clock::Timestamp,
 };
 
-/// Whoever came too early comes again after this.
+/// `Retry-After` of a 503.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// A reply before it is sent.
@@ -67,7 +67,7 @@ impl<'a> Body<'a> {
     }
 }
 
-/// The reply to a question; `known`: the `If-None-Match` of whoever asks.
+/// The HTTP reply to a lookup; `known`: the client's `If-None-Match`.
 #[must_use]
 pub fn reply(question: &Question, answered: &Result<Answered, AskError>, known: Option<&str>, now: Timestamp) -> Reply {
     match answered {

@@ -16,14 +16,14 @@
 /// The tokens that a block is tried under before it is given to a person.
 pub const TOKENS_MAX: u32 = 4;
 
-/// What is known of a block.
+/// The state of a block whose insert may have an unknown outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubt {
-    /// Which token is on: 1, 2, …
+    /// The number of the current token, from 1.
     token: u32,
-    /// Whether an insert of it may have been executed without our knowing.
+    /// Whether an insert of unknown outcome may have stored it.
     is_uncertain: bool,
-    /// Whether ClickHouse has acknowledged the token that is on.
+    /// Whether ClickHouse has acknowledged the current token.
     is_acknowledged: bool,
     /// Whether an insert may still be executed: it was sent, and never answered.
     is_at_large: bool,
@@ -54,20 +54,20 @@ pub enum Verdict {
     Absent,
     /// Some of its parts are there: go on with the next step, and with the same rows.
     Partly,
-    /// A number that no insert of ours leaves.
+    /// A count that no insert of weir's leaves: another writer has changed this range.
     Odd,
     /// Acknowledged under several tokens, and never there: something deletes what is inserted.
     Vanished,
 }
 
 impl Doubt {
-    /// A block of our own that nobody has tried to insert.
+    /// A new block, never sent.
     #[must_use]
     pub const fn none() -> Self {
         Self { token: 1, is_uncertain: false, is_acknowledged: false, is_at_large: false, next: Next::Insert }
     }
 
-    /// A block that is known from an intent only.
+    /// A block known only from a predecessor's intent: it may have been sent.
     #[must_use]
     pub const fn recovered() -> Self {
         Self { token: 1, is_uncertain: true, is_acknowledged: false, is_at_large: true, next: Next::Count }
@@ -97,7 +97,7 @@ impl Doubt {
         self.next = Next::Count;
     }
 
-    /// So many rows are there of `expected`; `in_parts`: they are stored in more than one part.
+    /// Evaluates a count of the block's rows against `expected`; `in_parts`: they are stored in more than one part.
     #[must_use]
     pub const fn counted(&mut self, found: u64, expected: u64, in_parts: bool) -> Verdict {
         if found == expected {

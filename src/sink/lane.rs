@@ -65,7 +65,7 @@ struct Pending {
     sealed: Option<Sealed>,
     doubt: Doubt,
     letters: Vec<Outgoing>,
-    /// Its dead letters are written: whoever has the partition next must know, or would write them again.
+    /// Its dead letters are written: the commit has to say so, or the next owner would write them again.
     is_written: bool,
     came_at: Instant,
     bytes: usize,

@@ -52,7 +52,7 @@ pub enum QueryError {
     /// ClickHouse's answer.
     #[error(transparent)]
     Trouble(#[from] Trouble),
-    /// Whoever reads the answer has gone.
+    /// The reader of the result has gone.
     #[error("writing the answer: {0}")]
     Output(std::io::Error),
 }

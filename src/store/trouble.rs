@@ -13,16 +13,16 @@ const SYNTAX_ERROR: u32 = 62;
 const UNKNOWN_TABLE: u32 = 60;
 const UNKNOWN_DATABASE: u32 = 81;
 
-/// What kind of trouble ClickHouse is in, or we with it.
+/// The kind of a ClickHouse error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TroubleKind {
-    /// It does not answer, or not in time.
+    /// Unreachable, or no answer in time.
     Away,
-    /// It answers that it cannot take anything now: too many parts, no memory, disk full, read-only.
+    /// It cannot accept inserts now: too many parts, no memory, disk full, read-only.
     Unable,
     /// The database, a table or a column is not there.
     Schema,
-    /// It does not let us in.
+    /// Authentication or permission failed.
     Login,
     /// Anything else.
     Refused,
@@ -42,7 +42,7 @@ impl TroubleKind {
     }
 }
 
-/// Why ClickHouse did not do what we asked. Waiting may help in all cases, if somebody acts on the hint.
+/// Why a request to ClickHouse failed. All kinds may pass, if the hint is acted on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Trouble {
     /// What kind.
@@ -73,7 +73,7 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
-    /// What a person can do about it; empty if nothing is known to help.
+    /// What to do about it; empty if nothing is known to help.
     #[must_use]
     pub fn hint(&self) -> &'static str {
         if matches!(self.code, Some(READONLY)) {

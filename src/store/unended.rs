@@ -13,7 +13,7 @@ use crate::{kafka::Partition, message::BatchId, runtime::clock::Timestamp};
 /// How long the whole history may be looked through before the first row comes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A request that nobody answers any more.
+/// A lost request: no stage will process it any more.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
 pub struct Unended {
     /// Its id.

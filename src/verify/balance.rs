@@ -35,7 +35,7 @@ pub struct Sum {
     pub dead: u64,
     /// A stage has still to do something for them.
     pub under_way: u64,
-    /// Nobody has them: neither an end, nor a record that a stage has not done.
+    /// Lost: neither an outcome, nor a record that a stage has still to process.
     pub lost: u64,
     /// Ended more often than asked for; counted among the ends too.
     pub doubled: u64,

@@ -129,7 +129,7 @@ impl Shared {
     }
 }
 
-/// The right to call for a key: nobody else in the fleet does. Dropped, it is given back.
+/// The exclusive right in the fleet to call for a key. Released when dropped.
 #[derive(Debug)]
 pub struct Claim {
     key: Key,
@@ -162,9 +162,9 @@ pub enum Found {
 /// What came of the wish to call.
 #[derive(Debug)]
 pub enum Claimed {
-    /// Nobody else is calling; with what is there by now.
+    /// No other process is calling; with the entry by now.
     Ours(Claim, Option<Kept>),
-    /// Somebody else is; with what is there by now.
+    /// Another process is calling; with the entry by now.
     Theirs(Option<Kept>),
     /// Redis did not say.
     Unknown,

@@ -61,7 +61,7 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Prints the link, and waits for the code if there is somebody to type it.
+/// Prints the link, and on a terminal waits for the code.
 async fn asked(found: &Found, redirect_uri: &str) -> anyhow::Result<Option<String>> {
     let state = uuid::Uuid::now_v7().simple().to_string();
     let link = found.source.vendor.authorise_link(found.configured(), redirect_uri, &state);

@@ -50,8 +50,8 @@ pub(super) async fn wait(config: &Config, source: &Source, account: usize) -> an
     }
 }
 
-/// Takes one slot of the account and gives the others back; false if nobody may call. An account that is disabled has
-/// none, and nobody calls with it: one call, which may be what repairs it, comes on top of nothing.
+/// Takes one slot of the account and returns the others; false if no account may call. A disabled account has no slots
+/// and makes no other calls, so one call without a slot, which may repair it, exceeds nothing.
 async fn take(quota: &dyn Quota, account: usize) -> bool {
     let is_disabled = || {
         let known = quota.snapshot(account..account + 1, Clock::System.now()).accounts;

@@ -65,7 +65,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     }
 }
 
-/// What the refusal means for whoever asked.
+/// Explains the refusal to the user.
 fn advice(refusal: &Refusal, source: &str, alias: &str) -> String {
     match &refusal.kind {
         RefusalKind::Denied(Denial::Token) => format!(

@@ -80,7 +80,7 @@ impl Context {
         Ok(ids)
     }
 
-    /// What the logs are called; as long as nobody can tell, as their topics.
+    /// The names of the logs; if they cannot be looked up, the topics' names.
     fn names(&self, ids: &TopicIds) -> Result<Names, ReadError> {
         let logs = &self.config.logs;
         self.insist("looking up what the logs of topics are called", || {

@@ -492,7 +492,7 @@ fn is_too_large(error: &KafkaError) -> bool {
     matches!(error, KafkaError::MessageProduction(MessageSizeTooLarge | MessageBatchTooLarge))
 }
 
-/// A fatal error with one of these codes means that somebody else has the name now, or that this process was
+/// A fatal error with one of these codes means that another process has the name now, or that this process was
 /// stalled for longer than the transaction time-out: the broker bumps the epoch in both cases.
 fn is_fenced(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;

@@ -41,7 +41,7 @@ const PENDING: Duration = Duration::from_secs(20);
 /// How long the group's coordinator may take to answer, a cluster's very first one included.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// What stands in the records of this transaction, for whoever reads what was rolled back.
+/// The value of this transaction's records, for readers of uncommitted records.
 const NOTE: &[u8] = b"aborted: ends a transaction that an outage left open";
 
 impl Transactions {
@@ -129,7 +129,7 @@ fn answer_of(consumer: &BaseConsumer, reach: &Reach, reads: &[(String, i32)]) ->
     Ok(())
 }
 
-/// Somebody who asks about the group and has not joined it.
+/// A consumer that queries the group without joining it.
 fn asker(config: &Config, reach: &Reach, isolation: &str) -> Result<BaseConsumer, TransactError> {
     let mut settings = config.base();
     settings.set("group.id", &reach.group).set("isolation.level", isolation);

@@ -18,9 +18,9 @@ use crate::{
 /// How an account's token is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Nobody has refused it.
+    /// Not rejected.
     Good,
-    /// The vendor has refused it: nobody calls with it any more.
+    /// Rejected by the vendor: no calls use it any more.
     Refused,
     /// Nor does the vendor renew it.
     Dead,

@@ -63,7 +63,7 @@ pub enum Purpose {
 pub enum Verdict {
     /// There is a token to call with, or will be.
     Alive,
-    /// The account is out of use until somebody authorises the app anew.
+    /// The account is disabled until a user authorises the app again.
     Dead,
 }
 

@@ -25,7 +25,7 @@ pub struct Batch {
     pub calls: u64,
     /// What processes hold and have not spent; of one that was killed it stays so.
     pub held: u64,
-    /// What nobody has taken yet.
+    /// The part of the budget that no worker holds.
     pub left: u64,
 }
 

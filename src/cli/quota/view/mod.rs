@@ -42,7 +42,7 @@ pub struct View {
     pub accounts: Vec<Account>,
     /// Calls of today whose answers were lost before they were committed: they were made again.
     pub calls_again_today: u64,
-    /// How often today a worker ended without a word: what it had not committed was called for again, and counted by nobody.
+    /// How often today a worker stopped without a last report: its uncommitted calls were repeated and are not counted.
     pub silent_ends_today: u64,
     /// Those that were called for last, if batches have a budget.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -74,7 +74,7 @@ pub struct Worker {
     pub delays: Option<DelayReport>,
 }
 
-/// Whether somebody calls, and why not.
+/// Whether calls are made, and if not why.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Standing {
     pub state: &'static str,
@@ -226,7 +226,7 @@ fn addresses<'a>(
 }
 
 const READY: &str = "ready";
-/// Nobody holds it, but Redis is away, and no worker may call without it.
+/// Not held, but Redis is unreachable and no worker may call without it.
 const STOPPED: &str = "stopped";
 
 /// Since when no worker calls, as all that run are cut off from Redis.
@@ -381,7 +381,7 @@ impl View {
         }
     }
 
-    /// What else keeps somebody from calling that has just been resumed.
+    /// What else prevents calls after a resume.
     pub fn still_held(&self, account: Option<&AccountAlias>, wish: &Wish, now: Timestamp) -> Vec<String> {
         if *wish != Wish::Resume {
             return Vec::new();
