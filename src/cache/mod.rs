@@ -46,7 +46,7 @@ use crate::{
 /// How soon Redis is asked again whether somebody else's call has ended.
 const POLL: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(250));
 
-/// How long to wait for a call of somebody who is alive, but has to wait for a slot: then one goes ahead alone.
+/// How long to wait for the call of a live process that itself waits for a slot; then call alone.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// So many answers are recalled at once: what one trip to Redis brings.
@@ -132,7 +132,7 @@ pub enum Seen {
 pub enum Looked {
     /// Here is its answer.
     Hit(Kept),
-    /// It has to be called for; with a claim nobody else does meanwhile.
+    /// It has to be called for; the claim keeps others from doing so meanwhile.
     Call(Option<Claim>),
 }
 
@@ -238,7 +238,7 @@ impl SourceCache {
         Looked::Hit(due)
     }
 
-    /// Claims a key, or waits for the answer of whoever has. `due` is given instead of waiting.
+    /// Claims a key, or waits for the answer of the process that has the claim. `due` is returned instead of waiting.
     async fn claim(
         &self,
         far: &Far,
@@ -349,7 +349,7 @@ impl SourceCache {
         }
     }
 
-    /// As [`Self::near`], in Redis: nobody is going to call.
+    /// As [`Self::near`], in Redis, without a claim.
     pub async fn peek(&self, key: &Key, max_age: Option<Duration>) -> Seen {
         let Some(far) = &self.0.cache.far else { return Seen::Miss };
         let Found::Answer(kept) = far.get(key).await else { return Seen::Miss };
@@ -357,7 +357,7 @@ impl SourceCache {
         self.near(key, max_age)
     }
 
-    /// Remembers, in memory alone, what somebody else's call has brought: whoever called has written it into Redis.
+    /// Caches another process' answer in memory only, since that process has written it to Redis.
     #[must_use]
     pub fn hear(&self, key: &Key, answer: Answer, fetched_at: Timestamp) -> Kept {
         let luck = [self.0.dice.fraction(), self.0.dice.fraction()];

@@ -36,7 +36,7 @@ mod tests {
             let text = missing("trial", table, Kind::Result);
             assert!(text.contains(&format!("trial.{table}")) && text.ends_with(command), "{text}");
         };
-        ends("observations", "made by: WEIR_CLICKHOUSE__DATABASE=trial weir schema apply");
-        ends("kept", "made by: weir query \"CREATE TABLE trial.kept AS observations\"");
+        ends("observations", "with: WEIR_CLICKHOUSE__DATABASE=trial weir schema apply");
+        ends("kept", "with: weir query \"CREATE TABLE trial.kept AS observations\"");
     }
 }

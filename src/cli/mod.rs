@@ -63,7 +63,7 @@ A first collection:
   weir check                                       # test configuration and connections
   weir topics apply && weir schema apply           # create topics and tables; safe to repeat
   weir run                                         # all roles in one process, until Ctrl-C
-  weir enqueue ids.txt --source ali1688 --wait     # request the IDs of a file and watch the progress
+  weir enqueue ids.txt --source ali1688 --wait     # request the IDs of a file, follow them
   weir query \"SELECT * FROM items LIMIT 5\"         # look at the rows
 
 Exit codes:

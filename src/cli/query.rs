@@ -66,7 +66,7 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
 pub(super) async fn expect_format(config: &Config, sql: &str, wanted: &str, option: &str) -> Result<(), Ended> {
     match format_of(&config.clickhouse, sql).await {
         Some(found) if !found.eq_ignore_ascii_case(wanted) => Err(Ended::usage(format!(
-            "the SQL says FORMAT {found}, and {option} asks for {wanted}: take one of them away"
+            "the SQL says FORMAT {found}, but {option} asks for {wanted}: remove one of them"
         ))),
         Some(_) | None => Ok(()),
     }

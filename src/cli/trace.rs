@@ -1,4 +1,5 @@
-//! `weir trace`: everything that happened to an item, from ClickHouse and from what is still on its way on Kafka.
+//! `weir trace`: everything that happened to an item, from ClickHouse and from records on Kafka that are not stored
+//! yet.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,11 +34,9 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-Everything that happened to an item, in order: each request, each call that failed, the time that it waits for, the \
-result or the dead letter.
+Show everything that happened to an item, in order: requests, failed calls, when the next retry is due, the result or the dead letter.
 
-What has been stored comes from ClickHouse. What the sink has not stored yet, and what waits to be tried again, comes \
-from Kafka: that is read from where the sink and retry have come to, which takes a while if they are far behind.";
+Stored records come from ClickHouse. Those that the sink has not stored yet, and those that wait for a retry, are read from Kafka, from the offsets of sink and retry on, which takes a while if they lag far behind.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -82,15 +81,17 @@ type Events = BTreeMap<(String, String), Event>;
 pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     if config.source(args.source.as_str()).is_none() {
         let names: Vec<_> = config.sources.iter().map(|source| source.common.name.to_string()).collect();
-        return Err(Ended::usage(format!("{} is none of the sources: {}", args.source, names.join(", "))).into());
+        return Err(
+            Ended::usage(format!("there is no source {}; configured: {}", args.source, names.join(", "))).into()
+        );
     }
     let mut events = Events::new();
     let mut problems = Vec::new();
     if let Err(error) = from_tables(args, config, &mut events).await {
-        problems.push(format!("what is stored is missing here: {error:#}"));
+        problems.push(format!("rows of ClickHouse are missing below: {error:#}"));
     }
     if let Err(error) = from_topics(args, config, &mut events).await {
-        problems.push(format!("what is under way is missing here: {error:#}"));
+        problems.push(format!("records on Kafka are missing below: {error:#}"));
     }
     if args.json {
         for event in events.values() {
@@ -103,7 +104,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
         note(&format!("! {problem}"));
     }
     if events.is_empty() && problems.is_empty() {
-        return Err(Ended::failed(format!("nothing is known of {:?} at {}", args.id, args.source)).into());
+        return Err(Ended::failed(format!("no record of {:?} at {}", args.id, args.source)).into());
     }
     Ok(if problems.is_empty() { Exit::Done } else { Exit::Failed })
 }
@@ -204,7 +205,7 @@ fn told_of_row(table: &str, row: &Value) -> (String, String) {
 fn asked(calls: u64) -> String {
     match calls {
         0 => "asked for".to_owned(),
-        _ => format!("asked for again, after {}", counted(calls, "call")),
+        _ => format!("requested again, after {}", counted(calls, "call")),
     }
 }
 
@@ -240,7 +241,7 @@ async fn from_topics(args: &Args, config: &Config, events: &mut Events) -> anyho
             }
         }
     };
-    read_each(&config.kafka, spans, "records under way", take).await
+    read_each(&config.kafka, spans, "records on Kafka", take).await
 }
 
 /// What a record says, if it is about what was asked for. A kind is that of a topic that is stored; without one the
@@ -291,7 +292,7 @@ fn waits(args: &Args, record: &Record, raw: &Raw<'_>) -> Option<(Timestamp, Stri
     let due_at = timer::due_at(raw)?;
     let details =
         received.request.history.last().map_or_else(String::new, |last| format!("after {}", last.class.as_str()));
-    Some((record.time, received.id.to_string(), format!("waits until {due_at}"), details))
+    Some((record.time, received.id.to_string(), format!("retry due at {due_at}"), details))
 }
 
 fn is_about(args: &Args, id: &str, request: Option<&Request>) -> Option<()> {
@@ -320,7 +321,7 @@ mod tests {
         let mut waiting = record(r#"{"item":"77","calls":2}"#);
         waiting.headers.push(("x-due-at".into(), "1700000009000".into()));
         let event = told_of_record(&args, &partition, &waiting, None).unwrap();
-        assert_eq!(event.what, "waits until 2023-11-14T22:13:29.000Z");
+        assert_eq!(event.what, "retry due at 2023-11-14T22:13:29.000Z");
         assert_eq!((event.record.as_str(), event.stored), ("r/3/5", false));
     }
 }

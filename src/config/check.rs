@@ -1,4 +1,4 @@
-//! What a configuration must be beyond its form: limits, duplicates, names that Kafka takes.
+//! Semantic checks of the configuration: limits, duplicates, names that Kafka accepts.
 
 use std::{collections::BTreeSet, fmt, ops::RangeInclusive, time::Duration};
 
@@ -132,8 +132,8 @@ fn kafka(check: &mut Check, config: &Config) {
         let what = match property.as_str() {
             "bootstrap.servers" | "metadata.broker.list" => "set brokers instead",
             "group.id" => "set group_prefix instead",
-            "group.instance.id" | "transactional.id" => "it follows from instance.name",
-            _ => "weir sets it itself, since its promises rest on it",
+            "group.instance.id" | "transactional.id" => "weir derives it from instance.name",
+            _ => "weir sets it itself: its guarantees depend on it",
         };
         check.add(&format!("kafka.properties.{property}"), what);
     }
@@ -247,10 +247,10 @@ fn retry(check: &mut Check, config: &Config) {
         let key = format!("retry.rule.#{}", index + 1);
         policy(check, &key, &effect);
         if let Some(source) = rule.source.as_ref().filter(|name| config.source(name.as_str()).is_none()) {
-            check.add(&format!("{key}.source"), format!("found {source:?}, which is none of the sources"));
+            check.add(&format!("{key}.source"), format!("found {source:?}, which is not a configured source"));
         }
         if rule.classes.contains(&Class::Bug) {
-            check.add(&format!("{key}.class"), "found bug, whose requests are wrong: they are never tried again");
+            check.add(&format!("{key}.class"), "found bug: requests of this class are never retried");
         }
     }
     check.range("retry.memory", config.retry.memory, [ByteSize::mib(1), ByteSize::gib(4)]);
@@ -317,7 +317,7 @@ fn sources(check: &mut Check, config: &Config) {
         // It becomes part of a topic's name.
         check.name(&key("name"), source.common.name.as_str(), 64);
         if topics.express(&source.common.name).len() > TOPIC_LIMIT {
-            check.add(&key("name"), format!("its topic's name would be longer than {TOPIC_LIMIT} characters"));
+            check.add(&key("name"), format!("its topic name would be longer than {TOPIC_LIMIT} characters"));
         }
     }
 }

@@ -549,13 +549,17 @@ impl Caller {
         let understood = AssertUnwindSafe(|| self.parts.vendor.interpret(requests, reply));
         match catch_unwind(understood) {
             Ok(understood) if !understood.is_for(requests.len()) => {
-                refused(RefusalKind::Malformed, "reply.count", "the reply does not answer for each item of the call")
+                refused(RefusalKind::Malformed, "reply.count", "the reply lacks items of the call")
             }
             Ok(mut understood) => {
                 understood.quote(&reply.body);
                 understood.at_once()
             }
-            Err(_) => refused(RefusalKind::Bug, "reply.panic", "weir's code for this vendor failed at the reply"),
+            Err(_) => refused(
+                RefusalKind::Bug,
+                "reply.panic",
+                "weir failed to read the reply: a defect in its code for this vendor",
+            ),
         }
     }
 

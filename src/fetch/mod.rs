@@ -585,7 +585,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let lost = self.under_way();
         let kept = self.admission.keep_all(lost);
         if kept + lost > 0 {
-            warn!(source = %self.caller.source, kept, lost, "answers that are not committed are kept; calls under way that do not end are made again");
+            warn!(source = %self.caller.source, kept, lost, "rejoining the consumer group: answers not yet committed are kept; calls in flight that do not finish are made again");
         }
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn instead_of_call(
     now: Timestamp,
 ) -> (Position, End) {
     let facts = CallFacts { account: account.clone(), ended_at: now, latency: Duration::ZERO, http_status: None };
-    let message = "the source does not answer: its breaker is open".to_owned();
+    let message = "the source's breaker is open: it does not answer".to_owned();
     let refusal = Refusal { kind: RefusalKind::Outage, code: "weir.held.breaker".to_owned(), message };
     failed(outcomes, job, &refusal, &facts)
 }

@@ -272,7 +272,7 @@ impl Outbox {
         self.waiting.push(outcome);
     }
 
-    /// A record that was admitted will not be worked on by us: it is read again by whoever owns it next.
+    /// Gives up an admitted record: the partition's next owner reads it again.
     pub fn give_up(&mut self, position: &Position) {
         match self.current(position) {
             Some(owned) => drop(owned.open.remove(&position.offset)),

@@ -220,7 +220,7 @@ async fn killed_again_and_again_each_change_is_published_once_and_stored_once() 
         let records: Vec<Outgoing> =
             part.iter().map(|(id, value)| outgoing(&results, id, &value.to_string())).collect();
         producer.send(records).await.unwrap();
-        process.says("partitions are ours now").await;
+        process.says("assigned ").await;
         tokio::time::sleep(Duration::from_millis(600).mul_f64(dice.fraction())).await;
         process.kill();
         process = weir.start("only", &["run", "--role", "changes,sink"]);

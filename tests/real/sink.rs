@@ -458,10 +458,7 @@ async fn two_formats_are_refused_and_one_said_twice_is_not() {
     let export = async |sql: &str| weir.outcome(&["export", sql, "--csv", "-"]).await;
     let (code, said) = export("SELECT 1 FORMAT JSON").await;
     assert_eq!(code, 64, "{said}");
-    assert!(
-        said.contains("the SQL says FORMAT JSON, and --csv asks for CSVWithNames: take one of them away"),
-        "{said}"
-    );
+    assert!(said.contains("the SQL says FORMAT JSON, but --csv asks for CSVWithNames: remove one of them"), "{said}");
     let one = (0, "\"1\"\n1\n".to_owned());
     assert_eq!(export("SELECT 1 FORMAT CSVWithNames").await, one);
     assert_eq!(export("SELECT 1").await, one);

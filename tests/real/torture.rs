@@ -324,7 +324,7 @@ async fn whatever_fails_each_record_is_one_row_in_every_table() {
     assert!(!among.is_empty(), "WEIR_TORTURE_ONLY={only:?}: there are {:?}", Fault::ALL);
     let since = std::time::Instant::now();
     let mut scene = Scene::new(seed).await;
-    scene.first.as_ref().unwrap().says("partitions are ours now").await;
+    scene.first.as_ref().unwrap().says("assigned ").await;
     for count in 1..=faults {
         scene.work(Duration::from_millis(800)).await;
         let fault = scene.next_fault(&among);

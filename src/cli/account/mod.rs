@@ -24,16 +24,16 @@ use crate::{
 /// `weir account …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Which accounts there are, and how their tokens are. Shows no secrets.
+    /// List the accounts and the state of their tokens. Shows no secrets.
     #[command(after_long_help = list::EXAMPLES)]
     List(list::Args),
-    /// Make one harmless call with an account, and say what the answer means.
+    /// Make one harmless call with an account and explain the answer.
     #[command(after_long_help = test::EXAMPLES)]
     Test(test::Args),
-    /// Have a user authorise the app: print the link, then make tokens of the code that comes back.
+    /// Have a user authorise the app: print the link, then exchange the returned code for tokens.
     #[command(long_about = authorise::LONG_ABOUT, after_long_help = authorise::EXAMPLES)]
     Authorise(authorise::Args),
-    /// Add an account to the file of a source's accounts.
+    /// Add an account to a source's accounts_file.
     #[command(long_about = add::LONG_ABOUT, after_long_help = add::EXAMPLES)]
     Add(add::Args),
 }
@@ -51,8 +51,11 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
 fn source_named<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c SourceConfig> {
     config.source(name).ok_or_else(|| {
         let names: Vec<_> = config.sources.iter().map(|source| source.common.name.as_str()).collect();
-        let there =
-            if names.is_empty() { "none is configured".to_owned() } else { format!("there is {}", names.join(", ")) };
+        let there = if names.is_empty() {
+            "no [[source]] is configured".to_owned()
+        } else {
+            format!("configured: {}", names.join(", "))
+        };
         Ended::usage(format!("there is no source {name:?}: {there}")).into()
     })
 }

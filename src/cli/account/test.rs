@@ -13,11 +13,10 @@ use crate::{
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir account test ali1688 shop-1                        # ask for an item that does not exist
-  weir account test ali1688 shop-1 --item 584051070147    # ask for one of yours
+  weir account test ali1688 shop-1                        # request an item that does not exist
+  weir account test ali1688 shop-1 --item 584051070147    # request one of yours
 
-The call is paid for: with quota.store = \"redis\" it waits for a slot of the running fleet. An expired token is not \
-renewed by it.
+The call counts against the quota: with quota.store = \"redis\" it waits for a slot of the shared quota. It does not renew an expired token.
 
 Exit codes: 0 the vendor answered, 1 it refused the call, 64 there is no such account";
 
@@ -28,7 +27,7 @@ pub struct Args {
     source: String,
     /// The account.
     alias: AccountAlias,
-    /// The item to ask for.
+    /// The item to request.
     #[arg(long, value_name = "ID", default_value = "1")]
     item: String,
 }
@@ -43,7 +42,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     let answer = match source.client.exchange(&exchange).await {
         Ok(reply) => {
             let each = source.vendor.interpret(&[&request], &reply).each(1);
-            each.into_iter().next().context("the reply answers for nothing")?
+            each.into_iter().next().context("the reply has no answer for the item")?
         }
         Err(refusal) => Err(refusal),
     };
@@ -52,7 +51,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
         Ok(answer) => {
             let about = match answer.status {
                 Status::Found => "is there",
-                Status::Absent => "does not exist, as far as this account can see",
+                Status::Absent => "does not exist for this account",
                 Status::OffShelf => "is no longer sold",
             };
             say(&format!("ok: {name} accepts key, signature and token of {alias}. Item {} {about}", request.item))?;
@@ -69,26 +68,28 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
 fn advice(refusal: &Refusal, source: &str, alias: &str) -> String {
     match &refusal.kind {
         RefusalKind::Denied(Denial::Token) => format!(
-            "the vendor does not take the token of {alias}: it is missing, expired or revoked. A role renews it if it has a refresh token; else: weir account authorise {source} {alias}"
+            "the vendor rejects the token of {alias}: it is missing, expired or revoked. weir renews it if it has a \
+             refresh token; otherwise: weir account authorise {source} {alias}"
         ),
         RefusalKind::Denied(Denial::Account) => {
-            format!("the vendor does not take {alias}: is app_secret right, is the app there, may it use this API?")
+            format!("the vendor rejects {alias}: is app_secret right, does the app exist, may it use this API?")
         }
         RefusalKind::Throttled { .. } => {
-            format!("{alias} is over its quota at the moment: key and secret are known there")
+            format!("{alias} is over its quota at the moment: the vendor knows key and secret")
         }
         RefusalKind::Outage | RefusalKind::Unclear => {
-            format!("the vendor cannot be reached or is out of order: nothing is said about {alias}")
+            format!("the vendor cannot be reached or has an outage: this says nothing about {alias}")
         }
         RefusalKind::Misconfigured(Common::Clock) => {
-            "the vendor refuses this machine's time: set its clock; nothing is said about the account".to_owned()
+            "the vendor rejects this machine's time: set its clock; this says nothing about the account".to_owned()
         }
         RefusalKind::Misconfigured(Common::Later) => {
             "the vendor answers later, which this source is not set up for; nothing is said about the account"
                 .to_owned()
         }
         RefusalKind::Misconfigured(Common::Form | Common::Params) | RefusalKind::Malformed | RefusalKind::Bug => {
-            "the vendor does not understand the call, or weir not its answer: see api, params and columns of the source"
+            "the vendor rejected the form of the call, or its reply cannot be read: see api, params and columns of the \
+             source"
                 .to_owned()
         }
     }

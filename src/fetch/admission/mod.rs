@@ -415,7 +415,7 @@ impl<R: Reader, W: Writer> Admission<R, W> {
     pub(super) fn call_leaves(&mut self, jobs: &[Job]) {
         let (now, source) = (self.caller.now(), &self.caller.source);
         if let Some(calls) = self.spending.count_call(now) {
-            warn!(%source, calls, "the day's budget is spent; told to go on (on_budget)");
+            warn!(%source, calls, "the day's budget is spent; calls go on (on_budget = \"warn\")");
         }
         self.tell_spent();
         self.gate.call();
@@ -427,7 +427,7 @@ impl<R: Reader, W: Writer> Admission<R, W> {
     fn tell_spent(&self) {
         let source = &self.caller.source;
         for batch in self.spending.newly_spent() {
-            warn!(%source, %batch, "the batch's budget is spent: with on_budget = \"stop\" the rest of it ends as dead letters with reason budget");
+            warn!(%source, %batch, "the batch's budget is spent: the rest of the batch ends as dead letters of reason budget (on_budget = \"stop\")");
         }
     }
 
@@ -438,9 +438,9 @@ impl<R: Reader, W: Writer> Admission<R, W> {
         let source = &self.caller.source;
         match turn {
             Some(Turn::Shut) => {
-                warn!(%source, uncommitted = risk.calls, at_risk = %most, "calls wait: Kafka does not commit what they bring (fetch.at_risk)");
+                warn!(%source, uncommitted = risk.calls, at_risk = %most, "calls paused until Kafka commits: too many outcomes are not committed (fetch.at_risk)");
             }
-            Some(Turn::Opened) => info!(%source, "Kafka commits again: calls go on"),
+            Some(Turn::Opened) => info!(%source, "Kafka commits again; calls resume"),
             None => {}
         }
         self.metrics.risk(risk.calls, self.gate.is_shut());

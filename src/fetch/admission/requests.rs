@@ -73,12 +73,12 @@ impl Requests {
 
     /// The end of a request whose batch has spent its money.
     pub(super) fn over_budget(&self, job: Job) -> (Position, Vec<Outgoing>) {
-        self.uncalled(job, Reason::Budget, "the budget of its batch is spent: raise budget.per_batch and redrive it")
+        self.uncalled(job, Reason::Budget, "the batch's budget is spent: raise budget.per_batch and redrive it")
     }
 
     /// The end of a request whose batch has been cancelled.
     pub(super) fn cancelled(&self, job: Job) -> (Position, Vec<Outgoing>) {
-        self.uncalled(job, Reason::Cancelled, "its batch was cancelled before it was called for")
+        self.uncalled(job, Reason::Cancelled, "the batch was cancelled before the call")
     }
 
     fn uncalled(&self, job: Job, reason: Reason, message: &str) -> (Position, Vec<Outgoing>) {
@@ -107,7 +107,7 @@ fn expired(received: Received, raw: &codec::Raw<'_>, source: &SourceName, now: T
         request_id: received.id,
         source: source.clone(),
         reason: Reason::Expired,
-        message: "its expires_at had passed before it was called for".to_owned(),
+        message: "expired: expires_at passed before the call".to_owned(),
         died_at: now,
         origin: raw.origin(),
         request: Some(received.request),

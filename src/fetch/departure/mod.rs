@@ -256,7 +256,7 @@ impl Departure {
         self.widened = (share, now);
         self.tally.set_delayed(is_widened.then(|| Delayed { late, bunched, share: share.get() }));
         let source = &self.caller.source;
-        debug!(%source, ?late, ?bunched, share = share.get(), "how late calls leave, and what pace covers it");
+        debug!(%source, ?late, ?bunched, share = share.get(), "measured how late calls leave; widened the pace by it");
         self.quota.set_pace(Scope::Source, PaceBy::Delays, share).await;
     }
 
@@ -330,7 +330,7 @@ impl Departure {
                 Lease::Nobody => {
                     if !std::mem::replace(&mut self.is_nobody_told, true) {
                         let source = &self.caller.source;
-                        error!(%source, "every account is disabled: requests wait on Kafka until an account is repaired: `weir account authorise` gives it a new token, `weir quota resume` ends its hold");
+                        error!(%source, "every account is disabled: calls paused, requests wait on Kafka. Repair an account: `weir account authorise` gives it a new token, `weir quota resume` enables it again");
                     }
                     self.wake_at = Some(Instant::now() + Self::LOOK_AGAIN);
                     return Next::Nobody;
@@ -368,7 +368,7 @@ impl Departure {
             Purpose::Wait(until) => Use::Wait(until.clamp(now + least, now + most), "its token is being renewed"),
             // It was disabled for that, and somebody has ended the hold.
             Purpose::Nothing => {
-                Use::Wait(now + most, "its token is refused: `weir account authorise` gives it another")
+                Use::Wait(now + most, "its token was rejected: `weir account authorise` gives it a new one")
             }
         }
     }

@@ -176,7 +176,7 @@ impl Reaction {
     pub(super) async fn probe(&mut self, slot: &Slot) {
         let now = self.caller.now();
         if let Some(wait) = self.addresses.probe(slot.address, now) {
-            let cause = Cause::new("one call tries it again", now);
+            let cause = Cause::new("probed by one call", now);
             self.quota.hold(Scope::Address(slot.address), Hold::Until(Instant::now() + wait), &cause).await;
         }
     }

@@ -63,11 +63,11 @@ impl Reaction {
             Some((scope, Change::Opened { until, why })) => {
                 let last = ended.refusal.as_ref().map(|Refusal { code, message, .. }| format!("{code}: {message}"));
                 let last = last.unwrap_or_default();
-                self.told_open(scope, until, &format!("{why}; the last one: {}", shorten(&last, LAST_REPLY))).await;
+                self.told_open(scope, until, &format!("{why}; last failure: {}", shorten(&last, LAST_REPLY))).await;
             }
             Some((scope, Change::Closed)) => {
                 let source = &self.caller.source;
-                info!(%source, ?scope, "the breaker closes: a probe was answered");
+                info!(%source, scope = self.caller.scope_name(scope), "breaker closed: a probe was answered");
             }
         }
     }
@@ -95,11 +95,11 @@ impl Reaction {
         match scope {
             Scope::Account(account) => {
                 let account = self.caller.alias(account);
-                warn!(%source, %account, why, ?wait, "the account's breaker opens: the others carry its load");
+                warn!(%source, %account, why, ?wait, "breaker opened: account paused, other accounts take over");
             }
             Scope::Source | Scope::Address(_) => {
                 self.opened_at = Some(Instant::now());
-                warn!(%source, why, ?wait, "the breaker opens: nobody calls; what waits stays where it is, express requests are put off");
+                warn!(%source, why, ?wait, "breaker opened: calls to the source paused; requests wait on Kafka, express requests go to the delay topics");
             }
         }
         let cause = Cause::new(&format!("{REASON}{why}"), self.caller.now());
@@ -112,7 +112,7 @@ impl Reaction {
         let Some(shut) = self.breakers.account_shut(account, now) else { return false };
         let (until, why) = match shut {
             Shut::Until(until) => (until, "it did not answer"),
-            Shut::Probing => (now + Self::PROBING, "its probes are under way"),
+            Shut::Probing => (now + Self::PROBING, "its probes are in flight"),
         };
         let cause = Cause::new(&format!("{REASON}{why}"), self.caller.now());
         self.quota.hold(Scope::Account(account), Hold::Until(until), &cause).await;
@@ -128,7 +128,7 @@ impl Reaction {
         let change = self.breakers.open_until(Instant::now() + until.since(now), why);
         if change.is_some() {
             self.opened_at = Some(Instant::now());
-            warn!(source = %self.caller.source, why, %until, "another worker has opened the breaker");
+            warn!(source = %self.caller.source, why, %until, "another worker opened the breaker; calls to the source paused");
         }
     }
 
@@ -138,7 +138,7 @@ impl Reaction {
         if !is_settled || self.quota.snapshot(0..0, self.caller.now()).whole.held.is_some() {
             return false;
         }
-        info!(source = %self.caller.source, "the hold has been ended: the breaker tries at once");
+        info!(source = %self.caller.source, "the hold was ended by an operator: the breaker probes now");
         self.breakers.try_now(now);
         self.misfits.try_now(now);
         true

@@ -67,8 +67,8 @@ pub enum JournalError {
     Read(#[from] ReadError),
     /// It takes too long.
     #[error(
-        "reading {topic} to its end took more than {READ_WITHIN:?}: what is spent and who is paused is not known, so \
-         nobody calls. Do the brokers answer? Is the topic compacted (`weir topics apply`)?"
+        "reading {topic} to its end took more than {READ_WITHIN:?}: the quota state is unknown, so no calls are made. \
+         Do the brokers answer? Is the topic compacted (`weir topics apply`)?"
     )]
     Slow {
         /// The topic.
@@ -78,9 +78,7 @@ pub enum JournalError {
     #[error(transparent)]
     Write(#[from] WriteError),
     /// Nobody would know what this worker spends.
-    #[error(
-        "no report of what is spent could be written to {topic} for {UNREPORTED:?}: {reason}; calls stop until it can"
-    )]
+    #[error("no quota report could be written to {topic} for {UNREPORTED:?}: {reason}; calls stop until one is")]
     Unreported {
         /// The topic.
         topic: String,
@@ -154,7 +152,8 @@ impl Journal {
     pub async fn restore(&self, past: &Past, quota: &dyn Quota, aliases: &Aliases) {
         let settings = self.known.settings_of(&self.source);
         for setting in settings.accounts.into_values().chain(settings.addresses.into_values()) {
-            debug!(source = %self.source, account = ?setting.account, address = ?setting.address, "set before this worker began");
+            let account = setting.account.as_ref().map(tracing::field::display);
+            debug!(source = %self.source, account, address = setting.address, "restoring an operator's setting");
             let changed = Changed { before: None, now: setting };
             put_into_effect(&changed, quota, aliases, &self.clock, None).await;
         }
@@ -228,7 +227,7 @@ impl Journal {
         if !gone.is_empty()
             && let Err(error) = self.producer.send(gone).await
         {
-            debug!(%error, "old reports stay until the next start");
+            debug!(%error, "cannot delete old quota reports; trying again at the next start");
         }
     }
 
@@ -399,7 +398,7 @@ impl Writing {
                 Err(JournalError::Unreported { topic: self.reporter.topic.to_string(), reason: error.to_string() })
             }
             Err(error) => {
-                warn!(%error, "the quota's report was not taken; trying again");
+                warn!(%error, "cannot write the quota report to Kafka; trying again");
                 Ok(())
             }
         }
@@ -419,14 +418,15 @@ impl Writing {
             self.producer.send(written.into_iter().map(|written| written.record).collect()).await
         };
         match timeout(CLOSE_WITHIN, last).await {
-            Ok(Ok(())) => debug!("the quota's last report is written"),
+            Ok(Ok(())) => debug!("wrote the last quota report"),
             Ok(Err(error)) => {
-                warn!(%error, calls, "the quota's last report was not taken: so many calls of today are not counted by a process that follows, which assumes more");
+                warn!(%error, calls, "cannot write the last quota report: the next process does not know of so many calls of today, and assumes more than there were");
             }
             Err(_) => {
                 warn!(
                     calls,
-                    "the quota's last report was not taken in time: so many calls of today are not counted by a process that follows, which assumes more"
+                    "the last quota report was not written in time: the next process does not know of so many calls of \
+                     today, and assumes more than there were"
                 );
             }
         }

@@ -121,7 +121,7 @@ impl Driver {
             warn!(
                 key = self.key,
                 error = %lost,
-                "Redis is away: calls stop when this worker's lease is used up, in up to {} s, until it is back",
+                "lost the connection to Redis: calls stop in up to {} s, when the leased slots are used, until it is back",
                 super::AHEAD.as_secs()
             );
             sleep(retry.failed()).await;
@@ -354,7 +354,8 @@ impl Driver {
                     warn!(
                         key = self.key,
                         ?ahead,
-                        "Redis' clock is behind the quota's state: it had leapt ahead, or was set back. The state is made anew from what workers know; calls pause for some seconds"
+                        "Redis' clock is behind the quota state: it jumped ahead before, or was set back. Rebuilding \
+                         the state from what workers know; calls paused for some seconds"
                     );
                 } else {
                     warn!(

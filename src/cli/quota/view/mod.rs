@@ -1,4 +1,4 @@
-//! What the reports of all workers and the settings come to, for people. Pure.
+//! The view of `weir quota`, merged from the workers' reports and the operator's settings. Pure.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -341,8 +341,8 @@ impl View {
         let more = self.accounts.len().saturating_sub(names.len());
         let more =
             if more > 0 { format!(" and {more} more: `weir quota --source {}`", self.source) } else { String::new() };
-        let none = "none is known: its accounts are configured elsewhere, and no worker has reported";
-        Err(if names.is_empty() { none.to_owned() } else { format!("there are: {}{more}", names.join(", ")) })
+        let none = "none known: its accounts are configured elsewhere, and no worker has reported yet";
+        Err(if names.is_empty() { none.to_owned() } else { format!("known: {}{more}", names.join(", ")) })
     }
 
     /// Whether there is such an address; else which are held, or that there is none to be resumed.
@@ -352,8 +352,8 @@ impl View {
         }
         let held = self.addresses.iter().filter(|address| address.standing.state != READY);
         let held: Vec<&str> = held.map(|address| address.name.as_str()).take(10).collect();
-        let none = "no address of it is held".to_owned();
-        Err(if held.is_empty() { none } else { format!("held are: {}", held.join(", ")) })
+        let none = "none of its addresses is held".to_owned();
+        Err(if held.is_empty() { none } else { format!("held: {}", held.join(", ")) })
     }
 
     /// A time after everything that holds anybody here, whatever the clocks of the workers say.
@@ -369,9 +369,9 @@ impl View {
         let running: Vec<&str> =
             self.workers.iter().filter(|worker| worker.runs).map(|worker| worker.instance.as_str()).collect();
         if !running.is_empty() {
-            return format!("followed within about a second by: {}", running.join(", "));
+            return format!("takes effect within about a second in: {}", running.join(", "));
         }
-        format!("{}: it takes effect when one starts", self.silence(now))
+        format!("{}; it takes effect when one starts", self.silence(now))
     }
 
     fn silence(&self, now: Timestamp) -> String {
@@ -405,7 +405,7 @@ impl View {
         let held: Vec<&str> = held.map(|account| account.alias.as_str()).collect();
         let few = held.iter().take(5).copied().collect::<Vec<_>>().join(", ");
         let line = format!(
-            "{} of its accounts stay as they are ({few}{}): weir quota resume {source} ACCOUNT",
+            "{} of its accounts stay held ({few}{}); resume them with: weir quota resume {source} ACCOUNT",
             held.len(),
             if held.len() > 5 { ", …" } else { "" }
         );
@@ -418,7 +418,7 @@ impl Standing {
     fn stop(&mut self, since_at: Option<Timestamp>) -> bool {
         let has_stopped = since_at.is_some() && self.state == READY;
         if has_stopped {
-            (self.state, self.since_at, self.reason) = (STOPPED, since_at, "Redis is away".to_owned());
+            (self.state, self.since_at, self.reason) = (STOPPED, since_at, "Redis unreachable".to_owned());
         }
         has_stopped
     }
@@ -498,13 +498,15 @@ pub fn made_again(view: &View) -> Vec<String> {
     let mut words = Vec::new();
     if calls > 0 {
         let (calls, were) = (counted(calls, "call"), agree(calls, "was", "were"));
-        words.push(format!("{source}: {calls} of today {were} made again: the answer was lost before Kafka had it"));
+        words.push(format!(
+            "{source}: {calls} of today {were} repeated: the answer was lost before it was committed to Kafka"
+        ));
     }
     if ends > 0 {
         let times = if ends == 1 { "once".to_owned() } else { format!("{} times", grouped(ends)) };
         words.push(format!(
-            "{source}: {times} today a worker ended without a last report (kill -9, power): what it had called for and \
-             not committed was called for again and is in no count: each time at most fetch.at_risk, and what was under way"
+            "{source}: {times} today a worker stopped without a last report (kill -9, power loss): its uncommitted \
+             calls were repeated and are not counted; each time at most fetch.at_risk plus the calls in flight"
         ));
     }
     words
@@ -515,9 +517,9 @@ fn cut_off(worker: &Worker, now: Timestamp) -> Option<String> {
     let CutOffReport { since_at, stopped } = worker.cut_off.as_ref().filter(|_| worker.runs)?;
     let (name, time) = (&worker.instance, spoken(now.since(*since_at)));
     if *stopped {
-        return Some(format!("{name}: cut off from Redis for {time}, calls have stopped until it is back"));
+        return Some(format!("{name}: disconnected from Redis for {time}; calls stopped until it is back"));
     }
-    Some(format!("{name}: cut off from Redis for {time}, uses up the slots that it has"))
+    Some(format!("{name}: disconnected from Redis for {time}, uses up the slots that it has"))
 }
 
 /// What is measured of a worker's calls, if the pace is widened for it.
@@ -525,7 +527,8 @@ fn delays(worker: &Worker) -> Option<String> {
     let DelayReport { late_ms, bunched_ms, pace } = worker.delays.as_ref().filter(|_| worker.runs)?;
     let (name, percent) = (&worker.instance, (pace * 100.0).round());
     Some(format!(
-        "{name}: calls leave up to {late_ms} ms late, replies come up to {bunched_ms} ms late together: the pace is widened to {percent}% for some seconds"
+        "{name}: calls leave up to {late_ms} ms late, replies arrive up to {bunched_ms} ms late together: pace lowered \
+         to {percent}% for some seconds"
     ))
 }
 

@@ -10,7 +10,7 @@ async fn an_insert_that_was_refused_is_counted_before_it_is_repeated_and_after()
     sink.records(0, 1, 0..1);
     wait(500).await;
     assert_eq!((sink.attempts(), sink.tables.get().counts), (1, 0));
-    assert!(sink.condition().contains("code 164"), "{}", sink.condition());
+    assert!(sink.condition().contains("error 164"), "{}", sink.condition());
     sink.tables.get().refuse = None;
     wait(1_000).await;
     assert_eq!((sink.attempts(), sink.tables.get().counts), (2, 2));
@@ -108,7 +108,9 @@ async fn an_odd_number_of_rows_stops_that_partition_alone_and_says_what_to_do() 
     wait(5_000).await;
     assert_eq!(sink.stored(), ["t:1:0-0"]);
     let told = sink.condition();
-    for part in ["t/0", "10 to 14", "requests has 3 rows", "must be 5 or none", "ALTER TABLE requests DELETE WHERE"] {
+    for part in
+        ["t/0", "10 to 14", "requests has 3 rows", "where 5 or none are expected", "ALTER TABLE requests DELETE WHERE"]
+    {
         assert!(told.contains(part), "{part:?} in {told}");
     }
     // Somebody does so.
