@@ -12,7 +12,7 @@ pub(super) fn known_source<'a>(config: &'a Config, name: &SourceName) -> anyhow:
         let file =
             config.file.as_ref().map_or("no configuration file was read".to_owned(), |f| f.display().to_string());
         let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        let message = format!("there is no source {:?}; configured are: {known} ({file})", name.as_str());
+        let message = format!("there is no source {:?}; configured: {known} ({file})", name.as_str());
         Ended::usage(message).into()
     })
 }

@@ -1,4 +1,4 @@
-//! `weir enqueue`: the lines of a file as requests on Kafka, and if wanted their way to the end.
+//! `weir enqueue`: writes the lines of a file to Kafka as requests, and with --wait follows them to their outcomes.
 
 use std::{
     collections::BTreeMap,
@@ -31,29 +31,29 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-Ask for the items of a file.
+Request the items of a file.
 
-One id on each line, or a request as a JSON object: {\"item\": \"610947572360\", \"params\": {\"webSite\": \"1688\"}}. Blank lines \
-and lines that begin with # are skipped. A line that is neither is named with its number and does not stop the rest; \
-the exit code is 1 then. An id that the file has twice is asked for once.
+One id per line, or a request as a JSON object: {\"item\": \"610947572360\", \"params\": {\"webSite\": \"1688\"}}. \
+Blank lines \
+and lines that begin with # are skipped. An invalid line is reported with its number and does not stop the rest; the \
+exit code is then 1. Duplicate ids are requested once.
 
 The ids of one command are a batch. A request's id is BATCH/ITEM, so enqueueing a file again under the same --batch \
-asks for each item again (a call each, unless the source has a cache: see --max-age), but counts each request once; \
-without --batch the name has the time in it, and it is a new \
-collection.
+requests each item again (a call each, unless the source has a cache: see --max-age), but counts each request once; \
+without --batch the name contains the time, and it is a new batch.
 
-With --express they go by the lane that overtakes the backlog: while both wait, it has up to the source's express_share \
-of the calls (half of them, if nothing else is configured).
+With --express they go ahead of the backlog: while both wait, express requests get up to the source's express_share of \
+the calls (default: half), and the backlog slows down meanwhile.
 
-Its end can be waited for (--wait), asked for (`weir batches`), or told to a webhook or a topic: see [batches] in the \
-configuration.";
+The end of the batch can be waited for (--wait), looked up (`weir batches`), or published to a webhook or a topic: see \
+[batches] in the configuration.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir enqueue ids.txt --source ali1688 --wait              # and watch until each id has its end
+  weir enqueue ids.txt --source ali1688 --wait              # and watch until each id has its outcome
   cut -d, -f1 export.csv | weir enqueue - --source ali1688 --batch monday
   weir enqueue ids.txt --source ali1688 --param webSite=1688 --expires-in 2h
-  weir enqueue urgent.txt --source ali1688 --express --wait  # before the million that waits";
+  weir enqueue urgent.txt --source ali1688 --express --wait  # ahead of the backlog";
 
 /// How many chunks may be on their way to the brokers at once.
 const IN_FLIGHT: usize = 4;
@@ -63,25 +63,25 @@ const IN_FLIGHT: usize = 4;
 pub struct Args {
     /// The file; `-` is standard input.
     file: PathBuf,
-    /// Whose items they are: the name of a [[source]].
+    /// The name of a [[source]].
     #[arg(long, value_name = "NAME")]
     source: SourceName,
-    /// What the requests are submitted as; without it the file's name and the time.
+    /// The name of the batch; by default the file's name and the time.
     #[arg(long, value_name = "NAME")]
     batch: Option<BatchId>,
-    /// Stay and show the progress until each request has its end.
+    /// Show the progress until each request has its outcome.
     #[arg(long)]
     wait: bool,
     /// A parameter of the vendor's API for every request.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
     param: Vec<(String, String)>,
-    /// By the express lane: before what waits already, at the cost of its pace.
+    /// Express: ahead of the backlog, which slows down meanwhile.
     #[arg(long)]
     express: bool,
-    /// Do not call any more after this time; what is left becomes dead letters.
+    /// Make no calls after this time; the remaining requests end as dead letters.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     expires_in: Option<Duration>,
-    /// How old the answers may be, where a cache has some; 0: by a call each.
+    /// The most that a cached answer may be old; 0: always call.
     #[arg(long, value_name = "DURATION", value_parser = age)]
     max_age: Option<Duration>,
 }
@@ -101,7 +101,7 @@ pub(super) async fn run(args: Args, config: &Config, stop: &CancellationToken) -
     let (records, batch) = (sender.sent.count(), &order.batch);
     if let Err(error) = sent {
         let (sent, were) = (counted(records, "request"), agree(records, "was", "were"));
-        return Err(error).context(format!("{sent} of batch {batch} {were} sent before"));
+        return Err(error).context(format!("{sent} of batch {batch} {were} sent before that"));
     }
     if stop.is_cancelled() {
         // The reader may wait for a line that never comes: it ends with the process.
@@ -165,7 +165,7 @@ impl Input {
         }
         let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         if file.metadata().is_ok_and(|data| data.is_dir()) {
-            return Err(Ended::usage(format!("{} is a folder, not a file of ids", path.display())).into());
+            return Err(Ended::usage(format!("{} is a directory, not a file of ids", path.display())).into());
         }
         Ok(Self(Box::new(file)))
     }
@@ -259,15 +259,15 @@ fn stopped(records: u64, batch: &BatchId) -> String {
     }
     let (sent, were) = (counted(records, "request"), agree(records, "was", "were"));
     format!(
-        "Stopped: {sent} of batch {batch} {were} sent and will be answered. To ask for all lines, run this \
-         again with --batch {batch}: what was sent is called for again, but counts once"
+        "Stopped: {sent} of batch {batch} {were} sent and will be processed. To send all lines, run this again with \
+         --batch {batch}: requests already sent are called for again, but counted once"
     )
 }
 
 fn report(summary: &Summary, order: &Order, took: Duration) -> std::io::Result<()> {
-    named("line", "not asked for", &summary.wrong, |wrong| format!("line {}: {}", wrong.line, wrong.why));
-    named("line", "asked for once only", &summary.duplicates, |(line, item)| {
-        format!("line {line}: {item} stands further up")
+    named("line", "not sent", &summary.wrong, |wrong| format!("line {}: {}", wrong.line, wrong.why));
+    named("line", "duplicates, sent once", &summary.duplicates, |(line, item)| {
+        format!("line {line}: {item} is on an earlier line")
     });
     let (requests, seconds) = (counted(summary.requests, "request"), took.as_secs_f64());
     say(&format!("Sent {requests} to {} in {seconds:.1} s as batch {}", order.topic, order.batch))

@@ -18,24 +18,23 @@ use crate::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-One item now: from the cache, else by a request, for which this command waits.
+Get one item now: from the cache, else by a request that this command waits for.
 
-The cache is looked into as for every request: [source.cache] says how old an answer may be, --max-age says it for this \
-one, 0 means a call. The request goes at the pace of the quota like all others, so a role fetch has to run; its outcome \
-becomes a row as well. While the vendor is away an older answer is given, if there is one within its limits, and a note \
-says so.";
+The cache is used as for every request: [source.cache] limits the age of an answer, --max-age overrides it, 0 always \
+calls. The request waits for a slot of the quota like all others, so a fetch role must be running; its outcome becomes \
+a row as well. While the vendor has an outage an older answer is printed, if one is within its limits, with a note.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir get ali1688 584051070147                   # as fresh as the source's rules say
-  weir get ali1688 584051070147 --max-age 5m      # not older than five minutes
+  weir get ali1688 584051070147                   # as fresh as [source.cache] says
+  weir get ali1688 584051070147 --max-age 5m      # at most five minutes old
   weir get ali1688 584051070147 --max-age 0 --json | jq .columns.price
 
 Exit codes:
-  0 here is the item, also an older one
-  1 there is no such item, or its request was given up
-  64 there is no such source
-  69 no answer within --wait: it is still asked for";
+  0 the item was found, also if the answer is old
+  1 the vendor has no such item, or the request was given up
+  64 no such source
+  69 no answer within --wait; the request stays queued";
 
 /// How long the end of a command waits for the request that is to renew what it has given.
 const FINISH: Duration = Duration::from_secs(2);
@@ -48,13 +47,13 @@ pub struct Args {
     /// The item.
     #[arg(value_parser = |text: &str| ItemId::new(text))]
     id: ItemId,
-    /// How old the answer may be; 0: by a call. Without it the source's own limits hold.
+    /// The most that a cached answer may be old; 0: always call. By default [source.cache] decides.
     #[arg(long, value_name = "DURATION", value_parser = age)]
     max_age: Option<Duration>,
     /// A parameter of the vendor's API.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
     param: Vec<(String, String)>,
-    /// How long to wait for it.
+    /// How long to wait for the answer.
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
     wait: Duration,
     /// Print one JSON object.
@@ -91,11 +90,11 @@ fn show(question: &Question, answered: Answered, desk: &Desk, json: bool) -> any
     match answered {
         Answered::Item(given) => {
             if given.source != question.source {
-                note(&format!("{} does not answer: this is what {} says", question.source, given.source));
+                note(&format!("{} does not answer: this is the answer of {}", question.source, given.source));
             }
             if given.via == Via::Stale {
                 let age = spoken(desk.now().since(given.fetched_at));
-                note(&format!("the vendor did not answer: this is what it said {age} ago"));
+                note(&format!("the vendor did not answer: this is its answer from {age} ago"));
             }
             say(&if json { line(&Body::of(question, &given))? } else { sheet(question, &given, desk) })?;
             Ok(if given.is_there() { Exit::Done } else { Exit::Failed })
@@ -105,11 +104,11 @@ fn show(question: &Question, answered: Answered, desk: &Desk, json: bool) -> any
         }
         Answered::Late(failure) => {
             let why = failure.map_or_else(
-                || "does a role fetch run, and has an account a slot? `weir status` knows".to_owned(),
+                || "Is a fetch role running, and is an account available? See `weir status`".to_owned(),
                 |failure| format!("the last call failed: {failure}"),
             );
             let wait = duration_text(question.wait);
-            let message = format!("no answer within {wait}; the item is still asked for. {why}");
+            let message = format!("no answer within {wait}; the request stays queued. {why}");
             Err(Ended { exit: Exit::Unavailable, message }.into())
         }
     }
@@ -124,7 +123,7 @@ fn sheet(question: &Question, given: &Given, desk: &Desk) -> String {
     let columns = &given.answer.columns;
     let status = match given.answer.status {
         Status::Found => "found",
-        Status::Absent => "there is no such item",
+        Status::Absent => "the vendor has no such item",
         Status::OffShelf => "not for sale",
     };
     let price = price::shown(columns.price.as_deref(), columns.price_text.as_deref()).map(|price| {

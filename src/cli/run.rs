@@ -14,9 +14,9 @@ pub(super) const LONG_ABOUT: &str = "\
 Run the roles: fetch, retry, changes and sink, together or some of them.
 
 Any number of processes may run the same role: they share the partitions among them. Each needs an [instance] name of \
-its own that stays the same over restarts. Ctrl-C, SIGTERM or SIGHUP stops in good order: what is under way is finished and \
-committed, within 30 s whatever does not answer; a second signal ends the process at once. The next one begins at the \
-last commit.
+its own that stays the same over restarts. Ctrl-C, SIGTERM or SIGHUP stops gracefully: work in flight is finished and \
+committed, within 30 s even if a server does not answer; a second signal ends the process at once. The next start \
+continues from the last commit.
 
 /health, /ready and /metrics (for Prometheus) answer on [http] listen, items on [serve] listen (without one, beside them).";
 
@@ -30,11 +30,11 @@ Examples:
 /// `weir run`
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Which roles.
+    /// The roles to run.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE", default_value = "fetch,retry,changes,sink")]
     pub role: Vec<Role>,
-    /// Where a group begins that has lost its offsets though the tables know that it was at work: without this it stops and
-    /// says so. For one start; a group that has its offsets, or has never been at work, goes on as ever.
+    /// Where a consumer group starts that has lost its offsets although the tables hold its work; without this option
+    /// it stops with an error. For one start only; groups that have their offsets, and new ones, are not affected.
     #[arg(long, value_enum, value_name = "WHERE")]
     pub from: Option<Begin>,
 }

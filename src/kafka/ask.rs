@@ -117,8 +117,8 @@ pub(super) enum End {
     Trouble(KafkaError),
 }
 
-/// Polls a while: the records of the range that have come, and whether it has ended. Its last offsets may be marks
-/// of transactions, which nobody is shown: then the end is a record beyond it, or the end of the partition.
+/// Polls a while: the records of the range that have come, and whether it has ended. Its last offsets may be
+/// transaction markers, which nobody is shown: then the end is a record beyond it, or the end of the partition.
 #[allow(clippy::wildcard_enum_match_arm, reason = "librdkafka's errors are many, and most of them mean: wait")]
 pub(super) fn gather(consumer: &BaseConsumer, range: &Range<i64>, next: i64) -> (Vec<Record>, End) {
     let (mut records, mut bytes, mut wait) = (Vec::new(), 0, POLL);

@@ -99,8 +99,9 @@ impl Logs {
             let control = self.control.as_deref().unwrap_or_default();
             warn!(
                 control, %error,
-                "the control topic cannot be read: topics that are deleted and made anew are not told from the former \
-                 ones. Does this user have the permissions Read and Describe on topic {control}, and are its replicas there?"
+                "cannot read the control topic: a topic that is deleted and re-created cannot be told from the former \
+                 one. Does this user have Read and Describe permission on topic {control}, and are its replicas \
+                 online?"
             );
         }
     }

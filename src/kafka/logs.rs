@@ -57,7 +57,7 @@ impl Logs {
         let is_new = |firsts: &HashMap<String, TopicId>, topic: &str| topic != control && !firsts.contains_key(topic);
         if ids.keys().any(|topic| is_new(&firsts, topic)) {
             let Some(noted) = read(config, control)? else {
-                debug!(control, "there is no control topic: no log is noted");
+                debug!(control, "there is no control topic: topic ids are not recorded");
                 return Ok(Names::default());
             };
             self.failures.store(0, Ordering::Relaxed);
@@ -70,8 +70,9 @@ impl Logs {
                     warn!(
                         topic,
                         control,
-                        "the topic's id could not be noted on the control topic: if the topic is deleted and made \
-                         anew, its records are taken for the former ones. May this user write to {control}?"
+                        "cannot record the topic's id on the control topic: if the topic is deleted and re-created, \
+                         its records are taken for the former ones. Does this user have Write permission on topic \
+                         {control}?"
                     );
                 }
             }

@@ -1,4 +1,4 @@
-//! Reads bounded pieces of partitions, one after the other: for jobs that end, outside of every consumer group.
+//! Reads bounded offset ranges of partitions, one after the other, without a consumer group.
 
 use std::{collections::BTreeSet, ops::Range, sync::Arc, time::Duration};
 
@@ -208,7 +208,7 @@ fn read(
             return Ok(true);
         }
         if moved.elapsed() > PATIENCE {
-            return Err(failed(next, format!("nothing came for {PATIENCE:?}")));
+            return Err(failed(next, format!("no record for {PATIENCE:?}")));
         }
         if sender.is_closed() {
             return Ok(false);
@@ -235,7 +235,7 @@ pub struct Bounds {
 /// [`AdminError`]: a topic is missing, no broker answers, or a transaction stays open.
 pub async fn bounds(config: &Config, topics: &[String]) -> Result<Vec<Bounds>, AdminError> {
     let (of, topics) = (config.clone(), topics.to_vec());
-    blocking(config, "reading how far topics reach", move || {
+    blocking(config, "reading end offsets", move || {
         let (all, settled) = (consumer(&of, false)?, consumer(&of, true)?);
         let mut found = Vec::new();
         for partition in partitions(&all, &topics)? {
@@ -264,7 +264,7 @@ pub async fn bounds(config: &Config, topics: &[String]) -> Result<Vec<Bounds>, A
 /// [`AdminError`]
 pub async fn at_time(config: &Config, topics: &[String], time: Timestamp) -> Result<Vec<(Partition, i64)>, AdminError> {
     let (of, topics) = (config.clone(), topics.to_vec());
-    blocking(config, "finding offsets by time", move || {
+    blocking(config, "looking up offsets by time", move || {
         let consumer = consumer(&of, false)?;
         let mut list = TopicPartitionList::new();
         for partition in partitions(&consumer, &topics)? {
@@ -299,7 +299,7 @@ pub async fn committed(
     let (mut of, topics) = (config.clone(), topics.to_vec());
     // Asking does not make this client a member: it never subscribes.
     of.properties.insert("group.id".to_owned(), group.to_owned());
-    blocking(config, "reading what a group has committed", move || {
+    blocking(config, "reading a group's committed offsets", move || {
         // As a read_committed reader it waits for offsets in an open transaction.
         let consumer = consumer(&of, true)?;
         let mut list = TopicPartitionList::new();

@@ -1,4 +1,4 @@
-//! Groups that have lost their offsets: they would silently do again what the tables know the ends of.
+//! Detects consumer groups that have lost their offsets, which would silently repeat work whose outcomes are stored.
 //!
 //! Kafka forgets a group's offsets when it is deleted, or has had no member for longer than the brokers'
 //! `offsets.retention.minutes` (seven days, if nobody has set it). Then it looks like a first start. It is none if

@@ -125,7 +125,7 @@ async fn all_end(
                 let mut hanging: Vec<String> = names.into_values().collect();
                 hanging.sort();
                 let roles = hanging.join(", ");
-                warn!(roles, "stopped before these have finished: what they wait for does not answer; what was under way is done again from the last commit");
+                warn!(roles, "stopped before these roles had finished: a server does not answer; what is not committed is done again at the next start");
                 return outcome;
             }
         }
@@ -140,18 +140,18 @@ async fn supervise(process: Arc<Process>, task: Task, health: RoleHealth) -> any
         let reason = match process.run(&task.work, &health).await {
             Ok(()) => return Ok(()),
             Err(RoleError::Fenced(error)) => {
-                health.not_ready("fenced: looking whether another process has our name");
+                health.not_ready("fenced: checking whether another process has this instance's name");
                 if process.is_taken(task.group.as_deref()).await {
                     return Err(error.context(format!("{} ends", task.name)));
                 }
-                format!("{error:#}; but nobody else has our name")
+                format!("{error:#}; but no other process has this instance's name")
             }
             Err(RoleError::Failed(error)) => format!("{error:#}"),
         };
         if since.elapsed() > WELL_AFTER {
             wait = RESTART_FIRST;
         }
-        warn!(role = task.name, reason, again_in = ?wait, "the role failed and starts again from its last commit");
+        warn!(role = task.name, reason, again_in = ?wait, "role failed; restarting it from its last commit");
         health.not_ready(reason);
         tokio::select! {
             () = process.stop.cancelled() => return Ok(()),

@@ -13,9 +13,9 @@ use crate::{
     store::{Route, Store, Trouble, present::range, row},
 };
 
-/// Takes blocks.
+/// Stores blocks in ClickHouse.
 pub trait Insert: Send + Sync + 'static {
-    /// Stores the rows of a block under a token. Under the same token again it is no harm.
+    /// Inserts the rows of a block with a deduplication token. Idempotent for the same token.
     ///
     /// # Cancellation
     /// Whether the rows are stored is then unknown.
@@ -86,7 +86,8 @@ impl Insert for Store {
 }
 
 /// The rows of a block, as a condition: without those at the places of its records that make none, since what stands
-/// there is not of this block, and of their times, since other records had the same places before a topic was made anew.
+/// there is not of this block, and of their times, since other records had the same places before a topic was
+/// re-created.
 pub(super) fn range_of(sealed: &Sealed) -> String {
     let intent = &sealed.intent;
     let times = sealed.rows.iter().map(|row| row.recorded_at);
@@ -116,8 +117,8 @@ pub(super) async fn look<I: Insert>(
             if until > block.first() {
                 tracing::warn!(
                     partition = %block.partition, from = block.first(), until,
-                    "the offset of the sink's group was set by somebody else, and the table holds rows beyond it: up to \
-                     there only what is missing is inserted"
+                    "the sink's committed offset was moved by someone else, and the table has rows beyond it: up to \
+                     `until` only missing rows are inserted"
                 );
             }
             until

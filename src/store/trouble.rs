@@ -59,9 +59,9 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, code, message, .. } = self;
         match kind {
-            TroubleKind::Away => write!(f, "ClickHouse does not answer ({message})"),
+            TroubleKind::Away => write!(f, "ClickHouse unreachable: {message}"),
             TroubleKind::Unable | TroubleKind::Schema | TroubleKind::Login | TroubleKind::Refused => match code {
-                Some(code) => write!(f, "ClickHouse says no, code {code}: {message}"),
+                Some(code) => write!(f, "ClickHouse error {code}: {message}"),
                 None => write!(f, "ClickHouse: {message}"),
             },
         }?;
@@ -77,17 +77,17 @@ impl Trouble {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         if matches!(self.code, Some(READONLY)) {
-            return "Nothing can be written or set here: clickhouse.user may only read, or the command only reads";
+            return "clickhouse.user is read-only, or the command only reads: nothing can be written or set";
         }
         // Before it inserts: a view feeds a table that is not there.
         if self.message.starts_with("Target table ") {
-            return "Run `weir schema apply` if that table is weir's; if it is yours, make it again or drop the view that feeds it";
+            return "Run `weir schema apply` if that table is weir's; if it is yours, create it again or drop the view that feeds it";
         }
         match self.kind {
             TroubleKind::Away => "Is it running, and is clickhouse.url right?",
             TroubleKind::Schema => "Run `weir schema apply`",
             TroubleKind::Login => "Check clickhouse.user and its password",
-            TroubleKind::Unable => "It needs room: look at its disk, memory and merges",
+            TroubleKind::Unable => "It lacks resources: check its disk, memory and merges",
             TroubleKind::Refused => "",
         }
     }
@@ -246,7 +246,7 @@ mod tests {
         assert!(Trouble::from(Error::BadResponse(target.to_owned())).hint().contains("drop the view that feeds it"));
         assert_eq!(
             unknown.to_string(),
-            "ClickHouse says no, code 60: Table d.t does not exist. (UNKNOWN_TABLE). Run `weir schema apply`"
+            "ClickHouse error 60: Table d.t does not exist. (UNKNOWN_TABLE). Run `weir schema apply`"
         );
     }
 
@@ -280,7 +280,7 @@ mod tests {
         let syntax =
             "Code: 62. DB::Exception: Syntax error: failed at position 7 (1): 1. Expected one of: Dot, token, OR";
         let shown = Trouble::from(Error::BadResponse(syntax.to_owned())).in_sql_by_hand(|_| true).to_string();
-        assert_eq!(shown, "ClickHouse says no, code 62: Syntax error: failed at position 7 (1): 1");
+        assert_eq!(shown, "ClickHouse error 62: Syntax error: failed at position 7 (1): 1");
         assert_eq!(hint("502 Bad Gateway"), "Is it running, and is clickhouse.url right?");
     }
 }

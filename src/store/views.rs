@@ -30,8 +30,10 @@ impl Store {
             let why = match (refused, view.bears_it > 0) {
                 (Some(trouble), false) => trouble.message.clone(),
                 (None, false) => match refused_by.and_then(|trouble| trouble.view.as_ref()) {
-                    Some(other) => format!("the insert was broken off by view {other}; it may have come here before"),
-                    None => "it is not known how far the insert came; it may have come here".to_owned(),
+                    Some(other) => {
+                        format!("the insert was aborted by view {other}; its rows may have been stored before")
+                    }
+                    None => "the outcome of the insert is unknown; its rows may have been stored".to_owned(),
                 },
                 // Without deduplication: a token could be known for rows that are not there.
                 (_, true) => match self.within(self.client.query_raw(&fill).execute()).await {
@@ -45,7 +47,8 @@ impl Store {
                 view = view.full_name(),
                 block,
                 why,
-                "a view of your own may lack the rows of this block; weir's tables have them. When the view takes them, run: {fill}"
+                "a view of yours may lack the rows of this block; weir's tables have them. When the view accepts \
+                 inserts again, run: {fill}"
             );
         }
         Ok(())

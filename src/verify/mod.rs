@@ -1,4 +1,4 @@
-//! verify: that nothing was lost or doubled, proved from the topics themselves and from ClickHouse.
+//! verify: checks that nothing was lost or duplicated, by comparing the topics with ClickHouse.
 //!
 //! Two proofs from one reading of the topics. [`rows`]: the rows of each table are exactly the records of its topic,
 //! by topic, partition and offset, up to what the sink has committed, and [`strays`]: none stands beyond. [`balance`]: each request has as many ends as

@@ -24,7 +24,7 @@ pub enum VerifyError {
     #[error("{0}")]
     Trouble(#[from] Trouble),
     /// What a stage has done cannot be told.
-    #[error("what group {group:?} has done of {partition} cannot be read: {error}")]
+    #[error("cannot read how far group {group:?} has processed {partition}: {error}")]
     Ledger {
         /// The stage's group.
         group: String,

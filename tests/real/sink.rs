@@ -396,7 +396,7 @@ async fn a_query_is_a_table_for_people_or_any_format_and_its_errors_are_readable
     assert_eq!(database.text("SELECT 'a?', 2", "CSV").await.unwrap(), "\"a?\",2\n");
     assert_eq!(database.text("SELECT 1 FORMAT TSV", "CSV").await.unwrap(), "1\n");
     let error = database.text("SELECT nonsense FROM items", "CSV").await.unwrap_err().to_string();
-    assert!(error.contains("code 47") && error.contains("nonsense") && error.lines().count() == 1, "{error}");
+    assert!(error.contains("error 47") && error.contains("nonsense") && error.lines().count() == 1, "{error}");
     let late = "SELECT throwIf(number = 3000000, 'too far') FROM numbers(4000000)";
     let error = database.text(late, "TSV").await.unwrap_err().to_string();
     assert!(error.contains("too far"), "an error in mid-stream is an error: {error}");

@@ -1,4 +1,4 @@
-//! `weir cache`: what is kept of items, to look at, to drop, to fetch anew, to fill.
+//! `weir cache`: show, drop, refresh and warm cached answers.
 
 mod warm;
 
@@ -25,49 +25,49 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 const WHICH: &str = "\
 Examples:
-  weir cache show ali1688 584051070147                # what is kept, and until when it counts
-  weir cache drop ali1688 584051070147 610947572360   # forget it, in Redis and in every process
+  weir cache show ali1688 584051070147                # the cached answer, and until when it is valid
+  weir cache drop ali1688 584051070147 610947572360   # drop it, in Redis and in every process
   weir cache drop ali1688 --file changed.txt          # for each line
-  weir cache refresh ali1688 584051070147             # forget it, and ask for it anew
+  weir cache refresh ali1688 584051070147             # drop it, and request the item again
 
-It is about the answers in Redis. What processes have in their own memory follows within a moment; one that is \
-cut off from Redis goes on with its own until that is no longer fresh ([source.cache] fresh).";
+These commands act on the answers in Redis. The memory caches of the processes follow within moments; one that is \
+disconnected from Redis serves its own answers until they are no longer fresh ([source.cache] fresh).";
 
 /// Given to Redis in one go: what waits for it is bounded.
 const CHUNK: usize = 2_000;
 
 const WARM: &str = "\
-Fill the cache with answers that are stored, without a call.
+Fill the cache with stored answers, without calls.
 
-Without --file: the items of the source that were asked for most often in the last 7 days, with their newest answer in \
-ClickHouse; its columns are read anew from the vendor's JSON. With --file: results as JSON, one on each line, as they \
-are on the topic of results; they are kept as answers to requests without parameters. What is older than [source.cache] \
-kept is left out. So are, of ClickHouse's, answers to requests with parameters: a table of answers does not say which.
+Without --file: the items of the source that were requested most often in the last 7 days, with their newest answer in \
+ClickHouse; its columns are parsed again from the vendor's JSON. With --file: results as JSON, one per line, as on the \
+results topic; they are cached as answers to requests without parameters. Answers older than [source.cache] kept are \
+skipped. So are ClickHouse's answers to requests with parameters, since the table does not hold the parameters.
 
 Examples:
-  weir cache warm ali1688                              # the 10,000 most asked for
+  weir cache warm ali1688                              # the 10,000 most requested
   weir cache warm ali1688 --items 500
   weir cache warm ali1688 --file results.jsonl         # from a file
 
 Exit codes:
-  0 filled, also if some were left out
-  1 a line of the file is no result; the ones before it are in the cache
-  64 no such source or file, or its answers are not kept
+  0 filled, also if some were skipped
+  1 a line of the file is not a result; the ones before it are in the cache
+  64 no such source or file, or the source has no cache
   69 Redis or ClickHouse cannot be reached";
 
 /// `weir cache`
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// What is kept of an item, and until when it counts.
+    /// Show an item's cached answer and until when it is valid.
     #[command(after_long_help = WHICH)]
     Show(Which),
-    /// Forget what is kept of items, in every process.
+    /// Drop the cached answers of items, in every process.
     #[command(after_long_help = WHICH)]
     Drop(Which),
-    /// Forget what is kept of items, and ask for them anew.
+    /// Drop the cached answers of items, and request the items again.
     #[command(after_long_help = WHICH)]
     Refresh(Which),
-    /// Fill the cache with answers that are stored.
+    /// Fill the cache with stored answers.
     #[command(long_about = WARM)]
     Warm(warm::Args),
 }
@@ -80,10 +80,10 @@ pub struct Which {
     /// The items.
     #[arg(required_unless_present = "file", value_parser = |text: &str| ItemId::new(text))]
     ids: Vec<ItemId>,
-    /// Further items, one on each line.
+    /// A file of further items, one per line.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// A parameter of the requests that are meant: each combination is kept apart.
+    /// A parameter of the request: each combination of parameters is cached separately.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parameter)]
     param: Vec<(String, String)>,
 }
@@ -101,12 +101,12 @@ pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Ex
 async fn cache_of(config: &Config, name: &SourceName) -> anyhow::Result<(Cache, SourceCache)> {
     let source = known_source(config, name)?;
     if config.redis.url.is_none() || !config.cache.shared {
-        let message = "the cache is in the memory of each process alone: set redis.url (and cache.shared) to share it";
+        let message = "the cache is only in the memory of each process: set redis.url (and cache.shared) to share it";
         return Err(Ended::usage(message).into());
     }
     let cache = config.open_cache()?;
     let of_source = cache.source(source, &Clock::System, &Dice::random()).ok_or_else(|| {
-        Ended::usage(format!("the answers of {name} are not kept: give it a [source.cache], as in the example file"))
+        Ended::usage(format!("source {name} has no cache: give it a [source.cache], as in the example file"))
     })?;
     of_source.connected(WITHIN).await;
     if !of_source.is_shared() {
@@ -138,7 +138,7 @@ impl Which {
     }
 
     fn key(&self, cache: &SourceCache, item: &ItemId) -> anyhow::Result<Key> {
-        let too_long = || Ended::usage(format!("{item}: answers to requests with so long parameters are not kept"));
+        let too_long = || Ended::usage(format!("{item}: answers to requests with parameters this long are not cached"));
         Ok(cache.key(&self.request(item)).ok_or_else(too_long)?)
     }
 }
@@ -152,15 +152,15 @@ async fn show(which: &Which, config: &Config) -> anyhow::Result<Exit> {
         missing += usize::from(kept.is_none());
         rows.push(row(&item, kept.as_ref(), now));
     }
-    say(&table(&["item", "status", "price", "age", "fresh for", "counts for", "given", "steady", "bytes"], &rows))?;
+    say(&table(&["item", "status", "price", "age", "fresh for", "valid for", "hits", "unchanged", "bytes"], &rows))?;
     Ok(if missing == 0 { Exit::Done } else { Exit::Failed })
 }
 
 fn row(item: &ItemId, kept: Option<&Kept>, now: Timestamp) -> Vec<String> {
     let Some(Kept { answer, ends, habit }) = kept else {
-        return vec![item.to_string(), "not kept".to_owned()];
+        return vec![item.to_string(), "not cached".to_owned()];
     };
-    let left = |until: Timestamp| if until > now { spoken(until.since(now)) } else { "no more".to_owned() };
+    let left = |until: Timestamp| if until > now { spoken(until.since(now)) } else { "expired".to_owned() };
     vec![
         item.to_string(),
         answer.status.as_str().to_owned(),
@@ -188,7 +188,7 @@ async fn drop_all(which: &Which, config: &Config, refresh: bool) -> anyhow::Resu
     let (count, them) = (items.len() as u64, agree(items.len() as u64, "it", "them"));
     let count = counted(count, "item");
     if !refresh {
-        say(&format!("Dropped what was kept of {count} of {}", which.source))?;
+        say(&format!("Dropped the cached answers of {count} of {}", which.source))?;
         return Ok(Exit::Done);
     }
     let question = |item: &ItemId| Question {
@@ -200,7 +200,7 @@ async fn drop_all(which: &Which, config: &Config, refresh: bool) -> anyhow::Resu
     };
     let questions: Vec<_> = items.iter().map(question).collect();
     desk(config, &whole, config.serve.waiting)?.send(&which.source, &questions).await?;
-    say(&format!("Dropped what was kept of {count} of {}, and asked for {them} anew", which.source))?;
+    say(&format!("Dropped the cached answers of {count} of {}, and requested {them} again", which.source))?;
     Ok(Exit::Done)
 }
 
@@ -214,7 +214,7 @@ async fn written(cache: &Cache) -> anyhow::Result<()> {
     if done && lost == 0 {
         return Ok(());
     }
-    note("not all of it may be written; it can be done again");
-    let message = "Redis did not take everything in time. Is it overloaded?".to_owned();
+    note("some of it may not be written; it is safe to repeat");
+    let message = "Redis did not accept all writes in time. Is it overloaded?".to_owned();
     Err(Ended { exit: Exit::Unavailable, message }.into())
 }
