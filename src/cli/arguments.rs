@@ -1,4 +1,4 @@
-//! What several commands take on their command lines, and how it is read.
+//! Arguments that several commands share, and their parsing.
 
 use std::time::Duration;
 

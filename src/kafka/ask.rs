@@ -1,4 +1,4 @@
-//! Questions to the brokers that librdkafka answers by blocking, by a client that is in no group.
+//! Blocking librdkafka queries to the brokers, by a client without a consumer group.
 
 use std::{ops::Range, time::Duration};
 

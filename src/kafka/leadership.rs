@@ -1,4 +1,4 @@
-//! Leadership by a partition: of the processes of a group that read a topic of one partition, the one that has it leads.
+//! Leader election by a single-partition topic: the group member that is assigned the partition leads.
 //!
 //! For what is to be done by one process of a fleet, whichever it is. Kafka decides who leads, and moves it when that one
 //! stops, or is not heard of for a session. Nothing that is on the topic matters.

@@ -1,4 +1,4 @@
-//! What logs are called: the first of a topic's name as the topic, any later one by the start of its id.
+//! Names of a topic's successive logs: the first is named as the topic, each later one by the start of its topic id.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! What fetch is made of, one source each: its quota and journal, its cache, its budgets, and who tells how it is.
+//! Wiring of the fetch role, one source each: quota and journal, cache, budgets, health.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 

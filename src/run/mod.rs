@@ -1,4 +1,4 @@
-//! The roles of a process, each started again from its last commit when it fails.
+//! Runs the roles of a process, and restarts each from its last commit when it fails.
 //!
 //! `roles` is the table of them: what each is called, which consumer group it is in and what it is made of. Here they are
 //! started, watched and stopped; `process` is what they share, `fetch` is the wiring of the one that calls vendors,

@@ -1,4 +1,4 @@
-//! What the roles of a process share: its name, its clients of Kafka, and what each waits for before it begins.
+//! What the roles of a process share: the instance's name, Kafka clients, and the checks before a role starts.
 
 use std::time::Duration;
 

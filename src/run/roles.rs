@@ -1,4 +1,4 @@
-//! The table of roles: what each is called, which group it is in, and what it is made of.
+//! The table of roles: name, consumer group and parts of each.
 
 use std::{path::Path, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Pauses that double each time that something fails again. Pure: whoever waits sleeps by itself.
+//! Exponential backoff: pauses that double with each failure in a row. Pure: the caller sleeps.
 
 use std::time::Duration;
 

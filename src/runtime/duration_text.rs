@@ -1,4 +1,4 @@
-//! A duration as people write it.
+//! Durations as text, such as `90s` or `2h`.
 
 use std::time::Duration;
 

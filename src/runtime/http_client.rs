@@ -1,4 +1,4 @@
-//! The HTTP client: what holds for a vendor, a webhook and a process of ours alike.
+//! The HTTP client settings shared by vendors, webhooks and weir's own processes.
 
 use reqwest::{Client, ClientBuilder, redirect, retry};
 

@@ -1,4 +1,4 @@
-//! The connection to ClickHouse: where it is, who we are there, and how long an answer may take.
+//! ClickHouse connection settings: address, user, database, timeouts.
 
 use std::{fs, io, path::PathBuf, time::Duration};
 

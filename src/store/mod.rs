@@ -1,4 +1,4 @@
-//! ClickHouse: the connection, the schema, what a record's row is, and every question that is asked of the rows.
+//! ClickHouse: the connection, the schema, the rows of records, and every query of the rows.
 //!
 //! [`Store`] ([`connection`]) is the database; each file adds what it is asked about one matter. [`row`] reads a record
 //! into its row, [`columns`] is what ClickHouse is sent of rows, [`mod@write`] sends them. [`migrations`] and [`schema`] make

@@ -1,4 +1,4 @@
-//! Names and texts as ClickHouse's SQL takes them.
+//! Quoting of identifiers and strings for ClickHouse's SQL.
 
 /// A table's name as SQL takes it, whatever is in it.
 #[must_use]

@@ -1,4 +1,4 @@
-//! What ClickHouse's refusals mean, and what a person can do about them.
+//! Classification of ClickHouse errors, with a hint for each.
 
 use std::{fmt, time::Duration};
 

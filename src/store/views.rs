@@ -1,4 +1,4 @@
-//! The materialized views that read weir's tables: fed once more where an insert may not have come to them.
+//! Materialized views on weir's tables, filled again where an interrupted insert may not have reached them.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Rows into a table as one block of ClickHouse: by column, LZ4, answered when they are stored, under a token.
+//! Inserts rows as one block: columnar, LZ4, synchronous, with a deduplication token.
 
 use bytes::BytesMut;
 use clickhouse::{error::Error, insert_formatted::InsertFormatted};

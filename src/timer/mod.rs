@@ -1,4 +1,4 @@
-//! What waits for a time: on delay topics for long, in memory for the last second.
+//! Delayed records: long delays on delay topics, the last second in memory.
 //!
 //! ```text
 //!  due in 100 s ──► delay topic 64 s ──► 16 s ──► 16 s ──► 4 s ──► Wheel (in memory, < 1 s) ──► taken when it is due

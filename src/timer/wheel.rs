@@ -1,4 +1,4 @@
-//! What of the delay topics is in memory, by the time at which it goes on. Pure.
+//! The timer wheel: delayed records in memory, ordered by due time. Pure.
 //!
 //! A record waits on the largest topic whose delay is not longer than the time that it has left; then it moves to a
 //! shorter one, and for the last second it stays here. What is read ahead of a partition is bounded, so however much

@@ -1,4 +1,4 @@
-//! What is to be proved, where everything is, and why nothing can be said.
+//! The scope of a verification, where its data is, and the errors that prevent it.
 
 use crate::{
     kafka::{Partition, ScanError, admin::AdminError, client, ledger::LedgerError},

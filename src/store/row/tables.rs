@@ -1,4 +1,4 @@
-//! What each column of a row holds.
+//! The columns of each table and how a record fills them.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::Serialize;

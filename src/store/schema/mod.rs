@@ -1,4 +1,4 @@
-//! The tables and views brought up to date: migrations that are missing are run, and what has been lost is made again.
+//! Updates the schema: applies missing migrations, and re-creates dropped tables, columns and views.
 
 mod drift;
 
