@@ -161,7 +161,8 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
             Event::Records { partition, epoch, records } => self.records(&partition, epoch, &records),
             Event::Gone { partition, range, .. } => error!(
                 %partition, first = range.start, last = range.end - 1,
-                "results were deleted by the topic's retention before they were compared: their changes are not known"
+                "results were deleted by the topic's retention before they were compared: their changes are unknown. \
+                 Raise the topic's retention"
             ),
             // No round is under way while an event is handled: there is nothing to finish.
             Event::Revoked(partitions, _) | Event::Lost(partitions) => {
@@ -200,7 +201,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
                     });
                 }
                 // The sink makes its dead letter.
-                Err(why) => debug!(%partition, offset = record.offset, %why, "not a result"),
+                Err(why) => debug!(%partition, offset = record.offset, %why, "ignored a record that is no result"),
             }
         }
     }
@@ -217,7 +218,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
             known = match self.parts.memory.recall(&items).await {
                 Ok(known) => known,
                 Err(error) => {
-                    warn!(%error, items = items.len(), "cannot look up what is known of the items; changes wait");
+                    warn!(%error, items = items.len(), "cannot look up the last known values of the items; changes wait, trying again");
                     return Ok(());
                 }
             };
@@ -227,7 +228,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
         match self.publish(round.records, round.offsets).await {
             Ok(()) => {}
             Err(TransactError::Aborted(reason)) => {
-                debug!(reason, "the changes are sent again");
+                debug!(reason, "transaction aborted; sending the changes again");
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
@@ -236,7 +237,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
             owned.published = owned.range.map_or(owned.published, |(_, next)| owned.published.max(next));
         }
         if let Err(error) = self.parts.memory.remember(&round.remembered).await {
-            warn!(%error, items = round.remembered.len(), "changes are published, but not yet remembered; tried again");
+            warn!(%error, items = round.remembered.len(), "changes are published, but their values are not stored yet; trying again");
             return Ok(());
         }
         self.end_round().await;
@@ -251,7 +252,7 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
             match self.parts.writer.transact(records.clone(), membership, offsets.clone()).await {
                 Err(TransactError::TooLarge(all)) => {
                     for why in &all {
-                        error!(record = %why, "a change is too large; a dead letter is written in its place");
+                        error!(record = %why, "a change is too large for Kafka; writing a dead letter instead");
                     }
                     self.parts.instead.replace(&mut records, &origins, &all, self.parts.clock.now())?;
                 }

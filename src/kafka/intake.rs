@@ -245,7 +245,10 @@ impl<R: Reader, W: Writer> Intake<R, W> {
     pub async fn flush(&mut self) -> Result<(), IntakeError> {
         timeout(FLUSH_WITHIN, self.commit_all()).await.unwrap_or_else(|_| {
             let calls = self.outbox.risk().calls;
-            warn!(calls, "stopped before everything that was done is committed: Kafka does not answer; it will be done again, with so many calls");
+            warn!(
+                calls,
+                "stopped before all outcomes were committed: Kafka does not answer; so many calls will be made again"
+            );
             Ok(())
         })
     }
@@ -297,7 +300,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
                 self.outbox.committed();
             }
             Err(TransactError::Aborted(reason)) => {
-                debug!(reason, "the outcomes are sent again");
+                debug!(reason, "transaction aborted; sending the outcomes again");
                 self.outbox.rolled_back();
                 // At first soon, since a rebalance is a common reason; later up to a few seconds apart.
                 self.next_commit_at = Instant::now() + self.commit_every * (1 << self.rolled_back.min(6));
@@ -306,7 +309,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             Err(TransactError::TooLarge(all)) => {
                 let now = self.clock.now();
                 for record in &all {
-                    error!(%record, "a record is too large; a dead letter is written in its place");
+                    error!(%record, "a record is too large for Kafka; writing a dead letter instead");
                     self.outbox
                         .replace(record.index, |outgoing, origin| self.instead.of(outgoing, origin, record, now))?;
                 }
@@ -359,7 +362,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             Event::Gone { partition, epoch, range } => {
                 METRICS.deleted_unread(&partition.topic, &range);
                 let Range { start, end } = range;
-                error!(%partition, start, end, "records were deleted by retention before they were read; requests among them have no end: `weir verify` names them, and --end-lost ends them");
+                error!(%partition, start, end, "records were deleted by retention before they were read; requests among them have no outcome: `weir verify` names them, `weir verify --end-lost` ends them");
                 self.outbox.gone(&partition, epoch, end);
                 Ok(None)
             }

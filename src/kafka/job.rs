@@ -155,7 +155,7 @@ impl Job {
             match self.insist(records.clone(), progress.clone()).await {
                 Err(TransactError::TooLarge(all)) => {
                     for why in &all {
-                        error!(record = %why, "a record is too large; a dead letter is written in its place");
+                        error!(record = %why, "a record is too large for Kafka; writing a dead letter instead");
                     }
                     instead.replace(&mut records, &origins, &all, now)?;
                     set_aside.extend(all);

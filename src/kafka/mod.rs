@@ -163,17 +163,17 @@ pub struct Assignment {
     pub partition: Partition,
     /// Under which epoch.
     pub epoch: Epoch,
-    /// Where the group had come to; `None` if it never committed, or what it has committed is about another log of the
-    /// topic's name: reading begins at the earliest record.
+    /// The group's committed offset; `None` if it never committed, or committed for a former topic of this name:
+    /// reading starts at the earliest record.
     pub committed: Option<Committed>,
     /// What its log is called, if not by its topic's name, see [`logs`].
     pub log: Option<Arc<str>>,
 }
 
-/// What a reader tells its stage.
+/// An event of a consumer, for its stage.
 #[derive(Debug)]
 pub enum Event {
-    /// These partitions are ours now, under new epochs.
+    /// These partitions were assigned to this process, under new epochs.
     Assigned(Vec<Assignment>),
     /// Records of one partition, by offset.
     Records {
@@ -193,10 +193,10 @@ pub enum Event {
         /// The lost offsets.
         range: Range<i64>,
     },
-    /// These partitions will go to another member. The reader waits for the answer (within its deadline), so
-    /// that what is in flight can still be committed.
+    /// These partitions are being revoked. The reader waits for the answer (within its deadline), so that work in
+    /// flight can still be committed.
     Revoked(Vec<Partition>, Handover),
-    /// These partitions have gone to another member already: nothing of them may be committed any more.
+    /// These partitions were lost: they belong to another member, and nothing of them may be committed any more.
     Lost(Vec<Partition>),
 }
 
@@ -267,8 +267,8 @@ impl ReadError {
 /// Why a transaction did not commit.
 #[derive(Debug, thiserror::Error)]
 pub enum TransactError {
-    /// Rolled back; nothing of it is visible. Send the same records again for what is still owned.
-    #[error("transaction rolled back: {0}")]
+    /// Aborted; nothing of it is visible. Send the same records again for partitions that are still assigned.
+    #[error("transaction aborted: {0}")]
     Aborted(String),
     /// The brokers take no more of this producer: another process has taken its transactional id, or a
     /// transaction was open for longer than they allow.
@@ -283,8 +283,8 @@ pub enum TransactError {
     /// one, in their order. Send the others again with something smaller in their places: [`Instead::replace`].
     #[error("transaction rolled back: {}", oversized::words(.0))]
     TooLarge(Vec<TooLarge>),
-    /// Its fate is unknown or the producer is broken: start again from what is committed.
-    #[error("transaction failed for good: {0}")]
+    /// Its outcome is unknown or the producer failed: restart from the last commit.
+    #[error("transaction failed fatally: {0}")]
     Rebuild(String),
 }
 
@@ -320,13 +320,13 @@ pub trait Reader: Send + 'static {
     /// [`ReadError`]; then the reader is of no more use.
     fn next(&mut self) -> impl Future<Output = Result<Event, ReadError>> + Send;
 
-    /// Stops the flow of a partition. Takes effect soon; what was on its way still arrives.
+    /// Pauses a partition. Takes effect soon; records already fetched still arrive.
     fn pause(&self, partition: &Partition);
 
-    /// Lets a paused partition flow again.
+    /// Resumes a paused partition.
     fn resume(&self, partition: &Partition);
 
-    /// Our place in the group, for [`Writer::transact`].
+    /// This process' membership in the group, for [`Writer::transact`].
     fn membership(&self) -> Membership;
 
     /// Commits without a transaction (the sink: its writes are not on Kafka). Partitions whose epoch is over

@@ -30,9 +30,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Where a group begins that has lost its offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Begin {
-    /// At the first record: everything on the topic is done again, and paid for again.
+    /// At the first record: everything on the topic is processed, and paid for, again.
     Earliest,
-    /// At what comes from now on: what is on the topic and has no end yet never gets one by itself.
+    /// At new records: requests on the topic without an outcome stay without one.
     Latest,
 }
 
@@ -43,7 +43,9 @@ pub enum RunError {
     #[error("there is nothing to fetch: the configuration has no [[source]]")]
     NothingToFetch,
     /// Serve without an address.
-    #[error("there is nowhere to serve items: [http] listen is \"off\", and there is no [serve] listen")]
+    #[error(
+        "items cannot be served: [http] listen is \"off\"; set an address and a port, and there is no [serve] listen"
+    )]
     NowhereToServe,
 }
 
@@ -154,7 +156,7 @@ impl Process {
             }
             match admin::has_member(&self.config.kafka, group, &self.member(group)).await {
                 Ok(taken) => return taken,
-                Err(error) => warn!(%error, "asking who is in the group; asking again"),
+                Err(error) => warn!(%error, "cannot list the members of the group; trying again"),
             }
         }
     }
@@ -211,7 +213,7 @@ impl Process {
         reach: Reach,
         health: &RoleHealth,
     ) -> Result<Option<KafkaWriter>, RoleError> {
-        health.not_ready("waiting for Kafka to know this process as a producer");
+        health.not_ready("initialising Kafka transactions");
         let name = self.member(&reach.group);
         tokio::select! {
             () = self.stop.cancelled() => Ok(None),

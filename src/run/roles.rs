@@ -29,13 +29,13 @@ use crate::{
 /// A stage that runs until it is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Role {
-    /// Calls the vendors.
+    /// Call the vendors.
     Fetch,
-    /// Asks again for what failed.
+    /// Repeat failed requests.
     Retry,
-    /// Publishes what has changed of each item.
+    /// Publish changes of items.
     Changes,
-    /// Writes to ClickHouse.
+    /// Write to ClickHouse.
     Sink,
     /// Answers `GET /items/{source}/{id}` on `[serve] listen`, or else on `[http] listen`.
     Serve,
@@ -243,7 +243,7 @@ impl Process {
         sink::run(parts, self.config.sink.clone(), self.stop.clone()).await.map_err(RoleError::from)
     }
 
-    /// Hears of the outcomes that somebody waits for.
+    /// Follows the outcomes that item lookups wait for.
     async fn serve(&self, desk: &Desk, health: &RoleHealth) -> Result<(), RoleError> {
         if !self.topics_are_there(&self.topics.all(&self.config.source_names()), health).await {
             return Ok(());

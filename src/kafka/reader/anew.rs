@@ -39,7 +39,7 @@ impl<'a> Watch<'a> {
             match answer {
                 Ok(ids) => context.begin_anew(self.consumer, &ids),
                 // Whatever is wrong with the brokers is told by those who read.
-                Err(error) => debug!(group = context.group.group, %error, "asking for the ids of topics"),
+                Err(error) => debug!(group = context.group.group, %error, "asking for topic ids"),
             }
         } else if Instant::now() >= self.next {
             self.next = Instant::now() + EVERY;
@@ -61,7 +61,7 @@ impl Context {
         let elements = commits.elements();
         let topics: BTreeSet<&str> = elements.iter().map(TopicPartitionListElem::topic).collect();
         let ask = || topic_ids::ask(consumer.client(), topics.iter().copied(), ASK);
-        let ids = self.insist("asking for the ids of topics", ask)?;
+        let ids = self.insist("asking for topic ids", ask)?;
         let names = self.names(&ids)?;
         let mut shared = self.shared();
         for (topic, id) in &ids {
@@ -71,7 +71,7 @@ impl Context {
             if let Some(former) = former {
                 warn!(
                     group = self.group.group, topic, %former, now = %id, log = names.name(topic),
-                    "the topic was deleted and made anew: begun at its first record"
+                    "the topic was deleted and re-created: starting at its first record"
                 );
             }
         }
@@ -83,14 +83,12 @@ impl Context {
     /// The names of the logs; if they cannot be looked up, the topics' names.
     fn names(&self, ids: &TopicIds) -> Result<Names, ReadError> {
         let logs = &self.config.logs;
-        self.insist("looking up what the logs of topics are called", || {
-            match logs.names(&self.config, ids, Noting::Yes) {
-                Err(error) if logs.is_hopeless(&error) => {
-                    logs.do_without(&error);
-                    Ok(Names::default())
-                }
-                answer => answer,
+        self.insist("looking up recorded topic ids", || match logs.names(&self.config, ids, Noting::Yes) {
+            Err(error) if logs.is_hopeless(&error) => {
+                logs.do_without(&error);
+                Ok(Names::default())
             }
+            answer => answer,
         })
     }
 
@@ -106,7 +104,7 @@ impl Context {
         self.let_go(&outdated);
         match consumer.incremental_unassign(&list) {
             Ok(()) => self.assign(consumer, &list),
-            Err(error) => self.push(Err(self.failed(format!("leaving topics that were made anew: {error}")))),
+            Err(error) => self.push(Err(self.failed(format!("unassigning re-created topics: {error}")))),
         }
     }
 

@@ -153,7 +153,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
                 tracing::error!(
                     %partition, first = range.start, last = range.end - 1,
                     "records were deleted by the topic's retention before they were stored, up to {count}: they are not \
-                     in ClickHouse, unless they were on their way when the sink ended"
+                     in ClickHouse, unless they were being inserted when the sink stopped"
                 );
                 if let Some(lane) = self.lanes.get_mut(&partition).filter(|lane| lane.epoch == epoch) {
                     lane.gone(range.end, now);
@@ -285,7 +285,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
 
     fn set_limits(&mut self) {
         let limits = self.pressure.limits(self.base);
-        tracing::info!(rows = limits.rows, age = ?limits.age, "the size of blocks changes");
+        tracing::info!(rows = limits.rows, age = ?limits.age, "block size changed");
         for lane in self.lanes.values_mut() {
             lane.limit(limits);
         }
@@ -339,7 +339,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
             match self.writer.transact(letters.clone(), membership, offsets.clone()).await {
                 Err(TransactError::TooLarge(all)) => {
                     for why in &all {
-                        tracing::error!(record = %why, "a dead letter is too large; it is written shortened");
+                        tracing::error!(record = %why, "a dead letter is too large for Kafka; writing it shortened");
                     }
                     instead.replace(&mut letters, &origins, &all, self.clock.now())?;
                 }
@@ -361,7 +361,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "a commit was refused; tried again");
+                tracing::warn!(%error, "commit failed; trying again");
                 self.refused(&offsets);
             }
         }
@@ -381,7 +381,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
                 Ok(())
             }
             Err(TransactError::Aborted(reason)) => {
-                tracing::warn!(reason, "dead letters and their commit were rolled back; tried again");
+                tracing::warn!(reason, "transaction of dead letters aborted; trying again");
                 self.refused(&offsets);
                 Ok(())
             }
@@ -474,7 +474,7 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
         }
         self.commit_again = None;
         timeout(STOP_WITHIN, self.flush()).await.unwrap_or_else(|_| {
-            tracing::warn!("stopped before everything that was read is stored; it will be read again");
+            tracing::warn!("stopped before everything that was read was stored; it is read again at the next start");
             Ok(())
         })
     }
