@@ -326,5 +326,5 @@ fn items_and_health_have_a_listener_each_or_share_the_old_one() {
     let nowhere = config("").replace(&format!("127.0.0.1:{admin}"), "off");
     Weir::new(&nowhere)
         .run(&["run", "--role", "serve"], &[("ONE_SECRET", "s3cr3t-0001")])
-        .expect(64, &["there is nowhere to serve items"]);
+        .expect(64, &["items cannot be served"]);
 }

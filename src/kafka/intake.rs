@@ -247,7 +247,7 @@ impl<R: Reader, W: Writer> Intake<R, W> {
             let calls = self.outbox.risk().calls;
             warn!(
                 calls,
-                "stopped before all outcomes were committed: Kafka does not answer; so many calls will be made again"
+                "stopped before all outcomes were committed: Kafka does not answer; {calls} calls will be made again"
             );
             Ok(())
         })

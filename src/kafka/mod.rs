@@ -281,7 +281,7 @@ pub enum TransactError {
     },
     /// Rolled back, since their topics do not take these records, and never will: all of them that there are, at least
     /// one, in their order. Send the others again with something smaller in their places: [`Instead::replace`].
-    #[error("transaction rolled back: {}", oversized::words(.0))]
+    #[error("transaction aborted: {}", oversized::words(.0))]
     TooLarge(Vec<TooLarge>),
     /// Its outcome is unknown or the producer failed: restart from the last commit.
     #[error("transaction failed fatally: {0}")]

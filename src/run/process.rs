@@ -43,9 +43,7 @@ pub enum RunError {
     #[error("there is nothing to fetch: the configuration has no [[source]]")]
     NothingToFetch,
     /// Serve without an address.
-    #[error(
-        "items cannot be served: [http] listen is \"off\"; set an address and a port, and there is no [serve] listen"
-    )]
+    #[error("items cannot be served: [http] listen is \"off\", and there is no [serve] listen; set one of them")]
     NowhereToServe,
 }
 

@@ -260,7 +260,7 @@ limit = {limit}
         assert_eq!((stats.served, stats.distinct_items, stats.calls_per_item_max), (asked, asked, 1), "{name}");
         let log = self.process.log();
         assert!(!log.contains("breaker opens"), "{name}");
-        let missed = log.matches("has not acted on a call").count();
+        let missed = log.matches("did not process the call").count();
         let failures = self.failures.read().len();
         let (calls, connections) = (self.gateway.calls().len(), self.gateway.connections());
         println!(

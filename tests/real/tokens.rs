@@ -226,8 +226,7 @@ async fn a_secret_that_is_corrected_in_the_file_of_accounts_is_taken_by_running_
     let (one, two) = (scene.installation.start("one", ROLES), scene.installation.start("two", ROLES));
     two.says("fetching").await;
     scene.ask(20).await;
-    let refusals =
-        || [one.log(), two.log()].iter().map(|log| log.matches("it is disabled until").count()).sum::<usize>();
+    let refusals = || [one.log(), two.log()].iter().map(|log| log.matches("disabled until").count()).sum::<usize>();
     eventually("the account is refused", async || (refusals() > 0).then_some(())).await;
     // Half of it, as an editor leaves it while it writes.
     let half = &right[..right.find(secret).unwrap() + secret.len() - 3];
