@@ -331,7 +331,7 @@ async fn purge(until: &str, yes: bool, config: &Config) -> anyhow::Result<Exit> 
     };
     read_each(&config.kafka, spans.clone(), "dead letters", take).await?;
     if held > 0 {
-        let (stay, them) = (agree(held, "stays", "stay"), agree(held, "it", "them"));
+        let stay = agree(held, "stays", "stay");
         note(&format!("{} {stay}: not stored by the sink yet", counted(held, "dead letter")));
     }
     let total: u64 = counts.values().sum();

@@ -33,7 +33,7 @@ pub enum Command {
     /// Have a user authorise the app: print the link, then exchange the returned code for tokens.
     #[command(long_about = authorise::LONG_ABOUT, after_long_help = authorise::EXAMPLES)]
     Authorise(authorise::Args),
-    /// Add an account to a source's accounts_file.
+    /// Add an account to a source's `accounts_file`.
     #[command(long_about = add::LONG_ABOUT, after_long_help = add::EXAMPLES)]
     Add(add::Args),
 }

@@ -369,7 +369,7 @@ impl Keeper {
             }
             Ok(None) => {}
             Err(error) => {
-                warn!(source = %self.source, account = %alias, %error, "cannot check the token store for a newer token")
+                warn!(source = %self.source, account = %alias, %error, "cannot check the token store for a newer token");
             }
         }
         let (account, can_be_renewed) = self.entries()[index].after_refusal(self.clock.now());
