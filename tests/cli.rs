@@ -206,10 +206,10 @@ fn a_replay_that_cannot_be_meant_is_refused_before_any_server_is_asked() {
         (&["replay", "--topic", "results", "--into", "requests"], &["--topic requests instead"]),
         (&["replay", "--topic", "results", "--class", "outage"], &["only failures and dead letters"]),
         (&["replay", "--topic", "dead", "--reason", "tired"], &["tired", "exhausted"]),
-        (&["replay", "--topic", "dead", "--from", "yesterday"], &["\"yesterday\" is no time", "2 days ago"]),
+        (&["replay", "--topic", "dead", "--from", "yesterday"], &["\"yesterday\" is not a time", "2 days ago"]),
         (&["replay", "--topic", "dead", "--into", "a b"], &["DATABASE.TABLE"]),
         (&["replay", "--from-table", "observations"], &["name another one"]),
-        (&["verify", "--since", "lately"], &["\"lately\" is no time"]),
+        (&["verify", "--since", "lately"], &["\"lately\" is not a time"]),
     ];
     for (arguments, parts) in table {
         weir.run(arguments, &[]).expect(64, parts);

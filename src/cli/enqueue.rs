@@ -50,7 +50,7 @@ The end of the batch can be waited for (--wait), looked up (`weir batches`), or 
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  weir enqueue ids.txt --source ali1688 --wait              # and watch until each id has its outcome
+  weir enqueue ids.txt --source ali1688 --wait             # and watch until each id has its outcome
   cut -d, -f1 export.csv | weir enqueue - --source ali1688 --batch monday
   weir enqueue ids.txt --source ali1688 --param webSite=1688 --expires-in 2h
   weir enqueue urgent.txt --source ali1688 --express --wait  # ahead of the backlog";

@@ -25,7 +25,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 const WHICH: &str = "\
 Examples:
-  weir cache show ali1688 584051070147                # the cached answer, and until when it is valid
+  weir cache show ali1688 584051070147                # the cached answer and until when it is valid
   weir cache drop ali1688 584051070147 610947572360   # drop it, in Redis and in every process
   weir cache drop ali1688 --file changed.txt          # for each line
   weir cache refresh ali1688 584051070147             # drop it, and request the item again
