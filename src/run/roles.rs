@@ -37,7 +37,7 @@ pub enum Role {
     Changes,
     /// Write to ClickHouse.
     Sink,
-    /// Answers `GET /items/{source}/{id}` on `[serve] listen`, or else on `[http] listen`.
+    /// Answer `GET /items/{source}/{id}` on `[serve] listen`, or else on `[http] listen`.
     Serve,
 }
 

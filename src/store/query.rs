@@ -88,7 +88,7 @@ pub async fn query(
 }
 
 /// The name in the FORMAT clause of SQL, as ClickHouse reads it. Nothing if there is no such clause; nor if ClickHouse cannot
-/// read the SQL or does not answer within [`READING`]: whoever then asks for the answer hears why.
+/// read the SQL or does not answer within 10 s: whoever then asks for the answer hears why.
 pub async fn format_of(config: &ClickHouseConfig, sql: &str) -> Option<String> {
     let ask = config.client().ok()?.query_raw("SELECT formatQuerySingleLine({sql: String})").param("sql", sql);
     let sql: String = timeout(READING, ask.fetch_one()).await.ok()?.ok()?;
