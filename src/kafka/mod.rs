@@ -279,8 +279,8 @@ pub enum TransactError {
         /// What Kafka said.
         reason: String,
     },
-    /// Rolled back, since their topics do not take these records, and never will: all of them that there are, at least
-    /// one, in their order. Send the others again with something smaller in their places: [`Instead::replace`].
+    /// Rolled back, since their topics do not take these records, and never will: at least one, in their order. Send the
+    /// others again with something smaller in their places ([`oversized::Instead::replace`]). There may be more like them.
     #[error("transaction aborted: {}", oversized::words(.0))]
     TooLarge(Vec<TooLarge>),
     /// Its outcome is unknown or the producer failed: restart from the last commit.

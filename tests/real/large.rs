@@ -46,10 +46,10 @@ fn answer(seed: usize) -> Answer {
     Answer { status: Status::Found, fingerprint: columns.fingerprint(Status::Found), columns, raw }
 }
 
-/// Fills Redis as another process would have.
-async fn fill(prefix: &str, count: usize) {
+/// Fills Redis as another process that calls this vendor would have.
+async fn fill(prefix: &str, url: &str, count: usize) {
     let config = cache::Config { prefix: prefix.to_owned(), ..Default::default() };
-    let source = serde_json::json!({"name": "ali1688", "kind": "ali1688", "cache": {"preset": "1688"}});
+    let source = serde_json::json!({"name": "ali1688", "kind": "ali1688", "url": url, "cache": {"preset": "1688"}});
     let source: SourceConfig = serde_json::from_value(source).unwrap();
     let whole = Cache::open(&config, Some(&address("WEIR_TEST_REDIS"))).unwrap();
     let cache: SourceCache = whole.source(&source, &Clock::System, &Dice::random()).unwrap();
@@ -79,7 +79,7 @@ async fn known_ids(count: usize) {
     let source = SourceName::new("ali1688").unwrap();
     let topics = topics("large", &source, 8).await;
     let (results, prefix, group) = (topics.results(), unique("cache"), unique("group"));
-    fill(&prefix, count).await;
+    fill(&prefix, &simulator.url(), count).await;
     let sections = format!("[redis]\nurl = \"{}\"\n[cache]\nprefix = \"{prefix}\"\n", address("WEIR_TEST_REDIS"));
     let installation =
         Installation::new(&simulator, &accounts, results.trim_end_matches(".results"), &group, &sections)
