@@ -57,6 +57,10 @@ WHERE status = 'found'
 GROUP BY source, item;
 
 INSERT INTO {database}.items_latest
+(
+    source, item, fetched_at, status, title, price, price_text, currency, stock, sku_info, category_id, seller_nick,
+    rating, reviews, vendor_status, vendor_updated, fingerprint, batch, request_id
+)
 SELECT
     source, item, fetched_at, status, title, price, price_text, currency, stock, sku_info, category_id, seller_nick,
     rating, reviews, vendor_status, vendor_updated, fingerprint, batch, request_id

@@ -267,11 +267,10 @@ async fn rows_land_with_exact_decimals_times_and_bytes() {
         assert_eq!(
             database
                 .rows(&format!(
-                    "SELECT item, further['brand'], further['sizes'], length(further) FROM {table} ORDER BY item"
+                    "SELECT item, further['brand'], further['sizes'], toString(length(further)) FROM {table} ORDER BY item"
                 ))
                 .await,
-            [json!(["1", "", "", "0"]), json!(["2", "it's \\ a", "[\"S\",\"M\"]", "2"]), json!(["3", "", "", "0"]),]
-                .map(as_numbers),
+            [json!(["1", "", "", "0"]), json!(["2", "it's \\ a", "[\"S\",\"M\"]", "2"]), json!(["3", "", "", "0"])],
             "{table}"
         );
     }
