@@ -332,7 +332,12 @@ impl Source {
             vendor,
             client: client.map_err(|error| Problem::Client(error.to_string()))?,
             accounts: accounts.into(),
-            credentials: Credentials::of(config, protocol.needs_app_key(), at.folder),
+            credentials: Credentials::new(
+                &config.account,
+                config.accounts_file.as_deref(),
+                protocol.needs_app_key(),
+                at.folder,
+            ),
             unlimited: config.unlimited,
             addresses: addresses.into(),
             address_health: config.address_health,

@@ -8,7 +8,6 @@ use std::{
 
 use super::{
     accounts::{self, Account, AccountConfig, AccountsError},
-    config::Common,
     secrets::{SecretRef, Surroundings},
 };
 
@@ -35,13 +34,13 @@ struct FileStamp {
 }
 
 impl Credentials {
-    /// Those of a source, whose protocol may need app keys. Relative paths begin at `folder`, the configuration's. Reads
-    /// nothing.
+    /// Those of these accounts and of the file of accounts, of a protocol that may need app keys. Relative paths begin at
+    /// `folder`, the configuration's. Reads nothing.
     #[must_use]
-    pub fn of(config: &Common, needs_app_key: bool, folder: &Path) -> Self {
+    pub fn new(accounts: &[AccountConfig], accounts_file: Option<&Path>, needs_app_key: bool, folder: &Path) -> Self {
         Self {
-            accounts: config.account.clone(),
-            accounts_file: config.accounts_file.clone(),
+            accounts: accounts.to_owned(),
+            accounts_file: accounts_file.map(Path::to_owned),
             folder: folder.to_owned(),
             needs_app_key,
         }
@@ -102,7 +101,9 @@ mod tests {
     }
 
     fn of(config: &SourceConfig, folder: &Path) -> Credentials {
-        Credentials::of(&config.common, config.protocol.protocol().needs_app_key(), folder)
+        let SourceConfig { common, protocol } = config;
+        let needs_app_key = protocol.protocol().needs_app_key();
+        Credentials::new(&common.account, common.accounts_file.as_deref(), needs_app_key, folder)
     }
 
     #[test]
