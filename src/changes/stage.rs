@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -23,7 +23,7 @@ use crate::{
         envelope::{Envelope, Kind},
         trace,
     },
-    runtime::clock::{Clock, Dice},
+    runtime::clock::{Clock, Dice, sleep_until_due},
 };
 
 /// Kind and version of the commits' metadata: `C1:<next>`, changes of lower offsets are published.
@@ -113,20 +113,14 @@ impl<R: Reader, W: Writer, M: Memory> Changes<R, W, M> {
     /// [`IntakeError`]: start again from what is committed.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), IntakeError> {
         loop {
-            let due = self.due();
-            let wake = async {
-                match due {
-                    Some(due) => sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let wake_at = self.due();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {
                     // What it does not reach is read again after the next start.
                     return timeout(STOP_WITHIN, self.round()).await.unwrap_or(Ok(()));
                 }
-                () = wake => {
+                () = sleep_until_due(wake_at) => {
                     // A round that hangs does not hold up a stop; what it does not reach is read again.
                     tokio::select! {
                         ended = self.round() => ended?,

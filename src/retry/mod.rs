@@ -14,7 +14,7 @@ pub mod policy;
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -39,7 +39,7 @@ use crate::{
         trace,
     },
     runtime::{
-        clock::{Clock, Dice, Timestamp},
+        clock::{Clock, Dice, Timestamp, sleep_until_due},
         metrics::METRICS,
     },
     timer::{
@@ -183,7 +183,7 @@ impl<R: Reader, W: Writer> Retry<R, W> {
                 biased;
                 () = &mut stopped => break,
                 input = self.intake.next() => self.take(input?),
-                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
+                () = sleep_until_due(wake_at) => {}
             }
         }
         info!(held = self.wheel.len(), "stopping: failures held in memory are read again at the next start");

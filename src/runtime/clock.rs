@@ -9,6 +9,7 @@ use std::{
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tokio::time::{Instant, sleep_until};
 
 /// An instant in UTC with millisecond precision; in JSON an RFC 3339 text.
 ///
@@ -101,6 +102,17 @@ impl JsonSchema for Timestamp {
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "string", "format": "date-time"})
+    }
+}
+
+/// Waits until then; for ever if there is no such time.
+///
+/// # Cancellation
+/// Safe.
+pub async fn sleep_until_due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinError, JoinSet},
-    time::{Instant, sleep_until},
+    time::Instant,
 };
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     },
     kafka::{Partition, outbox::Position},
     message::Lane,
+    runtime::clock::sleep_until_due,
 };
 
 /// Nobody waits longer for the result of another request: that one's slot may be an hour away, or the window of its
@@ -226,7 +227,7 @@ impl Cached {
             },
             () = self.results.ready() => Ok(None),
             _ = self.looks.0.acquire(), if self.is_awaited => Ok(None),
-            () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => Ok(None),
+            () = sleep_until_due(overdue) => Ok(None),
         }
     }
 

@@ -15,7 +15,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, watch},
-    time::{Instant, sleep_until},
+    time::Instant,
 };
 use tracing::{debug, error};
 
@@ -36,6 +36,7 @@ use crate::{
     message::Lane,
     platform::{Refusal, http::BODY_LIMIT},
     quota::{Cause, Hold, Lease, PaceBy, Quota, Scope, Share, Slot, Tally, tally::Delayed},
+    runtime::clock::sleep_until_due,
     tokens::keeper::Purpose,
 };
 
@@ -233,7 +234,7 @@ impl Departure {
         tokio::select! {
             biased;
             () = self.permit.acquired(), if self.permit.is_awaited() => {}
-            () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
+            () = sleep_until_due(wake_at) => {}
             else => std::future::pending().await,
         }
     }

@@ -22,7 +22,7 @@ use std::{
 
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use self::{
@@ -31,7 +31,10 @@ use self::{
     register::{Input, Output, Register},
 };
 use super::{Past, limit::micros, money::Budgets};
-use crate::message::{BatchId, BatchReport};
+use crate::{
+    message::{BatchId, BatchReport},
+    runtime::clock::sleep_until_due,
+};
 
 /// For so long after it began a process can say that nobody has called before, if somebody has looked.
 const READ_LASTS: Duration = Duration::from_secs(10);
@@ -131,7 +134,7 @@ impl Purse {
             let next_at = self.own().next_at().filter(|_| self.is_alone());
             tokio::select! {
                 () = self.changed.notified() => return,
-                () = sleep_until(next_at.unwrap_or_else(Instant::now)), if next_at.is_some() => self.with(|_, _| ()),
+                () = sleep_until_due(next_at) => self.with(|_, _| ()),
             }
         }
     }
@@ -186,7 +189,7 @@ impl Purse {
         };
         tokio::select! {
             () = self.due.notified() => {}
-            () = sleep_until(next_at.unwrap_or_else(Instant::now)), if next_at.is_some() => {}
+            () = sleep_until_due(next_at) => {}
         }
     }
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     quota::{Aliases, Past, limit::Micros, plan::Plan, purse::register::News},
-    runtime::backoff::Backoff,
+    runtime::{backoff::Backoff, clock::sleep_until_due},
 };
 
 /// A reply that takes longer is not waited for: its slots count as used.
@@ -340,8 +340,8 @@ impl Driver {
             () = self.shared.wake.notified() => {}
             () = purse => {}
             () = sleep_until(self.look_at) => {}
-            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
-            () = sleep_until(self.remember_at.unwrap_or_else(Instant::now)), if self.has_called && self.remember_at.is_some() => {}
+            () = sleep_until_due(until) => {}
+            () = sleep_until_due(self.remember_at), if self.has_called => {}
         }
     }
 

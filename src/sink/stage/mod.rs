@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,11 @@ use crate::{
         Assignment, Committed, Epoch, Event, Handover, Instead, Offsets, Outgoing, Partition, ReadError, Reader,
         Record, TransactError, WriteError, Writer, outbox::Position,
     },
-    runtime::{clock::Clock, health::RoleHealth, metrics::METRICS},
+    runtime::{
+        clock::{Clock, sleep_until_due},
+        health::RoleHealth,
+        metrics::METRICS,
+    },
     store::{Route, Trouble},
 };
 
@@ -102,18 +106,12 @@ impl<R: Reader, W: Writer, I: Insert> Stage<R, W, I> {
 
     pub async fn run(mut self) -> Result<(), SinkError> {
         loop {
-            let due = self.due();
-            let wake = async {
-                match due {
-                    Some(due) => sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let wake_at = self.due();
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return self.finish().await,
                 Some(done) = self.tasks.join_next() => self.done(done?),
-                () = wake => {}
+                () = sleep_until_due(wake_at) => {}
                 event = self.reader.next() => self.take(event?)?,
             }
             self.advance().await?;

@@ -138,13 +138,13 @@ impl Insert for House {
         }
         let (kind, code) = match fate {
             Fate::Done => {
-                sleep_until(at).await;
+                tokio::time::sleep_until(at).await;
                 self.a_while(20).await;
                 return Ok(());
             }
             Fate::Refused => (TroubleKind::Unable, Some([241, 252, 164][index(&self.dice, 3)])),
             Fate::WithoutView => {
-                sleep_until(at).await;
+                tokio::time::sleep_until(at).await;
                 (TroubleKind::Unable, Some(241))
             }
             Fate::Unheard | Fate::Late | Fate::Torn => {
