@@ -144,7 +144,7 @@ http {{
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
-            .expect("nginx is there: run deploy/local/install");
+            .expect("nginx is there: run deploy/local/install --tests");
         eventually("nginx listens", async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()).await;
         Self { folder, port, is_http2: manner.is_http2, nginx, simulator }
     }
