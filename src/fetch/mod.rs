@@ -286,7 +286,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
         let is_shut = self.reaction.is_shut(Instant::now());
         self.metrics.now(Lane::ALL.map(|lane| self.departure.waiting_of(lane)), self.calls.len(), is_shut);
         self.settle();
-        self.admission.is_too_much_at_risk();
+        self.admission.look_at_risk();
         self.admission.tell_lost();
         self.mind_aside().await;
         self.departure.widen().await;
@@ -309,7 +309,7 @@ impl<R: Reader, W: Writer> Fetch<R, W> {
     async fn make_calls(&mut self) -> bool {
         let mut full = 0;
         while self.has_room() && self.can_start() {
-            if self.admission.is_too_much_at_risk() {
+            if self.admission.look_at_risk() {
                 self.departure.return_slots().await;
                 return false;
             }

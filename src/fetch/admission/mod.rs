@@ -431,8 +431,9 @@ impl<R: Reader, W: Writer> Admission<R, W> {
         }
     }
 
-    /// Whether too much is called for and not committed: then no call leaves, and the end of a transaction wakes.
-    pub(super) fn is_too_much_at_risk(&mut self) -> bool {
+    /// Looks at how much is called for and not committed, and says so where that stops calls or lets them go on. True while no
+    /// call may leave; the end of a transaction wakes.
+    pub(super) fn look_at_risk(&mut self) -> bool {
         let (most, risk) = (self.config.at_risk, self.risk());
         let turn = self.gate.look(most, risk, self.intake.commits(), Instant::now());
         let source = &self.caller.source;
